@@ -1,0 +1,31 @@
+"""Where tests find what the repository may not contain, and small things that many tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+GOLDEN = Path(__file__).resolve().parent / "golden"
+
+
+def find_asset(*parts: str) -> Path:
+    """A published tokenizer or data file: from `GLMTUNE_ASSETS`, else `../shared`, else the test is skipped."""
+    roots = [Path(p) for p in [os.environ.get("GLMTUNE_ASSETS", "")] if p] + [REPOSITORY.parent / "shared"]
+    for root in roots:
+        path = root.joinpath(*parts)
+        if path.exists():
+            return path
+    pytest.skip(f"{'/'.join(parts)} is not in this repository; name the folder that holds it in GLMTUNE_ASSETS")
+
+
+@pytest.fixture(scope="session")
+def asset():
+    return find_asset
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    return GOLDEN
