@@ -29,3 +29,19 @@ def asset():
 @pytest.fixture(scope="session")
 def golden() -> Path:
     return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """`tiny(family, layout="safetensors")`: the folder of a tiny random checkpoint, made once a session."""
+    from tiny import make_tiny
+
+    made: dict[tuple[str, str], Path] = {}
+
+    def get(family: str, layout: str = "safetensors") -> Path:
+        key = (family, layout)
+        if key not in made:
+            made[key] = make_tiny(family, tmp_path_factory.mktemp("tiny") / f"{family}-{layout}", layout=layout)
+        return made[key]
+
+    return get

@@ -1,1 +1,36 @@
-"""glmtune"""
+"""Fine-tune ChatGLM-6B, ChatGLM2-6B, ChatGLM3-6B and GLM-4 on today's libraries.
+
+Importing this package is cheap: torch and transformers are imported by the first function that needs them.
+Once it is imported, transformers' `AutoConfig` and `AutoModelForCausalLM` open the published folders themselves.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from glmtune._transformers_hook import install as _install_hook
+
+if TYPE_CHECKING:
+    from glmtune.families import detect_family
+    from glmtune.methods.load import load_model
+    from glmtune.models.tokenizers import load_tokenizer
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "detect_family", "load_model", "load_tokenizer"]
+
+_HOMES = {
+    "detect_family": "glmtune.families",
+    "load_model": "glmtune.methods.load",
+    "load_tokenizer": "glmtune.models.tokenizers",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'glmtune' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)
+
+
+_install_hook()

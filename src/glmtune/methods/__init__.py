@@ -1,1 +1,1 @@
-
+"""How a model is tuned: prepared, saved and loaded again."""

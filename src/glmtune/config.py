@@ -1,0 +1,274 @@
+"""A run, described. One set of dataclasses is the YAML file, the command line's options and the web form.
+
+Every field has a type, a default and a sentence of help. Unknown keys and wrong types are errors that name the key
+and the nearest known one. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from glmtune.errors import ConfigError
+
+
+def _option(default: Any, help: str) -> Any:
+    """A field with its help text; mutable defaults are copied."""
+    if isinstance(default, (dict, list)):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class ModelConfig:
+    """The base model. A bare string in the file means `path`."""
+
+    path: str = _option("", "Checkpoint folder (published or transformers layout) or hub id.")
+    hub: Literal["huggingface", "modelscope"] = _option("huggingface", "Where a hub id is looked up.")
+    family: Literal["chatglm", "chatglm2", "chatglm3", "glm4"] | None = _option(
+        None, "The generation, for folders that do not say it themselves."
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = _option(
+        "auto", "Precision of the frozen weights. auto: bf16 or fp16 by what the GPU has; fp32 on a CPU."
+    )
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = _option(
+        "auto", "Attention implementation; auto lets transformers choose."
+    )
+
+
+@dataclass
+class DataConfig:
+    """The rows. A bare string in the file means `train`."""
+
+    train: str = _option("", "Training rows: a .json (array or lines) or .jsonl file.")
+    eval: str | None = _option(None, "Evaluation rows; without it a part of the training rows is kept back.")
+    eval_fraction: float = _option(0.05, "Share of the training rows kept back when no eval file is given; 0: none.")
+    columns: dict[str, str] = _option(
+        {}, "Names of the columns, where they are not the usual ones: prompt, response, history, system."
+    )
+    max_source_length: int = _option(512, "Longest prompt in tokens; the oldest turns go first, then its start.")
+    max_target_length: int = _option(512, "Longest answer in tokens, its end token included.")
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank adapters (Hu et al., arXiv 2106.09685)."""
+
+    rank: int = _option(8, "Rank of the update.")
+    alpha: float = _option(32, "Scale of the update: alpha / rank.")
+    dropout: float = _option(0.1, "Dropout on the adapter's input while training.")
+    targets: list[str] = _option([], "Modules to adapt; empty: the family's query, key and value projections.")
+
+
+TRAINING_DEFAULTS: dict[str, Any] = {
+    "num_train_epochs": 1.0,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 4,
+    "per_device_eval_batch_size": 4,
+    "learning_rate": 1e-4,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.03,  # below 1: a share of all steps
+    "logging_steps": 10,
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 2,
+    "train_sampling_strategy": "group_by_length",
+    "seed": 42,
+    "report_to": "tensorboard",
+}
+"""Where a run differs from transformers' own `TrainingArguments` defaults."""
+
+
+@dataclass
+class RunConfig:
+    """Everything a run needs to be repeated."""
+
+    model: ModelConfig = field(default_factory=ModelConfig, metadata={"help": "The base model."})
+    data: DataConfig = field(default_factory=DataConfig, metadata={"help": "The rows."})
+    method: Literal["lora"] = _option("lora", "How to tune.")
+    lora: LoraConfig = field(default_factory=LoraConfig, metadata={"help": "Options of method lora."})
+    training: dict[str, Any] = field(
+        default_factory=lambda: dict(TRAINING_DEFAULTS),
+        metadata={"help": "Any key of transformers' TrainingArguments."},
+    )
+    output: str = _option("", "Run folder; empty: runs/<model>-<method>-<time>.")
+
+    def __post_init__(self) -> None:
+        # YAML 1.1 reads 1e-4 as text; a number in quotes is the same mistake, so both become numbers here.
+        read = {key: _as_number(value) for key, value in self.training.items()}
+        self.training = {**TRAINING_DEFAULTS, **read}
+
+
+def load_config(path: str | Path | None = None, overrides: list[str] | None = None) -> RunConfig:
+    """A run from a YAML or JSON file, with `a.b=value` overrides on top.
+
+    Raises:
+        ConfigError: no such file, not YAML, an unknown key or a wrong type.
+    """
+    tree: dict[str, Any] = _read_file(Path(path)) if path else {}
+    for override in overrides or []:
+        _set(tree, override)
+    where = str(path) if path else "options"
+    return from_tree(RunConfig, tree, where)
+
+
+def to_tree(config: RunConfig) -> dict[str, Any]:
+    """The config as plain dicts with every default filled in."""
+    return dataclasses.asdict(config)
+
+
+def dump_yaml(config: RunConfig) -> str:
+    """The config as a YAML file."""
+    return yaml.safe_dump(to_tree(config), allow_unicode=True, sort_keys=False)
+
+
+def check(config: RunConfig) -> None:
+    """What single fields cannot say.
+
+    Raises:
+        ConfigError: no model, no data, or a number out of its range.
+    """
+    wanted = {"model.path": (config.model.path, "--model"), "data.train": (config.data.train, "--data")}
+    for key, (value, option) in wanted.items():
+        if not value:
+            raise ConfigError(f"{key} is not set.", f"Give {option}, or set it in the config file.")
+    ranges: dict[str, tuple[float, bool, str]] = {
+        "data.max_source_length": (config.data.max_source_length, config.data.max_source_length >= 4, "at least 4"),
+        "data.max_target_length": (config.data.max_target_length, config.data.max_target_length >= 2, "at least 2"),
+        "data.eval_fraction": (config.data.eval_fraction, 0 <= config.data.eval_fraction < 1, "from 0 to below 1"),
+        "lora.rank": (config.lora.rank, config.lora.rank >= 1, "at least 1"),
+        "lora.dropout": (config.lora.dropout, 0 <= config.lora.dropout < 1, "from 0 to below 1"),
+    }
+    for key, (number, fits, wish) in ranges.items():
+        if not fits:
+            raise ConfigError(f"{key} is {number}; it must be {wish}.")
+
+
+def help_of(key: str) -> str:
+    """The help text of a dotted key such as `data.train`."""
+    kind: Any = RunConfig
+    help = ""
+    for part in key.split("."):
+        help = {f.name: f.metadata.get("help", "") for f in dataclasses.fields(kind)}[part]
+        kind = get_type_hints(kind)[part]
+    return help
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """A hint with the known key that looks most like `name`."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"Did you mean {close[0]}?" if close else f"Known keys: {', '.join(sorted(known))}."
+
+
+def from_tree(kind: Any, tree: Any, where: str, prefix: str = "") -> Any:
+    """Build dataclass `kind` from plain dicts.
+
+    Raises:
+        ConfigError: an unknown key (the nearest known one is named) or a wrong type.
+    """
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    if isinstance(tree, str) and prefix:  # `model: path` is short for `model: {path: path}`
+        tree = {next(iter(fields)): tree}
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"{where}: {prefix.rstrip('.') or 'the file'} must hold keys and values, not {tree!r}.")
+    hints = get_type_hints(kind)
+    values = {}
+    for key, value in tree.items():
+        if key not in fields:
+            raise ConfigError(f"{where}: unknown key {prefix}{key}.", nearest(str(key), list(fields)))
+        values[key] = _convert(hints[key], value, where, f"{prefix}{key}")
+    return kind(**values)
+
+
+def _convert(kind: Any, value: Any, where: str, key: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return from_tree(kind, {} if value is None else value, where, f"{key}.")
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, where, key)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        known = [str(a) for a in arguments]
+        raise ConfigError(f"{where}: {key} cannot be {value!r}.", f"One of: {', '.join(known)}.")
+    if origin is list:
+        items = [item.strip() for item in value.split(",")] if isinstance(value, str) else value
+        if isinstance(items, list):
+            return [_convert(arguments[0], item, where, key) for item in items]
+    elif origin is dict:
+        if isinstance(value, Mapping):
+            return {str(name): value[name] for name in value}
+    else:
+        number = _as_number(value)
+        if kind is float and isinstance(number, (int, float)) and not isinstance(number, bool):
+            return float(number)
+        if kind is int and isinstance(number, int) and not isinstance(number, bool):
+            return number
+        if kind is bool and isinstance(value, bool):
+            return value
+        if kind is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+            return str(value)
+    raise ConfigError(f"{where}: {key} must be {_name(kind)}, not {value!r}.")
+
+
+def _name(kind: Any) -> str:
+    named = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return named.get(kind, "a list" if get_origin(kind) is list else "keys and values")
+
+
+def _as_number(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file.", "Give a YAML or JSON file that describes the run.")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        tree = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else getattr(error, "lineno", "?")
+        problem = getattr(error, "problem", None) or getattr(error, "msg", None) or "not UTF-8 text"
+        raise ConfigError(f"{path}:{line}: cannot be read ({problem}).") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: must hold keys and values.", "For example: model: ./chatglm3-6b")
+    return tree
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {override}: must look like key=value.", "For example: --set training.max_steps=100")
+    *parents, last = key.strip().split(".")
+    shorthand = {"model": "path", "data": "train"}
+    node = tree
+    for parent in parents:
+        child = node.get(parent)
+        if isinstance(child, str) and parent in shorthand:
+            child = {shorthand[parent]: child}
+        node[parent] = child if isinstance(child, dict) else {}
+        node = node[parent]
+    try:
+        node[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        node[last] = text

@@ -1,0 +1,109 @@
+"""A conversation in the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from glmtune.errors import GlmtuneError
+from glmtune.families import Family, Reply
+from glmtune.generation.reply import Sampling, generate_reply
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+HELP = "/clear forgets the conversation, /system TEXT sets a system message, /exit leaves."
+
+
+class Chat:
+    """Keeps the messages of a conversation and asks the model for the next one."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        family: Family,
+        sampling: Sampling,
+        system: str = "",
+    ):
+        self._model = model
+        self._tokenizer = tokenizer
+        self._family = family
+        self._sampling = sampling
+        self.system = system
+        self.messages: list[dict[str, Any]] = []
+
+    def ask(self, text: str, on_text: Callable[[str], None] | None = None) -> Reply:
+        """The model's answer to `text`, kept as part of the conversation; on failure nothing is kept."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        asked = [*self.messages, {"role": "user", "content": text}]
+        reply = generate_reply(
+            self._model,
+            self._tokenizer,
+            self._family,
+            [*system, *asked],
+            sampling=self._sampling,
+            on_text=on_text,
+        )
+        self.messages = [*asked, {"role": "assistant", "content": reply.content}]
+        return reply
+
+    def clear(self) -> None:
+        """Forget the conversation; the system message stays."""
+        self.messages = []
+
+
+def converse(chat: Chat, console: Console) -> None:
+    """Read lines and answer them until /exit or the end of input."""
+    console.print(HELP, style="dim", highlight=False)
+    while True:
+        try:
+            line = console.input("[bold green]> [/]").strip()
+        except (EOFError, KeyboardInterrupt):
+            console.print()
+            return
+        if line == "/exit":
+            return
+        if line.startswith("/"):
+            _command(line, chat, console)
+        elif line:
+            _answer(line, chat, console)
+
+
+def show_calls(reply: Reply) -> str:
+    """The tool calls of a reply, a line each."""
+    return "\n".join(f"{call.name}({json.dumps(call.arguments, ensure_ascii=False)})" for call in reply.tool_calls)
+
+
+def _command(line: str, chat: Chat, console: Console) -> None:
+    command, _, rest = line.partition(" ")
+    if command == "/clear":
+        chat.clear()
+        console.print("The conversation is forgotten.", style="dim")
+    elif command == "/system":
+        chat.system = rest.strip()
+        chat.clear()
+        told = "System message set" if chat.system else "System message removed"
+        console.print(f"{told}; the conversation starts anew.", style="dim")
+    else:
+        console.print(f"There is no command {command}. {HELP}", style="dim", highlight=False, markup=False)
+
+
+def _answer(line: str, chat: Chat, console: Console) -> None:
+    def write(text: str) -> None:
+        console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
+
+    try:
+        reply = chat.ask(line, on_text=write)
+    except KeyboardInterrupt:
+        console.print("\n(interrupted)", style="dim")
+        return
+    except GlmtuneError as error:
+        console.print(str(error), style="red", markup=False)
+        return
+    console.print()
+    if reply.tool_calls:
+        console.print(show_calls(reply), style="cyan", markup=False)

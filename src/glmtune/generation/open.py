@@ -1,0 +1,61 @@
+"""Whatever a user names, ready to answer: model, tokenizer and family together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from transformers import set_seed
+
+from glmtune.families import Family
+from glmtune.methods.load import load_onto, resolve_target
+from glmtune.models.loading import inspect_base
+from glmtune.models.quiet import quiet_libraries
+from glmtune.models.tokenizers import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass
+class Opened:
+    """A model with what it needs to be talked to."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    family: Family
+
+
+def open_model(
+    target: str,
+    *,
+    base: str | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    family: str | None = None,
+    hub: str = "huggingface",
+    seed: int | None = None,
+) -> Opened:
+    """Open a run, an adapter, a checkpoint folder or a hub id.
+
+    Args:
+        target: what the user named.
+        base: overrides where an adapter's base lies.
+        dtype: precision; the checkpoint's own when None.
+        device: a GPU if there is one when None.
+        family: the generation, for folders that do not say it.
+        hub: where a hub id is looked up.
+        seed: seeds the sampling.
+
+    Raises:
+        ModelError: the base or its tokenizer cannot be loaded.
+        RunError: the adapter is unfinished, its base gone, or another one.
+    """
+    quiet_libraries()
+    found = resolve_target(target, base=base, family=family, hub=hub)
+    inspected = inspect_base(found.base, family=found.family, hub=found.hub)
+    tokenizer = load_tokenizer(inspected.folder, family=inspected.family.name)
+    model = load_onto(inspected, found.adapter, dtype=dtype, device=device)
+    if seed is not None:
+        set_seed(seed)
+    return Opened(model, tokenizer, inspected.family)

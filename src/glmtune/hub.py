@@ -1,0 +1,68 @@
+"""From what a user typed (a folder or a hub id) to a folder on disk."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from glmtune.errors import ModelError
+
+# What each step needs. The repositories' own Python files are left out everywhere but in "config", where the
+# tokenizer's is read as text to tell ChatGLM2 from ChatGLM3; nothing ever runs them.
+_PATTERNS = {
+    "config": ["config.json", "tokenizer_config.json", "tokenization_chatglm.py"],
+    "tokenizer": ["*.json", "*.model", "tokenization_chatglm.py"],
+    "all": ["*.json", "*.model", "*.safetensors", "*.bin", "tokenization_chatglm.py"],
+}
+HUBS = ("huggingface", "modelscope")
+
+
+def resolve(path: str | os.PathLike[str], hub: str = "huggingface", parts: str = "all") -> Path:
+    """The local folder of a checkpoint, downloaded into the hub's own cache when `path` is a hub id.
+
+    Args:
+        path: a folder, or a hub id such as `THUDM/chatglm3-6b` (ModelScope: `ZhipuAI/chatglm3-6b`).
+        hub: `huggingface` or `modelscope`.
+        parts: `config`, `tokenizer` or `all`: how much of the repository is wanted.
+
+    Raises:
+        ModelError: neither a folder nor a hub id, the hub's client is missing, or the download failed.
+    """
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return local
+    name = str(path)
+    if local.exists():
+        raise ModelError(f"{name}: a file, not a checkpoint folder.", "Give the folder that holds config.json.")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
+        raise ModelError(f"{name}: no such folder.", "Give a checkpoint folder or a hub id like org/name.")
+    if hub not in HUBS:
+        raise ModelError(f"There is no hub {hub!r}.", f"Known: {', '.join(HUBS)}.")
+    download = _from_modelscope if hub == "modelscope" else _from_huggingface
+    try:
+        return Path(download(name, _PATTERNS[parts]))
+    except ModelError:
+        raise
+    except Exception as error:  # the clients raise a dozen kinds; each means that the checkpoint is not to be had
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"{name}: no such folder here, and {hub} did not give it ({reason}).",
+            "Check the spelling and the network, or download it by hand and give the folder.",
+        ) from None
+
+
+def _from_huggingface(name: str, patterns: list[str]) -> str:
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(name, allow_patterns=patterns)
+
+
+def _from_modelscope(name: str, patterns: list[str]) -> str:
+    try:
+        from modelscope import snapshot_download
+    except ImportError:
+        raise ModelError(
+            "ModelScope's client is not installed.", "Install it: pip install 'glmtune[modelscope]'"
+        ) from None
+    return snapshot_download(name, allow_patterns=patterns)

@@ -1,0 +1,71 @@
+"""Published folders as native configs, for our own loading and for transformers' Auto classes.
+
+Importing this module tells `AutoModelForCausalLM` which model goes with which of our configs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from glmtune.errors import ModelError
+from glmtune.families import MARK, Family, family_of_config, family_of_folder, read_config
+from glmtune.models.chatglm import ChatGLMConfig, ChatGLMForCausalLM
+from glmtune.models.glm import PublishedGlm, PublishedGlmConfig, glm_config
+
+
+def native_config(folder: Path, family: Family | None = None) -> PreTrainedConfig:
+    """The config that a checkpoint folder loads with, published or transformers-native.
+
+    Raises:
+        ModelError: see `glmtune.families.family_of_folder`.
+    """
+    family = family or family_of_folder(folder)
+    config = read_config(folder)
+    if config["model_type"] == "chatglm":
+        return published_config(config, family)
+    loaded = AutoConfig.from_pretrained(folder)
+    setattr(loaded, MARK, family.name)
+    return loaded
+
+
+def published_config(config: dict[str, Any], family: Family) -> PreTrainedConfig:
+    """The native config of a published config.json (any `model_type: chatglm`).
+
+    Raises:
+        ModelError: a key that the generation needs is missing, or asks for what none of them computes.
+    """
+    try:
+        if family.name == "chatglm":
+            own = {key: value for key, value in config.items() if key not in ("auto_map", "model_type")}
+            return ChatGLMConfig(**own | {MARK: family.name})
+        return glm_config(config, family)
+    except KeyError as error:
+        raise ModelError(
+            f"config.json: no key {error}, which {family.title} needs.", "Download config.json again."
+        ) from None
+
+
+def config_from_dict(config_dict: dict[str, Any], **kwargs: Any) -> Any:
+    """What `AutoConfig` wants of a `from_dict`: the config, with overrides from `kwargs` set on it."""
+    source = str(kwargs.pop("name_or_path", "") or config_dict.get("_name_or_path", ""))
+    config = published_config(config_dict, _family_of(config_dict, source))
+    return_unused = kwargs.pop("return_unused_kwargs", False)
+    for key in [key for key in kwargs if hasattr(config, key)]:
+        setattr(config, key, kwargs.pop(key))
+    config._name_or_path = source
+    unused = {key: value for key, value in kwargs.items() if not key.startswith("_from_")}
+    return (config, unused) if return_unused else config
+
+
+def _family_of(config: dict[str, Any], source: str) -> Family:
+    if source and Path(source).is_dir():
+        return family_of_folder(Path(source))
+    clues = [source, str(config.get("_name_or_path", ""))]
+    return family_of_config(config, clues=clues, where=source or "config.json")
+
+
+AutoModelForCausalLM.register(ChatGLMConfig, ChatGLMForCausalLM, exist_ok=True)
+AutoModelForCausalLM.register(PublishedGlmConfig, PublishedGlm, exist_ok=True)

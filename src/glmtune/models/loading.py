@@ -1,0 +1,117 @@
+"""The one door to a base model: any layout of any generation, checked before and after it is read."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from glmtune.errors import ModelError
+from glmtune.families import Family, family_of_folder, get_family
+from glmtune.hub import resolve
+from glmtune.models.auto import native_config
+from glmtune.models.checkpoints import Inventory, check_shapes, fingerprint, loadable, read_inventory
+from glmtune.models.glm import PublishedGlmConfig
+from glmtune.models.names import published_shapes
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass
+class Base:
+    """A checkpoint folder that was looked through but not loaded."""
+
+    folder: Path
+    family: Family
+    config: PreTrainedConfig
+    inventory: Inventory
+    native_shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells bases apart, whatever their layout on disk."""
+        return fingerprint(self.inventory, self.native_shapes)
+
+
+def inspect_base(path: str | os.PathLike[str], *, family: str | None = None, hub: str = "huggingface") -> Base:
+    """Look through a checkpoint: generation, config, and whether its weights fit; headers only, no values.
+
+    Raises:
+        ModelError: the folder cannot be loaded as it is; the message lists what is wrong with it.
+    """
+    folder = resolve(path, hub)
+    chosen = get_family(family) if family else family_of_folder(folder, name=str(path))
+    config = native_config(folder, chosen)
+    inventory = read_inventory(folder)
+    native = _native_shapes(config)
+    expected = published_shapes(native) if isinstance(config, PublishedGlmConfig) else native
+    check_shapes(inventory, expected)
+    return Base(folder, chosen, config, inventory, native)
+
+
+def load_base(
+    base: Base, *, dtype: str | torch.dtype | None = None, device: str | torch.device | None = None
+) -> PreTrainedModel:
+    """Load the weights of an inspected checkpoint.
+
+    Args:
+        base: from `inspect_base`.
+        dtype: `fp32`, `bf16`, `fp16` or a torch dtype; the checkpoint's own when None.
+        device: where to; a GPU if there is one when None.
+
+    Raises:
+        ModelError: a weight was not read, or two were read into one.
+    """
+    target = torch.device(device) if device is not None else best_device()
+    arguments: dict[str, Any] = {"config": base.config, "dtype": to_dtype(dtype) or base.inventory.dtype}
+    if target.type != "cpu":
+        arguments["device_map"] = {"": target}
+    with loadable(base.inventory) as folder:
+        model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **arguments)
+    _check_loaded(base, info)
+    model.config._name_or_path = model.name_or_path = str(base.folder)
+    return model.eval()
+
+
+def best_device() -> torch.device:
+    """The device to compute on: CUDA, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def to_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """A torch dtype from its short or full name.
+
+    Raises:
+        ModelError: an unknown name.
+    """
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype in DTYPES:
+        return DTYPES[dtype]
+    named = getattr(torch, dtype, None)
+    if not isinstance(named, torch.dtype) or not named.is_floating_point:
+        raise ModelError(f"There is no precision {dtype!r}.", f"Known: {', '.join(DTYPES)}.")
+    return named
+
+
+def _native_shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes by name of the model that `config` describes, built without memory."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    tied = getattr(model, "all_tied_weights_keys", {}) or {}
+    return {name: tuple(t.shape) for name, t in model.state_dict().items() if name not in tied}
+
+
+def _check_loaded(base: Base, info: dict[str, Any]) -> None:
+    """`check_shapes` has compared the names; this is the proof that each was read as well."""
+    left = {key: sorted(info.get(key) or []) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    faults = [f"{key.removesuffix('_keys')}: {', '.join(map(str, names[:8]))}" for key, names in left.items() if names]
+    if faults or info.get("error_msgs"):
+        raise ModelError(
+            f"{base.folder}: not every weight was read. {'; '.join(faults) or info['error_msgs']}.",
+            "This is a fault of glmtune or transformers rather than of the folder; please report it.",
+        )

@@ -1,0 +1,91 @@
+"""One table of weight names: the published layout of ChatGLM2, ChatGLM3 and GLM-4, and transformers' `glm`.
+
+Everything that crosses between the two reads this table: loading (through transformers' own conversion, shard by
+shard), the check of what a folder must hold, fingerprints, and writing the published layout.
+ChatGLM-6B needs no table: its native model keeps the published names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from transformers.core_model_loading import WeightTransform
+
+# (published, transformers). Each pair is a part of a name; several may apply to one name.
+RENAMES: tuple[tuple[str, str], ...] = (
+    ("transformer.embedding.word_embeddings", "model.embed_tokens"),
+    ("transformer.encoder.final_layernorm", "model.norm"),
+    ("transformer.encoder.layers", "model.layers"),
+    ("transformer.output_layer", "lm_head"),
+    ("self_attention.dense", "self_attn.o_proj"),
+    ("mlp.dense_h_to_4h", "mlp.gate_up_proj"),  # gate rows, then up rows, in both
+    ("mlp.dense_4h_to_h", "mlp.down_proj"),
+)
+# (published, the native parts whose rows it stacks, in this order)
+FUSED: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("self_attention.query_key_value", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+)
+# Published buffers that are computed from the config instead of read.
+COMPUTED = (r"rotary_pos_emb\.inv_freq$", r"rotary_emb\.inv_freq$")
+
+
+def conversions() -> list[WeightTransform]:
+    """The table in the form that transformers applies while it loads: rename, then split by the model's own sizes."""
+    from transformers.core_model_loading import Split, WeightConverter, WeightRenaming
+
+    renames = [WeightRenaming(published.replace(".", r"\."), native) for published, native in RENAMES]
+    splits = [WeightConverter(published, list(parts), [Split(dim=0)]) for published, parts in FUSED]
+    return [*renames, *splits]
+
+
+def published_name(native: str) -> tuple[str, int]:
+    """The published name that holds native weight `native`, and its place in the stack (0 when it stands alone)."""
+    name, place = native, 0
+    for published, parts in FUSED:
+        for i, part in enumerate(parts):
+            if part in name:
+                name, place = name.replace(part, published), i
+    for published, own in RENAMES:
+        name = name.replace(own, published) if _holds(name, own) else name
+    return name, place
+
+
+def group_by_published(native_names: Iterable[str]) -> dict[str, list[str]]:
+    """Published name to the native names stacked in it, in order."""
+    places: dict[str, dict[int, str]] = {}
+    for native in native_names:
+        published, place = published_name(native)
+        places.setdefault(published, {})[place] = native
+    return {published: [parts[i] for i in sorted(parts)] for published, parts in places.items()}
+
+
+def published_shapes(native_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the published weights of a model whose native ones have `native_shapes`."""
+    shapes = {}
+    for published, natives in group_by_published(native_shapes).items():
+        rows = sum(native_shapes[name][0] for name in natives)
+        shapes[published] = (rows, *native_shapes[natives[0]][1:])
+    return shapes
+
+
+def to_published(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Native weights under their published names, bit for bit: the inverse of loading.
+
+    Args:
+        state: a whole native state dict, as `GlmForCausalLM.state_dict()` gives it.
+    """
+    import torch
+
+    published: dict[str, Any] = {}
+    for name, natives in group_by_published(state).items():
+        parts = [state[native] for native in natives]
+        published[name] = parts[0] if len(parts) == 1 else torch.cat(parts, dim=0)
+    return published
+
+
+def _holds(name: str, part: str) -> bool:
+    """Whether `part` is a whole run of dotted components of `name`, so that `lm_head` does not match `lm_head2`."""
+    return f".{part}." in f".{name}."

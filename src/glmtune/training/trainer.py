@@ -1,0 +1,141 @@
+"""transformers' Trainer with our loss, an exact evaluation and checkpoints that are whole or absent."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PrinterCallback, Trainer
+from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
+
+from glmtune.errors import TrainingError
+from glmtune.training.loss import row_losses
+
+_PARTIAL = ".saving"
+
+
+class GlmTrainer(Trainer):
+    """The loop, optimiser, scheduler, mixed precision and distribution are transformers'."""
+
+    def __init__(
+        self, *args: Any, describe_row: Callable[[int], str], save_weights: Callable[[Path], None], **kwargs: Any
+    ):
+        super().__init__(*args, **kwargs)
+        self.remove_callback(PrinterCallback)  # it prints every log as a dict; our progress says it in words
+        self._describe_row = describe_row
+        self._save_weights = save_weights
+        self._saving = False
+        self.samples_seen = 0
+        self._tokens_before: int | None = None
+        # Makes the Trainer count the targets of a whole optimiser step, however it is split into micro-batches.
+        self.model_accepts_loss_kwargs = True
+
+    @property
+    def tokens_seen(self) -> int:
+        """Non-padding tokens trained on by this process, what a resumed run did before left out."""
+        return int(self.state.num_input_tokens_seen) - (self._tokens_before or 0)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        if self._tokens_before is None:
+            self._tokens_before = int(self.state.num_input_tokens_seen)
+        self.samples_seen += len(inputs["rows"]) * self.accelerator.num_processes
+        sums_B, counts_B = row_losses(model, inputs)
+        loss = sums_B.sum() / (counts_B.sum() if num_items_in_batch is None else num_items_in_batch)
+        self._require_finite(loss, sums_B, inputs["rows"])
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # undoes the mean that data parallelism takes of gradients
+        return (loss, {"sums": sums_B, "counts": counts_B}) if return_outputs else loss
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Mean loss over all targets of the data: unlike a mean of batch means, batching does not change it."""
+        model = self.model_wrapped.eval()
+        total, count, rows = 0.0, 0, 0
+        for batch in dataloader:
+            batch = self._prepare_inputs(batch)
+            with torch.no_grad(), self.compute_loss_context_manager():
+                sums_B, counts_B = self.accelerator.gather_for_metrics(row_losses(model, batch))
+            total += float(sums_B.double().sum())
+            count += int(counts_B.sum())
+            rows += len(sums_B)
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        metrics = {f"{metric_key_prefix}_loss": total / count if count else float("nan")}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=rows)  # type: ignore[arg-type]
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """What goes into a checkpoint beside the optimiser's state is the method's affair."""
+        if output_dir is not None:
+            self._save_weights(Path(output_dir))
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, _PARTIAL) if self._saving else folder
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write under a temporary name, then rename: a kill or a full disk never leaves half a checkpoint."""
+        folder = Path(super()._get_output_dir(trial))
+        partial, name = folder / _PARTIAL, f"checkpoint-{self.state.global_step}"
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            self._saving = True
+            super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                self._finish_checkpoint(folder, partial / name)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            if not _no_space(error):
+                raise
+            raise TrainingError(
+                f"{folder}: no space left to save {name}; the earlier checkpoints are whole.",
+                "Free some space, then continue with --resume.",
+            ) from None
+        finally:
+            self._saving = False
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _finish_checkpoint(self, folder: Path, written: Path) -> None:
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(folder / f"checkpoint-{self.state.best_global_step}")
+            self.state.save_to_json(str(written / "trainer_state.json"))
+        final = folder / written.name
+        shutil.rmtree(final, ignore_errors=True)  # a resumed run may save the same step again
+        os.replace(written, final)
+        rotate_checkpoints(
+            output_dir=str(folder),
+            save_total_limit=self.args.save_total_limit,
+            best_model_checkpoint=self.state.best_model_checkpoint,
+            use_mtime=True,
+        )
+
+    def _require_finite(self, loss: torch.Tensor, sums_B: torch.Tensor, rows_B: torch.Tensor) -> None:
+        if torch.isfinite(loss):
+            return
+        bad = rows_B[~torch.isfinite(sums_B)].tolist() or rows_B.tolist()
+        cause = "fp16 overflowed: use bf16 or fp32" if self.args.fp16 else "the learning rate is too high for this data"
+        raise TrainingError(
+            f"The loss became {float(loss)} at step {self.state.global_step + 1} "
+            f"(rows {', '.join(self._describe_row(row) for row in bad[:4])}).",
+            f"Likely cause: {cause}, or a weight of the base is not finite. Nothing was saved from this step.",
+        )
+
+
+def _no_space(error: Exception) -> bool:
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
