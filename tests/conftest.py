@@ -45,3 +45,27 @@ def tiny(tmp_path_factory):
         return made[key]
 
     return get
+
+
+@pytest.fixture
+def glmtune_command(monkeypatch, capsys):
+    """`glmtune_command("train", "--model", ...)`: the command line, in this process."""
+    from command import runner
+
+    return runner(monkeypatch, capsys)
+
+
+@pytest.fixture
+def adgen_file(tmp_path):
+    """`adgen_file(n)`: a JSON-lines file of synthetic advertisements."""
+    import json
+
+    from glmtune.demo.corpus import adgen_rows
+
+    def write(count: int = 16, name: str = "train.json", seed: int = 1) -> Path:
+        path = tmp_path / name
+        lines = [json.dumps(row, ensure_ascii=False) for row in adgen_rows(count, seed=seed)]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return path
+
+    return write

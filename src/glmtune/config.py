@@ -184,17 +184,16 @@ def from_tree(kind: Any, tree: Any, where: str, prefix: str = "") -> Any:
     for key, value in tree.items():
         if key not in fields:
             raise ConfigError(f"{where}: unknown key {prefix}{key}.", nearest(str(key), list(fields)))
-        values[key] = _convert(hints[key], value, where, f"{prefix}{key}")
+        if value is not None:  # a key without a value keeps its default
+            values[key] = _convert(hints[key], value, where, f"{prefix}{key}")
     return kind(**values)
 
 
 def _convert(kind: Any, value: Any, where: str, key: str) -> Any:
     if dataclasses.is_dataclass(kind):
-        return from_tree(kind, {} if value is None else value, where, f"{key}.")
+        return from_tree(kind, value, where, f"{key}.")
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
         return _convert(next(a for a in arguments if a is not type(None)), value, where, key)
     if origin is Literal:
         if value in arguments:

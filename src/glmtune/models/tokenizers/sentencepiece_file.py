@@ -1,0 +1,178 @@
+"""Reading a SentencePiece model file: its pieces and its normaliser.
+
+The file is a small protobuf message. Both Python packages that define it (sentencepiece and transformers) register
+the same file name, so a process that imports both dies, and each pins protobuf's version; five fields need neither.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from glmtune.errors import ModelError
+
+# Field numbers and piece types of sentencepiece_model.proto.
+_PIECE, _TRAINER, _NORMALIZER = 1, 2, 3
+_PIECE_TEXT, _PIECE_SCORE, _PIECE_TYPE = 1, 2, 3
+_TRAINER_MODEL_TYPE, _TRAINER_BYTE_FALLBACK = 3, 35
+_NORMALIZER_CHARSMAP, _NORMALIZER_DUMMY_PREFIX, _NORMALIZER_EXTRA_SPACES = 2, 3, 4
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+_KINDS = {1: "Unigram", 2: "BPE", 3: "word", 4: "character"}
+
+
+@dataclass
+class SentencePieceModel:
+    """What a model file says, in the order of its ids."""
+
+    path: Path
+    kind: str = "Unigram"
+    """`Unigram` or `BPE`."""
+    pieces: list[str] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    types: list[int] = field(default_factory=list)
+    byte_fallback: bool = False
+    dummy_prefix: bool = True
+    """Whether a text gets a space in front before it is cut."""
+    collapse_spaces: bool = True
+    """Whether runs of spaces become one, and those at the ends none."""
+    charsmap: bytes = b""
+    """The compiled normalisation rules; empty for the identity."""
+
+    @property
+    def control(self) -> list[str]:
+        """Pieces that stand for themselves and never for text."""
+        return [piece for piece, kind in zip(self.pieces, self.types, strict=True) if kind == CONTROL]
+
+    def of_type(self, *types: int) -> list[tuple[str, float]]:
+        """(piece, score) of these types, in the order of their ids."""
+        rows = zip(self.pieces, self.scores, self.types, strict=True)
+        return [(piece, score) for piece, score, kind in rows if kind in types]
+
+
+def read_sentencepiece(path: Path, kind: str) -> SentencePieceModel:
+    """The model in `path`, which must be of `kind` (`Unigram` or `BPE`).
+
+    Raises:
+        ModelError: not a SentencePiece model, cut off, of another kind, or of a make that cannot be converted exactly.
+    """
+    try:
+        model = _parse(path, path.read_bytes())
+    except (IndexError, ValueError, struct.error):
+        model = SentencePieceModel(path)
+    if not model.pieces or UNKNOWN not in model.types:
+        raise ModelError(
+            f"{path}: not a SentencePiece model, or a truncated one ({path.stat().st_size:,} bytes).",
+            "Download the file again and compare its size with the repository's.",
+        )
+    if model.kind != kind:
+        raise ModelError(
+            f"{path}: a {model.kind} model where this generation has a {kind} one.",
+            "The tokenizer belongs to another generation than config.json.",
+        )
+    _refuse_inexact(model)
+    return model
+
+
+def _refuse_inexact(model: SentencePieceModel) -> None:
+    """Makes that no published checkpoint uses and that a fast tokenizer would cut otherwise than SentencePiece."""
+    unlike = []
+    if not model.byte_fallback:
+        unlike.append("no byte fallback")
+    if not model.dummy_prefix:
+        unlike.append("no dummy prefix")
+    if model.kind == "BPE" and model.collapse_spaces:
+        unlike.append("collapsed spaces")
+    if model.kind == "BPE" and model.charsmap:
+        unlike.append("a normaliser")
+    if model.kind == "BPE" and {USER_DEFINED, UNUSED} & set(model.types):
+        unlike.append("user-defined or unused pieces")
+    if model.kind == "Unigram" and not (model.charsmap and model.collapse_spaces):
+        unlike.append("no normaliser or uncollapsed spaces")
+    if unlike:
+        raise ModelError(
+            f"{model.path}: a {model.kind} model unlike the published ones ({'; '.join(unlike)}).",
+            "Use the tokenizer file of the checkpoint's own repository.",
+        )
+
+
+def _parse(path: Path, data: bytes) -> SentencePieceModel:
+    model = SentencePieceModel(path)
+    seen = set()
+    for number, value in _fields(data):
+        seen.add(number)
+        if number == _PIECE:
+            _add_piece(model, _bytes(value))
+        elif number == _TRAINER:
+            options = dict(_fields(_bytes(value)))
+            model.kind = _KINDS.get(int(options.get(_TRAINER_MODEL_TYPE, 1)), "unknown")
+            model.byte_fallback = bool(options.get(_TRAINER_BYTE_FALLBACK, 0))
+        elif number == _NORMALIZER:
+            options = dict(_fields(_bytes(value)))
+            model.charsmap = _bytes(options.get(_NORMALIZER_CHARSMAP, b""))
+            model.dummy_prefix = bool(options.get(_NORMALIZER_DUMMY_PREFIX, 1))
+            model.collapse_spaces = bool(options.get(_NORMALIZER_EXTRA_SPACES, 1))
+    if not {_PIECE, _TRAINER, _NORMALIZER} <= seen:  # a file cut off between two pieces still parses
+        raise ValueError("cut off")
+    return model
+
+
+def _add_piece(model: SentencePieceModel, data: bytes) -> None:
+    text, score, kind = "", 0.0, NORMAL
+    for number, value in _fields(data):
+        if number == _PIECE_TEXT:
+            text = _bytes(value).decode("utf-8")
+        elif number == _PIECE_SCORE:
+            (score,) = struct.unpack("<f", _bytes(value))
+        elif number == _PIECE_TYPE:
+            kind = int(value)
+    model.pieces.append(text)
+    model.scores.append(score)
+    model.types.append(kind)
+
+
+def _bytes(value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        raise ValueError("a number where bytes belong")
+    return value
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """(field number, value) of a protobuf message: numbers as int, everything else as its bytes.
+
+    Raises:
+        ValueError, IndexError: `data` is not a whole message.
+    """
+    position, end = 0, len(data)
+    while position < end:
+        key, position = _varint(data, position)
+        wire = key & 7
+        if wire == 0:
+            number, position = _varint(data, position)
+            yield key >> 3, number
+            continue
+        if wire == 2:
+            size, position = _varint(data, position)
+        elif wire in (1, 5):
+            size = 8 if wire == 1 else 4
+        else:
+            raise ValueError(f"wire type {wire}")
+        if position + size > end:
+            raise ValueError("cut off")
+        yield key >> 3, data[position : position + size]
+        position += size
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    byte = data[position]
+    if byte < 0x80:  # nearly all of them
+        return byte, position + 1
+    value, shift = 0, 0
+    while True:
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
