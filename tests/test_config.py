@@ -33,6 +33,11 @@ def test_overrides_reach_any_depth_and_keep_types():
     assert config.lora.targets == ["a", "b"]
 
 
+def test_what_yaml_misreads_is_put_right():
+    training = load_config(None, ["training.eval_strategy=no", "training.learning_rate=1e-4"]).training
+    assert (training["eval_strategy"], training["learning_rate"]) == ("no", 1e-4)
+
+
 def test_json_files_are_read_too(tmp_path):
     path = tmp_path / "run.json"
     path.write_text('\ufeff{"model": {"path": "m"}, "training": {"seed": 7}}', "utf-8")

@@ -21,7 +21,7 @@ class _ThenRegister:
         self._inner = inner
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self._inner.create_module(spec)  # type: ignore[no-any-return]
+        return self._inner.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
         self._inner.exec_module(module)
@@ -49,7 +49,7 @@ def install() -> None:
     if _WATCHED in sys.modules:
         _register(sys.modules[_WATCHED])
     elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _Finder())
 
 
 def _register(auto: ModuleType) -> None:

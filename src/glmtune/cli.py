@@ -60,9 +60,10 @@ def train(
 
     from glmtune.training.train import train as train_run
 
-    console = Console()
+    console = Console(soft_wrap=True)
     outcome = train_run(run, resume=resume, console=console)
     if not outcome.finished:
+        console.print(f"Stopped at step {outcome.step}; the checkpoint is saved.", highlight=False)
         console.print(f"Continue it: glmtune train --resume --output {outcome.run.root}", highlight=False)
         raise typer.Exit(130)
     _report(console, outcome)
@@ -90,7 +91,7 @@ def chat(
     from glmtune.generation.open import open_model
     from glmtune.generation.reply import Sampling
 
-    console = Console()
+    console = Console(soft_wrap=True)
     with Console(stderr=True).status("Loading the model"):
         opened = open_model(target, base=base, dtype=dtype, device=device, family=family, hub=hub, seed=seed)
     sampling = Sampling(max_new_tokens, temperature, top_p)
@@ -152,7 +153,6 @@ def _report(console: Console, outcome: Outcome) -> None:
         f"Adapter: {run.adapter}   curve: {run.curve}   numbers: {run.summary}\n"
         f"Talk to it: glmtune chat {run.root}",
         highlight=False,
-        soft_wrap=True,
     )
 
 

@@ -102,8 +102,9 @@ class RunConfig:
     output: str = _option("", "Run folder; empty: runs/<model>-<method>-<time>.")
 
     def __post_init__(self) -> None:
-        # YAML 1.1 reads 1e-4 as text; a number in quotes is the same mistake, so both become numbers here.
+        # YAML 1.1 reads 1e-4 as text and `eval_strategy: no` as false; both are meant otherwise here.
         read = {key: _as_number(value) for key, value in self.training.items()}
+        read |= {key: "no" for key, value in read.items() if key.endswith("_strategy") and value is False}
         self.training = {**TRAINING_DEFAULTS, **read}
 
 
@@ -165,7 +166,7 @@ def help_of(key: str) -> str:
 def nearest(name: str, known: list[str]) -> str:
     """A hint with the known key that looks most like `name`."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"Did you mean {close[0]}?" if close else f"Known keys: {', '.join(sorted(known))}."
+    return f"Did you mean {close[0]}?" if close else f"Known: {', '.join(sorted(known))}."
 
 
 def from_tree(kind: Any, tree: Any, where: str, prefix: str = "") -> Any:

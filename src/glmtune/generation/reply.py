@@ -100,7 +100,7 @@ def generate_reply(
         on_text: called with each new piece of text.
     """
     prompt = torch.tensor([family.encode_prompt(messages, tokenizer, tools)], device=model.device)
-    output = model.generate(
+    output = model.generate(  # type: ignore[operator]
         input_ids=prompt,
         attention_mask=torch.ones_like(prompt),
         eos_token_id=family.stop_ids(tokenizer),

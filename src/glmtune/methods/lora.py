@@ -49,11 +49,11 @@ def add_lora(model: PreTrainedModel, family: Family, config: LoraConfig) -> Peft
         model,
         PeftLoraConfig(
             r=config.rank,
-            lora_alpha=config.alpha,  # type: ignore[arg-type]  (peft accepts fractions)
+            lora_alpha=config.alpha,  # type: ignore[arg-type]
             lora_dropout=config.dropout,
             target_modules=targets,
             task_type="CAUSAL_LM",
-            base_model_name_or_path=os.path.abspath(model.name_or_path),
+            base_model_name_or_path=os.path.abspath(str(model.name_or_path)),
         ),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from transformers import GlmConfig, GlmForCausalLM
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
@@ -34,10 +34,10 @@ class PublishedGlm(GlmForCausalLM):
     """
 
     config_class = PublishedGlmConfig
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = list(COMPUTED)
+    _keys_to_ignore_on_load_unexpected = list(COMPUTED)  # noqa: RUF012 (as transformers declares it)
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         result = super().from_pretrained(*args, **kwargs)
         model = result[0] if isinstance(result, tuple) else result
         model.__class__ = GlmForCausalLM

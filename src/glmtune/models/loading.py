@@ -71,7 +71,8 @@ def load_base(
     if target.type != "cpu":
         arguments["device_map"] = {"": target}
     with loadable(base.inventory) as folder:
-        model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **arguments)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **arguments)
+        model, info = loaded
     _check_loaded(base, info)
     model.config._name_or_path = model.name_or_path = str(base.folder)
     return model.eval()

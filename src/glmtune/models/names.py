@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-    from transformers.core_model_loading import WeightTransform
+    from transformers.core_model_loading import WeightConverter, WeightRenaming
 
 # (published, transformers). Each pair is a part of a name; several may apply to one name.
 RENAMES: tuple[tuple[str, str], ...] = (
@@ -32,7 +32,7 @@ FUSED: tuple[tuple[str, tuple[str, ...]], ...] = (
 COMPUTED = (r"rotary_pos_emb\.inv_freq$", r"rotary_emb\.inv_freq$")
 
 
-def conversions() -> list[WeightTransform]:
+def conversions() -> list[WeightConverter | WeightRenaming]:
     """The table in the form that transformers applies while it loads: rename, then split by the model's own sizes."""
     from transformers.core_model_loading import Split, WeightConverter, WeightRenaming
 

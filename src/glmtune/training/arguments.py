@@ -21,6 +21,13 @@ _OURS = {
 }
 
 
+class Arguments(TrainingArguments):
+    """`TrainingArguments` whose warm-up share is rounded down: rounded up, a run of one step would learn nothing."""
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        return int(self.warmup_steps if self.warmup_steps >= 1 else num_training_steps * self.warmup_steps)
+
+
 def pick_precision(asked: str) -> torch.dtype:
     """The precision of the frozen weights: what is asked for, else the best that the device computes in."""
     named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -76,7 +83,7 @@ def training_arguments(config: RunConfig, run: RunDir, precision: torch.dtype, h
         "report_to": [name for name in reporters(config) if name != "tensorboard"],  # its folder is the run's
     }
     try:
-        return TrainingArguments(**values)
+        return Arguments(**values)
     except (ValueError, TypeError, ImportError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"training: {reason}") from None

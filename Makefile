@@ -1,0 +1,38 @@
+# Two commands do all the set-up: `make demo` and `make test`. Both work in an environment of their own, .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint format clean
+
+demo: .venv/installed
+	$(BIN)/glmtune demo
+
+test: .venv/installed-test lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# torch goes first and alone: whatever build of the pinned version pip finds, nothing later replaces it.
+.venv/torch: constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) torch
+	touch $@
+
+.venv/installed: .venv/torch pyproject.toml
+	$(PIP) -e .
+	touch $@
+
+.venv/installed-test: .venv/torch pyproject.toml
+	$(PIP) -e '.[test]'
+	touch $@ .venv/installed
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,428 @@
+"""Training through the command line: every generation learns, is saved, resumed and loaded again."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import glmtune
+from glmtune.rundir import RunDir
+from glmtune.training.trainer import GlmTrainer
+from tiny import FAMILIES, make_tiny
+
+FAST = ("training.logging_steps=1", "training.gradient_accumulation_steps=1", "lora.dropout=0")
+
+
+def _settings(*settings):
+    return [part for setting in (*FAST, *settings) for part in ("--set", setting)]
+
+
+@pytest.fixture
+def train(glmtune_command, tiny, adgen_file, tmp_path):
+    """`train(family, "key=value", ..., rows=16)`: a finished run of `family` and what the command printed."""
+
+    def run(family, *settings, output="run", rows=16, more=()):
+        result = glmtune_command(
+            *("train", "--model", tiny(family), "--data", adgen_file(rows), "--output", tmp_path / output),
+            *more,
+            *_settings(*settings),
+        )
+        return RunDir(tmp_path / output), result
+
+    return run
+
+
+def _losses(run, key="loss"):
+    return [entry[key] for entry in run.read_metrics() if key in entry]
+
+
+def _logits(model):
+    return model(input_ids=torch.arange(10, 22)[None], attention_mask=torch.ones(1, 12, dtype=torch.long)).logits
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_generation_learns_and_its_adapter_is_plain_peft(family, train, tiny, glmtune_command):
+    run, result = train(family, "training.max_steps=12", "training.learning_rate=5e-2")
+    assert result.code == 0, result.err
+    losses = _losses(run)
+    assert len(losses) == 12
+    assert sum(losses[-3:]) < sum(losses[:3]) - 0.1
+
+    base = glmtune.load_model(tiny(family))
+    tuned = glmtune.load_model(run.root)
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny(family)), run.adapter).eval()
+    assert torch.equal(_logits(tuned), _logits(plain))
+    assert (_logits(tuned) - _logits(base)).abs().max() > 1e-3
+    assert torch.equal(_logits(glmtune.load_model(tiny(family), adapter=run.root)), _logits(tuned))
+
+    reply = glmtune_command("chat", run.root, "--prompt", "类型#上衣", "--max-new-tokens", 8)
+    assert reply.code == 0, reply.err
+    again = glmtune_command("chat", run.adapter, "--prompt", "类型#上衣", "--max-new-tokens", 8)
+    assert again.out == reply.out
+
+
+def test_a_run_folder_holds_what_it_promises(train, tiny):
+    run, result = train("chatglm3", "training.max_steps=4", "training.eval_strategy=steps", "training.eval_steps=2")
+    assert result.code == 0, result.err
+    summary = json.loads(run.summary.read_text("utf-8"))
+    assert summary["state"] == "finished"
+    assert summary["steps"] == 4
+    assert summary["model"]["family"] == "chatglm3"
+    assert summary["model"]["fingerprint"] in result.out
+    assert summary["samples_per_second"] > 0
+    assert summary["tokens_per_second"] > 0
+    assert summary["peak_memory_bytes"] > 1e6
+    assert summary["adapter_changes_logits_by"] > 0
+    assert (summary["data"]["train_rows"], summary["data"]["eval_rows"]) == (15, 1)
+    assert summary["eval_loss"] == _losses(run, "eval_loss")[-1]
+    assert set(summary["versions"]) >= {"glmtune", "torch", "transformers", "peft"}
+    first = run.read_metrics()[0]
+    assert set(first) == {"step", "epoch", "loss", "grad_norm", "learning_rate", "tokens_per_second"}
+    assert run.curve.read_bytes().startswith(b"\x89PNG")
+    assert list(run.logs.glob("events.out.tfevents.*"))
+    saved = glmtune.config.load_config(run.config)
+    assert saved.training["max_steps"] == 4
+    assert saved.data.max_target_length == 512
+    assert run.last_checkpoint().name == "checkpoint-4"
+    adapter = json.loads((run.adapter / "adapter_config.json").read_text("utf-8"))
+    assert adapter["base_model_name_or_path"] == str(tiny("chatglm3"))
+    assert adapter["target_modules"] == sorted(adapter["target_modules"]) or set(adapter["target_modules"]) == {
+        "q_proj",
+        "k_proj",
+        "v_proj",
+    }
+    assert not list(run.root.rglob("*.tmp"))
+
+
+def test_a_step_means_the_same_however_it_is_split(train):
+    """The loss is the mean over the targets of the whole optimiser step, not a mean of micro-batch means."""
+    curves = []
+    for batch, accumulation in ((4, 1), (2, 2), (1, 4)):
+        run, result = train(
+            "chatglm2",
+            "training.max_steps=3",
+            f"training.per_device_train_batch_size={batch}",
+            f"training.gradient_accumulation_steps={accumulation}",
+            "training.train_sampling_strategy=sequential",
+            "training.learning_rate=1e-2",
+            output=f"run-{batch}",
+        )
+        assert result.code == 0, result.err
+        curves.append(_losses(run))
+    assert curves[0] == pytest.approx(curves[1], abs=1e-5)
+    assert curves[0] == pytest.approx(curves[2], abs=1e-5)
+
+
+def test_the_evaluation_loss_does_not_depend_on_batches(train, adgen_file):
+    held = adgen_file(7, "dev.json", seed=9)
+    losses = []
+    for size in (1, 4):
+        run, result = train(
+            "chatglm",
+            "training.max_steps=1",
+            f"training.per_device_eval_batch_size={size}",
+            output=f"run-{size}",
+            more=("--eval-data", held),
+        )
+        assert result.code == 0, result.err
+        losses.append(_losses(run, "eval_loss"))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ["chatglm", "chatglm3"])
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(family, train, glmtune_command, monkeypatch):
+    settings = (
+        "training.max_steps=6",
+        "training.save_strategy=steps",
+        "training.save_steps=2",
+        "training.eval_strategy=no",
+        "training.learning_rate=1e-2",
+        "lora.dropout=0.1",
+    )
+    whole, result = train(family, *settings, output="whole")
+    assert result.code == 0, result.err
+
+    original = GlmTrainer.training_step
+
+    def stop_at_third(self, *args, **kwargs):
+        if self.state.global_step == 2:
+            RunDir(os.path.dirname(self.args.output_dir)).stop.touch()
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(GlmTrainer, "training_step", stop_at_third)
+    halved, result = train(family, *settings, output="halved")
+    assert result.code == 130
+    assert "Stopped at step 3" in result.out
+    assert f"glmtune train --resume --output {halved.root}" in result.out
+    assert json.loads(halved.summary.read_text("utf-8"))["state"] == "stopped"
+    assert not halved.adapter.exists()
+    refused = glmtune_command("chat", halved.root, "--prompt", "x")
+    assert refused.code == 1
+    assert "checkpoint-3" in refused.err
+
+    monkeypatch.setattr(GlmTrainer, "training_step", original)
+    result = glmtune_command("train", "--resume", "--output", halved.root)
+    assert result.code == 0, result.err
+    assert _losses(halved) == _losses(whole)
+    ours, theirs = (load_file(run.adapter / "adapter_model.safetensors") for run in (halved, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def _start(*arguments):
+    command = [sys.executable, "-m", "glmtune.cli", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def _wait_for(run, step, seconds=120):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if any(entry["step"] >= step for entry in run.read_metrics()):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"step {step} did not come")
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tiny, adgen_file, tmp_path):
+    run = RunDir(tmp_path / "run")
+    process = _start(
+        *("train", "--model", tiny("chatglm3"), "--data", adgen_file(), "--output", run.root),
+        *_settings("training.max_steps=100000"),
+    )
+    _wait_for(run, 3)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert re.search(r"Stopped at step \d+; the checkpoint is saved", printed.replace("\n", " "))
+    assert "--resume" in printed
+    assert "Traceback" not in printed
+    assert run.last_checkpoint() is not None
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(train, glmtune_command, monkeypatch):
+    original = GlmTrainer._save_optimizer_and_scheduler
+
+    def fill(self, folder):
+        if self.state.global_step == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(self, folder)
+
+    monkeypatch.setattr(GlmTrainer, "_save_optimizer_and_scheduler", fill)
+    run, result = train("chatglm3", "training.max_steps=6", "training.save_strategy=steps", "training.save_steps=2")
+    assert result.code == 1
+    assert "no space left to save checkpoint-4" in result.err
+    assert [path.name for path in run.checkpoints.iterdir()] == ["checkpoint-2"]
+    monkeypatch.setattr(GlmTrainer, "_save_optimizer_and_scheduler", original)
+    result = glmtune_command("train", "--resume", "--output", run.root)
+    assert result.code == 0, result.err
+    assert [entry["step"] for entry in run.read_metrics() if "loss" in entry] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_row(glmtune_command, adgen_file, tmp_path):
+    folder = make_tiny("chatglm3", tmp_path / "nan")
+    state = load_file(folder / "model.safetensors")
+    state["transformer.encoder.final_layernorm.weight"][3] = float("nan")
+    from tiny import write_weights
+
+    write_weights(state, folder, "safetensors")
+    data = adgen_file()
+    result = glmtune_command("train", "--model", folder, "--data", data, "--output", tmp_path / "run", *_settings())
+    assert result.code == 1
+    assert "The loss became nan at step 1" in result.err
+    assert f"{data}:" in result.err
+    assert len(result.err.strip().splitlines()) == 2
+
+
+def test_an_adapter_without_effect_is_an_error(train):
+    _, result = train("chatglm3", "training.max_steps=1", "training.learning_rate=0")
+    assert result.code == 1
+    assert "does not change the model's output at all" in result.err
+
+
+def test_sixteen_bit_adapters_are_small_and_checkpoints_stay_fp32(train):
+    run, result = train("chatglm2", "training.max_steps=2", "model.precision=bf16")
+    assert result.code == 0, result.err
+    final = load_file(run.adapter / "adapter_model.safetensors")
+    kept = load_file(run.last_checkpoint() / "adapter_model.safetensors")
+    assert {value.dtype for value in final.values()} == {torch.bfloat16}
+    assert {value.dtype for value in kept.values()} == {torch.float32}
+    assert all(torch.equal(final[name], kept[name].bfloat16()) for name in kept)
+
+
+def test_the_6b_shape_has_an_adapter_of_seven_megabytes():
+    from glmtune.config import LoraConfig
+    from glmtune.families import get_family
+    from glmtune.methods.lora import add_lora, trainable_parameters
+    from glmtune.models.glm import glm_config
+
+    published = {
+        "padded_vocab_size": 65024,
+        "hidden_size": 4096,
+        "ffn_hidden_size": 13696,
+        "num_layers": 28,
+        "num_attention_heads": 32,
+        "kv_channels": 128,
+        "multi_query_group_num": 2,
+        "add_qkv_bias": True,
+    }
+    family = get_family("chatglm3")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(glm_config(published, family))
+        model = add_lora(model, family, LoraConfig())
+    # One A of 8 x 4096 for each of q, k and v, and B of 8 x (4096 + 256 + 256), in 28 layers.
+    assert trainable_parameters(model) == 28 * 8 * (3 * 4096 + 4608) == 3_784_704
+    assert 7.0e6 < 2 * trainable_parameters(model) < 8.0e6
+
+
+def test_gradient_checkpointing_changes_nothing(train):
+    curves = []
+    for on in ("false", "true"):
+        run, result = train(
+            "chatglm", "training.max_steps=3", f"training.gradient_checkpointing={on}", output=f"run-{on}"
+        )
+        assert result.code == 0, result.err
+        curves.append(_losses(run))
+    assert curves[0] == pytest.approx(curves[1], abs=1e-6)
+
+
+def test_a_wrong_a_moved_and_a_given_base(train, tiny, glmtune_command, tmp_path):
+    moved = shutil.copytree(tiny("chatglm3"), tmp_path / "base")
+    other = make_tiny("chatglm3", tmp_path / "other", seed=3)
+    run, result = train("chatglm3", "training.max_steps=1", more=("--model", moved))
+    assert result.code == 0, result.err
+    chat = ("chat", run.root, "--prompt", "x", "--max-new-tokens", 2)
+
+    refused = glmtune_command(*chat, "--base", other)
+    assert refused.code == 1
+    prints = re.findall(r"fingerprint ([0-9a-f]{16})|has ([0-9a-f]{16})", refused.err)
+    assert len(prints) == 2
+
+    shutil.rmtree(moved)
+    assert glmtune_command(*chat).code == 1
+    gone = glmtune_command("chat", run.adapter, "--prompt", "x")
+    assert "is not there any more" in gone.err
+    assert "--base" in gone.err
+    assert glmtune_command(*chat, "--base", tiny("chatglm3", "bin")).code == 0
+
+
+def test_one_row_and_no_evaluation(train):
+    run, result = train("chatglm2", "training.max_steps=2", rows=1)
+    assert result.code == 0, result.err
+    assert _losses(run, "eval_loss") == []
+    assert run.adapter.is_dir()
+
+
+# --- what a user can get wrong ---
+
+
+def _expect(result, *words):
+    assert result.code == 1
+    assert "Traceback" not in result.err
+    assert len(result.err.strip().splitlines()) <= 2, result.err
+    for word in words:
+        assert word in result.err
+
+
+def test_wrong_keys_are_named_before_anything_is_loaded(train, tmp_path):
+    run, result = train("chatglm3", "training.learning_rat=1")
+    _expect(result, "unknown key training.learning_rat", "Did you mean learning_rate?")
+    assert not run.root.exists()
+    _, result = train("chatglm3", "lora.targets=query")
+    _expect(result, "lora.targets: no module 'query'", "q_proj")
+    _, result = train("chatglm3", "training.output_dir=x", output="other")
+    _expect(result, "training.output_dir is decided by glmtune")
+    _, result = train("chatglm3", "training.optim=nonsense", output="third")
+    _expect(result, "training:")
+
+
+def test_folders_in_use_and_nothing_to_resume(train, glmtune_command, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.docx").write_text("do not lose me", "utf-8")
+    _, result = train("chatglm3")
+    _expect(result, "in use already", "--resume")
+    assert (tmp_path / "run" / "thesis.docx").read_text("utf-8") == "do not lose me"
+    _expect(glmtune_command("train", "--resume", "--output", tmp_path / "none"), "not a run folder")
+    _expect(glmtune_command("train", "--resume"), "--output RUN")
+
+
+def test_models_and_data_that_do_not_do(glmtune_command, tiny, adgen_file, tmp_path):
+    data = adgen_file()
+    _expect(glmtune_command("train", "--model", tmp_path / "none", "--data", data), "no such folder")
+    _expect(glmtune_command("train", "--data", data), "model.path is not set", "--model")
+    _expect(glmtune_command("train", "--model", tiny("chatglm3"), "--data", tmp_path / "none.json"), "no such file")
+    empty = tmp_path / "empty.json"
+    empty.write_text("", "utf-8")
+    _expect(glmtune_command("train", "--model", tiny("chatglm3"), "--data", empty), "empty.json: empty")
+    (tmp_path / "llama").mkdir()
+    (tmp_path / "llama" / "config.json").write_text('{"model_type": "llama"}', "utf-8")
+    _expect(glmtune_command("train", "--model", tmp_path / "llama", "--data", data), "not a ChatGLM")
+    _expect(glmtune_command("chat", tmp_path / "none"), "no such folder")
+    _expect(glmtune_command("chat", tiny("chatglm3"), "--base", tiny("chatglm3"), "--prompt", "x"), "has no adapter")
+
+
+def test_limits_that_cut_every_row(train):
+    _, result = train("chatglm2", "data.max_source_length=30", "data.max_target_length=5")
+    _expect(result, "every one of the 15 rows is longer than both limits", "data.max_source_length")
+
+
+def test_a_broken_line_is_said_and_the_rest_trained(glmtune_command, tiny, adgen_file, tmp_path):
+    data = adgen_file(6)
+    lines = data.read_text("utf-8").splitlines()
+    lines[2] = lines[2][:-4]
+    data.write_text("\n".join(lines), "utf-8")
+    result = glmtune_command(
+        *("train", "--model", tiny("chatglm3"), "--data", data, "--output", tmp_path / "run"),
+        *_settings("training.max_steps=1", "data.eval_fraction=0"),
+    )
+    assert result.code == 0, result.err
+    assert f"{data}:3: broken JSON" in result.out
+    assert "the other 5 are used" in result.out
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text("utf-8"))
+    assert (summary["data"]["train_rows"], summary["data"]["lines_left_out"]) == (5, 1)
+
+
+# --- real rows, published tokenizers ---
+
+
+@pytest.mark.parametrize("family", ["chatglm", "chatglm2", "chatglm3"])
+def test_real_rows_lower_the_evaluation_loss(family, asset, glmtune_command, tmp_path):
+    """The published tokenizer, config keys and ADGEN rows; the weights are small and random."""
+    from mini import make_mini
+
+    folder = make_mini(asset("assets", f"{family}-6b"), tmp_path / family)
+    rows = asset("data", "adgen", "train.json").read_text("utf-8").splitlines()[:64]
+    (tmp_path / "train.json").write_text("\n".join(rows), "utf-8")
+    held = asset("data", "adgen", "dev.json").read_text("utf-8").splitlines()[:8]
+    (tmp_path / "dev.json").write_text("\n".join(held), "utf-8")
+    run = RunDir(tmp_path / "run")
+    result = glmtune_command(
+        *("train", "--model", folder, "--data", tmp_path / "train.json", "--eval-data", tmp_path / "dev.json"),
+        *("--output", run.root),
+        *_settings(
+            "training.max_steps=8",
+            "training.learning_rate=2e-2",
+            "training.eval_on_start=true",
+            "training.eval_strategy=steps",
+            "training.eval_steps=8",
+            "data.max_source_length=40",
+            "data.max_target_length=24",
+            # A random first-generation base hardly listens to its attention; a trained one does.
+            *(["lora.targets=query_key_value,dense,dense_h_to_4h,dense_4h_to_h"] if family == "chatglm" else []),
+        ),
+    )
+    assert result.code == 0, result.err
+    before, after = _losses(run, "eval_loss")
+    assert after < before - 0.01
+    assert glmtune_command("chat", run.root, "--prompt", "类型#裙", "--max-new-tokens", 4).code == 0
