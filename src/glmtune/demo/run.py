@@ -1,0 +1,116 @@
+"""`glmtune demo`: the real commands on a tiny base and synthetic advertisements, with replies before and after."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from glmtune.config import RunConfig, dump_yaml, from_tree, load_config
+from glmtune.demo.corpus import adgen_splits
+from glmtune.generation.open import open_model
+from glmtune.generation.reply import generate_reply
+from glmtune.rundir import RunDir, write_text
+from glmtune.training.train import train
+
+SHOWN = 4
+SIZES = {"train": 1000, "dev": 24}
+SETTINGS: dict[str, Any] = {
+    "data": {"max_source_length": 64, "max_target_length": 96},
+    "lora": {"rank": 8, "alpha": 16, "dropout": 0.0},
+    "training": {
+        "max_steps": 120,
+        "learning_rate": 5e-3,
+        "per_device_train_batch_size": 16,
+        "gradient_accumulation_steps": 1,
+        "logging_steps": 5,
+        "eval_strategy": "steps",
+        "eval_steps": 40,
+        "save_strategy": "steps",
+        "save_steps": 60,
+    },
+}
+
+
+def run_demo(output: Path, console: Console | None = None) -> RunDir:
+    """Tune the tiny base and show what changed.
+
+    Args:
+        output: folder for the base, the data, the config and the run; a number is added if it is taken.
+        console: where everything is shown.
+    """
+    console = console or Console()
+    start = time.monotonic()
+    folder = _free(output)
+    prompts = _write_files(folder)
+    _say(console, f"A tiny ChatGLM3 and {SIZES['train']} synthetic advertisements lie in {folder}.")
+
+    before = _replies(folder / "base", prompts)
+    _say(console, f"\n[bold]$ glmtune train {folder / 'config.yaml'}[/]")
+    outcome = train(load_config(folder / "config.yaml"), console=console)
+    after = _replies(outcome.run.root, prompts)
+
+    console.print(_side_by_side(prompts, before, after))
+    losses = [entry["loss"] for entry in outcome.run.read_metrics() if "loss" in entry]
+    _say(console, f"Loss {losses[0]:.2f} {sparkline(losses)} {losses[-1]:.2f}   curve: {outcome.run.curve}")
+    _say(console, f"Everything took {time.monotonic() - start:.0f} s and lies in {folder}. Next:\n")
+    _say(console, f"  glmtune chat {outcome.run.root}\n  glmtune chat {folder / 'base'}")
+    _say(console, "  glmtune train --model YOUR_CHATGLM_FOLDER --data YOUR_ROWS.json")
+    return outcome.run
+
+
+def sparkline(values: list[float], width: int = 40) -> str:
+    """Numbers as a row of bars, thinned to `width`."""
+    bars = "▁▂▃▄▅▆▇█"
+    step = max(1, -(-len(values) // width))
+    means = [sum(values[i : i + step]) / len(values[i : i + step]) for i in range(0, len(values), step)]
+    low, span = min(means), (max(means) - min(means)) or 1.0
+    return "".join(bars[round((value - low) / span * (len(bars) - 1))] for value in means)
+
+
+def _free(output: Path) -> Path:
+    """`output`, or with the first number that makes it a new folder."""
+    folder, number = output, 2
+    while folder.exists():
+        folder, number = output.with_name(f"{output.name}-{number}"), number + 1
+    return folder
+
+
+def _write_files(folder: Path) -> list[str]:
+    """Lay out base, rows and config; returns the prompts to show, which no training row has."""
+    with as_file(files("glmtune.demo") / "base") as packaged:
+        shutil.copytree(packaged, folder / "base")
+    splits = adgen_splits(SIZES)
+    for name, rows in splits.items():
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_text(folder / f"{name}.json", lines)
+    tree = {**SETTINGS, "model": str(folder / "base"), "output": str(folder / "run")}
+    tree["data"] = {"train": str(folder / "train.json"), "eval": str(folder / "dev.json"), **SETTINGS["data"]}
+    write_text(folder / "config.yaml", dump_yaml(from_tree(RunConfig, tree, "demo")))
+    return [row["content"] for row in splits["dev"][:SHOWN]]
+
+
+def _replies(target: Path, prompts: list[str]) -> list[str]:
+    opened = open_model(str(target), device="cpu")
+    ask = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    return [generate_reply(opened.model, opened.tokenizer, opened.family, messages).content for messages in ask]
+
+
+def _side_by_side(prompts: list[str], before: list[str], after: list[str]) -> Table:
+    table = Table(title="The same prompts before and after", show_lines=True, expand=True)
+    for heading, ratio in (("prompt", 3), ("base", 3), ("tuned", 5)):
+        table.add_column(heading, ratio=ratio, overflow="fold")
+    for row in zip(prompts, before, after, strict=True):
+        table.add_row(*(escape(cell) for cell in row))
+    return table
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True)
