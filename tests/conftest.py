@@ -47,6 +47,12 @@ def tiny(tmp_path_factory):
     return get
 
 
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path, monkeypatch):
+    """Encoded rows of a test stay with the test."""
+    monkeypatch.setenv("GLMTUNE_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def glmtune_command(monkeypatch, capsys):
     """`glmtune_command("train", "--model", ...)`: the command line, in this process."""

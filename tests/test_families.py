@@ -102,7 +102,7 @@ def test_rows_that_do_not_fit_are_refused(name, tiny):
         family.encode([{"role": "narrator", "content": "x"}, *TURNS], tokenizer)
 
 
-@pytest.mark.parametrize("name", ["chatglm", "chatglm2", "glm4"])
+@pytest.mark.parametrize("name", ["chatglm", "chatglm2"])
 def test_tools_are_refused_where_there_is_no_format_for_them(name, tiny):
     tokenizer, family = glmtune.load_tokenizer(tiny(name)), get_family(name)
     with pytest.raises(DataError, match=r"[Tt]ools"):

@@ -83,7 +83,9 @@ def test_a_run_folder_holds_what_it_promises(train, tiny):
     assert summary["model"]["family"] == "chatglm3"
     assert summary["model"]["fingerprint"] in result.out
     assert summary["samples_per_second"] > 0
-    assert summary["tokens_per_second"] > 0
+    # Epochs over all rows: as many tokens as the encoded rows have, without padding.
+    tokens = summary["tokens_per_second"] * summary["seconds"]
+    assert tokens == pytest.approx(summary["epochs"] * summary["data"]["train"]["tokens"], rel=0.2)
     assert summary["peak_memory_bytes"] > 1e6
     assert summary["adapter_changes_logits_by"] > 0
     assert (summary["data"]["train_rows"], summary["data"]["eval_rows"]) == (15, 1)
@@ -118,6 +120,7 @@ def test_a_step_means_the_same_however_it_is_split(train):
             f"training.gradient_accumulation_steps={accumulation}",
             "training.train_sampling_strategy=sequential",
             "training.learning_rate=1e-2",
+            "data.packing=false",
             output=f"run-{batch}",
         )
         assert result.code == 0, result.err
@@ -129,17 +132,19 @@ def test_a_step_means_the_same_however_it_is_split(train):
 def test_the_evaluation_loss_does_not_depend_on_batches(train, adgen_file):
     held = adgen_file(7, "dev.json", seed=9)
     losses = []
-    for size in (1, 4):
+    for size in (1, 2, 4):
         run, result = train(
             "chatglm",
             "training.max_steps=1",
+            "training.eval_on_start=true",
             f"training.per_device_eval_batch_size={size}",
+            f"data.packing={str(size == 4).lower()}",
             output=f"run-{size}",
             more=("--eval-data", held),
         )
         assert result.code == 0, result.err
-        losses.append(_losses(run, "eval_loss"))
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+        losses.append(_losses(run, "eval_loss")[0])
+    assert losses == pytest.approx([losses[0]] * 3, abs=1e-5)
 
 
 @pytest.mark.parametrize("family", ["chatglm", "chatglm3"])
@@ -374,7 +379,7 @@ def test_models_and_data_that_do_not_do(glmtune_command, tiny, adgen_file, tmp_p
 
 def test_limits_that_cut_every_row(train):
     _, result = train("chatglm2", "data.max_source_length=30", "data.max_target_length=5")
-    _expect(result, "every one of the 15 rows is longer than both limits", "data.max_source_length")
+    _expect(result, "every one of the 16 rows is longer than both limits", "data.max_source_length")
 
 
 def test_a_broken_line_is_said_and_the_rest_trained(glmtune_command, tiny, adgen_file, tmp_path):
@@ -389,6 +394,7 @@ def test_a_broken_line_is_said_and_the_rest_trained(glmtune_command, tiny, adgen
     assert result.code == 0, result.err
     assert f"{data}:3: broken JSON" in result.out
     assert "the other 5 are used" in result.out
+    assert "content/summary" in result.out
     summary = json.loads((tmp_path / "run" / "summary.json").read_text("utf-8"))
     assert (summary["data"]["train_rows"], summary["data"]["lines_left_out"]) == (5, 1)
 
@@ -426,3 +432,31 @@ def test_real_rows_lower_the_evaluation_loss(family, asset, glmtune_command, tmp
     before, after = _losses(run, "eval_loss")
     assert after < before - 0.01
     assert glmtune_command("chat", run.root, "--prompt", "类型#裙", "--max-new-tokens", 4).code == 0
+
+
+def test_a_prefix_is_put_in_front_in_chat_as_in_training(train, glmtune_command, monkeypatch):
+    run, result = train("chatglm3", "training.max_steps=2", "data.prefix=写广告：")
+    assert result.code == 0, result.err
+    seen = []
+    from glmtune.generation import chat
+
+    original = chat.generate_reply
+
+    def record(model, tokenizer, family, messages, **options):
+        seen.append([message["content"] for message in messages])
+        return original(model, tokenizer, family, messages, **options)
+
+    monkeypatch.setattr(chat, "generate_reply", record)
+    assert glmtune_command("chat", run.root, "--prompt", "类型#裙", "--max-new-tokens", 2).code == 0
+    assert seen == [["写广告：类型#裙"]]
+
+
+def test_a_tokenized_folder_is_data_too(train, tiny, glmtune_command, adgen_file, tmp_path):
+    folder = tmp_path / "encoded"
+    saved = glmtune_command("data", "tokenize", adgen_file(), "--model", tiny("chatglm3"), "--save", folder)
+    assert saved.code == 0, saved.err
+    run, result = train("chatglm3", "training.max_steps=2", more=("--data", folder))
+    assert result.code == 0, result.err
+    assert json.loads(run.summary.read_text("utf-8"))["data"]["train"]["conversations"] == 16
+    _, other = train("chatglm2", "training.max_steps=2", output="other", more=("--data", folder))
+    _expect(other, "was encoded for chatglm3", "glmtune data tokenize")

@@ -95,7 +95,7 @@ def chat(
     with Console(stderr=True).status("Loading the model"):
         opened = open_model(target, base=base, dtype=dtype, device=device, family=family, hub=hub, seed=seed)
     sampling = Sampling(max_new_tokens, temperature, top_p)
-    talk = Chat(opened.model, opened.tokenizer, opened.family, sampling, system)
+    talk = Chat(opened.model, opened.tokenizer, opened.family, sampling, system, opened.prefix)
     if prompt is None:
         converse(talk, console)
         return

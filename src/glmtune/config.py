@@ -48,14 +48,26 @@ class ModelConfig:
 class DataConfig:
     """The rows. A bare string in the file means `train`."""
 
-    train: str = _option("", "Training rows: a .json (array or lines) or .jsonl file.")
-    eval: str | None = _option(None, "Evaluation rows; without it a part of the training rows is kept back.")
-    eval_fraction: float = _option(0.05, "Share of the training rows kept back when no eval file is given; 0: none.")
+    train: str | list[Any] = _option(
+        "",
+        "Training rows: files (.json, .jsonl, .csv, .parquet, .txt, .gz), folders, globs, hub ids, names from a "
+        "dataset_info.json, or a folder of `glmtune data tokenize`; several as a list.",
+    )
+    eval: str | list[Any] | None = _option(
+        None, "Evaluation rows; without them a part of the training rows is kept back."
+    )
+    eval_fraction: float = _option(0.05, "Share of the training rows kept back when no eval data is given; 0: none.")
+    format: str | None = _option(None, "The rows' format, where detection should not decide.")
     columns: dict[str, str] = _option(
-        {}, "Names of the columns, where they are not the usual ones: prompt, response, history, system."
+        {}, "Names of the columns, where they are not the usual ones: prompt, input, response, history, system, text."
     )
     max_source_length: int = _option(512, "Longest prompt in tokens; the oldest turns go first, then its start.")
     max_target_length: int = _option(512, "Longest answer in tokens, its end token included.")
+    max_length: int | None = _option(None, "One limit for prompt and answer together, in place of the two.")
+    overlength: Literal["cut", "drop", "error"] = _option("cut", "What becomes of rows over the limits.")
+    train_on: Literal["all", "last"] = _option("all", "Which answers of a conversation are learnt.")
+    prefix: str = _option("", "Text put in front of every conversation's first question, in training and in chat.")
+    packing: bool = _option(True, "Lay rows end to end into blocks of the longest length; they never see each other.")
 
 
 @dataclass
@@ -70,8 +82,8 @@ class LoraConfig:
 
 TRAINING_DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 1.0,
-    "per_device_train_batch_size": 4,
-    "gradient_accumulation_steps": 4,
+    "per_device_train_batch_size": 1,  # blocks of rows, see data.packing
+    "gradient_accumulation_steps": 2,
     "per_device_eval_batch_size": 4,
     "learning_rate": 1e-4,
     "lr_scheduler_type": "cosine",
@@ -144,6 +156,7 @@ def check(config: RunConfig) -> None:
     ranges: dict[str, tuple[float, bool, str]] = {
         "data.max_source_length": (config.data.max_source_length, config.data.max_source_length >= 4, "at least 4"),
         "data.max_target_length": (config.data.max_target_length, config.data.max_target_length >= 2, "at least 2"),
+        "data.max_length": (config.data.max_length or 0, (config.data.max_length or 8) >= 8, "at least 8"),
         "data.eval_fraction": (config.data.eval_fraction, 0 <= config.data.eval_fraction < 1, "from 0 to below 1"),
         "lora.rank": (config.lora.rank, config.lora.rank >= 1, "at least 1"),
         "lora.dropout": (config.lora.dropout, 0 <= config.lora.dropout < 1, "from 0 to below 1"),
@@ -195,7 +208,9 @@ def _convert(kind: Any, value: Any, where: str, key: str) -> Any:
         return from_tree(kind, value, where, f"{key}.")
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        return _convert(next(a for a in arguments if a is not type(None)), value, where, key)
+        choices = [choice for choice in arguments if choice is not type(None)]
+        listed = next((choice for choice in choices if get_origin(choice) is list), None)
+        return _convert(listed if listed and isinstance(value, list) else choices[0], value, where, key)
     if origin is Literal:
         if value in arguments:
             return value
@@ -203,6 +218,8 @@ def _convert(kind: Any, value: Any, where: str, key: str) -> Any:
         raise ConfigError(f"{where}: {key} cannot be {value!r}.", f"One of: {', '.join(known)}.")
     if origin is list:
         items = [item.strip() for item in value.split(",")] if isinstance(value, str) else value
+        if isinstance(items, list) and arguments[0] is Any:
+            return items
         if isinstance(items, list):
             return [_convert(arguments[0], item, where, key) for item in items]
     elif origin is dict:

@@ -1,123 +1,318 @@
-"""Rows in the column layouts these communities use, as conversations."""
+"""Data sources as conversations: opened once, read as often as wanted, never held in memory."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from glmtune.config import nearest
-from glmtune.data.rows import Row, read_rows
+from glmtune.config import from_tree
+from glmtune.data.catalog import SourceSpec, locate
+from glmtune.data.conversation import BadRow, Conversation, Fault, Row
+from glmtune.data.files import DataFile, find_files, open_file
+from glmtune.data.formats import Wanted, candidates, detect, read_row
+from glmtune.data.formats_columns import Layout, keys_of
+from glmtune.data.hubs import open_hub
 from glmtune.errors import ConfigError, DataError
 
-Columns = dict[str, str]
-"""Role of a column (`prompt`, `response`, `input`, `history`, `system`) to its name in the file."""
+__all__ = ["Conversation", "Fault", "Source", "SourceSpec", "open_source", "open_sources", "weighted"]
 
-ROLES = ("prompt", "input", "response", "history", "system")
-# The first layout whose prompt and response columns both stand in the first row is taken.
-LAYOUTS: dict[str, Columns] = {
-    "content/summary": {"prompt": "content", "response": "summary"},
-    "prompt/response": {"prompt": "prompt", "response": "response", "history": "history", "system": "system"},
-    "instruction/input/output": {
-        "prompt": "instruction",
-        "input": "input",
-        "response": "output",
-        "history": "history",
-        "system": "system",
-    },
-}
+# Raised whenever the same file gives other conversations than before; encoded copies are then made anew.
+_RULES = 1
+# So many rows without a known layout, or lines that are no rows, before the first file is given up.
+_LOOK_AHEAD = 200
 
 
-@dataclass
-class Conversation:
-    """Messages that end with the answer to be learnt, and the row they came from."""
+class Rows(Protocol):
+    """Where a source's rows come from."""
 
-    messages: list[dict[str, Any]]
-    where: str
-    tools: list | None = None
+    def rows(self) -> Iterator[Row | Fault]:
+        """All rows in order."""
+
+    def hash_into(self, hasher: Any) -> None:
+        """Add the content to a hash."""
 
 
-@dataclass
+class FileRows:
+    """The rows of several files, one after the other."""
+
+    def __init__(self, files: list[DataFile]):
+        self.files = files
+
+    def rows(self) -> Iterator[Row | Fault]:
+        for file in self.files:
+            yield from file.rows()
+
+    def hash_into(self, hasher: Any) -> None:
+        for file in self.files:
+            content = hashlib.sha256(file.suffix.encode())
+            file.check_unchanged()
+            with file.path.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    content.update(block)
+            file.check_unchanged()
+            hasher.update(content.digest())
+
+
 class Source:
-    """A read data file."""
+    """One opened source. Every iteration reads it anew; nothing of it stays in memory.
 
-    path: Path
-    layout: str
-    conversations: list[Conversation]
-    broken: list[str] = field(default_factory=list)
+    Attributes:
+        name: what the user named.
+        spec: the same with everything filled in.
+        files: its files; empty for hub data.
+        format: the layout of its rows, as it is said to the user.
+        notes: what the user should know of it.
+        broken: a sentence per line that was left out in the last iteration.
+    """
+
+    def __init__(self, name: str, spec: SourceSpec, data: Rows, layouts: list[Layout], seed: int):
+        self.name = name
+        self.spec = spec
+        self.seed = seed
+        self.files = [file.path for file in data.files] if isinstance(data, FileRows) else []
+        self.notes: list[str] = []
+        self.broken: list[str] = []
+        self._data = data
+        self._layouts = layouts
+        self._layout, self._first = _settle(name, data, layouts)
+        self._count: int | None = None
+        self.format = self._layout.name
+
+    def __iter__(self) -> Iterator[Conversation]:
+        """All conversations; broken lines are left out and listed in `broken`.
+
+        Raises:
+            DataError: a row that cannot be used, a file that changed or is damaged.
+        """
+        for item in self.scan():
+            if isinstance(item, Conversation):
+                yield item
+            elif not item.left_out:
+                raise item.error()
+
+    def scan(self) -> Iterator[Conversation | Fault]:
+        """All conversations, and in their place a `Fault` for every row that is none.
+
+        Raises:
+            DataError: what ends the reading: a file that changed or is damaged, a broken JSON array.
+        """
+        broken = self.broken = []
+        for item in self._data.rows():
+            outcome = item if isinstance(item, Fault) else self._read(item)
+            if isinstance(outcome, Fault) and outcome.left_out:
+                broken.append(str(outcome))
+            yield outcome
+
+    def count(self) -> int:
+        """How many conversations there are; the first call reads them all.
+
+        Raises:
+            DataError: as in iteration.
+        """
+        if self._count is None:
+            self._count = sum(1 for _ in self)
+        return self._count
+
+    def digest(self) -> str:
+        """A hash of the content and of all that decides what comes out of it; the files' places are no part of it.
+
+        Raises:
+            DataError: a file changed since it was opened.
+        """
+        hasher = hashlib.sha256()
+        self._data.hash_into(hasher)
+        spec = self.spec
+        settings = [
+            *(_RULES, self.format, repr(self._layout), spec.split, spec.subset),
+            *(spec.weight, spec.num_samples, self.seed),
+        ]
+        hasher.update(json.dumps(settings).encode())
+        return hasher.hexdigest()
+
+    def _read(self, row: Row) -> Conversation | Fault:
+        try:
+            if not self._layout.fits(row.values):
+                other = detect(self._layouts, row.values)
+                if other is not None:
+                    raise _mixed(other, row, self._layout, self._first)
+            return read_row(self._layout, row)
+        except BadRow as bad:
+            return bad.at(row.where)
 
 
-def read_source(path: str | Path, columns: Columns | None = None) -> Source:
-    """Read a data file.
+def open_source(
+    spec: SourceSpec | str | Path,
+    columns: Mapping[str, str] | None = None,
+    format: str | None = None,
+    seed: int = 42,
+) -> Source:
+    """Open a source: find its files, see how they are encoded and what layout their rows have.
 
     Args:
-        path: a `.json` or `.jsonl` file.
-        columns: names of the columns by role, where they are not the usual ones.
+        spec: what to open; `glmtune.data.catalog` says what may be named.
+        columns: names of columns by role (prompt, input, response, history, system, text, messages, tools), where
+            they are not the usual ones; the spec's own go first.
+        format: the layout, where detection should not decide; the spec's own goes first.
+        seed: of sampling.
 
     Raises:
-        DataError: the file cannot be read, no layout fits, or a row lacks a column or holds something else than text.
-        ConfigError: `columns` names a role that does not exist.
+        DataError: no such data, a damaged or empty file, no known layout, or files of different layouts.
+        ConfigError: an unknown column role, format or tag, or a hub's client that is not installed.
     """
-    found = read_rows(path)
-    layout, names = _choose_layout(found.rows[0], columns or {})
-    return Source(
-        Path(path),
-        layout,
-        [_conversation(row, names) for row in found.rows],
-        found.broken,
-    )
+    given = spec if isinstance(spec, SourceSpec) else SourceSpec(str(spec))
+    found, on_hub = locate(given)
+    found = replace(found, columns={**found.columns, **(columns or {}), **given.columns})
+    if given.format is None and format is not None:
+        found = replace(found, format=format)
+    layouts = candidates(Wanted(found.columns, found.format, found.tags))
+    if on_hub:
+        data: Rows = open_hub(found.path, found.hub, found.split, found.subset)
+        return Source(given.path, found, data, layouts, seed)
+    if found.split not in (None, "train"):
+        raise ConfigError(f"{given.path}: split is for hub data; this is a file.", "Give the file of that split.")
+    files = [open_file(path) for path in find_files(found.path)]
+    _same_schema(files)
+    source = Source(given.path, found, FileRows(files), layouts, seed)
+    source.notes += [f"{file.path}: read as GB18030 (it is not UTF-8)" for file in files if file.encoding == "gb18030"]
+    return source
 
 
-def _choose_layout(first: Row, columns: Columns) -> tuple[str, Columns]:
-    for role in columns:
-        if role not in ROLES:
-            raise ConfigError(f"data.columns: no role {role!r}.", nearest(role, list(ROLES)))
-    for name, usual in LAYOUTS.items():
-        merged = {**usual, **columns}
-        if merged["prompt"] in first.values and merged["response"] in first.values:
-            return (name if not columns else "/".join((merged["prompt"], merged["response"]))), merged
-    known = "; ".join(LAYOUTS)
+def open_sources(
+    entries: str | Path | Mapping[str, Any] | list[Any],
+    columns: Mapping[str, str] | None = None,
+    format: str | None = None,
+    seed: int = 42,
+) -> list[Source]:
+    """Open what `data.train` or `data.eval` holds: a path, or a list of paths and of dicts with `SourceSpec`'s keys.
+
+    Raises:
+        ConfigError: an entry with an unknown key (the nearest is named), a wrong type or no path.
+        DataError: as in `open_source`.
+    """
+    listed = entries if isinstance(entries, list) else [entries]
+    if not listed:
+        raise ConfigError("The list of data is empty.", "Give at least one file, folder or data set.")
+    return [open_source(_spec(entry, number), columns, format, seed) for number, entry in enumerate(listed, start=1)]
+
+
+def weighted(sources: Iterable[Source]) -> Iterator[Conversation]:
+    """The sources' rows one source after the other, each as often as its `weight` and `num_samples` say.
+
+    A source of n rows gives `weight * (num_samples or n)` rows, rounded: whole passes, then a random part of a last
+    pass, drawn by row number with the source's seed. Rows stay in file order; shuffling is the training's.
+
+    Raises:
+        DataError: as in iteration.
+    """
+    for source in sources:
+        yield from _share(source)
+
+
+def _share(source: Source) -> Iterator[Conversation]:
+    spec = source.spec
+    if spec.weight == 1 and spec.num_samples is None:
+        yield from source
+        return
+    count = source.count()
+    whole, rest = divmod(max(1, int(spec.weight * (spec.num_samples or count) + 0.5)), max(1, count))
+    for _ in range(whole):
+        yield from source
+    if not rest:
+        return
+    # Knuth's selection sampling (The Art of Computer Programming 3.4.2, algorithm S): exactly `rest` rows, each set
+    # of them equally likely, and only two numbers to remember.
+    chance = random.Random(source.seed)
+    for left, conversation in zip(range(count, 0, -1), source, strict=True):
+        if chance.random() * left < rest:
+            rest -= 1
+            yield conversation
+
+
+def _spec(entry: Any, number: int) -> SourceSpec:
+    if isinstance(entry, (str, Path)):
+        return SourceSpec(str(entry))
+    where = f"data entry {number}"
+    if not isinstance(entry, Mapping):
+        raise ConfigError(f"{where} must be a path or keys and values, not {entry!r}.", "For example: path: a.json")
+    if not entry.get("path") and set(entry) <= set(SourceSpec.__dataclass_fields__):
+        raise ConfigError(f"{where} has no path.", "For example: path: a.json")
+    return from_tree(SourceSpec, entry, where)
+
+
+def _settle(name: str, data: Rows, layouts: list[Layout]) -> tuple[Layout, Row]:
+    """The one layout of all files, by the first rows of each, and the row that shows it.
+
+    Raises:
+        DataError: a file without usable rows or with unknown columns, or two files that disagree.
+    """
+    if not isinstance(data, FileRows):
+        return _first_layout(name, data.rows(), layouts)
+    settled: tuple[Layout, Row] | None = None
+    for file in data.files:
+        layout, row = _first_layout(str(file.path), file.rows(), layouts)
+        if settled is None:
+            settled = layout, row
+        elif layout != settled[0]:
+            raise _mixed(layout, row, *settled).at(row.where).error()
+    assert settled is not None
+    return settled
+
+
+def _first_layout(name: str, rows: Iterator[Row | Fault], layouts: list[Layout]) -> tuple[Layout, Row]:
+    first: Row | None = None
+    broken: Fault | None = None
+    for _, item in zip(range(_LOOK_AHEAD), rows, strict=False):
+        if isinstance(item, Fault):
+            broken = broken or item
+            continue
+        layout = detect(layouts, item.values)
+        if layout is not None:
+            return layout, item
+        first = first or item
+    if first is None:
+        reason = f" The first: {broken}." if broken else ""
+        raise DataError(
+            f"{name}: no usable rows.{reason}", "Give one JSON object per line, or a JSON array of objects."
+        )
+    if len(layouts) == 1:  # the user named it: say what is wrong with the row by it
+        try:
+            read_row(layouts[0], first)
+        except BadRow as bad:
+            raise bad.at(first.where).error() from None
+    known = "; ".join(dict.fromkeys(layout.name for layout in layouts))
     raise DataError(
-        f"{first.where}: no known columns (this row has {', '.join(map(repr, first.values)) or 'none'}).",
+        f"{first.where}: no known columns (this row has {keys_of(first.values)}).",
         f"Known: {known}. Others: name them in data.columns, e.g. --set data.columns.prompt=question.",
     )
 
 
-def _conversation(row: Row, names: Columns) -> Conversation:
-    messages: list[dict[str, Any]] = []
-    if "system" in names and row.values.get(names["system"]):
-        messages.append({"role": "system", "content": _text(row, names["system"])})
-    if "history" in names and row.values.get(names["history"]):
-        messages += _history(row, names["history"])
-    question = _text(row, names["prompt"])
-    if "input" in names and row.values.get(names["input"]):
-        question = f"{question}\n{_text(row, names['input'])}"
-    messages.append({"role": "user", "content": question})
-    messages.append({"role": "assistant", "content": _text(row, names["response"])})
-    return Conversation(messages, row.where)
+def _mixed(other: Layout, row: Row, layout: Layout, first: Row) -> BadRow:
+    return BadRow(
+        "mixed-formats",
+        f"this row is {other.name} (it has {keys_of(row.values)}), but {first.where} is {layout.name} "
+        f"(it has {keys_of(first.values)})",
+        "Give files of different formats as separate entries of data.train.",
+    )
 
 
-def _history(row: Row, column: str) -> list[dict[str, Any]]:
-    turns = row.values[column]
-    if not isinstance(turns, list):
-        raise DataError(f"{row.where}: column {column!r} must be a list of [question, answer] pairs.")
-    messages: list[dict[str, Any]] = []
-    for number, turn in enumerate(turns, start=1):
-        if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(part, str) for part in turn):
-            raise DataError(f"{row.where}: entry {number} of {column!r} is not a [question, answer] pair of texts.")
-        messages.append({"role": "user", "content": turn[0]})
-        # Only the row's own response is learnt: the rows of the earlier turns stand in the file by themselves.
-        messages.append({"role": "assistant", "content": turn[1], "loss": False})
-    return messages
-
-
-def _text(row: Row, column: str) -> str:
-    if column not in row.values:
-        raise DataError(
-            f"{row.where}: no column {column!r} (this row has {', '.join(map(repr, row.values)) or 'none'}).",
-            "Mend the row, or name the columns in data.columns.",
-        )
-    value = row.values[column]
-    if not isinstance(value, str):
-        raise DataError(f"{row.where}: column {column!r} must be text, not {type(value).__name__}.", "Mend the row.")
-    return value
+def _same_schema(files: list[DataFile]) -> None:
+    first: tuple[DataFile, dict[str, str]] | None = None
+    for file in files:
+        schema = file.schema()
+        if schema is None:
+            continue
+        if first is None:
+            first = file, schema
+            continue
+        for column in sorted(schema.keys() | first[1].keys()):
+            here, there = schema.get(column, "missing"), first[1].get(column, "missing")
+            if here != there and "null" not in (here, there):  # a column that is empty in one file has no type there
+                raise DataError(
+                    f"{file.path}: column {column!r} is {here}, but {there} in {first[0].path}.",
+                    "Give files of different schemas as separate entries of data.train.",
+                )

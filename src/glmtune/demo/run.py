@@ -21,20 +21,28 @@ from glmtune.rundir import RunDir, write_text
 from glmtune.training.train import train
 
 SHOWN = 4
-SIZES = {"train": 1000, "dev": 24}
+SIZES = {"train": 3200, "dev": 64}
 SETTINGS: dict[str, Any] = {
     "data": {"max_source_length": 64, "max_target_length": 96},
-    "lora": {"rank": 8, "alpha": 16, "dropout": 0.0},
+    "lora": {
+        "rank": 16,
+        "alpha": 32,
+        "dropout": 0.0,
+        "targets": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"],
+    },
     "training": {
-        "max_steps": 120,
+        "max_steps": 200,
         "learning_rate": 5e-3,
-        "per_device_train_batch_size": 16,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": 0.05,
+        "per_device_train_batch_size": 6,
         "gradient_accumulation_steps": 1,
+        "per_device_eval_batch_size": 6,
         "logging_steps": 5,
         "eval_strategy": "steps",
-        "eval_steps": 40,
+        "eval_steps": 50,
         "save_strategy": "steps",
-        "save_steps": 60,
+        "save_steps": 100,
     },
 }
 

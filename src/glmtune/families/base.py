@@ -6,6 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from glmtune.errors import DataError, ModelError
@@ -22,10 +23,18 @@ Message = Mapping[str, Any]
 
 @dataclass
 class Encoded:
-    """One training row: `input_ids` and `labels`, both of the same length; `IGNORE` where no loss is taken."""
+    """One training row: `input_ids` and `labels`, both of the same length; `IGNORE` where no loss is taken.
+
+    A label is the token that should follow the position before it. It is the input's own token, but for ChatGLM2's
+    earlier answers, whose end token stands in the labels only.
+    """
 
     input_ids: list[int]
     labels: list[int]
+    prompt_length: int
+    """Where the last answer begins."""
+    context: int = 0
+    """Length of the part that is read in both directions (ChatGLM-6B); 0 where attention is causal throughout."""
 
 
 @dataclass
@@ -42,6 +51,8 @@ class Reply:
 
     content: str
     tool_calls: list[ToolCall] = field(default_factory=list)
+    problem: str = ""
+    """Why a text that looks like a tool call could not be read as one."""
 
 
 class Family(ABC):
@@ -53,6 +64,10 @@ class Family(ABC):
     """Module names that LoRA adapts unless told otherwise: the query, key and value projections."""
     stop_tokens: tuple[str, ...]
     """Tokens that end a reply, the one that closes a training row first."""
+    one_answer_per_row = False
+    """Whether a row can train its last answer only, so that a conversation becomes one row per answer."""
+    position_streams = 1
+    """How many positions a token has: ChatGLM-6B counts the context and the answer apart."""
     positions_scaled = False
     """Whether a published `rope_ratio` divides the positions (ChatGLM2-6B-32k) instead of stretching the base."""
 
@@ -77,8 +92,19 @@ class Family(ABC):
         require_answer(messages)
         prompt = self.encode_prompt(messages[:-1], tokenizer, tools)
         answer = self.encode_answer(messages[-1], tokenizer)
-        targets = answer if messages[-1].get("loss", True) else [IGNORE] * len(answer)
-        return Encoded(prompt + answer, [IGNORE] * len(prompt) + targets)
+        return self._row(prompt, answer, trained=messages[-1].get("loss", True))
+
+    def encode_text(self, text: str, tokenizer: PreTrainedTokenizerBase) -> Encoded:
+        """Plain text for continued pre-training: every token of it is a target, and so is the end token."""
+        return self._row(self._start(tokenizer), [*text_ids(tokenizer, text), self.stop_ids(tokenizer)[0]])
+
+    @abstractmethod
+    def _start(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """The ids that open a row."""
+
+    def _row(self, prompt: list[int], answer: list[int], trained: bool = True) -> Encoded:
+        targets = answer if trained else [IGNORE] * len(answer)
+        return Encoded(prompt + answer, [IGNORE] * len(prompt) + targets, len(prompt))
 
     def parse_reply(self, text: str) -> Reply:
         """The reply in a generated `text` (special tokens already left out)."""
@@ -98,9 +124,18 @@ class Family(ABC):
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Ids of `text` alone; special tokens typed in it stay text, which is the formats' defence against injection."""
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    backend: Any = tokenizer.backend_tokenizer
+    # The same as tokenizer(text, add_special_tokens=False, split_special_tokens=True), without the two thirds of its
+    # time that go into building a BatchEncoding. Every call of a tokenizer sets this state anew for itself.
+    backend.encode_special_tokens = True
+    if backend.padding is not None:
+        backend.no_padding()
+    if backend.truncation is not None:
+        backend.no_truncation()
+    return list(backend.encode(text, add_special_tokens=False).ids)
 
 
+@lru_cache(maxsize=4096)
 def special_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     """The id of a special token.
 

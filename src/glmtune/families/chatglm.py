@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from glmtune.families.base import Family, Message, special_id, text_ids
+from glmtune.families.base import Encoded, Family, Message, special_id, text_ids
 from glmtune.families.rounds import to_rounds
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ class ChatGLM(Family):
     title = "ChatGLM-6B"
     lora_targets = ("query_key_value",)
     stop_tokens = ("<eop>",)
+    one_answer_per_row = True
+    position_streams = 2
 
     def render_prompt(self, messages: Sequence[Message], tools: list | None = None) -> str:
         """The text before `[gMASK]`: the bare question, or rounds counted from 0 once there is a history."""
@@ -34,8 +36,15 @@ class ChatGLM(Family):
     def encode_prompt(
         self, messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, tools: list | None = None
     ) -> list[int]:
-        ids = text_ids(tokenizer, self.render_prompt(messages, tools))
-        return [*ids, special_id(tokenizer, "[gMASK]"), special_id(tokenizer, "<sop>")]
+        return text_ids(tokenizer, self.render_prompt(messages, tools)) + self._start(tokenizer)
 
     def encode_answer(self, message: Message, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         return [*text_ids(tokenizer, message["content"]), special_id(tokenizer, self.stop_tokens[0])]
+
+    def _start(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        return [special_id(tokenizer, "[gMASK]"), special_id(tokenizer, "<sop>")]
+
+    def _row(self, prompt: list[int], answer: list[int], trained: bool = True) -> Encoded:
+        encoded = super()._row(prompt, answer, trained)
+        encoded.context = len(prompt) - 1  # all before <sop>
+        return encoded

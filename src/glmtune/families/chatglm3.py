@@ -5,9 +5,10 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from glmtune.families.base import Message, Reply, ToolCall
-from glmtune.families.roles import RoleFamily
+from glmtune.families.roles import RoleFamily, tool_messages
 
 TOOLS_HEADING = "Answer the following questions as best as you can. You have access to the following tools:\n"
 
@@ -25,42 +26,38 @@ class ChatGLM3(RoleFamily):
             listing = json.dumps(tools, indent=4, ensure_ascii=False)
             expanded.append({"role": "system", "content": TOOLS_HEADING + listing})
         for message in messages:
-            expanded += _call_and_result(message) if message["role"] == "tool" else [message]
+            expanded += tool_messages(message, _write_call) if message["role"] == "tool" else [message]
         return expanded
 
     def parse_reply(self, text: str) -> Reply:
-        """A tool call is `name`, a newline and a Python call in a code fence; it is read, never evaluated."""
+        """A tool call is the tool's name, a newline and a Python call in a code fence; it is read, never run."""
         name, newline, body = text.partition("\n")
-        if newline and name.strip():
-            arguments = _read_call(body)
-            if arguments is not None:
-                return Reply("", [ToolCall(name.strip(), arguments)])
-        return super().parse_reply(text)
+        if not newline or not name.strip() or "tool_call(" not in body:
+            return super().parse_reply(text)
+        try:
+            return Reply("", [ToolCall(name.strip(), _read_call(body))])
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            reason = error.msg if isinstance(error, SyntaxError) else str(error)
+            return Reply(text.strip(), problem=reason or "nested too deep")
 
 
-def _call_and_result(message: Message) -> list[Message]:
-    arguments = ", ".join(f"{key}={value!r}" for key, value in message.get("parameters", {}).items())
-    observation = message.get("observation", "")
-    if not isinstance(observation, str):
-        observation = json.dumps(observation, ensure_ascii=False)
-    call = {
-        "role": "assistant",
-        "metadata": message["name"],
-        "content": f"```python\ntool_call({arguments})\n```",
-        "loss": message.get("loss", True),
-    }
-    return [call, {"role": "observation", "content": observation}]
+def _write_call(arguments: dict[str, Any]) -> str:
+    listed = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    return f"```python\ntool_call({listed})\n```"
 
 
-def _read_call(body: str) -> dict | None:
-    """Keyword arguments of the `tool_call(...)` in a code fence; None when the text is not exactly that."""
+def _read_call(body: str) -> dict[str, Any]:
+    """Keyword arguments of the `tool_call(...)` in a code fence.
+
+    Raises:
+        SyntaxError, ValueError: the text is not exactly that, or a value is no plain literal.
+    """
     lines = body.strip().splitlines()
     if len(lines) < 3 or not lines[0].startswith("```") or lines[-1].strip() != "```":
-        return None
-    try:
-        call = ast.parse("\n".join(lines[1:-1]), mode="eval").body
-        if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
-            return None
-        return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
+        raise ValueError("the call stands in no closed code fence")
+    call = ast.parse("\n".join(lines[1:-1]), mode="eval").body
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id != "tool_call":
+        raise ValueError("not a single tool_call(...)")
+    if call.args or any(keyword.arg is None for keyword in call.keywords):
+        raise ValueError("arguments must be given by name")
+    return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from typing import Any
 
-from glmtune.errors import DataError
-from glmtune.families.base import Message
-from glmtune.families.roles import RoleFamily
+from glmtune.families.base import Message, Reply, ToolCall
+from glmtune.families.roles import RoleFamily, tool_messages
+
+# The published chat template's own words; a conversation's system message takes the place of the first sentence.
+SYSTEM = (
+    "你是一个名为 ChatGLM 的人工智能助手。你是基于智谱AI训练的语言模型 GLM-4 模型开发的，"
+    "你的任务是针对用户的问题和要求提供适当的答复和支持。"
+)
+TOOLS_HEADING = "\n\n# 可用工具"
+TOOL_FOOTER = "\n在调用上述函数时，请使用 Json 格式表示调用的参数。"
 
 
 class GLM4(RoleFamily):
@@ -17,6 +26,35 @@ class GLM4(RoleFamily):
     start_tokens = ("[gMASK]", "<sop>")
 
     def expand(self, messages: Sequence[Message], tools: list | None) -> list[Message]:
-        if tools or any(message["role"] == "tool" for message in messages):
-            raise DataError("Tools are not rendered for GLM-4 yet.", "Use ChatGLM3-6B for rows with tools.")
-        return list(messages)
+        rest = list(messages)
+        expanded: list[Message] = []
+        if tools:
+            own = rest.pop(0)["content"] if rest and rest[0]["role"] == "system" else SYSTEM
+            expanded.append({"role": "system", "content": own + TOOLS_HEADING + "".join(map(_announce, tools))})
+        for message in rest:
+            expanded += tool_messages(message, _write_call) if message["role"] == "tool" else [message]
+        return expanded
+
+    def parse_reply(self, text: str) -> Reply:
+        """A tool call is the tool's name, a newline and a JSON object."""
+        name, newline, body = text.partition("\n")
+        if not newline or not name.strip():
+            return super().parse_reply(text)
+        try:
+            arguments = json.loads(body)
+            if not isinstance(arguments, dict):
+                raise ValueError("the arguments are no JSON object")
+        except (ValueError, RecursionError) as error:
+            looks_like_call = body.lstrip().startswith(("{", "["))
+            return Reply(text.strip(), problem=str(error) if looks_like_call else "")
+        return Reply("", [ToolCall(name.strip(), arguments)])
+
+
+def _announce(tool: Any) -> str:
+    function = tool.get("function", tool) if isinstance(tool, dict) else tool
+    name = function.get("name", "") if isinstance(function, dict) else ""
+    return f"\n\n## {name}\n\n{json.dumps(function, ensure_ascii=False, indent=4)}{TOOL_FOOTER}"
+
+
+def _write_call(arguments: dict[str, Any]) -> str:
+    return json.dumps(arguments, ensure_ascii=False)

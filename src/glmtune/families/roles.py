@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from glmtune.errors import DataError
 from glmtune.families.base import IGNORE, Encoded, Family, Message, require_answer, special_id, text_ids
@@ -43,14 +45,17 @@ class RoleFamily(Family):
         # counts[i] says whether the prediction made *at* token i counts, so the token after an assistant's
         # message (the next role or the end) is a target too, and its own role token is not.
         counts = [False] * len(ids)
+        prompt_length = 0
         for message in self.expand(messages, tools):
+            if message["role"] == "assistant":
+                prompt_length = len(ids) + 1
             new = self._message_ids(message, tokenizer)
             trained = message["role"] == "assistant" and message.get("loss", True)
             ids += new
             counts += [trained] * len(new)
         ids.append(special_id(tokenizer, self.stop_tokens[0]))
         labels = [token if counted else IGNORE for token, counted in zip(ids, [False, *counts], strict=True)]
-        return Encoded(ids, labels)
+        return Encoded(ids, labels, prompt_length)
 
     def _start(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         return [special_id(tokenizer, token) for token in self.start_tokens]
@@ -63,5 +68,24 @@ class RoleFamily(Family):
 
     def _body_ids(self, message: Message, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         # The two pieces are encoded apart, as the official tokenizers do: each gets its own dummy prefix.
-        metadata = text_ids(tokenizer, f"{message.get('metadata', '')}\n")
-        return metadata + text_ids(tokenizer, message["content"])
+        return [*_metadata_ids(tokenizer, message.get("metadata", "")), *text_ids(tokenizer, message["content"])]
+
+
+@lru_cache(maxsize=4096)
+def _metadata_ids(tokenizer: PreTrainedTokenizerBase, metadata: str) -> tuple[int, ...]:
+    """Nearly always the empty line or one of a few tool names."""
+    return tuple(text_ids(tokenizer, f"{metadata}\n"))
+
+
+def tool_messages(message: Message, write_call: Callable[[dict[str, Any]], str]) -> list[Message]:
+    """A `tool` message in the models' own roles: the assistant's call and what came of it."""
+    observation = message.get("observation", "")
+    if not isinstance(observation, str):
+        observation = json.dumps(observation, ensure_ascii=False)
+    call = {
+        "role": "assistant",
+        "metadata": message["name"],
+        "content": write_call(message.get("parameters") or {}),
+        "loss": message.get("loss", True),
+    }
+    return [call, {"role": "observation", "content": observation}]

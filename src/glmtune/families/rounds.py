@@ -28,7 +28,7 @@ def to_rounds(messages: Sequence[Message], tools: list | None, title: str) -> li
     rounds: list[Round] = []
     systems: list[str] = []
     for position, message in enumerate(messages):
-        role, content = message["role"], message["content"]
+        role, content = message["role"], message.get("content", "")
         if role == "system" and not rounds:
             systems.append(content)
         elif role == "user" and (not rounds or rounds[-1].answer is not None):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from glmtune.data.encoding import with_prefix
 from glmtune.errors import GlmtuneError
 from glmtune.families import Family, Reply
 from glmtune.generation.reply import Sampling, generate_reply
@@ -28,11 +29,13 @@ class Chat:
         family: Family,
         sampling: Sampling,
         system: str = "",
+        prefix: str = "",
     ):
         self._model = model
         self._tokenizer = tokenizer
         self._family = family
         self._sampling = sampling
+        self._prefix = prefix
         self.system = system
         self.messages: list[dict[str, Any]] = []
 
@@ -44,7 +47,7 @@ class Chat:
             self._model,
             self._tokenizer,
             self._family,
-            [*system, *asked],
+            with_prefix([*system, *asked], self._prefix),
             sampling=self._sampling,
             on_text=on_text,
         )

@@ -24,6 +24,8 @@ class Opened:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     family: Family
+    prefix: str = ""
+    """What the run put in front of every first question; chat does the same."""
 
 
 def open_model(
@@ -58,4 +60,4 @@ def open_model(
     model = load_onto(inspected, found.adapter, dtype=dtype, device=device)
     if seed is not None:
         set_seed(seed)
-    return Opened(model, tokenizer, inspected.family)
+    return Opened(model, tokenizer, inspected.family, found.prefix)

@@ -27,6 +27,8 @@ class Target:
     adapter: Path | None = None
     family: str | None = None
     hub: str = "huggingface"
+    prefix: str = ""
+    """The text that the run put in front of every first question."""
 
 
 def load_model(
@@ -104,7 +106,11 @@ def resolve_target(
     if is_run(folder):
         config = load_config(folder / "config.yaml")
         return Target(
-            base or config.model.path, adapter_folder(folder), family or config.model.family, config.model.hub
+            base or config.model.path,
+            adapter_folder(folder),
+            family or config.model.family,
+            config.model.hub,
+            config.data.prefix,
         )
     if (folder / "adapter_config.json").is_file():
         note = read_note(folder)

@@ -53,7 +53,7 @@ def add_lora(model: PreTrainedModel, family: Family, config: LoraConfig) -> Peft
             lora_dropout=config.dropout,
             target_modules=targets,
             task_type="CAUSAL_LM",
-            base_model_name_or_path=os.path.abspath(str(model.name_or_path)),
+            base_model_name_or_path=model.name_or_path,
         ),
     )
 

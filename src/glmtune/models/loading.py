@@ -74,7 +74,8 @@ def load_base(
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **arguments)
         model, info = loaded
     _check_loaded(base, info)
-    model.config._name_or_path = model.name_or_path = str(base.folder)
+    # Absolute, for an adapter keeps it as the place of its base.
+    model.config._name_or_path = model.name_or_path = str(base.folder.resolve())
     return model.eval()
 
 

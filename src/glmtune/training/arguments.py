@@ -74,7 +74,6 @@ def training_arguments(config: RunConfig, run: RunDir, precision: torch.dtype, h
         values["fp16"] = precision is torch.float16 and on_gpu
     values.setdefault("dataloader_pin_memory", on_gpu)
     values.setdefault("label_names", ["labels"])
-    values.setdefault("include_num_input_tokens_seen", "non_padding")
     values |= {
         "output_dir": str(run.checkpoints),
         "remove_unused_columns": False,

@@ -1,93 +1,198 @@
-"""From data files to encoded training and evaluation rows, saying what was left out or cut."""
+"""From data files to blocks of encoded rows, saying what was left out or cut."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
-from glmtune.config import RunConfig
-from glmtune.data.encoding import Cuts, EncodedRow, Limits, encode_conversations
-from glmtune.data.sources import Conversation, Source, read_source
+from glmtune.config import DataConfig, RunConfig
+from glmtune.data.batches import BlockDataset, Collate
+from glmtune.data.cache import EncodedData, check_encoded, encode_sources, is_encoded, open_encoded
+from glmtune.data.encoding import Counts, EncodingRules
+from glmtune.data.packing import pack
+from glmtune.data.sources import open_sources
 from glmtune.errors import DataError
-from glmtune.models.loading import Base
+from glmtune.families import Family
 
 
 @dataclass
 class Rows:
-    """Encoded training and evaluation rows."""
+    """Training and evaluation data, ready for the trainer."""
 
-    train: list[EncodedRow]
-    eval: list[EncodedRow]
-    cuts: dict[str, dict[str, int]]
-    broken: int
-    layout: str
+    train: BlockDataset
+    eval: BlockDataset | None
+    collate: Collate
+    summary: dict[str, Any]
+    """What summary.json says of the data."""
+
+    def describe(self, row: int) -> str:
+        """The file and line of a training row."""
+        return self.train.rows[row].where
 
 
-def prepare_rows(config: RunConfig, base: Base, tokenizer: Any, console: Console) -> Rows:
-    """Read, split and encode the data of a run.
+def prepare_rows(config: RunConfig, family: Family, tokenizer: Any, console: Console) -> Rows:
+    """Read, encode, split and pack the data of a run.
 
     Raises:
-        DataError: a file that cannot be read, a row that fits no layout, or limits that cut every row.
+        DataError: a file that cannot be read, a row that fits no format, or limits that cut every row.
     """
-    source = read_source(config.data.train, config.data.columns)
-    _report_broken(source, console)
-    train, held = source.conversations, []
-    layout = source.layout
-    broken = len(source.broken)
-    if config.data.eval:
-        evaluation = read_source(config.data.eval, config.data.columns)
-        _report_broken(evaluation, console)
-        held = evaluation.conversations
-        broken += len(evaluation.broken)
+    data = config.data
+    rules = encoding_rules(data)
+    seed = int(config.training["seed"])
+    train = load_encoded(data.train, data, rules, family, tokenizer, console, seed)
+    _refuse_if_all_cut(train, rules, data)
+    if data.eval:
+        held = load_encoded(data.eval, data, rules, family, tokenizer, console, seed)
+        parts = _all(train), _all(held)
+        stores = train.rows, held.rows
     else:
-        train, held = _split(train, config.data.eval_fraction, int(config.training["seed"]))
-    limits = Limits(config.data.max_source_length, config.data.max_target_length)
-    with console.status("Encoding rows"):
-        train_rows, train_cuts = encode_conversations(train, base.family, tokenizer, limits)
-        eval_rows, eval_cuts = encode_conversations(held, base.family, tokenizer, limits)
-    console.print(f"Data: {len(train)} training and {len(held)} evaluation rows, columns {layout}", highlight=False)
-    _report_cuts(train_cuts, train_rows, limits, config.data.train, console)
-    cuts = {"train": train_cuts.as_dict(), "eval": eval_cuts.as_dict()}
-    return Rows(train_rows, eval_rows, cuts, broken, layout)
+        held = None
+        parts = _split(train.rows.conversations, data.eval_fraction, seed)
+        stores = train.rows, train.rows
+    capacity = max(rules.longest, int(max(train.rows.lengths, default=1)))
+    datasets = [
+        BlockDataset(store, _packed(store.lengths, part, capacity) if data.packing else _single(store.lengths, part))
+        for store, part in zip(stores, parts, strict=True)
+    ]
+    told = f"Data: {len(parts[0])} training and {len(parts[1])} evaluation rows"
+    packed = f", packed into {len(datasets[0])} blocks of up to {capacity} tokens" if data.packing else ""
+    console.print(f"{told}{packed}", highlight=False)
+    return Rows(
+        datasets[0],
+        datasets[1] if len(parts[1]) else None,
+        Collate(tokenizer.pad_token_id, family, data.packing),
+        _summary(train, held, parts, datasets[0], data.packing),
+    )
 
 
-def _split(rows: list[Conversation], fraction: float, seed: int) -> tuple[list[Conversation], list[Conversation]]:
-    """Keep a random share back for evaluation; at least one row stays on each side, if there are two."""
-    if fraction <= 0 or len(rows) < 2:
-        return rows, []
-    count = min(max(1, round(len(rows) * fraction)), len(rows) - 1)
-    chosen = set(random.Random(seed).sample(range(len(rows)), count))
-    kept = [row for i, row in enumerate(rows) if i not in chosen]
-    return kept, [rows[i] for i in sorted(chosen)]
+def encoding_rules(data: DataConfig) -> EncodingRules:
+    """The part of the data settings that decides ids."""
+    return EncodingRules(
+        data.max_source_length, data.max_target_length, data.max_length, data.overlength, data.train_on, data.prefix
+    )
 
 
-def _report_broken(source: Source, console: Console) -> None:
-    for sentence in source.broken[:5]:
-        console.print(f"[yellow]left out[/] {sentence}", highlight=False)
-    if source.broken:
-        rest = " (the first 5 are listed)" if len(source.broken) > 5 else ""
+def load_encoded(
+    entries: Any,
+    data: DataConfig,
+    rules: EncodingRules,
+    family: Family,
+    tokenizer: Any,
+    console: Console,
+    seed: int,
+    folder: Path | None = None,
+) -> EncodedData:
+    """Encode data files (or find them in the cache), or open a set that was encoded before; say what was found.
+
+    Args:
+        entries: `data.train` or `data.eval` of a config.
+        data: the other data settings.
+        rules: limits and what is trained.
+        family: the generation.
+        tokenizer: its tokenizer.
+        console: where it is said.
+        seed: of sampling.
+        folder: where to write; the cache when None.
+    """
+    if isinstance(entries, str) and is_encoded(entries):
+        encoded = open_encoded(Path(entries))
+        check_encoded(encoded, family, tokenizer, entries)
+    else:
+        sources = open_sources(entries, data.columns, data.format, seed)
+        with console.status("Encoding rows") as status:
+            encoded = encode_sources(
+                sources,
+                family,
+                tokenizer,
+                rules,
+                folder=folder,
+                progress=lambda count: status.update(f"Encoding rows: {count:,}"),
+            )
+    report(encoded, rules, console)
+    return encoded
+
+
+def report(encoded: EncodedData, rules: EncodingRules, console: Console) -> None:
+    """Say what was read, how, and what was left out or cut."""
+    meta, counts = encoded.meta, Counts(**encoded.meta.counts)
+    for source in meta.sources:
+        console.print(f"{source['name']}: {source['format']}", highlight=False, markup=False)
+    for note in meta.notes:
+        console.print(note, style="yellow", highlight=False, markup=False)
+    for sentence in meta.broken[:5]:
+        console.print(f"left out: {sentence}", style="yellow", highlight=False, markup=False)
+    if meta.lines_left_out:
+        more = " (the first 5 are listed)" if meta.lines_left_out > 5 else ""
         console.print(
-            f"[yellow]{len(source.broken)} lines of {source.path} are no rows{rest}; "
-            f"the other {len(source.conversations)} are used.[/]",
+            f"{meta.lines_left_out} lines are no rows{more}; the other {counts.conversations} are used.",
+            style="yellow",
+            highlight=False,
+        )
+    if counts.over:
+        console.print(
+            f"Length limits: {counts.turns_dropped} rows lost old turns, {counts.prompts_cut} the start of their "
+            f"question, {counts.answers_cut} the end of their answer, {counts.rows_dropped} were dropped "
+            f"({counts.tokens_cut} tokens in all).",
+            style="yellow",
             highlight=False,
         )
 
 
-def _report_cuts(cuts: Cuts, rows: list[EncodedRow], limits: Limits, path: str, console: Console) -> None:
-    touched = cuts.turns_dropped + cuts.prompts_cut + cuts.answers_cut
-    if not touched:
-        return
-    if len(rows) == cuts.rows and cuts.rows <= min(cuts.prompts_cut + cuts.turns_dropped, cuts.answers_cut):
+def _refuse_if_all_cut(encoded: EncodedData, rules: EncodingRules, data: DataConfig) -> None:
+    counts = Counts(**encoded.meta.counts)
+    if not len(encoded.rows):
+        raise DataError(f"{data.train}: no row is left (all {counts.rows_dropped} are too long).", "Raise the limits.")
+    if counts.rows <= min(counts.prompts_cut, counts.answers_cut):
         raise DataError(
-            f"{path}: every one of the {cuts.rows} rows is longer than both limits "
-            f"(max_source_length {limits.source}, max_target_length {limits.target}).",
+            f"{data.train}: every one of the {counts.rows} rows is longer than both limits "
+            f"(max_source_length {rules.max_source_length}, max_target_length {rules.max_target_length}).",
             "Raise them: --set data.max_source_length=1024 --set data.max_target_length=1024",
         )
-    console.print(
-        f"[yellow]Length limits: {cuts.turns_dropped} rows lost old turns, {cuts.prompts_cut} the start of their "
-        f"question, {cuts.answers_cut} the end of their answer ({cuts.tokens_cut} tokens in all).[/]",
-        highlight=False,
-    )
+
+
+def _all(encoded: EncodedData) -> np.ndarray:
+    return np.arange(len(encoded.rows))
+
+
+def _split(conversations: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on and a random share kept back; rows of one conversation stay on one side."""
+    count = int(conversations.max()) + 1 if len(conversations) else 0
+    if fraction <= 0 or count < 2:
+        return np.arange(len(conversations)), np.arange(0)
+    kept_back = min(max(1, round(count * fraction)), count - 1)
+    chosen = np.zeros(count, dtype=bool)
+    chosen[random.Random(seed).sample(range(count), kept_back)] = True
+    held = chosen[conversations]
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def _packed(lengths: np.ndarray, part: np.ndarray, capacity: int) -> list[list[int]]:
+    return [[int(part[row]) for row in block] for block in pack(lengths[part], capacity)]
+
+
+def _single(lengths: np.ndarray, part: np.ndarray) -> list[list[int]]:
+    """A block per row, by length: neighbours in an evaluation batch then hold little padding. Training shuffles."""
+    return [[int(row)] for row in part[np.argsort(lengths[part], kind="stable")]]
+
+
+def _summary(
+    train: EncodedData,
+    held: EncodedData | None,
+    parts: tuple[np.ndarray, np.ndarray],
+    blocks: BlockDataset,
+    packing: bool,
+) -> dict[str, Any]:
+    return {
+        "train_rows": len(parts[0]),
+        "eval_rows": len(parts[1]),
+        "sources": train.meta.sources,
+        "lines_left_out": train.meta.lines_left_out + (held.meta.lines_left_out if held else 0),
+        "train": train.meta.counts,
+        "eval": held.meta.counts if held else None,
+        "blocks": len(blocks) if packing else None,
+    }

@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 
 from glmtune.errors import TrainingError
+from glmtune.training.loss import model_inputs
 
 
 def prove_adapter(model: PeftModel, folder: Path, batch: dict[str, Any]) -> float:
@@ -17,7 +18,7 @@ def prove_adapter(model: PeftModel, folder: Path, batch: dict[str, Any]) -> floa
     Args:
         model: the trained model.
         folder: the saved adapter.
-        batch: a row, as `PadRight` collates it.
+        batch: a row, as `Collate` makes it.
 
     Returns:
         The largest change of a logit that the adapter makes.
@@ -56,5 +57,4 @@ def prove_adapter(model: PeftModel, folder: Path, batch: dict[str, Any]) -> floa
 
 @torch.no_grad()
 def _logits(model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-    inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "logits_to_keep")}
-    return model(**inputs, use_cache=False).logits.float()
+    return model(**model_inputs(model, batch), use_cache=False).logits.float()

@@ -26,13 +26,7 @@ def opening(config: RunConfig, base: Base, rows: Rows, precision: torch.dtype, t
         },
         "method": config.method,
         "trainable_parameters": trainable,
-        "data": {
-            "train_rows": len(rows.train),
-            "eval_rows": len(rows.eval),
-            "layout": rows.layout,
-            "lines_left_out": rows.broken,
-            "cuts": rows.cuts,
-        },
+        "data": rows.summary,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
         "versions": versions(),
     }

@@ -14,7 +14,6 @@ from transformers import set_seed
 from transformers.integrations import TensorBoardCallback
 
 from glmtune.config import RunConfig, check, dump_yaml
-from glmtune.data.batches import PadRight, RowDataset
 from glmtune.errors import RunError, TrainingError
 from glmtune.methods.lora import BaseNote, add_lora, save_adapter, trainable_parameters, write_adapter
 from glmtune.models.loading import Base, inspect_base, load_base
@@ -59,7 +58,7 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
     base = inspect_base(config.model.path, family=config.model.family, hub=config.model.hub)
     console.print(f"{base.family.title} in {base.folder}, fingerprint {base.fingerprint}", highlight=False)
     tokenizer = load_tokenizer(base.folder, family=base.family.name)
-    rows = prepare_rows(config, base, tokenizer, console)
+    rows = prepare_rows(config, base.family, tokenizer, console)
 
     run, checkpoint = _open_run(config, base, resume, console)
     precision = pick_precision(config.model.precision)
@@ -77,14 +76,14 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
 
     note = BaseNote(str(base.folder.resolve()), base.fingerprint, base.family.name)
     stopper = StopCallback(run, console)
-    trainer = _build_trainer(config, run, arguments, model, rows, note, tokenizer.pad_token_id, stopper, console)
+    trainer = _build_trainer(config, run, arguments, model, rows, note, stopper, console)
     result = _run(trainer, stopper, checkpoint)
 
     finished = trainer.state.global_step >= trainer.state.max_steps
     summary |= closing(trainer, result, run.read_metrics(), finished)
     if finished:
         save_adapter(model, run.adapter, note)
-        probe = trainer.data_collator([RowDataset(rows.train)[0]])
+        probe = rows.collate([rows.train[0]])
         on_device = {key: value.to(arguments.device) for key, value in probe.items()}
         summary["adapter_changes_logits_by"] = prove_adapter(model, run.adapter, on_device)
     write_json(run.summary, summary)
@@ -134,7 +133,6 @@ def _build_trainer(
     model: PeftModel,
     rows: Rows,
     note: BaseNote,
-    pad_token_id: int,
     stopper: StopCallback,
     console: Console,
 ) -> GlmTrainer:
@@ -146,12 +144,11 @@ def _build_trainer(
     return GlmTrainer(
         model=model,
         args=arguments,
-        train_dataset=RowDataset(rows.train),
-        # By length, so that batches hold little padding; the loss is a mean over all targets and knows no order.
-        eval_dataset=RowDataset(sorted(rows.eval, key=lambda row: len(row.input_ids))) if rows.eval else None,
-        data_collator=PadRight(pad_token_id),
+        train_dataset=rows.train,
+        eval_dataset=rows.eval,
+        data_collator=rows.collate,
         callbacks=callbacks,
-        describe_row=lambda index: rows.train[index].where,
+        describe_row=rows.describe,
         save_weights=lambda folder: write_adapter(model, folder, note),
     )
 

@@ -12,11 +12,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
+from glmtune.data.batches import BlockDataset
 from glmtune.errors import TrainingError
-from glmtune.training.loss import row_losses
+from glmtune.training.loss import target_losses
 
 _PARTIAL = ".saving"
 
@@ -31,6 +34,7 @@ class GlmTrainer(Trainer):
         self.remove_callback(PrinterCallback)  # it prints every log as a dict; our progress says it in words
         self._describe_row = describe_row
         self._save_weights = save_weights
+        self._head: nn.Module = self.model.get_output_embeddings()  # type: ignore[union-attr, operator]
         self._saving = False
         self.samples_seen = 0
         self._tokens_before: int | None = None
@@ -51,13 +55,13 @@ class GlmTrainer(Trainer):
     ) -> Any:
         if self._tokens_before is None:
             self._tokens_before = int(self.state.num_input_tokens_seen)
-        self.samples_seen += len(inputs["rows"]) * self.accelerator.num_processes
-        sums_B, counts_B = row_losses(model, inputs)
-        loss = sums_B.sum() / (counts_B.sum() if num_items_in_batch is None else num_items_in_batch)
-        self._require_finite(loss, sums_B, inputs["rows"])
+        self.samples_seen += int((inputs["rows"] >= 0).sum()) * self.accelerator.num_processes
+        losses_N = target_losses(model, self._head, inputs)
+        loss = losses_N.sum() / (len(losses_N) if num_items_in_batch is None else num_items_in_batch)
+        self._require_finite(loss, losses_N, inputs)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # undoes the mean that data parallelism takes of gradients
-        return (loss, {"sums": sums_B, "counts": counts_B}) if return_outputs else loss
+        return (loss, {"losses": losses_N}) if return_outputs else loss
 
     def evaluation_loop(
         self,
@@ -73,13 +77,28 @@ class GlmTrainer(Trainer):
         for batch in dataloader:
             batch = self._prepare_inputs(batch)
             with torch.no_grad(), self.compute_loss_context_manager():
-                sums_B, counts_B = self.accelerator.gather_for_metrics(row_losses(model, batch))
-            total += float(sums_B.double().sum())
-            count += int(counts_B.sum())
-            rows += len(sums_B)
+                losses_N = target_losses(model, self._head, batch)
+            total += float(losses_N.double().sum())
+            count += len(losses_N)
+            rows += int((batch["rows"] >= 0).sum())
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         metrics = {f"{metric_key_prefix}_loss": total / count if count else float("nan")}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=rows)  # type: ignore[arg-type]
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        """Non-padding tokens; the Trainer's own count sums the attention mask, which packing makes a square."""
+        self.state.num_input_tokens_seen += int(self.accelerator.gather(inputs["tokens"]).sum())
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """By length, the lengths come from the row store: reading every row for them would take minutes."""
+        dataset = train_dataset or self.train_dataset
+        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(dataset, BlockDataset):
+            return super()._get_train_sampler(train_dataset)
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedSampler(size, dataset=dataset, lengths=dataset.lengths)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        return SequentialSampler(eval_dataset)  # the blocks are in order of length already
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """What goes into a checkpoint beside the optimiser's state is the method's affair."""
@@ -125,10 +144,12 @@ class GlmTrainer(Trainer):
             use_mtime=True,
         )
 
-    def _require_finite(self, loss: torch.Tensor, sums_B: torch.Tensor, rows_B: torch.Tensor) -> None:
+    def _require_finite(self, loss: torch.Tensor, losses_N: torch.Tensor, inputs: dict[str, Any]) -> None:
         if torch.isfinite(loss):
             return
-        bad = rows_B[~torch.isfinite(sums_B)].tolist() or rows_B.tolist()
+        # Blocks with a target whose loss is not finite; within a block the rows are not told apart.
+        blocks = inputs["target_positions"][~torch.isfinite(losses_N)] // inputs["input_ids"].shape[1]
+        bad = [row for row in inputs["rows"][blocks.unique()].flatten().tolist() if row >= 0]
         cause = "fp16 overflowed: use bf16 or fp32" if self.args.fp16 else "the learning rate is too high for this data"
         raise TrainingError(
             f"The loss became {float(loss)} at step {self.state.global_step + 1} "

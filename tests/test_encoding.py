@@ -1,0 +1,340 @@
+"""Conversations to ids: what is trained, what the limits cut, what the cache keeps."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import glmtune
+from glmtune.data.cache import encode_sources, open_encoded
+from glmtune.data.conversation import Conversation
+from glmtune.data.encoding import Counts, EncodingRules, encode_conversations
+from glmtune.data.sources import open_sources
+from glmtune.errors import DataError
+from glmtune.families import IGNORE, get_family
+from tiny import FAMILIES
+
+ROOMY = EncodingRules(1000, 1000)
+TURNS = [
+    {"role": "system", "content": "说得短。"},
+    {"role": "user", "content": "上衣好吗？"},
+    {"role": "assistant", "content": "上衣好。"},
+    {"role": "user", "content": "裙子呢？"},
+    {"role": "assistant", "content": "裙子也好。"},
+]
+TOOLS = [{"name": "find", "description": "找", "parameters": {"type": "object", "properties": {}}}]
+
+
+@pytest.fixture
+def load(tiny):
+    return lambda name: (glmtune.load_tokenizer(tiny(name)), get_family(name))
+
+
+def _encode(messages, family, tokenizer, rules=ROOMY, tools=None, text=None):
+    counts = Counts()
+    conversation = Conversation(messages, "rows.json:7", tools=tools, text=text)
+    return list(encode_conversations([conversation], family, tokenizer, rules, counts)), counts
+
+
+def _trained(row, tokenizer):
+    """The stretches that are learnt, as text, the special tokens that end them included."""
+    stretches, current = [], []
+    for label in [*row.labels, IGNORE]:
+        if label != IGNORE:
+            current.append(label)
+        elif current:
+            stretches.append(tokenizer.decode(current).strip())
+            current = []
+    return stretches
+
+
+# --- what is trained ---
+
+
+def test_every_answer_is_learnt_with_its_end(load):
+    expected = {
+        "chatglm": [["上衣好。<eop>"], ["裙子也好。<eop>"]],
+        "chatglm2": [["上衣好。</s>", "裙子也好。</s>"]],
+        "chatglm3": [["上衣好。<|user|>", "裙子也好。</s>"]],
+        "glm4": [["上衣好。<|user|>", "裙子也好。<|endoftext|>"]],
+    }
+    for name in FAMILIES:
+        tokenizer, family = load(name)
+        rows, counts = _encode(TURNS, family, tokenizer)
+        assert [_trained(row, tokenizer) for row in rows] == expected[name]
+        assert counts.rows == len(rows)
+        assert counts.targets == sum(label != IGNORE for row in rows for label in row.labels)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_only_the_last_answer_on_request(name, load):
+    tokenizer, family = load(name)
+    rows, _ = _encode(TURNS, family, tokenizer, EncodingRules(1000, 1000, train_on="last"))
+    (row,) = rows
+    (learnt,) = _trained(row, tokenizer)
+    assert learnt.startswith("裙子也好。")
+
+
+def test_chatglm2_keeps_the_official_prompt_and_labels_ends_beside_it(load):
+    """The history has no end tokens when the model is asked, so it has none in training; the labels carry them."""
+    tokenizer, family = load("chatglm2")
+    (row,), _ = _encode(TURNS, family, tokenizer)
+    prompt = family.encode_prompt(TURNS[:-1], tokenizer)
+    assert row.input_ids[: len(prompt)] == prompt
+    assert 2 not in row.input_ids[:-1]
+    changed = [(i, label) for i, label in enumerate(row.labels) if label not in (IGNORE, row.input_ids[i])]
+    assert [label for _, label in changed] == [2]
+    position = changed[0][0]
+    assert tokenizer.decode(row.input_ids[:position]).endswith("答：上衣好。")
+    assert tokenizer.decode(row.input_ids[position:]).startswith("\n\n[Round 2]")
+
+
+def test_chatglm_rows_say_how_long_their_context_is(load):
+    tokenizer, family = load("chatglm")
+    rows, _ = _encode(TURNS, family, tokenizer)
+    for row in rows:
+        assert tokenizer.convert_ids_to_tokens(row.input_ids[row.context]) == "<sop>"
+    (text,), _ = _encode([], family, tokenizer, text="白色上衣")
+    assert text.context == 1
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_loss_flags_and_answers_without_any(name, load):
+    tokenizer, family = load(name)
+    flagged = [{**m, "loss": False} if i == 2 else m for i, m in enumerate(TURNS)]
+    rows, _ = _encode(flagged, family, tokenizer)
+    assert len(rows) == 1
+    assert len(_trained(rows[0], tokenizer)) == 1
+    silent = [{**m, "loss": False} for m in TURNS]
+    with pytest.raises(DataError, match=r"rows\.json:7: nothing to learn here"):
+        _encode(silent, family, tokenizer)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_follows_the_last_answer_is_left_out(name, load):
+    tokenizer, family = load(name)
+    longer = [*TURNS, {"role": "user", "content": "谢谢"}]
+    assert _encode(longer, family, tokenizer)[0] == _encode(TURNS, family, tokenizer)[0]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_prefix_stands_before_the_first_question(name, load):
+    tokenizer, family = load(name)
+    rows, _ = _encode(TURNS, family, tokenizer, EncodingRules(1000, 1000, prefix="请回答 "))
+    shown = tokenizer.decode(rows[-1].input_ids)
+    assert shown.count("请回答 ") == 1
+    assert "请回答 上衣好吗" in shown
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_plain_text_is_learnt_whole_and_in_pieces(name, load):
+    tokenizer, family = load(name)
+    text = "白色上衣红色裙子。" * 12
+    (whole,), _ = _encode([], family, tokenizer, text=text)
+    assert tokenizer.decode([i for i in whole.labels if i != IGNORE], skip_special_tokens=True).strip() == text
+    pieces, counts = _encode([], family, tokenizer, EncodingRules(20, 12), text=text)
+    assert len(pieces) > 2
+    assert all(len(piece.input_ids) <= 32 for piece in pieces)
+    joined = [label for piece in pieces for label in piece.labels if label != IGNORE]
+    assert joined == [label for label in whole.labels if label != IGNORE]
+    assert counts.tokens_cut == 0
+
+
+# --- tools ---
+
+
+@pytest.mark.parametrize(("name", "call"), [("chatglm3", "tool_call(q='裙', n=2)"), ("glm4", '{"q": "裙", "n": 2}')])
+def test_tool_calls_are_learnt_and_their_results_are_not(name, call, load):
+    tokenizer, family = load(name)
+    messages = [
+        {"role": "user", "content": "找裙"},
+        {"role": "tool", "name": "find", "parameters": {"q": "裙", "n": 2}, "observation": {"found": 1}},
+        {"role": "assistant", "content": "有。"},
+    ]
+    (row,), _ = _encode(messages, family, tokenizer, tools=TOOLS)
+    first, second = _trained(row, tokenizer)
+    assert "find" in first
+    assert call in first
+    assert first.endswith("<|observation|>")
+    assert second.startswith("有。")
+    shown = tokenizer.decode(row.input_ids)
+    assert '{"found": 1}' in shown
+    assert '"description": "找"' in shown
+    written = first.removesuffix("<|observation|>").lstrip()
+    reply = family.parse_reply(written.replace("find \n", "find\n"))
+    assert [(c.name, c.arguments) for c in reply.tool_calls] == [("find", {"q": "裙", "n": 2})]
+
+
+def test_glm4_announces_tools_in_the_published_words(load):
+    tokenizer, family = load("glm4")
+    own = family.encode_prompt(TURNS[:2], tokenizer, [{"type": "function", "function": TOOLS[0]}])
+    shown = tokenizer.decode(own)
+    assert shown.startswith('[gMASK]<sop><|system|>\n说得短。\n\n# 可用工具\n\n## find\n\n{\n    "name"')
+    assert shown.count("在调用上述函数时，请使用 Json 格式表示调用的参数。") == 1
+    assert "你是一个名为 ChatGLM 的人工智能助手" in tokenizer.decode(family.encode_prompt(TURNS[1:2], tokenizer, TOOLS))
+
+
+@pytest.mark.parametrize(
+    ("body", "arguments"),
+    [
+        ("tool_call(城市='北京', 天数=3)", {"城市": "北京", "天数": 3}),
+        ('tool_call(a=\'it\\\'s "so"\', b="x\\ny")', {"a": 'it\'s "so"', "b": "x\ny"}),
+        ("tool_call(a={'b': [1, {'c': None}]}, d=-1.5, e=True)", {"a": {"b": [1, {"c": None}]}, "d": -1.5, "e": True}),
+        ("tool_call()", {}),
+        ("tool_call(\n    a='''two\nlines''',\n)", {"a": "two\nlines"}),
+    ],
+)
+def test_chatglm3_calls_are_read(body, arguments):
+    reply = get_family("chatglm3").parse_reply(f"find\n```python\n{body}\n```")
+    assert [(call.name, call.arguments) for call in reply.tool_calls] == [("find", arguments)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("chatglm3", "find\n```python\ntool_call(a=open('x'))\n```"),
+        ("chatglm3", "find\n```python\ntool_call(a=1\n```"),
+        ("chatglm3", "find\n```python\ntool_call('x')\n```"),
+        ("chatglm3", "find\n```python\ntool_call(**{'a': 1})\n```"),
+        ("chatglm3", "find\n```python\ntool_call(a=1); import os\n```"),
+        ("chatglm3", "find\n```python\ntool_call(a=1)"),
+        ("chatglm3", f"find\n```python\ntool_call(a={'[' * 5000}1{']' * 5000})\n```"),
+        ("glm4", 'find\n{"a": 1'),
+        ("glm4", "find\n[1, 2]"),
+    ],
+)
+def test_malformed_calls_are_text_with_the_reason(name, text):
+    reply = get_family(name).parse_reply(text)
+    assert reply.tool_calls == []
+    assert reply.content == text.strip()
+    assert reply.problem
+
+
+@pytest.mark.parametrize("name", ["chatglm3", "glm4"])
+def test_ordinary_answers_of_several_lines_are_no_calls(name):
+    reply = get_family(name).parse_reply("第一行\n第二行")
+    assert (reply.content, reply.tool_calls, reply.problem) == ("第一行\n第二行", [], "")
+
+
+# --- limits ---
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_old_turns_go_first_and_the_frame_stays(name, load):
+    tokenizer, family = load(name)
+    newest = [TURNS[0], *TURNS[3:]]
+    wanted = family.encode(newest, tokenizer)
+    rules = EncodingRules(wanted.prompt_length + 1, 1000, train_on="last")
+    (row,), counts = _encode(TURNS, family, tokenizer, rules)
+    assert (row.input_ids, row.labels) == (wanted.input_ids, wanted.labels)
+    assert (counts.turns_dropped, counts.prompts_cut) == (1, 0)
+    assert counts.tokens_cut == len(family.encode(TURNS, tokenizer).input_ids) - len(wanted.input_ids)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_then_the_start_of_the_newest_question(name, load):
+    tokenizer, family = load(name)
+    question = "".join(chr(0x4E00 + i) for i in range(80)) + "尾巴"
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": "好"}]
+    whole = family.encode(messages, tokenizer)
+    limit = whole.prompt_length - 30
+    (row,), counts = _encode(messages, family, tokenizer, EncodingRules(limit, 1000))
+    prompt = [i for i, label in zip(row.input_ids, row.labels, strict=True) if label == IGNORE]
+    assert limit - 4 < len(prompt) <= limit  # a character may be several byte tokens
+    assert "尾巴" in tokenizer.decode(prompt)
+    empty = family.encode([{"role": "user", "content": ""}, messages[1]], tokenizer)
+    assert prompt[-1] == empty.input_ids[empty.prompt_length - 1]
+    assert counts.prompts_cut == 1
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_long_answer_keeps_its_end_token(name, load):
+    tokenizer, family = load(name)
+    messages = [{"role": "user", "content": "问"}, {"role": "assistant", "content": "很长的回答" * 20}]
+    (row,), counts = _encode(messages, family, tokenizer, EncodingRules(500, 10))
+    targets = [label for label in row.labels if label != IGNORE]
+    assert len(targets) == 10
+    assert targets[-1] == family.stop_ids(tokenizer)[0]
+    assert targets[:9] == family.encode_answer(messages[-1], tokenizer)[:9]
+    assert counts.answers_cut == 1
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("question", "answer"), [(40, 40), (200, 10), (10, 200), (200, 200)])
+def test_one_limit_for_both_is_kept_and_used(name, question, answer, load):
+    tokenizer, family = load(name)
+    messages = [{"role": "user", "content": "上" * question}, {"role": "assistant", "content": "衣" * answer}]
+    (row,), _ = _encode(messages, family, tokenizer, EncodingRules(0, 0, max_length=200))
+    whole = family.encode(messages, tokenizer)
+    assert len(row.input_ids) <= 200
+    assert len(row.input_ids) > min(len(whole.input_ids), 200) - 8
+    assert row.input_ids[-1] == whole.input_ids[-1]
+    prompt = sum(label == IGNORE for label in row.labels)
+    assert prompt >= min(whole.prompt_length, 90)
+
+
+def test_rows_over_the_limits_can_be_dropped_or_refused(load):
+    tokenizer, family = load("chatglm3")
+    rows, counts = _encode(TURNS, family, tokenizer, EncodingRules(20, 1000, overlength="drop"))
+    assert rows == []
+    assert counts.rows_dropped == 1
+    with pytest.raises(DataError, match=r"rows\.json:7: \d+ tokens of prompt and \d+ of answer, more than 20 and 1000"):
+        _encode(TURNS, family, tokenizer, EncodingRules(20, 1000, overlength="error"))
+
+
+def test_a_limit_below_the_frame_is_an_error_with_the_row(load):
+    tokenizer, family = load("chatglm2")
+    with pytest.raises(DataError, match=r"rows\.json:7: what stands around the question takes"):
+        _encode(TURNS[1:3], family, tokenizer, EncodingRules(4, 10))
+
+
+# --- the cache ---
+
+
+def _sources(path):
+    return open_sources(str(path))
+
+
+def test_a_second_start_maps_what_the_first_encoded(load, adgen_file, monkeypatch):
+    tokenizer, family = load("chatglm3")
+    path = adgen_file(30)
+    first = encode_sources(_sources(path), family, tokenizer, ROOMY)
+    monkeypatch.setattr("glmtune.data.cache._encode_into", None)  # calling it would fail
+    second = encode_sources(_sources(path), family, tokenizer, ROOMY)
+    assert second.rows.path == first.rows.path
+    assert second.meta == first.meta
+    assert len(second.rows) == 30
+    direct = Counts()
+    wanted = list(encode_conversations(iter(_sources(path)[0]), family, tokenizer, ROOMY, direct))
+    for number, row in enumerate(wanted):
+        kept = second.rows[number]
+        assert (list(kept.input_ids), list(kept.labels)) == (row.input_ids, row.labels)
+        assert (kept.context, kept.conversation, kept.where) == (row.context, row.conversation, row.where)
+    assert list(second.rows.lengths) == [len(row.input_ids) for row in wanted]
+
+
+def test_other_content_settings_or_tokenizers_are_encoded_anew(load, adgen_file):
+    tokenizer, family = load("chatglm3")
+    path = adgen_file(4)
+    paths = {encode_sources(_sources(path), family, tokenizer, ROOMY).rows.path}
+    paths.add(encode_sources(_sources(path), family, tokenizer, EncodingRules(1000, 999)).rows.path)
+    other, second = load("chatglm2")
+    paths.add(encode_sources(_sources(path), second, other, ROOMY).rows.path)
+    path.write_text(path.read_text("utf-8").replace("类型", "种类"), "utf-8")
+    paths.add(encode_sources(_sources(path), family, tokenizer, ROOMY).rows.path)
+    assert len(paths) == 4
+
+
+def test_a_failed_or_killed_encoding_leaves_nothing_that_looks_whole(load, tmp_path):
+    tokenizer, family = load("chatglm2")
+    path = tmp_path / "rows.json"
+    rows = [{"content": "一", "summary": "壹"}, {"content": "二", "summary": 2}]
+    path.write_text("\n".join(json.dumps(row) for row in rows), "utf-8")
+    with pytest.raises(DataError, match=r"rows\.json:2"):
+        encode_sources(_sources(path), family, tokenizer, ROOMY, folder=tmp_path / "out")
+    with pytest.raises(DataError, match="not a whole encoded data set"):
+        open_encoded(tmp_path / "out")
+    rows[1]["summary"] = "贰"
+    path.write_text("\n".join(json.dumps(row) for row in rows), "utf-8")
+    assert len(encode_sources(_sources(path), family, tokenizer, ROOMY, folder=tmp_path / "out").rows) == 2
