@@ -70,6 +70,8 @@ def test_wrong_keys_and_types_name_the_way_out(override, message):
     ("override", "message"),
     [
         ("lora.rank=0", "lora.rank is 0; it must be at least 1"),
+        ("model.attention=flash_attention_2", "cannot take the mask of packed rows.\nUse sdpa"),
+        ("data.max_length=3", "data.max_length is 3; it must be at least 8"),
         ("lora.dropout=1", "lora.dropout is 1.0; it must be from 0 to below 1"),
         ("data.max_source_length=0", "data.max_source_length is 0"),
         ("data.train=", "data.train is not set.\nGive --data"),
@@ -118,3 +120,11 @@ def test_every_shipped_config_is_valid():
         from glmtune.training.arguments import check_training_keys
 
         check_training_keys(config.training)
+
+
+def test_the_page_about_the_config_is_up_to_date(monkeypatch):
+    root = Path(__file__).parent.parent
+    monkeypatch.syspath_prepend(str(root / "tools"))
+    import write_config_docs
+
+    assert (root / "docs" / "config.md").read_text("utf-8") == write_config_docs.render()

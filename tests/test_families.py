@@ -107,6 +107,10 @@ def test_tools_are_refused_where_there_is_no_format_for_them(name, tiny):
     tokenizer, family = glmtune.load_tokenizer(tiny(name)), get_family(name)
     with pytest.raises(DataError, match=r"[Tt]ools"):
         family.encode_prompt(TURNS[:2], tokenizer, [{"name": "f"}])
+    call = {"role": "tool", "name": "f", "parameters": {}, "observation": "x"}
+    for messages in ([*TURNS[:2], call], [*TURNS[:2], call, TURNS[2]]):
+        with pytest.raises(DataError):
+            family.encode(messages, tokenizer)
 
 
 def test_a_reply_loses_its_metadata_line_and_gets_its_date():

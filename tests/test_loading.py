@@ -101,34 +101,53 @@ def test_other_weights_have_another_fingerprint(tiny, tmp_path):
     assert inspect_base(other).fingerprint != inspect_base(tiny("chatglm3")).fingerprint
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_transformers_opens_published_folders_once_glmtune_is_imported(family, tiny):
+def test_transformers_opens_published_folders_once_glmtune_is_imported(tiny):
+    folders = {family: str(tiny(family)) for family in FAMILIES}
     script = f"""
 import glmtune
 from transformers import AutoConfig, AutoModelForCausalLM
-config = AutoConfig.from_pretrained({str(tiny(family))!r})
-model = AutoModelForCausalLM.from_pretrained({str(tiny(family))!r})
-print(type(model).__name__, config.num_hidden_layers)
+for folder in {list(folders.values())!r}:
+    config = AutoConfig.from_pretrained(folder)
+    print(type(AutoModelForCausalLM.from_pretrained(folder)).__name__, config.num_hidden_layers)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["ChatGLMForCausalLM" if family == "chatglm" else "GlmForCausalLM", "2"]
+    assert done.stdout.splitlines() == ["ChatGLMForCausalLM 2", *["GlmForCausalLM 2"] * 3]
 
 
-@pytest.mark.parametrize("family", LATER)
-def test_a_saved_model_needs_transformers_alone(family, tiny, tmp_path):
-    model = glmtune.load_model(tiny(family))
-    model.save_pretrained(tmp_path)
+def test_a_saved_model_needs_transformers_alone(tiny, tmp_path):
     ids = [[5, 6, 7, 8]]
+    wanted = []
+    for family in LATER:
+        model = glmtune.load_model(tiny(family))
+        model.save_pretrained(tmp_path / family)
+        wanted.append(model(input_ids=torch.tensor(ids)).logits.double().sum().item())
     script = f"""
 import sys, torch
 from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained({str(tmp_path)!r})
+for family in {LATER!r}:
+    model = AutoModelForCausalLM.from_pretrained({str(tmp_path)!r} + "/" + family)
+    print(model(input_ids=torch.tensor({ids})).logits.double().sum().item())
 assert "glmtune" not in sys.modules
-print(model(input_ids=torch.tensor({ids})).logits.double().sum().item())
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    wanted = model(input_ids=torch.tensor(ids)).logits.double().sum().item()
-    assert float(done.stdout) == pytest.approx(wanted, abs=1e-6)
+    assert [float(line) for line in done.stdout.split()] == pytest.approx(wanted, abs=1e-6)
+
+
+def test_a_folder_that_does_not_say_its_generation_loads_but_is_not_prompted(golden, tmp_path):
+    folder = shutil.copytree(golden / "chatglm2", tmp_path / "anything")
+    state = glmtune.load_model(folder).state_dict()
+    assert all(
+        torch.equal(value, state[name]) for name, value in glmtune.load_model(golden / "chatglm2").state_dict().items()
+    )
+    with pytest.raises(ModelError, match="nothing says whether this is ChatGLM2 or ChatGLM3"):
+        _ = inspect_base(folder).family
+    assert inspect_base(folder, family="chatglm3").family.name == "chatglm3"
+    config = json.loads((folder / "config.json").read_text("utf-8")) | {"rope_ratio": 16}
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    with pytest.raises(ModelError, match="rope_ratio 16 means one thing in ChatGLM2"):
+        glmtune.load_model(folder)
+    rope = glmtune.load_model(folder, family="chatglm2").config.rope_parameters
+    assert (rope["rope_type"], rope["factor"]) == ("linear", 16.0)
 
 
 def test_importing_glmtune_leaves_other_glm_models_alone(tmp_path):

@@ -18,7 +18,7 @@ FLOORS = [
     {"training", "generation"},
     {"evaluation", "export"},
     {"server", "webui", "demo"},
-    {"cli"},
+    {"cli", "cli_data"},
 ]
 # Resolved when they are called, so that `import glmtune` stays cheap; they are the package's own front door.
 LAZY = {"_transformers_hook", "__init__"}

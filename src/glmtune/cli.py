@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from glmtune.cli_data import data_app
 from glmtune.config import RunConfig, help_of, load_config
 from glmtune.errors import ConfigError, GlmtuneError
 from glmtune.rundir import RunDir
@@ -25,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Fine-tune ChatGLM-6B, ChatGLM2-6B, ChatGLM3-6B and GLM-4, and talk to the result.",
 )
+app.add_typer(data_app, name="data")
 
 RunOrModel = Annotated[
     str, typer.Argument(help="A run, an adapter, a checkpoint folder or a hub id.", metavar="RUN_OR_MODEL")

@@ -164,6 +164,11 @@ def check(config: RunConfig) -> None:
     for key, (number, fits, wish) in ranges.items():
         if not fits:
             raise ConfigError(f"{key} is {number}; it must be {wish}.")
+    if config.data.packing and config.model.attention == "flash_attention_2":
+        raise ConfigError(
+            "model.attention flash_attention_2 cannot take the mask of packed rows.",
+            "Use sdpa, or set data.packing=false.",
+        )
 
 
 def help_of(key: str) -> str:

@@ -121,4 +121,3 @@ def _targets(labels_BT: torch.Tensor) -> dict[str, torch.Tensor]:
 def _row_numbers(items: list[Item]) -> torch.Tensor:
     most = max(len(item) for item in items)
     return torch.tensor([[row for row, _ in item] + [-1] * (most - len(item)) for item in items])
-

@@ -8,6 +8,7 @@ from glmtune.families.base import IGNORE, Encoded, Family, Message, Reply, ToolC
 from glmtune.families.detection import (
     FAMILIES,
     MARK,
+    UndecidedError,
     family_of_config,
     family_of_folder,
     get_family,
@@ -34,6 +35,7 @@ __all__ = [
     "Message",
     "Reply",
     "ToolCall",
+    "UndecidedError",
     "detect_family",
     "family_of_config",
     "family_of_folder",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from glmtune.families.base import Encoded, Family, Message, special_id, text_ids
-from glmtune.families.rounds import to_rounds
+from glmtune.families.rounds import answer_text, to_rounds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,7 +39,7 @@ class ChatGLM(Family):
         return text_ids(tokenizer, self.render_prompt(messages, tools)) + self._start(tokenizer)
 
     def encode_answer(self, message: Message, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        return [*text_ids(tokenizer, message["content"]), special_id(tokenizer, self.stop_tokens[0])]
+        return [*text_ids(tokenizer, answer_text(message, self.title)), special_id(tokenizer, self.stop_tokens[0])]
 
     def _start(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         return [special_id(tokenizer, "[gMASK]"), special_id(tokenizer, "<sop>")]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from glmtune.families.base import Encoded, Family, Message, require_answer, special_id, text_ids
-from glmtune.families.rounds import Round, to_rounds
+from glmtune.families.rounds import Round, answer_text, to_rounds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,7 +31,7 @@ class ChatGLM2(Family):
         return self._start(tokenizer) + text_ids(tokenizer, self.render_prompt(messages, tools))
 
     def encode_answer(self, message: Message, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        return [*text_ids(tokenizer, message["content"]), special_id(tokenizer, self.stop_tokens[0])]
+        return [*text_ids(tokenizer, answer_text(message, self.title)), special_id(tokenizer, self.stop_tokens[0])]
 
     def encode(
         self, messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, tools: list | None = None

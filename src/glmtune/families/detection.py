@@ -22,6 +22,10 @@ MARK = "glmtune_family"
 _GLM4_VOCABULARY = 100_000
 
 
+class UndecidedError(ModelError):
+    """ChatGLM2 or ChatGLM3: the same weights and config, so it can be loaded, but not prompted."""
+
+
 def get_family(name: str) -> Family:
     """The family called `name`.
 
@@ -117,7 +121,7 @@ def _second_or_third(clues: list[str], knows_roles: bool | None, where: str) -> 
             return FAMILIES["chatglm3"]
         if "chatglm2" in lowered or "codegeex2" in lowered:
             return FAMILIES["chatglm2"]
-    raise ModelError(
+    raise UndecidedError(
         f"{where}: nothing says whether this is ChatGLM2 or ChatGLM3 (they share all config keys).",
         f'Say it with --family chatglm2 or chatglm3, or add "{MARK}": "chatglm3" to config.json.',
     )

@@ -24,7 +24,7 @@ def to_rounds(messages: Sequence[Message], tools: list | None, title: str) -> li
         DataError: tools, a role these generations do not know, or questions and answers that do not alternate.
     """
     if tools:
-        raise DataError(f"{title} has no format for tools.", "Use ChatGLM3-6B or GLM-4, or take the tools out.")
+        raise no_tools(title)
     rounds: list[Round] = []
     systems: list[str] = []
     for position, message in enumerate(messages):
@@ -43,3 +43,19 @@ def to_rounds(messages: Sequence[Message], tools: list | None, title: str) -> li
                 "then user and assistant in turn."
             )
     return rounds
+
+
+def answer_text(message: Message, title: str) -> str:
+    """What the assistant says in its last message.
+
+    Raises:
+        DataError: it calls a tool instead.
+    """
+    if message["role"] == "tool":
+        raise no_tools(title)
+    return message["content"]
+
+
+def no_tools(title: str) -> DataError:
+    """The refusal of tools."""
+    return DataError(f"{title} has no format for tools.", "Use ChatGLM3-6B or GLM-4, or take the tools out.")

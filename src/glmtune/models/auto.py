@@ -11,41 +11,56 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from glmtune.errors import ModelError
-from glmtune.families import MARK, Family, family_of_config, family_of_folder, read_config
+from glmtune.families import MARK, Family, UndecidedError, family_of_config, family_of_folder, read_config
 from glmtune.models.chatglm import ChatGLMConfig, ChatGLMForCausalLM
 from glmtune.models.glm import PublishedGlm, PublishedGlmConfig, glm_config
 
 
-def native_config(folder: Path, family: Family | None = None) -> PreTrainedConfig:
-    """The config that a checkpoint folder loads with, published or transformers-native.
+def family_or_none(folder: Path, name: str = "") -> Family | None:
+    """The family of a folder; None where nothing tells ChatGLM2 from ChatGLM3, which matters for prompts only.
 
     Raises:
         ModelError: see `glmtune.families.family_of_folder`.
     """
-    family = family or family_of_folder(folder)
+    try:
+        return family_of_folder(folder, name)
+    except UndecidedError:
+        return None
+
+
+def native_config(folder: Path, family: Family | None) -> PreTrainedConfig:
+    """The config that a checkpoint folder loads with, published or transformers-native.
+
+    Raises:
+        ModelError: see `published_config`.
+    """
     config = read_config(folder)
     if config["model_type"] == "chatglm":
         return published_config(config, family)
     loaded = AutoConfig.from_pretrained(folder)
-    setattr(loaded, MARK, family.name)
+    if family:
+        setattr(loaded, MARK, family.name)
     return loaded
 
 
-def published_config(config: dict[str, Any], family: Family) -> PreTrainedConfig:
+def published_config(config: dict[str, Any], family: Family | None) -> PreTrainedConfig:
     """The native config of a published config.json (any `model_type: chatglm`).
+
+    Args:
+        config: the parsed file.
+        family: its generation; None for a ChatGLM2 or ChatGLM3 that does not say which.
 
     Raises:
         ModelError: a key that the generation needs is missing, or asks for what none of them computes.
     """
     try:
-        if family.name == "chatglm":
+        if family and family.name == "chatglm":
             own = {key: value for key, value in config.items() if key not in ("auto_map", "model_type")}
             return ChatGLMConfig(**own | {MARK: family.name})
         return glm_config(config, family)
     except KeyError as error:
-        raise ModelError(
-            f"config.json: no key {error}, which {family.title} needs.", "Download config.json again."
-        ) from None
+        title = family.title if family else "ChatGLM2-6B"
+        raise ModelError(f"config.json: no key {error}, which {title} needs.", "Download config.json again.") from None
 
 
 def config_from_dict(config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -60,11 +75,14 @@ def config_from_dict(config_dict: dict[str, Any], **kwargs: Any) -> Any:
     return (config, unused) if return_unused else config
 
 
-def _family_of(config: dict[str, Any], source: str) -> Family:
+def _family_of(config: dict[str, Any], source: str) -> Family | None:
     if source and Path(source).is_dir():
-        return family_of_folder(Path(source))
+        return family_or_none(Path(source))
     clues = [source, str(config.get("_name_or_path", ""))]
-    return family_of_config(config, clues=clues, where=source or "config.json")
+    try:
+        return family_of_config(config, clues=clues, where=source or "config.json")
+    except UndecidedError:
+        return None
 
 
 AutoModelForCausalLM.register(ChatGLMConfig, ChatGLMForCausalLM, exist_ok=True)

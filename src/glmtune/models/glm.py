@@ -49,12 +49,13 @@ class PublishedGlm(GlmForCausalLM):
 register_checkpoint_conversion_mapping(PublishedGlm.__name__, conversions(), overwrite=True)
 
 
-def glm_config(published: dict[str, Any], family: Family) -> PublishedGlmConfig:
+def glm_config(published: dict[str, Any], family: Family | None) -> PublishedGlmConfig:
     """The transformers config of a published ChatGLM2, ChatGLM3 or GLM-4 config.json.
 
     Args:
         published: the parsed file.
-        family: decides what `rope_ratio` means, which the file alone does not say.
+        family: decides what `rope_ratio` means, which the file alone does not say; None for a ChatGLM2 or ChatGLM3
+            that does not say which.
 
     Raises:
         ModelError: the config asks for an architecture that no published generation has, or packed weights.
@@ -93,16 +94,23 @@ def glm_config(published: dict[str, Any], family: Family) -> PublishedGlmConfig:
         use_cache=published.get("use_cache", True),
         dtype=published.get("torch_dtype") or published.get("dtype"),
     )
-    setattr(config, MARK, family.name)
+    if family:
+        setattr(config, MARK, family.name)
     return config
 
 
-def _rope(published: dict[str, Any], family: Family) -> dict[str, Any]:
+def _rope(published: dict[str, Any], family: Family | None) -> dict[str, Any]:
     """Rotary parameters. `rope_ratio` stretches the base, but in ChatGLM2-6B-32k it divides the positions."""
     ratio = published.get("rope_ratio", 1) or 1
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
     if ratio == 1:
         return rope
+    if family is None:
+        raise ModelError(
+            f"config.json: rope_ratio {ratio} means one thing in ChatGLM2 and another in ChatGLM3, and nothing says "
+            "which of them this is.",
+            f'Say it: family chatglm2 or chatglm3, or add "{MARK}": "chatglm3" to config.json.',
+        )
     if family.positions_scaled:
         return rope | {"rope_type": "linear", "factor": float(ratio)}
     return rope | {"rope_theta": 10000.0 * ratio}

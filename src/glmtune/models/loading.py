@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from glmtune.errors import ModelError
 from glmtune.families import Family, family_of_folder, get_family
 from glmtune.hub import resolve
-from glmtune.models.auto import native_config
+from glmtune.models.auto import family_or_none, native_config
 from glmtune.models.checkpoints import Inventory, check_shapes, fingerprint, loadable, read_inventory
 from glmtune.models.glm import PublishedGlmConfig
 from glmtune.models.names import published_shapes
@@ -26,10 +26,19 @@ class Base:
     """A checkpoint folder that was looked through but not loaded."""
 
     folder: Path
-    family: Family
+    decided_family: Family | None
     config: PreTrainedConfig
     inventory: Inventory
     native_shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def family(self) -> Family:
+        """The generation.
+
+        Raises:
+            ModelError: nothing tells ChatGLM2 from ChatGLM3; such a checkpoint can be loaded, but not prompted.
+        """
+        return self.decided_family or family_of_folder(self.folder)
 
     @property
     def fingerprint(self) -> str:
@@ -44,7 +53,7 @@ def inspect_base(path: str | os.PathLike[str], *, family: str | None = None, hub
         ModelError: the folder cannot be loaded as it is; the message lists what is wrong with it.
     """
     folder = resolve(path, hub)
-    chosen = get_family(family) if family else family_of_folder(folder, name=str(path))
+    chosen = get_family(family) if family else family_or_none(folder, name=str(path))
     config = native_config(folder, chosen)
     inventory = read_inventory(folder)
     native = _native_shapes(config)
