@@ -314,6 +314,23 @@ def test_a_second_start_maps_what_the_first_encoded(load, adgen_file, monkeypatc
     assert list(second.rows.lengths) == [len(row.input_ids) for row in wanted]
 
 
+def test_two_at_once_encode_once(load, adgen_file, monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from glmtune.data import cache
+
+    tokenizer, family = load("chatglm3")
+    path = adgen_file(60)
+    calls = []
+    original = cache._encode_into
+    monkeypatch.setattr(cache, "_encode_into", lambda *arguments: (calls.append(1), original(*arguments)))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: encode_sources(_sources(path), family, tokenizer, ROOMY), range(4)))
+    assert len(calls) == 1
+    assert {data.rows.path for data in found} == {found[0].rows.path}
+    assert {len(data.rows) for data in found} == {60}
+
+
 def test_other_content_settings_or_tokenizers_are_encoded_anew(load, adgen_file):
     tokenizer, family = load("chatglm3")
     path = adgen_file(4)

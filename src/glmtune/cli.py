@@ -147,7 +147,7 @@ def _run_config(config: Path | None, named: dict[str, str], overrides: list[str]
 
 def _report(console: Console, outcome: Outcome) -> None:
     summary, run = outcome.summary, outcome.run
-    losses = [f"{summary[key]:.4f}" for key in ("first_loss", "last_loss") if summary[key] is not None]
+    losses = [f"{summary[key]:.4f}" for key in ("first_loss", "last_loss")]
     evaluated = f", evaluation loss {summary['eval_loss']:.4f}" if summary["eval_loss"] is not None else ""
     console.print(
         f"Done: {summary['steps']} steps in {summary['seconds']:.0f} s, loss {' to '.join(losses)}{evaluated}, "

@@ -89,6 +89,7 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.03,  # below 1: a share of all steps
     "logging_steps": 10,
+    "logging_first_step": True,
     "eval_strategy": "epoch",
     "save_strategy": "epoch",
     "save_total_limit": 2,

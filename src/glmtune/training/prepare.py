@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,13 @@ from glmtune.data.batches import BlockDataset, Collate
 from glmtune.data.cache import EncodedData, check_encoded, encode_sources, is_encoded, open_encoded
 from glmtune.data.encoding import Counts, EncodingRules
 from glmtune.data.packing import pack
-from glmtune.data.sources import open_sources
+from glmtune.data.sources import Source, open_sources
 from glmtune.errors import DataError
 from glmtune.families import Family
+from glmtune.training.callbacks import clock
+
+# Bytes of data files from which on encoding takes more than a few seconds.
+_LARGE = 10_000_000
 
 
 @dataclass
@@ -105,16 +111,25 @@ def load_encoded(
     else:
         sources = open_sources(entries, data.columns, data.format, seed)
         with console.status("Encoding rows") as status:
-            encoded = encode_sources(
-                sources,
-                family,
-                tokenizer,
-                rules,
-                folder=folder,
-                progress=lambda count: status.update(f"Encoding rows: {count:,}"),
-            )
+            progress = _encoding_progress(sources, status.update)
+            encoded = encode_sources(sources, family, tokenizer, rules, folder=folder, progress=progress)
     report(encoded, rules, console)
     return encoded
+
+
+def _encoding_progress(sources: list[Source], show: Callable[[str], None]) -> Callable[[int], None]:
+    """Shows how many rows are encoded and how long the rest will take. Counting large files first costs a hundredth
+    of encoding them, but for what is done in a moment anyway, it would only be in the way."""
+    start = time.monotonic()
+    size = sum(path.stat().st_size for source in sources for path in source.files)
+    total = sum(source.count() for source in sources) if size > _LARGE else 0
+
+    def progress(done: int) -> None:
+        left = (time.monotonic() - start) / done * (total - done) if done and total else None
+        of = f" of {total:,}, ETA {clock(left)}" if total else ""
+        show(f"Encoding rows: {done:,}{of}")
+
+    return progress
 
 
 def report(encoded: EncodedData, rules: EncodingRules, console: Console) -> None:
