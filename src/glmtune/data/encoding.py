@@ -96,7 +96,7 @@ def encode_conversations(
         for row in rows:
             counts.rows += 1
             counts.tokens += len(row.input_ids)
-            counts.targets += sum(label != IGNORE for label in row.labels)
+            counts.targets += len(row.labels) - row.labels.count(IGNORE)
             yield EncodedRow(row.input_ids, row.labels, row.context, counts.conversations, conversation.where)
         counts.conversations += 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 IGNORE = -100
 """The label of a position whose prediction does not count (torch's `ignore_index`)."""
+
+OFFICIAL_IDS = "official_text_ids"
+"""The attribute of a tokenizer under which the published tokenizer's own encoder is kept, where there is one: the same
+ids several times as fast."""
 
 Message = Mapping[str, Any]
 """`role` and `content`; optional `loss` (bool), and per role `name`, `parameters`, `observation`, `metadata`."""
@@ -124,6 +128,9 @@ class Family(ABC):
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Ids of `text` alone; special tokens typed in it stay text, which is the formats' defence against injection."""
+    official: Callable[[str], list[int]] | None = getattr(tokenizer, OFFICIAL_IDS, None)
+    if official is not None:
+        return official(text)
     backend: Any = tokenizer.backend_tokenizer
     # The same as tokenizer(text, add_special_tokens=False, split_special_tokens=True), without the two thirds of its
     # time that go into building a BatchEncoding. Every call of a tokenizer sets this state anew for itself.

@@ -42,20 +42,21 @@ class RoleFamily(Family):
     ) -> Encoded:
         require_answer(messages)
         ids = self._start(tokenizer)
-        # counts[i] says whether the prediction made *at* token i counts, so the token after an assistant's
-        # message (the next role or the end) is a target too, and its own role token is not.
-        counts = [False] * len(ids)
+        labels = [IGNORE] * len(ids)
         prompt_length = 0
+        # The official mask says whether the prediction made *at* a token counts, so the token after an assistant's
+        # message (the next role or the end) is a target too, and its own role token is not.
+        counted = False
         for message in self.expand(messages, tools):
+            new = self._message_ids(message, tokenizer)
+            labels.append(new[0] if counted else IGNORE)
+            counted = message["role"] == "assistant" and message.get("loss", True)
+            labels += new[1:] if counted else [IGNORE] * (len(new) - 1)
             if message["role"] == "assistant":
                 prompt_length = len(ids) + 1
-            new = self._message_ids(message, tokenizer)
-            trained = message["role"] == "assistant" and message.get("loss", True)
             ids += new
-            counts += [trained] * len(new)
-        ids.append(special_id(tokenizer, self.stop_tokens[0]))
-        labels = [token if counted else IGNORE for token, counted in zip(ids, [False, *counts], strict=True)]
-        return Encoded(ids, labels, prompt_length)
+        end = special_id(tokenizer, self.stop_tokens[0])
+        return Encoded([*ids, end], [*labels, end if counted else IGNORE], prompt_length)
 
     def _start(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         return [special_id(tokenizer, token) for token in self.start_tokens]

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from glmtune.errors import ModelError
 from glmtune.families import family_of_folder, read_config
+from glmtune.families.base import OFFICIAL_IDS
 from glmtune.hub import resolve
 from glmtune.models.tokenizers import layouts
 from glmtune.models.tokenizers.ids import check_fit, image_tokens
+from glmtune.models.tokenizers.official import OfficialChatGLMIds, OfficialIds
 from glmtune.models.tokenizers.sentencepiece_file import read_sentencepiece
 from glmtune.models.tokenizers.templates import CHATGLM, CHATGLM2, CHATGLM3, GLM4
 from glmtune.models.tokenizers.tiktoken_file import read_tiktoken
@@ -97,6 +99,7 @@ def _build_chatglm(folder: Path, config: dict[str, Any]) -> PreTrainedTokenizerF
             "gmask_token_id": "[gMASK]",
         },
     )
+    setattr(tokenizer, OFFICIAL_IDS, OfficialChatGLMIds(path, shift))
     return tokenizer
 
 
@@ -125,6 +128,7 @@ def _build_bpe(
         extra_special_tokens=extra,
     )
     check_fit(tokenizer, config, path, stale={"eos_token_id": "</s>", "pad_token_id": "<unk>"})
+    setattr(tokenizer, OFFICIAL_IDS, OfficialIds(path))
     return tokenizer
 
 
