@@ -38,6 +38,12 @@ def test_what_yaml_misreads_is_put_right():
     assert (training["eval_strategy"], training["learning_rate"]) == ("no", 1e-4)
 
 
+def test_a_number_of_steps_means_by_steps():
+    assert load_config(None, ["training.eval_steps=5"]).training["eval_strategy"] == "steps"
+    assert load_config(None, ["training.eval_steps=5", "training.eval_strategy=no"]).training["eval_strategy"] == "no"
+    assert load_config(None).training["eval_strategy"] == "epoch"
+
+
 def test_json_files_are_read_too(tmp_path):
     path = tmp_path / "run.json"
     path.write_text('\ufeff{"model": {"path": "m"}, "training": {"seed": 7}}', "utf-8")

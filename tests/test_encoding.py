@@ -7,10 +7,10 @@ import json
 import pytest
 
 import glmtune
-from glmtune.data.cache import encode_sources, open_encoded
+from glmtune.data.cache import encode_sources, open_encoded, tokenizer_identity
 from glmtune.data.conversation import Conversation
 from glmtune.data.encoding import Counts, EncodingRules, encode_conversations
-from glmtune.data.sources import open_sources
+from glmtune.data.sources import open_sources, weighted
 from glmtune.errors import DataError
 from glmtune.families import IGNORE, get_family
 from tiny import FAMILIES
@@ -182,6 +182,10 @@ def test_glm4_announces_tools_in_the_published_words(load):
         ('tool_call(a=\'it\\\'s "so"\', b="x\\ny")', {"a": 'it\'s "so"', "b": "x\ny"}),
         ("tool_call(a={'b': [1, {'c': None}]}, d=-1.5, e=True)", {"a": {"b": [1, {"c": None}]}, "d": -1.5, "e": True}),
         ("tool_call()", {}),
+        (
+            "tool_call(from='北京', start-date='1 日, 2 日', ｎ=1)",
+            {"from": "北京", "start-date": "1 日, 2 日", "ｎ": 1},
+        ),
         ("tool_call(\n    a='''two\nlines''',\n)", {"a": "two\nlines"}),
     ],
 )
@@ -212,9 +216,58 @@ def test_malformed_calls_are_text_with_the_reason(name, text):
 
 
 @pytest.mark.parametrize("name", ["chatglm3", "glm4"])
-def test_ordinary_answers_of_several_lines_are_no_calls(name):
-    reply = get_family(name).parse_reply("第一行\n第二行")
-    assert (reply.content, reply.tool_calls, reply.problem) == ("第一行\n第二行", [], "")
+@pytest.mark.parametrize("text", ["第一行\n第二行", 'Here is the JSON you asked for:\n{"a": 1}'])
+def test_ordinary_answers_of_several_lines_are_no_calls(name, text):
+    reply = get_family(name).parse_reply(text)
+    assert (reply.content, reply.tool_calls, reply.problem) == (text, [], "")
+
+
+@pytest.mark.parametrize("name", ["chatglm3", "glm4"])
+def test_a_call_and_its_result_in_two_messages_give_one_observation(name, load):
+    tokenizer, family = load(name)
+    call = {"role": "tool", "name": "find", "parameters": {}}
+    apart = [TURNS[1], call, {"role": "observation", "content": "RES"}, TURNS[2]]
+    joined = [TURNS[1], {**call, "observation": "RES"}, TURNS[2]]
+    assert family.encode(apart, tokenizer) == family.encode(joined, tokenizer)
+
+
+def test_repeated_rows_stay_on_one_side_of_the_split(load, adgen_file, glmtune_command, tiny, tmp_path):
+    from glmtune.training.prepare import _split
+
+    path = adgen_file(40)
+    tokenizer, family = load("chatglm3")
+    encoded = encode_sources(open_sources([{"path": str(path), "weight": 2}]), family, tokenizer, ROOMY)
+    assert len(encoded.rows) == 80
+    train, held = _split(encoded.rows.conversations, 0.2, seed=1)
+    sides = [{encoded.rows[int(i)].where for i in part} for part in (train, held)]
+    assert len(sides[1]) == 8
+    assert not sides[0] & sides[1]
+
+
+def test_an_encoded_folder_keeps_its_rules_and_says_so(load, adgen_file, glmtune_command, tiny, tmp_path):
+    base, folder = tiny("chatglm3"), tmp_path / "enc"
+    tokenize = ("data", "tokenize", adgen_file(8), "--model", base, "--save", folder, "--set", "data.prefix=写：")
+    assert glmtune_command(*tokenize).code == 0
+    train = ("train", "--model", base, "--data", folder, "--set", "training.max_steps=2", "--output")
+    refused = glmtune_command(*train, tmp_path / "a")
+    assert refused.code == 1
+    assert "prefix='写：'" in refused.err
+    assert glmtune_command(*train, tmp_path / "b", "--set", "data.prefix=写：").code == 0
+
+
+def test_a_padded_call_does_not_change_the_tokenizers_identity(load):
+    tokenizer, _ = load("chatglm3")
+    before = tokenizer_identity(tokenizer)
+    tokenizer(["a", "bb"], padding=True, truncation=True, max_length=3)
+    assert tokenizer_identity(tokenizer) == before
+
+
+def test_a_cache_that_cannot_be_written_is_an_error(load, adgen_file, tmp_path, monkeypatch):
+    tokenizer, family = load("chatglm3")
+    (tmp_path / "file").write_text("", "utf-8")
+    monkeypatch.setenv("GLMTUNE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(DataError, match="GLMTUNE_CACHE"):
+        encode_sources(_sources(adgen_file(4)), family, tokenizer, ROOMY)
 
 
 # --- limits ---
@@ -283,10 +336,50 @@ def test_rows_over_the_limits_can_be_dropped_or_refused(load):
         _encode(TURNS, family, tokenizer, EncodingRules(20, 1000, overlength="error"))
 
 
-def test_a_limit_below_the_frame_is_an_error_with_the_row(load):
+def test_what_cannot_be_cut_to_fit_is_dropped_and_counted(load):
     tokenizer, family = load("chatglm2")
-    with pytest.raises(DataError, match=r"rows\.json:7: what stands around the question takes"):
-        _encode(TURNS[1:3], family, tokenizer, EncodingRules(4, 10))
+    rows, counts = _encode(TURNS[1:3], family, tokenizer, EncodingRules(4, 10))
+    assert (rows, counts.rows_dropped) == ([], 1)
+
+
+@pytest.mark.parametrize("name", ["chatglm3", "glm4"])
+def test_a_cut_tool_call_keeps_its_end_token(name, load):
+    tokenizer, family = load(name)
+    call = {"role": "tool", "name": "find", "parameters": {"q": "很长" * 200}, "observation": "x" * 300}
+    (row,), counts = _encode([TURNS[1], call], family, tokenizer, EncodingRules(500, 40), tools=TOOLS)
+    targets = [label for label in row.labels if label != IGNORE]
+    assert len(targets) == 40
+    assert tokenizer.decode(targets[-1:]) == "<|observation|>"
+    assert counts.answers_cut == 1
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_prefix_survives_every_cut(name, load):
+    tokenizer, family = load(name)
+    rules = EncodingRules(family.encode(TURNS[3:], tokenizer).prompt_length + 12, 1000, train_on="last", prefix="PRE ")
+    (row,), counts = _encode(TURNS, family, tokenizer, rules)
+    assert counts.turns_dropped == 1
+    assert "PRE " in tokenizer.decode(row.input_ids)
+    long = [{"role": "user", "content": "上衣" * 200}, TURNS[2]]
+    (row,), counts = _encode(long, family, tokenizer, EncodingRules(60, 1000, prefix="PRE "))
+    assert counts.prompts_cut == 1
+    assert "PRE 上" in tokenizer.decode(row.input_ids).replace("PRE 衣", "PRE 上")
+
+
+def test_a_long_talk_is_cut_in_little_time(load):
+    """Every answer of it is a row of its own for ChatGLM-6B; dropping turns one by one would be cubic."""
+    tokenizer, family = load("chatglm")
+    talk = [{"role": role, "content": f"{role[0]}{i}"} for i in range(150) for role in ("user", "assistant")]
+    calls = []
+    original = family.encode
+    try:
+        type(family).encode = lambda self, *arguments: (calls.append(1), original(*arguments))[1]
+        rows, counts = _encode(talk, family, tokenizer, EncodingRules(60, 60))
+    finally:
+        del type(family).encode
+    assert len(rows) == 150
+    assert counts.turns_dropped > 100
+    assert len(calls) < 150 * 10
 
 
 # --- the cache ---
@@ -306,7 +399,7 @@ def test_a_second_start_maps_what_the_first_encoded(load, adgen_file, monkeypatc
     assert second.meta == first.meta
     assert len(second.rows) == 30
     direct = Counts()
-    wanted = list(encode_conversations(iter(_sources(path)[0]), family, tokenizer, ROOMY, direct))
+    wanted = list(encode_conversations(weighted(_sources(path)), family, tokenizer, ROOMY, direct))
     for number, row in enumerate(wanted):
         kept = second.rows[number]
         assert (list(kept.input_ids), list(kept.labels)) == (row.input_ids, row.labels)

@@ -152,6 +152,48 @@ def test_a_row_that_is_none_says_why(tmp_path, tiny, glmtune_command):
     assert f"{path}:2: broken JSON" in result.err
 
 
+def test_what_is_said_of_the_file_stands_above_the_row(tmp_path, tiny, glmtune_command):
+    path, page = tmp_path / "a.jsonl", tmp_path / "page.html"
+    path.write_bytes('{"prompt": "联通", "response": "移动"}\n'.encode("gb18030"))
+    command = ("data", "preview", path, "--model", tiny("chatglm3"))
+    note = f"{path}: read as GB18030 (it is not UTF-8)"
+    out = glmtune_command(*command).out
+    assert note in out[: out.index("[gMASK]")]
+    assert note in glmtune_command(*command, "--html", page).out
+    assert f"<p>{note}</p>" in page.read_text("utf-8")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", ["alpaca_zh_demo.json", "glaive_toolcall_zh_demo.json"])
+def test_published_files_as_each_generation_sees_them(name, family, asset, tiny, glmtune_command):
+    path = asset("data", name)
+    refuses = "glaive" in name and family in ("chatglm", "chatglm2")
+    limits = ("--model", tiny(family), "--set", "data.max_length=100000")
+
+    checked = glmtune_command("data", "check", path, *limits, "--json")
+    report = json.loads(checked.out)
+    count = 300 if "alpaca" in name else 100
+    assert (report["counts"]["rows"], report["counts"]["with_tools"] > 0) == (count, "glaive" in name)
+    kinds = {item["kind"] for item in report["kinds"]}
+    assert ("refused-by-model" in kinds, checked.code) == (refuses, int(refuses))
+    assert kinds <= {"refused-by-model", "duplicate"}
+
+    shown = glmtune_command("data", "preview", path, *limits)
+    if refuses:
+        assert report["counts"]["errors"] == report["counts"]["with_tools"]
+        assert shown.code == 1
+        error, hint = shown.err.strip().splitlines()
+        assert re.search(rf"{path}:\d+: ChatGLM2?-6B has no format for tools\.$", error)
+        assert "take the tools out" in hint
+        return
+    assert report["counts"]["training_rows"] == count
+    assert report["counts"]["targets"] > count
+    assert shown.code == 0, shown.err
+    assert "nothing is cut" in shown.out
+    learnt = "".join(re.findall("⟦(.*?)⟧", shown.out, re.DOTALL)).replace("↵\n", "").replace(" ", "")
+    assert ("generate_invoice" if "glaive" in name else "细胞理论") in learnt
+
+
 def test_control_characters_do_not_reach_the_terminal(tmp_path, tiny, glmtune_command):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"prompt": "\x1b[2J\tx", "response": "\x07\u202ey"}) + "\n", "utf-8")

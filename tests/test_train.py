@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -16,10 +17,11 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerState
 
 import glmtune
 from glmtune.rundir import RunDir
+from glmtune.training.callbacks import Meter
 from glmtune.training.trainer import GlmTrainer
 from tiny import FAMILIES, make_tiny
 
@@ -147,13 +149,16 @@ def test_the_evaluation_loss_does_not_depend_on_batches(train, adgen_file):
     assert losses == pytest.approx([losses[0]] * 3, abs=1e-5)
 
 
-@pytest.mark.parametrize("family", ["chatglm", "chatglm3"])
-def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(family, train, glmtune_command, monkeypatch):
+@pytest.mark.parametrize(("family", "packing"), [("chatglm", "false"), ("chatglm3", "false"), ("chatglm3", "true")])
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(family, packing, train, glmtune_command, monkeypatch):
+    """Stopped in the second epoch, so that the order of its blocks has to come back as well."""
     settings = (
-        "training.max_steps=6",
-        "training.save_strategy=steps",
-        "training.save_steps=2",
+        "training.max_steps=20",
+        "training.save_steps=4",
         "training.eval_strategy=no",
+        "training.per_device_train_batch_size=2",
+        "data.max_length=200",
+        f"data.packing={packing}",
         "training.learning_rate=1e-2",
         "lora.dropout=0.1",
     )
@@ -162,25 +167,26 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(family, train, gl
 
     original = GlmTrainer.training_step
 
-    def stop_at_third(self, *args, **kwargs):
-        if self.state.global_step == 2:
+    def stop_at_thirteenth(self, *args, **kwargs):
+        if self.state.global_step == 12:
             RunDir(os.path.dirname(self.args.output_dir)).stop.touch()
         return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(GlmTrainer, "training_step", stop_at_third)
+    monkeypatch.setattr(GlmTrainer, "training_step", stop_at_thirteenth)
     halved, result = train(family, *settings, output="halved")
     assert result.code == 130
-    assert "Stopped at step 3" in result.out
+    assert "Stopped at step 13" in result.out
     assert f"glmtune train --resume --output {halved.root}" in result.out
     assert json.loads(halved.summary.read_text("utf-8"))["state"] == "stopped"
     assert not halved.adapter.exists()
     refused = glmtune_command("chat", halved.root, "--prompt", "x")
     assert refused.code == 1
-    assert "checkpoint-3" in refused.err
+    assert "checkpoint-13" in refused.err
 
     monkeypatch.setattr(GlmTrainer, "training_step", original)
     result = glmtune_command("train", "--resume", "--output", halved.root)
     assert result.code == 0, result.err
+    assert whole.read_metrics()[12]["epoch"] > 1
     assert _losses(halved) == _losses(whole)
     ours, theirs = (load_file(run.adapter / "adapter_model.safetensors") for run in (halved, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -345,20 +351,37 @@ def test_wrong_keys_are_named_before_anything_is_loaded(train, tmp_path):
     _expect(result, "unknown key training.learning_rat", "Did you mean learning_rate?")
     assert not run.root.exists()
     _, result = train("chatglm3", "lora.targets=query")
+    assert not run.root.exists()
     _expect(result, "lora.targets: no module 'query'", "q_proj")
     _, result = train("chatglm3", "training.output_dir=x", output="other")
     _expect(result, "training.output_dir is decided by glmtune")
     _, result = train("chatglm3", "training.optim=nonsense", output="third")
     _expect(result, "training:")
+    for setting, words in (
+        ("training.learning_rate=fast", "training.learning_rate must be a number, not 'fast'"),
+        ("training.seed=abc", "training.seed must be a number"),
+        ("training.max_steps=ten", "training.max_steps must be a number"),
+        ("training.per_device_train_batch_size=0", "it must be at least 1"),
+        ("training.report_to=wandb", "wandb"),
+        ("model.attention=flash_attention_2 data.packing=false", "model.attention"),
+    ):
+        _, result = train("chatglm3", *setting.split(), output="fourth")
+        _expect(result, words)
+        if "report_to" not in setting:
+            assert not (tmp_path / "fourth").exists()
+        shutil.rmtree(tmp_path / "fourth", ignore_errors=True)
 
 
-def test_folders_in_use_and_nothing_to_resume(train, glmtune_command, tmp_path):
+def test_folders_in_use_and_nothing_to_resume(train, glmtune_command, tiny, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.docx").write_text("do not lose me", "utf-8")
     _, result = train("chatglm3")
     _expect(result, "in use already", "--resume")
     assert (tmp_path / "run" / "thesis.docx").read_text("utf-8") == "do not lose me"
     _expect(glmtune_command("train", "--resume", "--output", tmp_path / "none"), "not a run folder")
+    config = tmp_path / "c.yaml"
+    config.write_text("model: x\ndata: y\n", "utf-8")
+    _expect(glmtune_command("train", config, "--resume", "--model", tiny("chatglm3")), "not a run folder")
     _expect(glmtune_command("train", "--resume"), "--output RUN")
 
 
@@ -379,7 +402,7 @@ def test_models_and_data_that_do_not_do(glmtune_command, tiny, adgen_file, tmp_p
 
 def test_limits_that_cut_every_row(train):
     _, result = train("chatglm2", "data.max_source_length=30", "data.max_target_length=5")
-    _expect(result, "every one of the 16 rows is longer than both limits", "data.max_source_length")
+    _expect(result, "every one of the 16 rows is longer than the limits: 30 and 5", "data.max_length")
 
 
 def test_a_broken_line_is_said_and_the_rest_trained(glmtune_command, tiny, adgen_file, tmp_path):
@@ -460,3 +483,83 @@ def test_a_tokenized_folder_is_data_too(train, tiny, glmtune_command, adgen_file
     assert json.loads(run.summary.read_text("utf-8"))["data"]["train"]["conversations"] == 16
     _, other = train("chatglm2", "training.max_steps=2", output="other", more=("--data", folder))
     _expect(other, "was encoded for chatglm3", "glmtune data tokenize")
+
+
+def test_a_finished_run_goes_on_only_with_more_steps(train, glmtune_command):
+    run, result = train("chatglm3", "training.max_steps=3")
+    assert result.code == 0, result.err
+    again = ("train", "--resume", "--output", run.root)
+    _expect(glmtune_command(*again), "finished already, at step 3", "raise training.max_steps")
+    assert glmtune_command(*again, "--set", "training.max_steps=5").code == 0
+    assert json.loads(run.summary.read_text("utf-8"))["steps"] == 5
+    _expect(glmtune_command(*again), "finished already, at step 5")
+
+
+def test_a_run_killed_before_its_adapter_was_saved_only_saves_it(train, glmtune_command):
+    run, result = train("chatglm2", "training.max_steps=3")
+    assert result.code == 0, result.err
+    wanted = load_file(run.adapter / "adapter_model.safetensors")
+    shutil.rmtree(run.adapter)
+    summary = json.loads(run.summary.read_text("utf-8"))
+    run.summary.write_text(json.dumps(summary | {"state": "running"}), "utf-8")
+    result = glmtune_command("train", "--resume", "--output", run.root)
+    assert result.code == 0, result.err
+    found = load_file(run.adapter / "adapter_model.safetensors")
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert len(_losses(run)) == 3
+
+
+def test_what_a_resumed_run_may_not_change(train, glmtune_command, adgen_file):
+    run, result = train("chatglm3", "training.max_steps=4", "training.save_steps=2")
+    assert result.code == 0, result.err
+    more = ("train", "--resume", "--output", run.root, "--set", "training.max_steps=6")
+    _expect(glmtune_command(*more, "--set", "lora.rank=4"), "lora settings cannot change", "rank 8 to 4")
+    _expect(glmtune_command(*more, "--set", "data.train_on=last"), "data settings cannot change")
+    adgen_file(16, seed=99)
+    _expect(glmtune_command(*more), "the data files are not what they were")
+
+
+def test_a_run_is_used_from_any_directory(train, glmtune_command, tiny, adgen_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny("chatglm3"), tmp_path / "base")
+    adgen_file()
+    result = glmtune_command(
+        *("train", "--model", "base", "--data", "train.json", "--output", "my run"), *_settings("training.max_steps=2")
+    )
+    assert result.code == 0, result.err
+    assert "glmtune chat 'my run'" in result.out
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    reply = glmtune_command("chat", "../my run", "--prompt", "x", "--max-new-tokens", 2)
+    assert reply.code == 0, reply.err
+    more = glmtune_command("train", "--resume", "--output", "../my run", "--set", "training.max_steps=3")
+    assert more.code == 0, more.err
+
+
+def test_a_fp16_base_on_the_cpu_passes_the_proof(train):
+    """Its logits move by more than 5 % of the adapter's effect when the adapter is rounded; the weights say it."""
+    run, result = train("chatglm3", "training.max_steps=2", "model.precision=fp16", "training.bf16=false")
+    assert result.code == 0, result.err
+    assert json.loads(run.summary.read_text("utf-8"))["adapter_changes_logits_by"] > 0
+
+
+def test_speed_leaves_evaluations_out(train):
+    run, result = train(
+        "chatglm2", "training.max_steps=12", "training.logging_steps=4", "training.eval_steps=3", "data.packing=false"
+    )
+    assert result.code == 0, result.err
+    assert all(math.isfinite(rate) and rate > 0 for rate in _losses(run, "tokens_per_second"))
+    meter = Meter()
+    state = TrainerState(num_input_tokens_seen=0)
+    meter.begin(state)
+    meter._last -= 10  # ten seconds ago, four of them spent on an evaluation
+    meter.leave_out(4)
+    state.num_input_tokens_seen = 600
+    assert meter.tokens_per_second(state) == pytest.approx(100, rel=0.01)
+
+
+def test_devices_that_are_not_there(tiny, glmtune_command):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    _expect(glmtune_command("chat", tiny("chatglm3"), "--prompt", "x", "--device", "cuda"), "torch finds no GPU")
+    _expect(glmtune_command("chat", tiny("chatglm3"), "--prompt", "x", "--device", "gpu0"), "no device 'gpu0'")

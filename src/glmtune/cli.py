@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,8 +16,6 @@ from glmtune.errors import ConfigError, GlmtuneError
 from glmtune.rundir import RunDir
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from glmtune.training.train import Outcome
 
 app = typer.Typer(
@@ -60,15 +59,17 @@ def train(
 
     from rich.console import Console
 
+    from glmtune.training.prepare import say
     from glmtune.training.train import train as train_run
 
     console = Console(soft_wrap=True)
     outcome = train_run(run, resume=resume, console=console)
     if not outcome.finished:
-        console.print(f"Stopped at step {outcome.step}; the checkpoint is saved.", highlight=False)
-        console.print(f"Continue it: glmtune train --resume --output {outcome.run.root}", highlight=False)
+        say(console, f"Stopped at step {outcome.step}; the checkpoint is saved.")
+        say(console, f"Continue it: glmtune train --resume --output {shlex.quote(str(outcome.run.root))}")
         raise typer.Exit(130)
-    _report(console, outcome)
+    for line in _report(outcome):
+        say(console, line)
 
 
 @app.command()
@@ -145,17 +146,20 @@ def _run_config(config: Path | None, named: dict[str, str], overrides: list[str]
     return load_config(config, [*quoted, *overrides])
 
 
-def _report(console: Console, outcome: Outcome) -> None:
+def _report(outcome: Outcome) -> list[str]:
     summary, run = outcome.summary, outcome.run
-    losses = [f"{summary[key]:.4f}" for key in ("first_loss", "last_loss")]
-    evaluated = f", evaluation loss {summary['eval_loss']:.4f}" if summary["eval_loss"] is not None else ""
-    console.print(
-        f"Done: {summary['steps']} steps in {summary['seconds']:.0f} s, loss {' to '.join(losses)}{evaluated}, "
-        f"{summary['tokens_per_second']:,.0f} tokens/s.\n"
-        f"Adapter: {run.adapter}   curve: {run.curve}   numbers: {run.summary}\n"
-        f"Talk to it: glmtune chat {run.root}",
-        highlight=False,
-    )
+    said = [f"{summary['steps']} steps in {summary['seconds']:.0f} s"]
+    losses = [f"{summary[key]:.4f}" for key in ("first_loss", "last_loss") if summary[key] is not None]
+    if losses:
+        said.append(f"loss {' to '.join(losses)}")
+    if summary["eval_loss"] is not None:
+        said.append(f"evaluation loss {summary['eval_loss']:.4f}")
+    said.append(f"{summary['tokens_per_second']:,.0f} tokens/s")
+    return [
+        f"Done: {', '.join(said)}.",
+        f"Adapter: {run.adapter}   curve: {run.curve}   numbers: {run.summary}",
+        f"Talk to it: glmtune chat {shlex.quote(str(run.root))}",
+    ]
 
 
 if __name__ == "__main__":

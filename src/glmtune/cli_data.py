@@ -165,8 +165,9 @@ def _config(file: str, model: str | None, family: str | None, settings: list[str
 
 def _refuse_encoded(file: str) -> None:
     """A folder of encoded rows holds a .json file, and would be read as rows."""
-    folder = Path(file)
-    if (folder / "rows.arrow").is_file() and (folder / "dataset.json").is_file():
+    from glmtune.data.files import holds_encoded
+
+    if holds_encoded(Path(file)):
         raise DataError(f"{file}: holds encoded rows.", "Give the file that they were made from.")
 
 
@@ -228,7 +229,9 @@ def _limit(judge: ModelCheck | None) -> int | None:
 
 def _forget(folder: Path, new: bool) -> None:
     """Leave nothing of an encoding that failed, so that the next one finds the folder new or empty."""
-    for name in (".lock", "rows.arrow", "dataset.json"):
+    from glmtune.data.files import ENCODED
+
+    for name in (".lock", *ENCODED):
         (folder / name).unlink(missing_ok=True)
     if new and folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()

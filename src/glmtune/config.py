@@ -91,7 +91,8 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "logging_steps": 10,
     "logging_first_step": True,
     "eval_strategy": "epoch",
-    "save_strategy": "epoch",
+    "save_strategy": "steps",
+    "save_steps": 0.1,  # a share of all steps
     "save_total_limit": 2,
     "train_sampling_strategy": "group_by_length",
     "seed": 42,
@@ -118,6 +119,9 @@ class RunConfig:
         # YAML 1.1 reads 1e-4 as text and `eval_strategy: no` as false; both are meant otherwise here.
         read = {key: _as_number(value) for key, value in self.training.items()}
         read |= {key: "no" for key, value in read.items() if key.endswith("_strategy") and value is False}
+        for what in ("save", "eval"):  # every so many steps means by steps
+            if f"{what}_steps" in read:
+                read.setdefault(f"{what}_strategy", "steps")
         self.training = {**TRAINING_DEFAULTS, **read}
 
 

@@ -53,8 +53,10 @@ def resolve(path: str | os.PathLike[str], hub: str = "huggingface", parts: str =
 
 
 def _from_huggingface(name: str, patterns: list[str]) -> str:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
 
+    if "*.bin" in patterns and any(file.endswith(".safetensors") for file in HfApi().list_repo_files(name)):
+        patterns = [pattern for pattern in patterns if pattern != "*.bin"]  # both formats hold the same weights
     return snapshot_download(name, allow_patterns=patterns)
 
 

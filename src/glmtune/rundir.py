@@ -60,18 +60,23 @@ class RunDir:
     def logs(self) -> Path:
         return self.root / "runs"
 
+    def require_new(self) -> None:
+        """Raises:
+        RunError: the folder exists and holds something.
+        """
+        if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+            raise RunError(
+                f"{self.root}: in use already; a run is never written over another.",
+                "Choose another --output, continue this one with --resume, or remove it.",
+            )
+
     def create(self) -> None:
-        """Make a new run folder.
+        """Make the folder, if it is not there.
 
         Raises:
-            RunError: it exists and holds something, or cannot be made.
+            RunError: it cannot be made.
         """
         try:
-            if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
-                raise RunError(
-                    f"{self.root}: in use already; a run is never written over another.",
-                    "Choose another --output, continue this one with --resume, or remove it.",
-                )
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"{self.root}: cannot be made ({error.strerror}).", "Choose another --output.") from None

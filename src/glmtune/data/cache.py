@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from glmtune.data.conversation import Conversation
 from glmtune.data.encoding import Counts, EncodingRules, encode_conversations
+from glmtune.data.files import ENCODED, holds_encoded
 from glmtune.data.sources import Source, weighted
 from glmtune.data.store import RowStore, write_rows
 from glmtune.errors import DataError
@@ -23,9 +24,9 @@ from glmtune.rundir import write_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ROWS, META = "rows.arrow", "dataset.json"
+ROWS, META = ENCODED
 # Raised whenever the same data and settings give other rows than before; older caches are then not found.
-_VERSION = 1
+_VERSION = 2
 _BROKEN_KEPT = 20
 
 
@@ -42,6 +43,8 @@ class Meta:
     broken: list[str] = field(default_factory=list)
     """The first lines that were left out, a sentence each."""
     lines_left_out: int = 0
+    content: str = ""
+    """A hash of what was encoded and how; a resumed run compares it."""
 
 
 @dataclass
@@ -78,10 +81,16 @@ def encode_sources(
     """
     identity = tokenizer_identity(tokenizer)
     target = folder or cache_root() / _key(sources, family, identity, rules)
-    target.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(target / ".lock")):
-        if not (target / META).is_file():
-            _encode_into(target, sources, family, tokenizer, identity, rules, progress)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with FileLock(str(target / ".lock")):
+            if not (target / META).is_file():
+                _encode_into(target, sources, family, tokenizer, identity, rules, progress)
+    except OSError as error:
+        raise DataError(
+            f"{target}: encoded rows cannot be written there ({error.strerror or error}).",
+            "Name another folder for them in GLMTUNE_CACHE.",
+        ) from None
     return open_encoded(target)
 
 
@@ -101,13 +110,22 @@ def open_encoded(folder: Path) -> EncodedData:
 
 def is_encoded(path: str | os.PathLike[str]) -> bool:
     """Whether a folder was written by `glmtune data tokenize`."""
-    return (Path(path) / META).is_file()
+    return holds_encoded(Path(path))
 
 
-def check_encoded(data: EncodedData, family: Family, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
+def check_encoded(
+    data: EncodedData, family: Family, tokenizer: PreTrainedTokenizerBase, rules: EncodingRules, where: str
+) -> None:
     """Raises:
-    DataError: the set was encoded for another generation or tokenizer.
+    DataError: the set was encoded for another generation or tokenizer, or with other settings than the run's.
     """
+    wanted = asdict(rules)
+    other = [f"{key}={value!r}" for key, value in data.meta.rules.items() if wanted.get(key) != value]
+    if other:
+        raise DataError(
+            f"{where}: was encoded with {', '.join(other)}, which this run's data settings contradict.",
+            f"Give the same: {' '.join(f'--set data.{setting}' for setting in other)}",
+        )
     if data.meta.family != family.name or data.meta.tokenizer != tokenizer_identity(tokenizer):
         raise DataError(
             f"{where}: was encoded for {data.meta.family} with tokenizer {data.meta.tokenizer}; "
@@ -118,8 +136,10 @@ def check_encoded(data: EncodedData, family: Family, tokenizer: PreTrainedTokeni
 
 def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
     """A short hash of everything that decides a tokenizer's ids."""
-    backend = getattr(tokenizer, "backend_tokenizer").to_str()  # noqa: B009 (fast tokenizers only; the stubs do not know)
-    return hashlib.sha256(backend.encode()).hexdigest()[:16]
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    for passing in ("padding", "truncation"):  # set by the last call of the tokenizer, and no part of its ids
+        backend.pop(passing, None)
+    return hashlib.sha256(json.dumps(backend, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def cache_root() -> Path:
@@ -156,7 +176,8 @@ def _encode_into(
         [{"name": source.name, "format": source.format} for source in sources],
         [note for source in sources for note in source.notes],
         broken[:_BROKEN_KEPT],
-        len(broken),
+        sum(source.broken_count for source in sources),
+        _key(sources, family, identity, rules),
     )
     write_json(folder / META, asdict(meta))  # last: its presence says that the rows are whole
 

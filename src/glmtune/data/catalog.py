@@ -29,7 +29,17 @@ _COLUMNS = {
     **{role: role for role in ("prompt", "response", "history", "system", "messages", "tools")},
     "query": "input",
 }
-_KNOWN_KEYS = ("file_name", "formatting", "columns", "tags", "num_samples", "split", "subset")
+_USED = (*("file_name", "formatting", "columns", "tags"), *("num_samples", "split", "subset"))
+_HUBS = {"huggingface": "hf_hub_url", "modelscope": "ms_hub_url"}
+# Where LLaMA-Factory would take the rows from instead. Harmless beside a hub id, which goes first.
+_ELSEWHERE = {
+    "script_url": "is a program that makes the rows, and is not run here",
+    "cloud_file_name": "lies in a cloud store",
+}
+# `folder` and `ranking` are refused where they matter. `om_hub_url` is one more place of the same rows, and older files
+# have `file_sha1`: neither changes what is learnt.
+_KEYS = (*_USED, *_HUBS.values(), *_ELSEWHERE, "om_hub_url", "folder", "ranking", "file_sha1")
+_NAMES_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -74,9 +84,15 @@ def locate(spec: SourceSpec) -> tuple[SourceSpec, bool]:
     What a `dataset_info.json` says is filled in where the spec says nothing itself.
 
     Raises:
-        DataError: nothing of that name, or a `dataset_info.json` that cannot be used.
+        DataError: nothing of that name, a `dataset_info.json` that cannot be used, or one without an entry's name.
+        ConfigError: an unknown key in the entry.
     """
     name = spec.path
+    if Path(name).name == CATALOG and Path(name).expanduser().is_file():
+        names = list(_read_catalog(Path(name).expanduser()))
+        more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+        listed = f"It has {', '.join(names[:_NAMES_SHOWN])}{more}." if names else "It is empty."
+        raise DataError(f"{name}: a list of data sets, no rows.", f"Give one of them as {name}:NAME. {listed}")
     if os.path.lexists(Path(name).expanduser()) or is_glob(name):
         return spec, False
     place, colon, entry = name.rpartition(":")
@@ -137,13 +153,13 @@ def _from_catalog(spec: SourceSpec, path: Path, entries: dict[str, Any], name: s
     entry = entries[name]
     if not isinstance(entry, dict):
         raise DataError(f"{where} must be an object with file_name or a hub id.")
-    _refuse(where, entry)
+    _check_keys(where, entry)
     columns = _columns(where, entry.get("columns") or {})
     format = entry.get("formatting") or ("alpaca" if columns and "text" not in columns else None)
     if format is not None and format not in _FORMATTINGS:
         raise DataError(f"{where}: unknown formatting {format!r}.", nearest(str(format), list(_FORMATTINGS)))
     samples = entry.get("num_samples")
-    if samples is not None and (not isinstance(samples, int) or samples < 1):
+    if samples is not None and (type(samples) is not int or samples < 1):
         raise DataError(f"{where}: num_samples must be a whole number of at least 1, not {samples!r}.")
     target, hub = _target(where, entry, spec, path.parent)
     filled = replace(
@@ -153,31 +169,45 @@ def _from_catalog(spec: SourceSpec, path: Path, entries: dict[str, Any], name: s
         columns={**columns, **spec.columns},
         format=spec.format or format if "text" not in columns else "text",
         tags={**_texts(where, entry, "tags"), **spec.tags},
-        # For local files `split: train` is only the default written out.
-        split=spec.split or (entry.get("split") if hub else None),
-        subset=spec.subset or entry.get("subset"),
+        split=spec.split or _split(where, entry, hub),
+        subset=spec.subset or entry.get("subset") or None,
         hub=hub or spec.hub,
     )
     return filled, hub is not None
 
 
 def _target(where: str, entry: dict[str, Any], spec: SourceSpec, folder: Path) -> tuple[str, Any]:
-    ids = {"huggingface": entry.get("hf_hub_url"), "modelscope": entry.get("ms_hub_url")}
-    for hub in (spec.hub, *ids):
-        if ids[hub]:
-            return str(ids[hub]), hub
+    for hub in (spec.hub, *_HUBS):
+        if entry.get(_HUBS[hub]):
+            if entry.get("folder"):
+                said = f"{where}: folder, a part of a hub data set, cannot be chosen here."
+                raise DataError(said, "Download it and name its files in file_name.")
+            return str(entry[_HUBS[hub]]), hub
+    for key, reason in _ELSEWHERE.items():
+        if entry.get(key):
+            raise DataError(f"{where}: {key} {reason}.", "Fetch the rows and name them in file_name alone.")
     file = entry.get("file_name")
     if not isinstance(file, str) or not file:
-        raise DataError(f"{where}: names neither file_name nor hf_hub_url nor ms_hub_url.", _hint(entry))
+        hint = "om_hub_url is not supported; download the rows." if entry.get("om_hub_url") else None
+        raise DataError(f"{where}: names neither file_name nor hf_hub_url nor ms_hub_url.", hint)
     return str(folder / Path(file).expanduser()), None
 
 
-def _hint(entry: dict[str, Any]) -> str | None:
-    return None if not entry else nearest(str(next(iter(entry))), [*_KNOWN_KEYS, "hf_hub_url", "ms_hub_url"])
+def _split(where: str, entry: dict[str, Any], hub: Any) -> str | None:
+    split = entry.get("split")
+    if hub or split in (None, "", "train"):  # for files, `train` is only the default written out
+        return split if hub else None
+    raise DataError(f"{where}: split {split!r} is for hub data; this is a file.", "Give the file of that split.")
 
 
-def _refuse(where: str, entry: dict[str, Any]) -> None:
-    """What would change the rows' meaning if it were passed over."""
+def _check_keys(where: str, entry: dict[str, Any]) -> None:
+    """Raises:
+    ConfigError: a key that LLaMA-Factory does not have either.
+    DataError: one that would change the rows' meaning if it were passed over.
+    """
+    for key in entry:
+        if key not in _KEYS:
+            raise ConfigError(f"{where}: unknown key {key}.", nearest(key, list(_KEYS)))
     if entry.get("ranking"):
         raise DataError(f"{where}: pairs of better and worse answers (ranking) cannot be learnt here.")
 

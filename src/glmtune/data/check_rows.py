@@ -23,7 +23,7 @@ from glmtune.data.check import (
     texts,
 )
 from glmtune.data.conversation import Conversation, Fault
-from glmtune.data.encoding import Counts, EncodingRules, encode_conversations, examples
+from glmtune.data.encoding import Counts, EncodingRules, encode_conversations, examples, with_prefix
 from glmtune.data.histogram import Lengths
 from glmtune.data.sources import Source
 from glmtune.errors import DataError
@@ -105,7 +105,8 @@ class ModelCheck:
             return [_length(row.input_ids, row.labels, row.prompt_length)], []
         try:
             found = examples(conversation.messages, self.family, self.rules)
-            rows = [self.family.encode(messages, self.tokenizer, conversation.tools) for messages in found]
+            shown = [with_prefix(messages, self.rules.prefix) for messages in found]
+            rows = [self.family.encode(messages, self.tokenizer, conversation.tools) for messages in shown]
         except DataError as error:
             said = error.message.rstrip(".")
             return [], [Problem("refused-by-model", said, _first_words(conversation), hint=error.hint)]

@@ -24,12 +24,15 @@ class Conversation:
         where: `file:line`, or `file:row N` where rows have no lines.
         tools: the tools the assistant may call, as the file gives them.
         text: a plain-text row, every token of which is learnt; `messages` is empty then.
+        number: the row's number in its source, from 0; from `sources.weighted`, over all sources. A row that is taken
+            again, because of a weight or a sample, has its number again; two rows never share one.
     """
 
     messages: list[dict[str, Any]]
     where: str
     tools: list[Any] | None = None
     text: str | None = None
+    number: int = 0
 
 
 @dataclass(slots=True)

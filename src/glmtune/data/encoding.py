@@ -1,4 +1,4 @@
-"""Conversations as ids within the length limits: the newest question and the answer's end token always stay."""
+"""Conversations as rows of ids: what is learnt of them, and what the length limits took away."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from glmtune.data.conversation import Conversation
+from glmtune.data.fitting import Limits, Messages, Render, cut, too_long
 from glmtune.errors import DataError
 from glmtune.families import IGNORE, Encoded, Family
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Messages = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,11 @@ class EncodingRules:
     """`all` answers or the `last` only."""
     prefix: str = ""
     """Text in front of the first question."""
+
+    @property
+    def limits(self) -> Limits:
+        """The length limits."""
+        return Limits(self.max_source_length, self.max_target_length, self.max_length)
 
     @property
     def longest(self) -> int:
@@ -52,7 +56,7 @@ class Counts:
     answers_cut: int = 0
     """Rows whose answer lost its end (the end token stays)."""
     rows_dropped: int = 0
-    """Rows left out as too long."""
+    """Rows left out as too long: all of them under `drop`, those that no cutting makes fit under `cut`."""
     tokens_cut: int = 0
 
     @property
@@ -93,12 +97,12 @@ def encode_conversations(
             rows = list(_encode(conversation, family, tokenizer, rules, counts))
         except DataError as error:
             raise DataError(f"{conversation.where}: {error.message}", error.hint) from None
+        counts.conversations += 1
         for row in rows:
             counts.rows += 1
             counts.tokens += len(row.input_ids)
             counts.targets += len(row.labels) - row.labels.count(IGNORE)
-            yield EncodedRow(row.input_ids, row.labels, row.context, counts.conversations, conversation.where)
-        counts.conversations += 1
+            yield EncodedRow(row.input_ids, row.labels, row.context, conversation.number, conversation.where)
 
 
 def _encode(
@@ -107,8 +111,12 @@ def _encode(
     if conversation.text is not None:
         yield from _encode_text(conversation.text, family, tokenizer, rules)
         return
+
+    def render(messages: Messages) -> Encoded:
+        return family.encode(with_prefix(messages, rules.prefix), tokenizer, conversation.tools)
+
     for messages in examples(conversation.messages, family, rules):
-        row = _fit(messages, conversation.tools, family, tokenizer, rules, counts)
+        row = _fit(messages, render, rules, counts)
         if row is not None:
             yield row
 
@@ -127,7 +135,12 @@ def examples(messages: Messages, family: Family, rules: EncodingRules) -> list[M
         trained = trained[-1:]
         messages = [{**m, "loss": i in trained} if i in answers else m for i, m in enumerate(messages)]
     ends = trained if family.one_answer_per_row else trained[-1:]
-    return [with_prefix(messages[: end + 1], rules.prefix) for end in ends]
+    return [[*messages[:end], _without_result(messages[end])] for end in ends]
+
+
+def _without_result(message: dict[str, Any]) -> dict[str, Any]:
+    """A call that ends a row is what is learnt; its result would only be read by nobody."""
+    return {key: value for key, value in message.items() if key != "observation"}
 
 
 def with_prefix(messages: Messages, prefix: str) -> Messages:
@@ -144,116 +157,26 @@ def _encode_text(text: str, family: Family, tokenizer: Any, rules: EncodingRules
     whole = family.encode_text(text, tokenizer)
     start, body = whole.input_ids[: whole.prompt_length], whole.input_ids[whole.prompt_length :]
     room = rules.longest - len(start)
-    for first in range(0, len(body), room):
-        piece = body[first : first + room]
-        labels = [IGNORE] * len(start) + piece
-        yield replace(whole, input_ids=start + piece, labels=labels)
+    pieces = -(-len(body) // room)
+    size = -(-len(body) // pieces)  # of one length, so that no piece is an end token alone
+    for first in range(0, len(body), size):
+        piece = body[first : first + size]
+        yield replace(whole, input_ids=start + piece, labels=[IGNORE] * len(start) + piece)
 
 
-def _fit(
-    messages: Messages, tools: list | None, family: Family, tokenizer: Any, rules: EncodingRules, counts: Counts
-) -> Encoded | None:
-    row = family.encode(messages, tokenizer, tools)
-    full = len(row.input_ids)
-    source, target = _limits(row, rules)
-    if row.prompt_length <= source and full - row.prompt_length <= target:
+def _fit(messages: Messages, render: Render, rules: EncodingRules, counts: Counts) -> Encoded | None:
+    row = render(messages)
+    if rules.limits.hold(row):
         return row
     if rules.overlength == "error":
-        raise DataError(f"{_sizes(row)}, more than {_allowed(rules)}.", "Shorten it, or set data.overlength to cut.")
-    if rules.overlength == "drop":
+        raise too_long(row, rules.limits)
+    shorter = cut(messages, row, rules.limits, render) if rules.overlength == "cut" else None
+    if shorter is None:
         counts.rows_dropped += 1
-        counts.tokens_cut += full
+        counts.tokens_cut += len(row.input_ids)
         return None
-    if row.prompt_length > source:
-        row = _fit_prompt(messages, tools, family, tokenizer, source, counts)
-    # What the prompt leaves free under one common limit goes to the answer.
-    target = rules.max_length - row.prompt_length if rules.max_length else target
-    if len(row.input_ids) - row.prompt_length > target:
-        row = _cut_answer(row, target)
-        counts.answers_cut += 1
-    counts.tokens_cut += full - len(row.input_ids)
-    return row
-
-
-def _limits(row: Encoded, rules: EncodingRules) -> tuple[int, int]:
-    """Most tokens of the prompt and of the last answer. Under one common limit the answer comes first, but never
-    takes so much that the question keeps less than half."""
-    if rules.max_length is None:
-        return rules.max_source_length, rules.max_target_length
-    answer = len(row.input_ids) - row.prompt_length
-    source = max(rules.max_length - answer, min(row.prompt_length, rules.max_length // 2))
-    return source, max(rules.max_length - row.prompt_length, rules.max_length - source)
-
-
-def _fit_prompt(
-    messages: Messages, tools: list | None, family: Family, tokenizer: Any, limit: int, counts: Counts
-) -> Encoded:
-    """Drop the oldest turns, then the start of the newest question, until the prompt fits."""
-    system = [message for message in messages[:1] if message["role"] == "system"]
-    turns = messages[len(system) :]
-    row = None
-    while (row is None or row.prompt_length > limit) and (length := _first_turn(turns)):
-        turns = turns[length:]
-        row = family.encode([*system, *turns], tokenizer, tools)
-    counts.turns_dropped += row is not None
-    if row is not None and row.prompt_length <= limit:
-        return row
-    counts.prompts_cut += 1
-    return _cut_question(system, turns, tools, family, tokenizer, limit)
-
-
-def _first_turn(turns: Messages) -> int:
-    """How many messages the oldest turn has, up to the next user's; 0 when it is the only one."""
-    return next((i for i, message in enumerate(turns) if i > 0 and message["role"] == "user"), 0)
-
-
-def _cut_question(
-    system: Messages, turn: Messages, tools: list | None, family: Family, tokenizer: Any, limit: int
-) -> Encoded:
-    """The turn with the start of its question cut, as little as fits.
-
-    Cutting text rather than ids keeps the frame around it whole; a bisection over the kept length finds the border,
-    since a shorter text never takes many more tokens.
-    """
-    question, *rest = turn
-    if question["role"] != "user":
-        question, rest = {"role": "user", "content": ""}, turn
-
-    def render(kept: int) -> Encoded:
-        text = question["content"][len(question["content"]) - kept :]
-        return family.encode([*system, {**question, "content": text}, *rest], tokenizer, tools)
-
-    fits, fails = 0, len(question["content"])
-    least = render(0)
-    if least.prompt_length > limit:
-        raise DataError(
-            f"what stands around the question takes {least.prompt_length} tokens, the prompt may have {limit}.",
-            "Raise data.max_source_length (or data.max_length), or shorten system message and tools.",
-        )
-    while fails - fits > 1:
-        middle = (fits + fails) // 2
-        if render(middle).prompt_length <= limit:
-            fits = middle
-        else:
-            fails = middle
-    return render(fits)
-
-
-def _cut_answer(row: Encoded, target: int) -> Encoded:
-    """The row with the end of its last answer cut; the end token stays."""
-    keep = row.prompt_length + target - 1
-    return replace(
-        row,
-        input_ids=[*row.input_ids[:keep], row.input_ids[-1]],
-        labels=[*row.labels[:keep], row.labels[-1]],
-    )
-
-
-def _sizes(row: Encoded) -> str:
-    return f"{row.prompt_length} tokens of prompt and {len(row.input_ids) - row.prompt_length} of answer"
-
-
-def _allowed(rules: EncodingRules) -> str:
-    if rules.max_length:
-        return f"{rules.max_length} together (data.max_length)"
-    return f"{rules.max_source_length} and {rules.max_target_length} (data.max_source_length, data.max_target_length)"
+    counts.turns_dropped += shorter.turns_dropped
+    counts.prompts_cut += shorter.prompt_cut
+    counts.answers_cut += shorter.answer_cut
+    counts.tokens_cut += len(row.input_ids) - len(shorter.row.input_ids)
+    return shorter.row

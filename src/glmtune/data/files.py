@@ -22,6 +22,8 @@ from glmtune.errors import ConfigError, DataError
 
 CATALOG = "dataset_info.json"
 """LLaMA-Factory's list of data sets; it lies among the data and is none."""
+ENCODED = ("rows.arrow", "dataset.json")
+"""What `glmtune data tokenize` writes; the second would be read as rows."""
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
 _KNOWN = f"Known: {', '.join(SUFFIXES)}, each also with .gz behind."
 _BLOCK = 1 << 20
@@ -43,7 +45,8 @@ class DataFile:
         """Rows from the first to the last; unusable lines in between as faults.
 
         Raises:
-            DataError: the file changed since it was opened, a broken JSON array, a damaged file.
+            DataError: the file changed since it was opened, a broken JSON array, a CSV record that is broken and longer
+                than its line, a damaged file.
         """
         self.check_unchanged()
         readers = {".csv": _csv_rows, ".parquet": _parquet_rows, ".txt": _text_rows}
@@ -89,9 +92,22 @@ def find_files(path: str | os.PathLike[str]) -> list[Path]:
     once. A file named by itself or by a glob must have a known suffix.
 
     Raises:
-        DataError: nothing there, no data file in the folder, an unknown suffix.
+        DataError: nothing there, no data file in the folder, an unknown suffix, or encoded rows.
     """
     path = Path(path).expanduser()
+    found = _named_by(path)
+    for file in found:
+        if file.name == ENCODED[1] and holds_encoded(file.parent):
+            raise DataError(f"{file.parent}: holds encoded rows; such a folder is given alone, not in a list.")
+    return found
+
+
+def holds_encoded(folder: Path) -> bool:
+    """Whether a folder was written by `glmtune data tokenize`."""
+    return all((folder / name).is_file() for name in ENCODED)
+
+
+def _named_by(path: Path) -> list[Path]:
     if _is_folder(path):
         found = sorted(_walk(path))
         if not found:
@@ -280,24 +296,50 @@ def _csv_rows(file: DataFile) -> Iterator[Row | Fault]:
         reader = csv.reader(stream, strict=True)
         header: list[str] | None = None
         while True:
-            where = f"{file.path}:{reader.line_num + 1}"
+            first = reader.line_num + 1
+            where = f"{file.path}:{first}"
             try:
                 cells = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield Fault(where, "broken-csv", f"broken CSV ({error})")
+                if "unexpected end" in str(error):
+                    raise _open_quote(where, first, reader.line_num) from None
+                yield _broken_csv(where, first, reader.line_num, f"broken CSV ({error})")
                 continue
             if not any(cell.strip() for cell in cells):
                 continue
             if any("\0" in cell for cell in cells):
-                yield Fault(where, "broken-line", "NUL bytes in the line")
+                yield _broken_csv(where, first, reader.line_num, "NUL bytes in the line")
             elif header is None:
                 header = [cell.strip().lstrip("\ufeff") for cell in cells]
             elif len(cells) != len(header):
-                yield Fault(where, "broken-csv", f"broken CSV ({len(cells)} fields, the header has {len(header)})")
+                problem = f"broken CSV ({len(cells)} fields, the header has {len(header)})"
+                yield _broken_csv(where, first, reader.line_num, problem)
             else:
                 yield Row(dict(zip(header, cells, strict=True)), where)
+
+
+def _open_quote(where: str, first: int, last: int) -> DataError:
+    lines = f"lines {first} to {last}: " if last > first else ""
+    return DataError(
+        f"{where}: {lines}a quotation mark is opened and never closed.",
+        'Close it, or write "" for a quotation mark that is part of a quoted text.',
+    )
+
+
+def _broken_csv(where: str, first: int, last: int, problem: str) -> Fault:
+    """A fault if the record costs its line only.
+
+    Raises:
+        DataError: it is longer: a stray quotation mark may have made good lines part of it.
+    """
+    if last == first:
+        return Fault(where, "broken-csv", problem)
+    raise DataError(
+        f"{where}: lines {first} to {last}: {problem}.",
+        "They are read as one row: a quotation mark may be missing, or one too many.",
+    )
 
 
 def _parquet_rows(file: DataFile) -> Iterator[Row | Fault]:

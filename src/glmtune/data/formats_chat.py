@@ -13,7 +13,7 @@ from typing import Any
 
 from glmtune.config import nearest
 from glmtune.data.conversation import BadRow, Conversation, Row, kind_of
-from glmtune.data.formats_columns import Columns, Layout, column_text, from_json, read_tools
+from glmtune.data.formats_columns import Columns, Layout, column_text, from_json, optional_text, read_tools
 from glmtune.errors import ConfigError
 
 Message = dict[str, Any]
@@ -51,6 +51,8 @@ class Messages(Layout):
     """A role in the file to one of `conversation.ROLES`, `function_call` or `result` (of a call, or an observation)."""
     system: str = "system"
     tools: str = "tools"
+    functions: str | None = None
+    """What OpenAI's older files call the tools."""
 
     def fits(self, values: dict[str, Any]) -> bool:
         messages = from_json(values.get(self.column))
@@ -64,25 +66,33 @@ class Messages(Layout):
                 column_text(values, self.column)  # says whether the column is missing or null
             raise BadRow("wrong-type", f"column {self.column!r} must be a list of messages, not {kind_of(messages)}")
         reader = _Reader(self)
-        if values.get(self.system):
-            reader.done.append({"role": "system", "content": column_text(values, self.system)})
+        if system := optional_text(values, self.system):
+            reader.done.append({"role": "system", "content": system})
         for number, message in enumerate(messages, start=1):
             reader.add(number, message)
-        tools = values.get(self.tools)
-        return Conversation(reader.end(), row.where, read_tools(tools, self.tools) if tools else None)
+        return Conversation(reader.end(), row.where, self._tools(values))
+
+    def _tools(self, values: dict[str, Any]) -> list[Any] | None:
+        tools = read_tools(values.get(self.tools), self.tools)
+        functions = read_tools(values.get(self.functions), self.functions) if self.functions else None
+        if tools and functions:
+            said = f"columns {self.tools!r} and {self.functions!r} both list tools"
+            raise BadRow("two-tool-lists", said, "Leave one of them out.")
+        return tools or functions
 
 
 def message_layouts(columns: Columns, tags: Columns) -> Iterator[Messages]:
     """The layouts with messages, renamed as the user says."""
     places = [columns["messages"]] if "messages" in columns else ["conversations", "messages"]
     around = {role: columns[role] for role in ("system", "tools") if role in columns}
+    older = None if "tools" in columns else "functions"
     for place in places:
         if tags:
-            yield _tagged(place, tags, around)
+            yield _tagged(place, tags, around, older)
             continue
         name = "OpenAI messages" if place == "messages" else f"{place} (role/content)"
         formats = ("conversations", "chatglm3", "openai")
-        yield Messages(name, formats, place, "role", "content", _ROLE_CONTENT, **around)
+        yield Messages(name, formats, place, "role", "content", _ROLE_CONTENT, **around, functions=older)
         yield Messages("ShareGPT (from/value)", ("sharegpt",), place, "from", "value", _FROM_VALUE, **around)
 
 
@@ -95,13 +105,13 @@ def check_tags(tags: Columns) -> None:
             raise ConfigError(f"data tags: no tag {tag!r}.", nearest(str(tag), list(TAGS)))
 
 
-def _tagged(place: str, tags: Columns, around: dict[str, str]) -> Messages:
+def _tagged(place: str, tags: Columns, around: dict[str, str], older: str | None) -> Messages:
     role_key, content_key = tags.get("role_tag", "from"), tags.get("content_tag", "value")
-    usual = _FROM_VALUE if role_key == "from" else _ROLE_CONTENT
+    usual, older = (_FROM_VALUE, None) if role_key == "from" else (_ROLE_CONTENT, older)
     named = {tags[tag]: role for tag, role in _ROLE_TAGS.items() if tag in tags}
     name = f"{place} ({role_key}/{content_key})"
     formats = ("sharegpt", "openai", "conversations", "chatglm3")
-    return Messages(name, formats, place, role_key, content_key, {**usual, **named}, **around)
+    return Messages(name, formats, place, role_key, content_key, {**usual, **named}, **around, functions=older)
 
 
 def _has(message: Any, key: str) -> bool:
@@ -116,6 +126,10 @@ class _Reader:
         self.done: list[Message] = []
         self.waiting: list[tuple[Message, str | None]] = []
         """Calls without a result so far, each with its id."""
+        self.unanswered: list[Message] = []
+        """ChatGLM3's calls that do not hold their result; it may follow, or be left out."""
+        self.answered = False
+        """Whether one of their results did follow."""
 
     def add(self, number: int, message: Any) -> None:
         if not isinstance(message, dict):
@@ -128,6 +142,11 @@ class _Reader:
         if self.waiting:
             name = self.waiting[0][0]["name"]
             raise BadRow("bad-tool-call", f"the call of {name!r} has no result before message {number}")
+        if self.unanswered and role in ("tool", "observation", "result") and not whole_call:
+            self.unanswered.pop(0)["observation"] = self._text_of(number, message)
+            self.answered = True
+            return
+        self._close(number, whole_call)
         if role == "function_call":
             self._calls(number, from_json(message.get(self.layout.content_key)), message)
         elif whole_call:
@@ -146,6 +165,15 @@ class _Reader:
         if len(self.waiting) > 1 or (self.waiting and self.waiting[0][0] is not self.done[-1]):
             raise BadRow("bad-tool-call", f"the call of {self.waiting[0][0]['name']!r} has no result")
         return self.done
+
+    def _close(self, number: int, goes_on: bool) -> None:
+        """No result follows. All calls in a row may lack theirs; if one has it, whose it is must be clear."""
+        if self.unanswered and self.answered:
+            name = self.unanswered[0]["name"]
+            raise BadRow("bad-tool-call", f"the call of {name!r} has no result before message {number}")
+        if not goes_on:
+            self.unanswered.clear()
+        self.answered = False
 
     def _role(self, number: int, message: Message) -> str:
         key = self.layout.role_key
@@ -193,23 +221,31 @@ class _Reader:
         if named is not None and not found and all(call is not None for _, call in self.waiting):
             raise BadRow("bad-tool-call", f"message {number} is the result of {named!r}, which was not called")
         call, _ = self.waiting.pop(found[0] if found else 0)
+        call["observation"] = self._text_of(number, message)
+
+    def _text_of(self, number: int, message: Message) -> str:
         key = self.layout.content_key
-        call["observation"] = _content(number, message.get(key), key)
+        return _content(number, message.get(key), key)
 
     def _whole_call(self, number: int, message: Message) -> None:
         call = _tool(number, message.get("name"), message.get("parameters"))
         observation = message.get("observation")
         if observation is None:
             observation = message.get(self.layout.content_key)
-        self.done.append(call | ({} if observation is None else {"observation": observation}) | _loss(number, message))
+        call |= _loss(number, message)
+        self.done.append(call)
+        if observation is None:
+            self.unanswered.append(call)
+        else:
+            call["observation"] = observation
 
 
 def _tool_calls(number: int, message: Message) -> list[Any] | None:
     calls = message.get("tool_calls")
-    if calls is None and message.get("function_call") is not None:
-        calls = [message["function_call"]]
     if calls is not None and not isinstance(calls, list):
         raise BadRow("bad-tool-call", f"message {number}: tool_calls must be a list, not {kind_of(calls)}")
+    if not calls and message.get("function_call") is not None:
+        return [message["function_call"]]
     return calls or None
 
 

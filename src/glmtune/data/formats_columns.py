@@ -77,17 +77,17 @@ class QuestionAnswer(Layout):
     def read(self, row: Row) -> Conversation:
         values = row.values
         messages: list[dict[str, Any]] = []
-        if self.system and values.get(self.system):
-            messages.append({"role": "system", "content": column_text(values, self.system)})
-        if self.history and values.get(self.history):
-            messages += _history(values[self.history], self.history)
+        if self.system and (system := optional_text(values, self.system)):
+            messages.append({"role": "system", "content": system})
+        if self.history:
+            messages += _history(values.get(self.history), self.history)
         question = column_text(values, self.prompt)
-        if self.input and values.get(self.input):
-            question = f"{question}\n{column_text(values, self.input)}"
+        if self.input and (more := optional_text(values, self.input)):
+            question = f"{question}\n{more}"
         messages.append({"role": "user", "content": question})
         messages.append({"role": "assistant", "content": column_text(values, self.response)})
-        tools = values.get(self.tools) if self.tools else None
-        return Conversation(messages, row.where, read_tools(tools, self.tools) if tools else None)
+        tools = read_tools(values.get(self.tools), self.tools) if self.tools else None
+        return Conversation(messages, row.where, tools)
 
 
 # The first that fits is taken. `history`, `system` and `input` are optional in every row.
@@ -139,6 +139,15 @@ def column_text(values: dict[str, Any], column: str) -> str:
     raise BadRow("wrong-type", f"column {column!r} must be text, not {kind_of(value)}", "Mend the row.")
 
 
+def optional_text(values: dict[str, Any], column: str) -> str:
+    """The text in a column that a row may do without; empty where it does (no such column, or null).
+
+    Raises:
+        BadRow: something else than text in it, be it 0, false or an empty list.
+    """
+    return "" if values.get(column) is None else column_text(values, column)
+
+
 def keys_of(values: dict[str, Any]) -> str:
     """A row's keys in a sentence."""
     shown = ", ".join(repr(key) for key in list(values)[:12])
@@ -155,14 +164,14 @@ def from_json(value: Any) -> Any:
     return value
 
 
-def read_tools(value: Any, column: str | None) -> list[Any] | None:
-    """A list of tools, or JSON text of one; the entries stay as they are.
+def read_tools(value: Any, column: str) -> list[Any] | None:
+    """A list of tools, or JSON text of one; the entries stay as they are. None where there are none.
 
     Raises:
         BadRow: neither.
     """
     tools = from_json(value)
-    if isinstance(tools, str) and not tools.strip():
+    if tools is None or (isinstance(tools, str) and not tools.strip()):
         return None
     if not isinstance(tools, list):
         raise BadRow("wrong-type", f"column {column!r} must be a list of tools, not {kind_of(tools)}")
@@ -171,6 +180,8 @@ def read_tools(value: Any, column: str | None) -> list[Any] | None:
 
 def _history(value: Any, column: str) -> list[dict[str, Any]]:
     turns = from_json(value)
+    if turns is None or turns == "":
+        return []
     if not isinstance(turns, list):
         raise BadRow("bad-history", f"column {column!r} must be a list of [question, answer] pairs")
     messages: list[dict[str, Any]] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -64,6 +64,8 @@ class Preview:
     rows: list[PreviewRow]
     cut: str
     """What the length limits took away; empty if nothing."""
+    notes: list[str] = field(default_factory=list)
+    """What the user should know of the file."""
 
     def heading(self) -> list[str]:
         """Lines that stand above the rows."""
@@ -74,6 +76,7 @@ class Preview:
             f"{self.where}   {self.format}, as {self.family} sees it",
             f"{tokens:,} tokens, {targets:,} of them learnt{rows}",
             f"over the length limits: {self.cut}" if self.cut else "within the length limits, nothing is cut",
+            *self.notes,
         ]
 
 
@@ -107,7 +110,7 @@ def preview(
     counts = Counts()
     encoded = encode_conversations([conversation], family, tokenizer, rules, counts)
     rows = [PreviewRow(spell(row, tokenizer)) for row in encoded]
-    return Preview(source.format, conversation.where, family.title, rows, describe_cut(counts))
+    return Preview(source.format, conversation.where, family.title, rows, describe_cut(counts), source.notes)
 
 
 def spell(row: EncodedRow, tokenizer: PreTrainedTokenizerBase) -> list[Token]:

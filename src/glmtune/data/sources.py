@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,9 +22,10 @@ from glmtune.errors import ConfigError, DataError
 __all__ = ["Conversation", "Fault", "Source", "SourceSpec", "open_source", "open_sources", "weighted"]
 
 # Raised whenever the same file gives other conversations than before; encoded copies are then made anew.
-_RULES = 1
+_RULES = 2
 # So many rows without a known layout, or lines that are no rows, before the first file is given up.
 _LOOK_AHEAD = 200
+_BROKEN_KEPT = 20
 
 
 class Rows(Protocol):
@@ -67,7 +68,8 @@ class Source:
         files: its files; empty for hub data.
         format: the layout of its rows, as it is said to the user.
         notes: what the user should know of it.
-        broken: a sentence per line that was left out in the last iteration.
+        broken: a sentence for each of the first lines, at most 20, that were left out in the last iteration.
+        broken_count: how many lines those were in all.
     """
 
     def __init__(self, name: str, spec: SourceSpec, data: Rows, layouts: list[Layout], seed: int):
@@ -77,6 +79,7 @@ class Source:
         self.files = [file.path for file in data.files] if isinstance(data, FileRows) else []
         self.notes: list[str] = []
         self.broken: list[str] = []
+        self.broken_count = 0
         self._data = data
         self._layouts = layouts
         self._layout, self._first = _settle(name, data, layouts)
@@ -84,7 +87,7 @@ class Source:
         self.format = self._layout.name
 
     def __iter__(self) -> Iterator[Conversation]:
-        """All conversations; broken lines are left out and listed in `broken`.
+        """All conversations; broken lines are left out, counted in `broken_count` and listed in `broken`.
 
         Raises:
             DataError: a row that cannot be used, a file that changed or is damaged.
@@ -102,10 +105,18 @@ class Source:
             DataError: what ends the reading: a file that changed or is damaged, a broken JSON array.
         """
         broken = self.broken = []
+        count = self.broken_count = 0
+        number = 0
         for item in self._data.rows():
             outcome = item if isinstance(item, Fault) else self._read(item)
             if isinstance(outcome, Fault) and outcome.left_out:
-                broken.append(str(outcome))
+                count += 1
+                if count <= _BROKEN_KEPT:
+                    broken.append(str(outcome))
+                if self.broken is broken:  # else a later iteration has begun
+                    self.broken_count = count
+            elif isinstance(outcome, Conversation):
+                outcome.number, number = number, number + 1
             yield outcome
 
     def count(self) -> int:
@@ -129,10 +140,15 @@ class Source:
         spec = self.spec
         settings = [
             *(_RULES, self.format, repr(self._layout), spec.split, spec.subset),
-            *(spec.weight, spec.num_samples, self.seed),
+            *((spec.weight, spec.num_samples, self.seed) if self.sampled else ()),
         ]
         hasher.update(json.dumps(settings).encode())
         return hasher.hexdigest()
+
+    @property
+    def sampled(self) -> bool:
+        """Whether its rows are taken more or less often than once each, by the seed."""
+        return self.spec.weight != 1 or self.spec.num_samples is not None
 
     def _read(self, row: Row) -> Conversation | Fault:
         try:
@@ -204,33 +220,45 @@ def weighted(sources: Iterable[Source]) -> Iterator[Conversation]:
     """The sources' rows one source after the other, each as often as its `weight` and `num_samples` say.
 
     A source of n rows gives `weight * (num_samples or n)` rows, rounded: whole passes, then a random part of a last
-    pass, drawn by row number with the source's seed. Rows stay in file order; shuffling is the training's.
+    pass, drawn by row number with the source's seed. Rows stay in file order; shuffling is the training's. Their
+    `number` tells which of them are one and the same row.
 
     Raises:
         DataError: as in iteration.
     """
+    first = 0
     for source in sources:
-        yield from _share(source)
+        first += yield from _share(source, first)
 
 
-def _share(source: Source) -> Iterator[Conversation]:
+def _share(source: Source, first: int) -> Generator[Conversation, None, int]:
+    """The source's part of the rows, numbered from `first`; returns how many rows it has."""
     spec = source.spec
-    if spec.weight == 1 and spec.num_samples is None:
-        yield from source
-        return
+    if not source.sampled:
+        return (yield from _numbered(source, first))
     count = source.count()
     whole, rest = divmod(max(1, int(spec.weight * (spec.num_samples or count) + 0.5)), max(1, count))
     for _ in range(whole):
-        yield from source
+        yield from _numbered(source, first)
     if not rest:
-        return
+        return count
     # Knuth's selection sampling (The Art of Computer Programming 3.4.2, algorithm S): exactly `rest` rows, each set
     # of them equally likely, and only two numbers to remember.
     chance = random.Random(source.seed)
-    for left, conversation in zip(range(count, 0, -1), source, strict=True):
+    for left, conversation in zip(range(count, 0, -1), _numbered(source, first), strict=True):
         if chance.random() * left < rest:
             rest -= 1
             yield conversation
+    return count
+
+
+def _numbered(source: Source, first: int) -> Generator[Conversation, None, int]:
+    count = 0
+    for conversation in source:
+        count += 1
+        conversation.number += first
+        yield conversation
+    return count
 
 
 def _spec(entry: Any, number: int) -> SourceSpec:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,15 +50,41 @@ def _write_call(arguments: dict[str, Any]) -> str:
 def _read_call(body: str) -> dict[str, Any]:
     """Keyword arguments of the `tool_call(...)` in a code fence.
 
+    The official preprocessing writes any name in front of the `=`, Python's keywords and names with a hyphen too, so
+    the names are read as text; the values are Python literals.
+
     Raises:
         SyntaxError, ValueError: the text is not exactly that, or a value is no plain literal.
     """
     lines = body.strip().splitlines()
     if len(lines) < 3 or not lines[0].startswith("```") or lines[-1].strip() != "```":
         raise ValueError("the call stands in no closed code fence")
-    call = ast.parse("\n".join(lines[1:-1]), mode="eval").body
-    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id != "tool_call":
+    call = "\n".join(lines[1:-1]).strip()
+    if not call.startswith("tool_call(") or not call.endswith(")"):
         raise ValueError("not a single tool_call(...)")
-    if call.args or any(keyword.arg is None for keyword in call.keywords):
-        raise ValueError("arguments must be given by name")
-    return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    arguments = {}
+    for part in _split_at_commas(call[len("tool_call(") : -1]):
+        name, equals, value = part.partition("=")
+        if not equals or not re.fullmatch(r"\s*[^\s'\"(){}\[\]*]+\s*", name):
+            raise ValueError("arguments must be given by name")
+        arguments[name.strip()] = ast.literal_eval(value.strip())
+    return arguments
+
+
+def _split_at_commas(text: str) -> list[str]:
+    """The arguments between commas that stand in no bracket and no string."""
+    parts, start, depth = [], 0, 0
+    tokens = re.finditer(_PYTHON_STRING + r"|[(\[{]|[)\]}]|,", text, re.DOTALL)
+    for token in tokens:
+        symbol = token.group()
+        depth += (symbol in "([{") - (symbol in ")]}") if len(symbol) == 1 else 0
+        if depth < 0:
+            raise ValueError("a bracket is closed that was never opened")
+        if symbol == "," and depth == 0:
+            parts.append(text[start : token.start()])
+            start = token.end()
+    return [part for part in [*parts, text[start:]] if part.strip()]
+
+
+# A string literal: three quotes or one, with escapes.
+_PYTHON_STRING = r"\'\'\'(?:\\.|.)*?\'\'\'|\"\"\"(?:\\.|.)*?\"\"\"|\'(?:\\.|[^\'\\])*\'|\"(?:\\.|[^\"\\])*\""

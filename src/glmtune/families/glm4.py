@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,7 +39,7 @@ class GLM4(RoleFamily):
     def parse_reply(self, text: str) -> Reply:
         """A tool call is the tool's name, a newline and a JSON object."""
         name, newline, body = text.partition("\n")
-        if not newline or not name.strip():
+        if not newline or not re.fullmatch(r"\s*[\w.-]+\s*", name):
             return super().parse_reply(text)
         try:
             arguments = json.loads(body)

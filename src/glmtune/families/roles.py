@@ -34,8 +34,8 @@ class RoleFamily(Family):
         return [*ids, special_id(tokenizer, "<|assistant|>")]
 
     def encode_answer(self, message: Message, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        ids = self._body_ids(message, tokenizer)
-        return [*ids, special_id(tokenizer, self.stop_tokens[0])]
+        said = self.expand([message], None)[0]
+        return [*self._body_ids(said, tokenizer), self._end(said, tokenizer)]
 
     def encode(
         self, messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, tools: list | None = None
@@ -46,7 +46,7 @@ class RoleFamily(Family):
         prompt_length = 0
         # The official mask says whether the prediction made *at* a token counts, so the token after an assistant's
         # message (the next role or the end) is a target too, and its own role token is not.
-        counted = False
+        counted, last = False, messages[-1]
         for message in self.expand(messages, tools):
             new = self._message_ids(message, tokenizer)
             labels.append(new[0] if counted else IGNORE)
@@ -55,11 +55,17 @@ class RoleFamily(Family):
             if message["role"] == "assistant":
                 prompt_length = len(ids) + 1
             ids += new
-        end = special_id(tokenizer, self.stop_tokens[0])
+            last = message
+        end = self._end(last, tokenizer)
         return Encoded([*ids, end], [*labels, end if counted else IGNORE], prompt_length)
 
     def _start(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         return [special_id(tokenizer, token) for token in self.start_tokens]
+
+    def _end(self, message: Message, tokenizer: PreTrainedTokenizerBase) -> int:
+        """What ends a row: after a tool call the tool's result is awaited, after all else nothing."""
+        calls = message["role"] == "assistant" and message.get("metadata")
+        return special_id(tokenizer, "<|observation|>" if calls else self.stop_tokens[0])
 
     def _message_ids(self, message: Message, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         role = message["role"]
@@ -79,14 +85,15 @@ def _metadata_ids(tokenizer: PreTrainedTokenizerBase, metadata: str) -> tuple[in
 
 
 def tool_messages(message: Message, write_call: Callable[[dict[str, Any]], str]) -> list[Message]:
-    """A `tool` message in the models' own roles: the assistant's call and what came of it."""
-    observation = message.get("observation", "")
-    if not isinstance(observation, str):
-        observation = json.dumps(observation, ensure_ascii=False)
+    """A `tool` message in the models' own roles: the assistant's call and, if there is one, its result."""
     call = {
         "role": "assistant",
         "metadata": message["name"],
         "content": write_call(message.get("parameters") or {}),
         "loss": message.get("loss", True),
     }
-    return [call, {"role": "observation", "content": observation}]
+    if "observation" not in message:
+        return [call]
+    result = message["observation"]
+    content = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
+    return [call, {"role": "observation", "content": content}]

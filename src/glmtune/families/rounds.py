@@ -29,6 +29,8 @@ def to_rounds(messages: Sequence[Message], tools: list | None, title: str) -> li
     systems: list[str] = []
     for position, message in enumerate(messages):
         role, content = message["role"], message.get("content", "")
+        if role == "tool" or message.get("metadata"):
+            raise no_tools(title)
         if role == "system" and not rounds:
             systems.append(content)
         elif role == "user" and (not rounds or rounds[-1].answer is not None):
@@ -51,7 +53,7 @@ def answer_text(message: Message, title: str) -> str:
     Raises:
         DataError: it calls a tool instead.
     """
-    if message["role"] == "tool":
+    if message["role"] == "tool" or message.get("metadata"):
         raise no_tools(title)
     return message["content"]
 

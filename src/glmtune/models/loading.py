@@ -75,7 +75,7 @@ def load_base(
     Raises:
         ModelError: a weight was not read, or two were read into one.
     """
-    target = torch.device(device) if device is not None else best_device()
+    target = to_device(device)
     arguments: dict[str, Any] = {"config": base.config, "dtype": to_dtype(dtype) or base.inventory.dtype}
     if target.type != "cpu":
         arguments["device_map"] = {"": target}
@@ -88,9 +88,23 @@ def load_base(
     return model.eval()
 
 
-def best_device() -> torch.device:
-    """The device to compute on: CUDA, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def to_device(device: str | torch.device | None) -> torch.device:
+    """The device to compute on; a GPU if there is one when None.
+
+    Raises:
+        ModelError: an unknown name, or a GPU where torch finds none.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        target = torch.device(device)
+    except RuntimeError:
+        raise ModelError(f"There is no device {str(device)!r}.", "Known: cpu, cuda, cuda:1 and so on.") from None
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError(
+            "torch finds no GPU.", "Check `nvidia-smi`, and that this torch was built for CUDA; or use --device cpu."
+        )
+    return target
 
 
 def to_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from transformers import TrainingArguments
+from transformers.training_args import ParallelMode
 
 from glmtune.config import RunConfig, nearest
 from glmtune.errors import ConfigError
@@ -28,6 +29,9 @@ class Arguments(TrainingArguments):
         return int(self.warmup_steps if self.warmup_steps >= 1 else num_training_steps * self.warmup_steps)
 
 
+_AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+
+
 def pick_precision(asked: str) -> torch.dtype:
     """The precision of the frozen weights: what is asked for, else the best that the device computes in."""
     named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -40,14 +44,22 @@ def pick_precision(asked: str) -> torch.dtype:
 
 def check_training_keys(training: dict[str, Any]) -> None:
     """Raises:
-    ConfigError: a key that `TrainingArguments` does not have, or one that the run folder decides.
+    ConfigError: a key that `TrainingArguments` does not have, one that the run folder decides, or text or a number
+        below its least where a number belongs.
     """
-    known = [f.name for f in dataclasses.fields(TrainingArguments) if f.init]
-    for key in training:
+    hints = get_type_hints(TrainingArguments)
+    known = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
+    for key, value in training.items():
         if key in _OURS:
             raise ConfigError(f"training.{key} is decided by glmtune.", f"Use {_OURS[key]} instead.")
         if key not in known:
             raise ConfigError(f"unknown key training.{key}.", nearest(key, known))
+        kinds = set(get_args(hints[key]) or (hints[key],))
+        numeric = bool(kinds & {int, float}) and str not in kinds
+        if numeric and value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise ConfigError(f"training.{key} must be a number, not {value!r}.")
+        if key in _AT_LEAST_ONE and value < 1:
+            raise ConfigError(f"training.{key} is {value}; it must be at least 1.")
 
 
 def reporters(config: RunConfig) -> list[str]:
@@ -57,7 +69,7 @@ def reporters(config: RunConfig) -> list[str]:
     return [] if listed == ["none"] else listed
 
 
-def training_arguments(config: RunConfig, run: RunDir, precision: torch.dtype, has_eval: bool) -> TrainingArguments:
+def training_arguments(config: RunConfig, run: RunDir, precision: torch.dtype) -> TrainingArguments:
     """The arguments of a run.
 
     Raises:
@@ -65,8 +77,6 @@ def training_arguments(config: RunConfig, run: RunDir, precision: torch.dtype, h
     """
     check_training_keys(config.training)
     values: dict[str, Any] = dict(config.training)
-    if not has_eval:
-        values["eval_strategy"] = "no"
     on_gpu = torch.cuda.is_available() and not values.get("use_cpu")
     values.setdefault("use_cpu", not on_gpu)
     if not {"bf16", "fp16"} & set(config.training):
@@ -82,7 +92,12 @@ def training_arguments(config: RunConfig, run: RunDir, precision: torch.dtype, h
         "report_to": [name for name in reporters(config) if name != "tensorboard"],  # its folder is the run's
     }
     try:
-        return Arguments(**values)
+        arguments = Arguments(**values)
     except (ValueError, TypeError, ImportError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"training: {reason}") from None
+    if arguments.parallel_mode is ParallelMode.NOT_DISTRIBUTED:
+        # With several GPUs visible to one process the Trainer would split batches among them by nn.DataParallel,
+        # which nobody should use and whose halves the loss could not tell apart. One process uses one GPU.
+        arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments

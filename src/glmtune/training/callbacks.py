@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from types import FrameType
@@ -36,9 +37,9 @@ class Meter:
         self._last, self._tokens = now, seen
         return rate
 
-    def skip_pause(self) -> None:
-        """Leave the time since the last call out: it went into an evaluation."""
-        self._last = time.monotonic()
+    def leave_out(self, seconds: float) -> None:
+        """Do not count time that went into an evaluation."""
+        self._last += seconds
 
     def seconds_left(self, state: TrainerState) -> float | None:
         """Estimated from the mean step so far; None before the first."""
@@ -80,13 +81,22 @@ class MetricsCallback(TrainerCallback):
             entry |= {key: logs[key] for key in _KEPT if key in logs}
             entry["tokens_per_second"] = round(self._meter.tokens_per_second(state), 2)
         entry |= {key: value for key, value in logs.items() if key.startswith("eval_")}
+        # An overflow in fp16 gives an infinite norm, which JSON cannot say.
+        entry = {key: value if math.isfinite(value) else None for key, value in entry.items()}
         if len(entry) == 2:
             return  # the Trainer's closing summary; summary.json holds it
         self._run.append_metrics(entry)
         self._progress.log(entry)
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._meter.skip_pause()
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._meter.leave_out((metrics or {}).get("eval_runtime", 0.0))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -136,7 +146,7 @@ class TrainingProgress:
         elif "loss" in entry:
             self._bar.update(self._task, numbers=text)
         else:
-            self._bar.console.print(f"step {entry['step']}: {text}", highlight=False)
+            self._bar.console.print(f"step {entry['step']}: {text}", highlight=False, markup=False)
 
     def end(self) -> None:
         """Take the bar down."""
@@ -170,6 +180,12 @@ class StopCallback(TrainerCallback):
         if self.stopped and state.global_step < state.max_steps:
             control.should_training_stop = True
             control.should_save = True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.stopped:  # leaving the epoch early would evaluate and save once more
+            control.should_evaluate = control.should_save = False
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -60,14 +60,15 @@ def prepare_rows(config: RunConfig, family: Family, tokenizer: Any, console: Con
         held = None
         parts = _split(train.rows.conversations, data.eval_fraction, seed)
         stores = train.rows, train.rows
-    capacity = max(rules.longest, int(max(train.rows.lengths, default=1)))
+    longest = [int(max(store.lengths, default=1)) for store in stores]
+    capacity = max(rules.longest, *longest)
     datasets = [
         BlockDataset(store, _packed(store.lengths, part, capacity) if data.packing else _single(store.lengths, part))
         for store, part in zip(stores, parts, strict=True)
     ]
     told = f"Data: {len(parts[0])} training and {len(parts[1])} evaluation rows"
     packed = f", packed into {len(datasets[0])} blocks of up to {capacity} tokens" if data.packing else ""
-    console.print(f"{told}{packed}", highlight=False)
+    say(console, f"{told}{packed}")
     return Rows(
         datasets[0],
         datasets[1] if len(parts[1]) else None,
@@ -107,24 +108,27 @@ def load_encoded(
     """
     if isinstance(entries, str) and is_encoded(entries):
         encoded = open_encoded(Path(entries))
-        check_encoded(encoded, family, tokenizer, entries)
+        check_encoded(encoded, family, tokenizer, rules, entries)
     else:
         sources = open_sources(entries, data.columns, data.format, seed)
         with console.status("Encoding rows") as status:
             progress = _encoding_progress(sources, status.update)
             encoded = encode_sources(sources, family, tokenizer, rules, folder=folder, progress=progress)
-    report(encoded, rules, console)
+    report(encoded, console)
     return encoded
 
 
 def _encoding_progress(sources: list[Source], show: Callable[[str], None]) -> Callable[[int], None]:
-    """Shows how many rows are encoded and how long the rest will take. Counting large files first costs a hundredth
-    of encoding them, but for what is done in a moment anyway, it would only be in the way."""
+    """Shows how many rows are encoded and how long the rest will take. Large files are counted first, which takes a
+    tenth of encoding them; for what is done in a moment, or found in the cache, nothing is."""
     start = time.monotonic()
     size = sum(path.stat().st_size for source in sources for path in source.files)
-    total = sum(source.count() for source in sources) if size > _LARGE else 0
+    total = 0
 
     def progress(done: int) -> None:
+        nonlocal total
+        if done == 0 and size > _LARGE:
+            total = sum(source.count() for source in sources)
         left = (time.monotonic() - start) / done * (total - done) if done and total else None
         of = f" of {total:,}, ETA {clock(left)}" if total else ""
         show(f"Encoding rows: {done:,}{of}")
@@ -132,41 +136,45 @@ def _encoding_progress(sources: list[Source], show: Callable[[str], None]) -> Ca
     return progress
 
 
-def report(encoded: EncodedData, rules: EncodingRules, console: Console) -> None:
+def report(encoded: EncodedData, console: Console) -> None:
     """Say what was read, how, and what was left out or cut."""
     meta, counts = encoded.meta, Counts(**encoded.meta.counts)
     for source in meta.sources:
-        console.print(f"{source['name']}: {source['format']}", highlight=False, markup=False)
+        say(console, f"{source['name']}: {source['format']}")
     for note in meta.notes:
-        console.print(note, style="yellow", highlight=False, markup=False)
+        say(console, note, "yellow")
     for sentence in meta.broken[:5]:
-        console.print(f"left out: {sentence}", style="yellow", highlight=False, markup=False)
+        say(console, f"left out: {sentence}", "yellow")
     if meta.lines_left_out:
         more = " (the first 5 are listed)" if meta.lines_left_out > 5 else ""
-        console.print(
-            f"{meta.lines_left_out} lines are no rows{more}; the other {counts.conversations} are used.",
-            style="yellow",
-            highlight=False,
-        )
+        left = f"the other {counts.conversations} are used"
+        say(console, f"{meta.lines_left_out} lines are no rows{more}; {left}.", "yellow")
     if counts.over:
-        console.print(
+        say(
+            console,
             f"Length limits: {counts.turns_dropped} rows lost old turns, {counts.prompts_cut} the start of their "
             f"question, {counts.answers_cut} the end of their answer, {counts.rows_dropped} were dropped "
             f"({counts.tokens_cut} tokens in all).",
-            style="yellow",
-            highlight=False,
+            "yellow",
         )
+
+
+def say(console: Console, text: str, style: str = "") -> None:
+    """Print text as it is: a path may hold what rich would take for markup."""
+    console.print(text, style=style, highlight=False, markup=False)
 
 
 def _refuse_if_all_cut(encoded: EncodedData, rules: EncodingRules, data: DataConfig) -> None:
     counts = Counts(**encoded.meta.counts)
     if not len(encoded.rows):
-        raise DataError(f"{data.train}: no row is left (all {counts.rows_dropped} are too long).", "Raise the limits.")
+        raise DataError(
+            f"{data.train}: no row is left, all {counts.rows_dropped} are too long for {rules.limits}.",
+            "Raise them: --set data.max_length=2048",
+        )
     if counts.rows <= min(counts.prompts_cut, counts.answers_cut):
         raise DataError(
-            f"{data.train}: every one of the {counts.rows} rows is longer than both limits "
-            f"(max_source_length {rules.max_source_length}, max_target_length {rules.max_target_length}).",
-            "Raise them: --set data.max_source_length=1024 --set data.max_target_length=1024",
+            f"{data.train}: every one of the {counts.rows} rows is longer than the limits: {rules.limits}.",
+            "Raise them: --set data.max_length=2048",
         )
 
 
@@ -176,13 +184,12 @@ def _all(encoded: EncodedData) -> np.ndarray:
 
 def _split(conversations: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows to train on and a random share kept back; rows of one conversation stay on one side."""
-    count = int(conversations.max()) + 1 if len(conversations) else 0
-    if fraction <= 0 or count < 2:
+    numbers = np.unique(conversations)
+    if fraction <= 0 or len(numbers) < 2:
         return np.arange(len(conversations)), np.arange(0)
-    kept_back = min(max(1, round(count * fraction)), count - 1)
-    chosen = np.zeros(count, dtype=bool)
-    chosen[random.Random(seed).sample(range(count), kept_back)] = True
-    held = chosen[conversations]
+    kept_back = min(max(1, round(len(numbers) * fraction)), len(numbers) - 1)
+    chosen = random.Random(seed).sample(numbers.tolist(), kept_back)
+    held = np.isin(conversations, chosen)
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
@@ -206,6 +213,7 @@ def _summary(
         "train_rows": len(parts[0]),
         "eval_rows": len(parts[1]),
         "sources": train.meta.sources,
+        "content": [train.meta.content, held.meta.content if held else None],
         "lines_left_out": train.meta.lines_left_out + (held.meta.lines_left_out if held else 0),
         "train": train.meta.counts,
         "eval": held.meta.counts if held else None,

@@ -32,12 +32,11 @@ def opening(config: RunConfig, base: Base, rows: Rows, precision: torch.dtype, t
     }
 
 
-def closing(trainer: Any, result: Any, entries: list[dict[str, Any]], finished: bool) -> dict[str, Any]:
+def closing(trainer: Any, seconds: float, entries: list[dict[str, Any]], finished: bool) -> dict[str, Any]:
     """What the training itself adds.
 
     Speeds count the steps of this process only; losses are those of the whole run.
     """
-    seconds = result.metrics["train_runtime"]
     losses = [entry["loss"] for entry in entries if "loss" in entry]
     evaluated = [entry["eval_loss"] for entry in entries if "eval_loss" in entry]
     return {

@@ -14,12 +14,11 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer
-from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
-from glmtune.data.batches import BlockDataset
 from glmtune.errors import TrainingError
 from glmtune.training.loss import target_losses
+from glmtune.training.order import EpochSampler
 
 _PARTIAL = ".saving"
 
@@ -78,9 +77,18 @@ class GlmTrainer(Trainer):
             batch = self._prepare_inputs(batch)
             with torch.no_grad(), self.compute_loss_context_manager():
                 losses_N = target_losses(model, self._head, batch)
-            total += float(losses_N.double().sum())
-            count += len(losses_N)
-            rows += int((batch["rows"] >= 0).sum())
+            # By block, so that blocks which were repeated to give every process as many can be left out again.
+            blocks_N = batch["target_positions"] // batch["input_ids"].shape[1]
+            zeros_B = torch.zeros(len(batch["rows"]), dtype=torch.float64, device=losses_N.device)
+            parts_B = (
+                zeros_B.index_add(0, blocks_N, losses_N.double()),
+                zeros_B.index_add(0, blocks_N, torch.ones_like(losses_N, dtype=torch.float64)),
+                (batch["rows"] >= 0).sum(dim=1),
+            )
+            sums_B, counts_B, rows_B = self.accelerator.gather_for_metrics(parts_B)
+            total += float(sums_B.sum())
+            count += int(counts_B.sum())
+            rows += int(rows_B.sum())
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         metrics = {f"{metric_key_prefix}_loss": total / count if count else float("nan")}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=rows)  # type: ignore[arg-type]
@@ -90,12 +98,12 @@ class GlmTrainer(Trainer):
         self.state.num_input_tokens_seen += int(self.accelerator.gather(inputs["tokens"]).sum())
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """By length, the lengths come from the row store: reading every row for them would take minutes."""
-        dataset = train_dataset or self.train_dataset
-        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(dataset, BlockDataset):
+        dataset: Any = train_dataset or self.train_dataset
+        strategy = self.args.train_sampling_strategy
+        if strategy not in ("group_by_length", "random"):
             return super()._get_train_sampler(train_dataset)
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroupedSampler(size, dataset=dataset, lengths=dataset.lengths)
+        return EpochSampler(dataset.lengths, self.args.seed, size if strategy == "group_by_length" else None)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         return SequentialSampler(eval_dataset)  # the blocks are in order of length already

@@ -1,0 +1,81 @@
+"""What a resumed run must have in common with what was started."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from glmtune.config import RunConfig, load_config
+from glmtune.errors import RunError
+from glmtune.rundir import RunDir, is_run
+
+
+def saved_run(run: RunDir, config: RunConfig, fingerprint: str) -> dict[str, Any]:
+    """The summary of a run that is to go on.
+
+    Raises:
+        RunError: there is no such run, it is finished, or base, method, LoRA or data settings are others now.
+    """
+    if not is_run(run.root) or not run.summary.is_file():
+        raise RunError(f"{run.root}: not a run folder, so there is nothing to resume.", "Leave out --resume.")
+    summary: dict[str, Any] = json.loads(run.summary.read_text(encoding="utf-8"))
+    saved = summary["model"]["fingerprint"]
+    if saved != fingerprint:
+        raise RunError(
+            f"{run.root}: was started on a base with fingerprint {saved}; {config.model.path} has {fingerprint}.",
+            "Give the same base again with --model.",
+        )
+    before, now = load_config(run.config), with_absolute_paths(config)
+    for section in ("method", "lora", "data"):
+        if getattr(before, section) != getattr(now, section):
+            changed = _difference(before, now, section)
+            raise RunError(
+                f"{run.root}: its {section} settings cannot change while it goes on ({changed}).",
+                "Start a new run with another --output; steps and rates under training may change.",
+            )
+    if summary.get("state") == "finished" and before.training == now.training:
+        raise RunError(
+            f"{run.root}: finished already, at step {summary['steps']}.",
+            "To go further, raise training.max_steps or training.num_train_epochs with --set.",
+        )
+    return summary
+
+
+def require_same_data(run: RunDir, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises:
+    RunError: the rows are not those that the run was started with.
+    """
+    if before["data"]["content"] != now["content"]:
+        raise RunError(
+            f"{run.root}: the data files are not what they were when the run was started.",
+            "Put the old files back, or start a new run with another --output.",
+        )
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The config with local paths made absolute, so that the run can be used from any directory."""
+    data = dataclasses.replace(config.data, train=_absolute(config.data.train), eval=_absolute(config.data.eval))
+    return dataclasses.replace(
+        config, model=dataclasses.replace(config.model, path=_absolute(config.model.path)), data=data
+    )
+
+
+def _absolute(entry: Any) -> Any:
+    if isinstance(entry, list):
+        return [_absolute(part) for part in entry]
+    if isinstance(entry, dict):
+        return {**entry, "path": _absolute(entry["path"])} if "path" in entry else entry
+    if isinstance(entry, str) and entry and Path(entry).expanduser().exists():
+        return str(Path(entry).expanduser().resolve())
+    return entry  # a hub id, a glob, a name from dataset_info.json
+
+
+def _difference(before: RunConfig, now: RunConfig, section: str) -> str:
+    old, new = getattr(before, section), getattr(now, section)
+    if not dataclasses.is_dataclass(old):
+        return f"{old} to {new}"
+    names = [field.name for field in dataclasses.fields(old)]
+    changed = [f"{n} {getattr(old, n)!r} to {getattr(new, n)!r}" for n in names if getattr(old, n) != getattr(new, n)]
+    return ", ".join(changed)
