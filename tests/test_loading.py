@@ -310,9 +310,26 @@ def test_a_hub_that_cannot_be_reached_is_said(monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError("no route")
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", refuse)
     with pytest.raises(ModelError, match=r"THUDM/chatglm3-6b.*no route"):
         glmtune.load_model("THUDM/chatglm3-6b")
+
+
+@pytest.mark.parametrize("files", [["model.safetensors", "pytorch_model.bin"], ["pytorch_model.bin"]])
+def test_weights_are_fetched_in_one_format(files, tiny, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def download(name, allow_patterns):
+        asked.append(allow_patterns)
+        return str(tiny("chatglm3"))
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, name: files)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    glmtune.load_model("THUDM/chatglm3-6b")
+    assert ("*.bin" in asked[0]) == ("model.safetensors" not in files)
+    assert not any(pattern.endswith(".py") and "tokenization" not in pattern for pattern in asked[0])
 
 
 def test_hub_ids_are_fetched_without_code_and_from_the_chosen_hub(tiny, monkeypatch):
