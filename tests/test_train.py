@@ -457,6 +457,25 @@ def test_real_rows_lower_the_evaluation_loss(family, asset, glmtune_command, tmp
     assert glmtune_command("chat", run.root, "--prompt", "类型#裙", "--max-new-tokens", 4).code == 0
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", ["alpaca_zh_demo", "glaive_toolcall_zh_demo"])
+def test_published_rows_train_where_they_have_a_meaning(name, family, asset, tiny, glmtune_command, tmp_path):
+    path = tmp_path / "rows.json"
+    rows = json.loads(asset("data", f"{name}.json").read_text("utf-8"))[:24]
+    path.write_text(json.dumps(rows, ensure_ascii=False), "utf-8")
+    result = glmtune_command(
+        *("train", "--model", tiny(family), "--data", path, "--output", tmp_path / "run"),
+        *_settings("training.max_steps=2", "training.learning_rate=1e-2", "data.max_length=3000"),
+    )
+    if name.startswith("glaive") and family in ("chatglm", "chatglm2"):
+        _expect(result, f"{path}:", "has no format for tools", "Use ChatGLM3-6B or GLM-4")
+        return
+    assert result.code == 0, result.err
+    counts = json.loads((tmp_path / "run" / "summary.json").read_text("utf-8"))["data"]["train"]
+    assert counts["conversations"] == 24
+    assert counts["targets"] > 24
+
+
 def test_a_prefix_is_put_in_front_in_chat_as_in_training(train, glmtune_command, monkeypatch):
     run, result = train("chatglm3", "training.max_steps=2", "data.prefix=写广告：")
     assert result.code == 0, result.err
