@@ -308,7 +308,7 @@ def test_a_long_answer_keeps_its_end_token(name, load):
     (row,), counts = _encode(messages, family, tokenizer, EncodingRules(500, 10))
     targets = [label for label in row.labels if label != IGNORE]
     assert len(targets) == 10
-    assert targets[-1] == family.stop_ids(tokenizer)[0]
+    assert targets[-1] == row.input_ids[-1] == family.stop_ids(tokenizer)[0]
     assert targets[:9] == family.encode_answer(messages[-1], tokenizer)[:9]
     assert counts.answers_cut == 1
 
@@ -350,6 +350,7 @@ def test_a_cut_tool_call_keeps_its_end_token(name, load):
     targets = [label for label in row.labels if label != IGNORE]
     assert len(targets) == 40
     assert tokenizer.decode(targets[-1:]) == "<|observation|>"
+    assert row.input_ids[-40:] == targets
     assert counts.answers_cut == 1
 
 

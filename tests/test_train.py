@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, TrainerState
 import glmtune
 from glmtune.rundir import RunDir
 from glmtune.training.callbacks import Meter
+from glmtune.training.order import EpochSampler
 from glmtune.training.trainer import GlmTrainer
 from tiny import FAMILIES, make_tiny
 
@@ -502,6 +503,39 @@ def test_a_tokenized_folder_is_data_too(train, tiny, glmtune_command, adgen_file
     assert json.loads(run.summary.read_text("utf-8"))["data"]["train"]["conversations"] == 16
     _, other = train("chatglm2", "training.max_steps=2", output="other", more=("--data", folder))
     _expect(other, "was encoded for chatglm3", "glmtune data tokenize")
+
+
+@pytest.mark.parametrize("group", [None, 4])
+def test_an_epochs_order_depends_on_seed_and_epoch_alone(group):
+    sampler = EpochSampler(range(10, 50), seed=1, group=group)
+    orders = []
+    for epoch in (0, 1, 0):
+        sampler.set_epoch(epoch)
+        torch.rand(3)  # dropout, in between
+        orders.append(list(sampler))
+    assert orders[0] == orders[2]
+    assert orders[0] != orders[1]
+    assert list(EpochSampler(range(10, 50), seed=2, group=group)) != orders[0]
+    assert all(sorted(order) == list(range(40)) for order in orders)
+
+
+def test_stopping_saves_once_and_evaluates_no_more(train, monkeypatch):
+    original, saved = GlmTrainer._save_checkpoint, []
+
+    def stop_at_second(self, *arguments, **options):
+        if self.state.global_step == 1:
+            RunDir(os.path.dirname(self.args.output_dir)).stop.touch()
+        return step(self, *arguments, **options)
+
+    step = GlmTrainer.training_step
+    monkeypatch.setattr(GlmTrainer, "training_step", stop_at_second)
+    monkeypatch.setattr(
+        GlmTrainer, "_save_checkpoint", lambda self, *a: (saved.append(self.state.global_step), original(self, *a))
+    )
+    run, result = train("chatglm3", "training.max_steps=9", "training.save_strategy=epoch", "data.packing=false")
+    assert result.code == 130
+    assert saved == [2]
+    assert _losses(run, "eval_loss") == []
 
 
 def test_a_finished_run_goes_on_only_with_more_steps(train, glmtune_command):

@@ -5,11 +5,10 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from glmtune.families.base import Message, Reply, ToolCall
-from glmtune.families.roles import RoleFamily, tool_messages
+from glmtune.families.roles import RoleFamily
 
 TOOLS_HEADING = "Answer the following questions as best as you can. You have access to the following tools:\n"
 
@@ -21,14 +20,13 @@ class ChatGLM3(RoleFamily):
     stop_tokens = ("</s>", "<|user|>", "<|observation|>")
     start_tokens = ("[gMASK]", "sop")
 
-    def expand(self, messages: Sequence[Message], tools: list | None) -> list[Message]:
-        expanded: list[Message] = []
-        if tools:
-            listing = json.dumps(tools, indent=4, ensure_ascii=False)
-            expanded.append({"role": "system", "content": TOOLS_HEADING + listing})
-        for message in messages:
-            expanded += tool_messages(message, _write_call) if message["role"] == "tool" else [message]
-        return expanded
+    def announce(self, messages: list[Message], tools: list) -> list[Message]:
+        listing = json.dumps(tools, indent=4, ensure_ascii=False)
+        return [{"role": "system", "content": TOOLS_HEADING + listing}, *messages]
+
+    def write_call(self, arguments: dict[str, Any]) -> str:
+        listed = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        return f"```python\ntool_call({listed})\n```"
 
     def parse_reply(self, text: str) -> Reply:
         """A tool call is the tool's name, a newline and a Python call in a code fence; it is read, never run."""
@@ -40,11 +38,6 @@ class ChatGLM3(RoleFamily):
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             reason = error.msg if isinstance(error, SyntaxError) else str(error)
             return Reply(text.strip(), problem=reason or "nested too deep")
-
-
-def _write_call(arguments: dict[str, Any]) -> str:
-    listed = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-    return f"```python\ntool_call({listed})\n```"
 
 
 def _read_call(body: str) -> dict[str, Any]:

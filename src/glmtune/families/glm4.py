@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from glmtune.families.base import Message, Reply, ToolCall
-from glmtune.families.roles import RoleFamily, tool_messages
+from glmtune.families.roles import RoleFamily
 
 # The published chat template's own words; a conversation's system message takes the place of the first sentence.
 SYSTEM = (
@@ -26,15 +25,14 @@ class GLM4(RoleFamily):
     stop_tokens = ("<|endoftext|>", "<|user|>", "<|observation|>")
     start_tokens = ("[gMASK]", "<sop>")
 
-    def expand(self, messages: Sequence[Message], tools: list | None) -> list[Message]:
-        rest = list(messages)
-        expanded: list[Message] = []
-        if tools:
-            own = rest.pop(0)["content"] if rest and rest[0]["role"] == "system" else SYSTEM
-            expanded.append({"role": "system", "content": own + TOOLS_HEADING + "".join(map(_announce, tools))})
-        for message in rest:
-            expanded += tool_messages(message, _write_call) if message["role"] == "tool" else [message]
-        return expanded
+    def announce(self, messages: list[Message], tools: list) -> list[Message]:
+        has_own = bool(messages) and messages[0]["role"] == "system"
+        start = messages[0]["content"] if has_own else SYSTEM
+        listing = "".join(map(_announce, tools))
+        return [{"role": "system", "content": start + TOOLS_HEADING + listing}, *messages[has_own:]]
+
+    def write_call(self, arguments: dict[str, Any]) -> str:
+        return json.dumps(arguments, ensure_ascii=False)
 
     def parse_reply(self, text: str) -> Reply:
         """A tool call is the tool's name, a newline and a JSON object."""
@@ -55,7 +53,3 @@ def _announce(tool: Any) -> str:
     function = tool.get("function", tool) if isinstance(tool, dict) else tool
     name = function.get("name", "") if isinstance(function, dict) else ""
     return f"\n\n## {name}\n\n{json.dumps(function, ensure_ascii=False, indent=4)}{TOOL_FOOTER}"
-
-
-def _write_call(arguments: dict[str, Any]) -> str:
-    return json.dumps(arguments, ensure_ascii=False)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +22,20 @@ class RoleFamily(Family):
 
     start_tokens: tuple[str, str]
 
+    @abstractmethod
+    def announce(self, messages: list[Message], tools: list) -> list[Message]:
+        """The messages with a system message that lists the tools."""
+
+    @abstractmethod
+    def write_call(self, arguments: dict[str, Any]) -> str:
+        """What the assistant writes, under the tool's name, to call it."""
+
     def expand(self, messages: Sequence[Message], tools: list | None) -> list[Message]:
         """Messages in the model's own roles: tools announced, `tool` messages turned into calls and results."""
-        raise NotImplementedError
+        expanded: list[Message] = []
+        for message in self.announce(list(messages), tools) if tools else messages:
+            expanded += self._call_and_result(message) if message["role"] == "tool" else [message]
+        return expanded
 
     def encode_prompt(
         self, messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, tools: list | None = None
@@ -62,6 +74,20 @@ class RoleFamily(Family):
     def _start(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         return [special_id(tokenizer, token) for token in self.start_tokens]
 
+    def _call_and_result(self, message: Message) -> list[Message]:
+        """A `tool` message as the assistant's call and, if there is one, its result."""
+        call = {
+            "role": "assistant",
+            "metadata": message["name"],
+            "content": self.write_call(message.get("parameters") or {}),
+            "loss": message.get("loss", True),
+        }
+        if "observation" not in message:
+            return [call]
+        result = message["observation"]
+        content = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
+        return [call, {"role": "observation", "content": content}]
+
     def _end(self, message: Message, tokenizer: PreTrainedTokenizerBase) -> int:
         """What ends a row: after a tool call the tool's result is awaited, after all else nothing."""
         calls = message["role"] == "assistant" and message.get("metadata")
@@ -82,18 +108,3 @@ class RoleFamily(Family):
 def _metadata_ids(tokenizer: PreTrainedTokenizerBase, metadata: str) -> tuple[int, ...]:
     """Nearly always the empty line or one of a few tool names."""
     return tuple(text_ids(tokenizer, f"{metadata}\n"))
-
-
-def tool_messages(message: Message, write_call: Callable[[dict[str, Any]], str]) -> list[Message]:
-    """A `tool` message in the models' own roles: the assistant's call and, if there is one, its result."""
-    call = {
-        "role": "assistant",
-        "metadata": message["name"],
-        "content": write_call(message.get("parameters") or {}),
-        "loss": message.get("loss", True),
-    }
-    if "observation" not in message:
-        return [call]
-    result = message["observation"]
-    content = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
-    return [call, {"role": "observation", "content": content}]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class Base:
         """
         return self.decided_family or family_of_folder(self.folder)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Tells bases apart, whatever their layout on disk."""
         return fingerprint(self.inventory, self.native_shapes)
