@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from glmtune.demo.corpus import adgen_rows
 
 FAMILIES = ("chatglm", "chatglm2", "chatglm3", "glm4")
-HIDDEN, LAYERS, HEADS, FFN = 32, 2, 4, 64
+HIDDEN, LAYERS, HEADS = 32, 2, 4
 
 
-def make_tiny(family: str, folder: Path, *, layout: str = "safetensors", seed: int = 0) -> Path:
+def make_tiny(family: str, folder: Path, *, layout: str = "safetensors", seed: int = 0, hidden: int = HIDDEN) -> Path:
     """Write a checkpoint of `family`.
 
     Args:
@@ -26,10 +26,11 @@ def make_tiny(family: str, folder: Path, *, layout: str = "safetensors", seed: i
         folder: where to.
         layout: `safetensors`, `bin`, or `shards` (two .bin files without an index).
         seed: of the random weights.
+        hidden: the width; the MLP is twice as wide; a multiple of 64 where bitsandbytes computes on the CPU.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_tokenizer(family, folder)
-    config, shapes = _config(family, folder)
+    config, shapes = _config(family, folder, hidden)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     generator = torch.Generator().manual_seed(seed)
     state = {name: _weight(name, shape, generator) for name, shape in shapes.items()}
@@ -117,19 +118,19 @@ def _unigram() -> bytes:
     return _CACHE["unigram"]
 
 
-def _config(family: str, folder: Path) -> tuple[dict, dict[str, tuple[int, ...]]]:
+def _config(family: str, folder: Path, hidden: int) -> tuple[dict, dict[str, tuple[int, ...]]]:
     if family == "chatglm":
         model = spm.SentencePieceProcessor(model_file=str(folder / "ice_text.model"))
-        return _first_generation(model)
+        return _first_generation(model, hidden)
     if family == "glm4":
         size = 258 + 14
     else:
         size = spm.SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).vocab_size() + 9
-    return _later_generations(family, size)
+    return _later_generations(family, size, hidden)
 
 
-def _first_generation(model: spm.SentencePieceProcessor) -> tuple[dict, dict[str, tuple[int, ...]]]:
-    vocabulary = model.vocab_size()
+def _first_generation(model: spm.SentencePieceProcessor, hidden: int) -> tuple[dict, dict[str, tuple[int, ...]]]:
+    vocabulary, ffn = model.vocab_size(), 2 * hidden
     config = {
         "model_type": "chatglm",
         "bos_token_id": model.piece_to_id("<sop>"),
@@ -137,8 +138,8 @@ def _first_generation(model: spm.SentencePieceProcessor) -> tuple[dict, dict[str
         "mask_token_id": model.piece_to_id("[MASK]"),
         "gmask_token_id": model.piece_to_id("[gMASK]"),
         "pad_token_id": 3,
-        "hidden_size": HIDDEN,
-        "inner_hidden_size": FFN,
+        "hidden_size": hidden,
+        "inner_hidden_size": ffn,
         "layernorm_epsilon": 1e-5,
         "max_sequence_length": 512,
         "num_attention_heads": HEADS,
@@ -147,23 +148,24 @@ def _first_generation(model: spm.SentencePieceProcessor) -> tuple[dict, dict[str
         "torch_dtype": "float32",
         "vocab_size": vocabulary,
     }
-    shapes: dict[str, tuple[int, ...]] = {"transformer.word_embeddings.weight": (vocabulary, HIDDEN)}
+    shapes: dict[str, tuple[int, ...]] = {"transformer.word_embeddings.weight": (vocabulary, hidden)}
     for i in range(LAYERS):
         p = f"transformer.layers.{i}."
         for name, rows, columns in (
-            ("attention.query_key_value", 3 * HIDDEN, HIDDEN),
-            ("attention.dense", HIDDEN, HIDDEN),
-            ("mlp.dense_h_to_4h", FFN, HIDDEN),
-            ("mlp.dense_4h_to_h", HIDDEN, FFN),
+            ("attention.query_key_value", 3 * hidden, hidden),
+            ("attention.dense", hidden, hidden),
+            ("mlp.dense_h_to_4h", ffn, hidden),
+            ("mlp.dense_4h_to_h", hidden, ffn),
         ):
             shapes |= {f"{p}{name}.weight": (rows, columns), f"{p}{name}.bias": (rows,)}
         for name in ("input_layernorm", "post_attention_layernorm"):
-            shapes |= {f"{p}{name}.weight": (HIDDEN,), f"{p}{name}.bias": (HIDDEN,)}
-    shapes |= {"transformer.final_layernorm.weight": (HIDDEN,), "transformer.final_layernorm.bias": (HIDDEN,)}
-    return config, shapes | {"lm_head.weight": (vocabulary, HIDDEN)}
+            shapes |= {f"{p}{name}.weight": (hidden,), f"{p}{name}.bias": (hidden,)}
+    shapes |= {"transformer.final_layernorm.weight": (hidden,), "transformer.final_layernorm.bias": (hidden,)}
+    return config, shapes | {"lm_head.weight": (vocabulary, hidden)}
 
 
-def _later_generations(family: str, size: int) -> tuple[dict, dict[str, tuple[int, ...]]]:
+def _later_generations(family: str, size: int, hidden: int) -> tuple[dict, dict[str, tuple[int, ...]]]:
+    ffn = 2 * hidden
     # GLM-4 is told by its vocabulary, which a tiny one cannot have; the published files of the others by their names.
     name = {"glm4": {"glmtune_family": "glm4"}}.get(family, {"_name_or_path": f"THUDM/{family}-6b"})
     end = 258 if family == "glm4" else 2
@@ -171,9 +173,9 @@ def _later_generations(family: str, size: int) -> tuple[dict, dict[str, tuple[in
         "model_type": "chatglm",
         "add_bias_linear": False,
         "add_qkv_bias": True,
-        "ffn_hidden_size": FFN,
-        "hidden_size": HIDDEN,
-        "kv_channels": HIDDEN // HEADS,
+        "ffn_hidden_size": ffn,
+        "hidden_size": hidden,
+        "kv_channels": hidden // HEADS,
         "layernorm_epsilon": 1e-5,
         "multi_query_attention": True,
         "multi_query_group_num": 2,
@@ -187,21 +189,21 @@ def _later_generations(family: str, size: int) -> tuple[dict, dict[str, tuple[in
         "eos_token_id": end,
         "pad_token_id": end if family == "glm4" else 0,
     }
-    kv = 2 * HIDDEN // HEADS
-    shapes: dict[str, tuple[int, ...]] = {"transformer.embedding.word_embeddings.weight": (size, HIDDEN)}
+    kv = 2 * hidden // HEADS
+    shapes: dict[str, tuple[int, ...]] = {"transformer.embedding.word_embeddings.weight": (size, hidden)}
     for i in range(LAYERS):
         p = f"transformer.encoder.layers.{i}."
         shapes |= {
-            f"{p}input_layernorm.weight": (HIDDEN,),
-            f"{p}self_attention.query_key_value.weight": (HIDDEN + 2 * kv, HIDDEN),
-            f"{p}self_attention.query_key_value.bias": (HIDDEN + 2 * kv,),
-            f"{p}self_attention.dense.weight": (HIDDEN, HIDDEN),
-            f"{p}post_attention_layernorm.weight": (HIDDEN,),
-            f"{p}mlp.dense_h_to_4h.weight": (2 * FFN, HIDDEN),
-            f"{p}mlp.dense_4h_to_h.weight": (HIDDEN, FFN),
+            f"{p}input_layernorm.weight": (hidden,),
+            f"{p}self_attention.query_key_value.weight": (hidden + 2 * kv, hidden),
+            f"{p}self_attention.query_key_value.bias": (hidden + 2 * kv,),
+            f"{p}self_attention.dense.weight": (hidden, hidden),
+            f"{p}post_attention_layernorm.weight": (hidden,),
+            f"{p}mlp.dense_h_to_4h.weight": (2 * ffn, hidden),
+            f"{p}mlp.dense_4h_to_h.weight": (hidden, ffn),
         }
-    shapes["transformer.encoder.final_layernorm.weight"] = (HIDDEN,)
-    return config, shapes | {"transformer.output_layer.weight": (size, HIDDEN)}
+    shapes["transformer.encoder.final_layernorm.weight"] = (hidden,)
+    return config, shapes | {"transformer.output_layer.weight": (size, hidden)}
 
 
 def _weight(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:

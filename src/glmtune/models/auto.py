@@ -8,12 +8,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from glmtune.errors import ModelError
 from glmtune.families import MARK, Family, UndecidedError, family_of_config, family_of_folder, read_config
 from glmtune.models.chatglm import ChatGLMConfig, ChatGLMForCausalLM
 from glmtune.models.glm import PublishedGlm, PublishedGlmConfig, glm_config
+from glmtune.models.names import to_published
+from glmtune.quantization.loading import PackedConfig
+from glmtune.quantization.packed import BITS
 
 
 def family_or_none(folder: Path, name: str = "") -> Family | None:
@@ -40,7 +44,7 @@ def native_config(folder: Path, family: Family | None) -> PreTrainedConfig:
     loaded = AutoConfig.from_pretrained(folder)
     if family:
         setattr(loaded, MARK, family.name)
-    return loaded
+    return _announce_packing(loaded)
 
 
 def published_config(config: dict[str, Any], family: Family | None) -> PreTrainedConfig:
@@ -56,11 +60,40 @@ def published_config(config: dict[str, Any], family: Family | None) -> PreTraine
     try:
         if family and family.name == "chatglm":
             own = {key: value for key, value in config.items() if key not in ("auto_map", "model_type")}
-            return ChatGLMConfig(**own | {MARK: family.name})
-        return glm_config(config, family)
+            return _announce_packing(ChatGLMConfig(**own | {MARK: family.name}))
+        return _announce_packing(glm_config(config, family))
     except KeyError as error:
         title = family.title if family else "ChatGLM2-6B"
         raise ModelError(f"config.json: no key {error}, which {title} needs.", "Download config.json again.") from None
+
+
+def packed_bits(config: PreTrainedConfig) -> int:
+    """Bits of the packed weights that a config announces; 0 for full precision."""
+    return getattr(config, "quantization_bit", None) or 0
+
+
+def _announce_packing(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Tell transformers of packed weights, which published files announce by `quantization_bit` alone."""
+    bits = packed_bits(config)
+    if bits and bits not in BITS:
+        raise ModelError(f"config.json: quantization_bit is {bits}; packed weights have 4 or 8.", "Correct the key.")
+    if bits and (getattr(config, "quantization_embeddings", False) or getattr(config, "quantize_embeddings", False)):
+        raise ModelError(
+            f"config.json: the embeddings are packed into int{bits} too, which cannot be loaded.",
+            "Use a repository whose embeddings are not, such as THUDM/chatglm-6b-int4, or the full-precision one.",
+        )
+    if bits:
+        config.quantization_config = PackedConfig(bits).to_dict()
+    return config
+
+
+def published_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """A loaded model's weights under their published names, bit for bit; packed ones in the official layout.
+
+    With `"quantization_bit"` in config.json, packed weights so written are a published quantised repository's.
+    """
+    state = model.state_dict()
+    return state if isinstance(model, ChatGLMForCausalLM) else to_published(state)
 
 
 def config_from_dict(config_dict: dict[str, Any], **kwargs: Any) -> Any:

@@ -48,8 +48,9 @@ class Inventory:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of the matrices: the one most weights have."""
-        names = [weight.dtype for weight in self.weights.values() if len(weight.shape) > 1]
+        """The precision of the matrices: the one most weights have that are not packed."""
+        matrices = (weight.dtype for weight in self.weights.values() if len(weight.shape) > 1)
+        names = [name for name in matrices if getattr(torch, name).is_floating_point]
         return getattr(torch, max(set(names), key=names.count)) if names else torch.float32
 
 
@@ -145,6 +146,13 @@ def fingerprint(inventory: Inventory, native_shapes: Mapping[str, tuple[int, ...
     return digest.hexdigest()[:16]
 
 
+def read_tensors(inventory: Inventory) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every weight by name, one at a time."""
+    with _Rows(inventory) as rows:
+        for name in inventory.weights:
+            yield name, rows.open(name)[:]
+
+
 class _Rows:
     """Single rows of weights on disk, each file opened once."""
 
@@ -159,12 +167,15 @@ class _Rows:
         self._open.clear()
 
     def read(self, name: str, row: int) -> bytes:
+        return self.open(name)[row : row + 1].float().numpy().tobytes()
+
+    def open(self, name: str) -> Any:
+        """What gives the tensor, or rows of it, when it is indexed."""
         file = self._weights[name].file
         if file not in self._open:
             self._open[file] = safe_open(file, "pt") if file.suffix == ".safetensors" else _load_bin(file, "cpu")
         source = self._open[file]
-        tensor = source[name] if isinstance(source, dict) else source.get_slice(name)
-        return tensor[row : row + 1].float().numpy().tobytes()
+        return source[name] if isinstance(source, dict) else source.get_slice(name)
 
 
 def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:

@@ -58,7 +58,7 @@ def glm_config(published: dict[str, Any], family: Family | None) -> PublishedGlm
             that does not say which.
 
     Raises:
-        ModelError: the config asks for an architecture that no published generation has, or packed weights.
+        ModelError: the config asks for an architecture that no published generation has.
     """
     for key, value in _REQUIRED.items():
         if published.get(key, value) != value:
@@ -66,12 +66,6 @@ def glm_config(published: dict[str, Any], family: Family | None) -> PublishedGlm
                 f"config.json: {key} is {published[key]}, which no published ChatGLM2, ChatGLM3 or GLM-4 has.",
                 "Its own code computes something else than the published models; glmtune cannot load it exactly.",
             )
-    if published.get("quantization_bit"):
-        bits = published["quantization_bit"]
-        raise ModelError(
-            f"config.json: quantization_bit is {bits}: packed int{bits} weights cannot be loaded yet.",
-            "Use the full-precision repository of the same model.",
-        )
     heads = published["num_attention_heads"]
     head_dim = published.get("kv_channels") or published["hidden_size"] // heads
     groups = published["multi_query_group_num"] if published.get("multi_query_attention", True) else heads
@@ -96,6 +90,8 @@ def glm_config(published: dict[str, Any], family: Family | None) -> PublishedGlm
     )
     if family:
         setattr(config, MARK, family.name)
+    if published.get("quantization_bit"):
+        config.quantization_bit = published["quantization_bit"]
     return config
 
 

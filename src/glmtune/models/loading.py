@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,10 +15,13 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from glmtune.errors import ModelError
 from glmtune.families import Family, family_of_folder, get_family
 from glmtune.hub import resolve
-from glmtune.models.auto import family_or_none, native_config
+from glmtune.models.auto import family_or_none, native_config, packed_bits
 from glmtune.models.checkpoints import Inventory, check_shapes, fingerprint, loadable, read_inventory
+from glmtune.models.finite import check_finite, check_finite_on_disk
 from glmtune.models.glm import PublishedGlmConfig
 from glmtune.models.names import published_shapes
+from glmtune.models.quantized import BITSANDBYTES, check_packing, quantization_arguments, settle_on_cpu
+from glmtune.quantization.loading import replace_linears
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -31,6 +35,8 @@ class Base:
     config: PreTrainedConfig
     inventory: Inventory
     native_shapes: dict[str, tuple[int, ...]]
+    packed_bits: int = 0
+    """4 or 8 where the weights are in the official quantised layout, else 0."""
 
     @property
     def family(self) -> Family:
@@ -57,33 +63,54 @@ def inspect_base(path: str | os.PathLike[str], *, family: str | None = None, hub
     chosen = get_family(family) if family else family_or_none(folder, name=str(path))
     config = native_config(folder, chosen)
     inventory = read_inventory(folder)
+    bits = packed_bits(config)
+    check_packing(inventory, bits)
     native = _native_shapes(config)
     expected = published_shapes(native) if isinstance(config, PublishedGlmConfig) else native
     check_shapes(inventory, expected)
-    return Base(folder, chosen, config, inventory, native)
+    return Base(folder, chosen, config, inventory, native, bits)
 
 
 def load_base(
-    base: Base, *, dtype: str | torch.dtype | None = None, device: str | torch.device | None = None
+    base: Base,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    quantization: str | None = None,
+    double_quantization: bool = True,
 ) -> PreTrainedModel:
     """Load the weights of an inspected checkpoint.
 
+    A checkpoint in the official quantised layout stays in it. A full-precision one can be quantised while it is read,
+    one weight at a time, so that no full-precision copy of it is ever held; embeddings, norms and head are not.
+
     Args:
         base: from `inspect_base`.
-        dtype: `fp32`, `bf16`, `fp16` or a torch dtype; the checkpoint's own when None.
+        dtype: `fp32`, `bf16`, `fp16` or a torch dtype; the checkpoint's own when None. What is computed in.
         device: where to; a GPU if there is one when None.
+        quantization: `nf4` or `int8` of bitsandbytes, `packed4` or `packed8` of the official layout.
+        double_quantization: with nf4, quantise the scales too.
 
     Raises:
-        ModelError: a weight was not read, or two were read into one.
+        ModelError: a weight was not read, two were read into one, or one is not finite; an unknown quantisation, one
+            that does not go with this checkpoint, or bitsandbytes is missing.
     """
-    target = to_device(device)
-    arguments: dict[str, Any] = {"config": base.config, "dtype": to_dtype(dtype) or base.inventory.dtype}
-    if target.type != "cpu":
+    target, precision = to_device(device), to_dtype(dtype) or base.inventory.dtype
+    arguments: dict[str, Any] = {"config": copy.deepcopy(base.config), "dtype": precision}
+    arguments |= quantization_arguments(base, quantization, precision, double_quantization)
+    if target.type != "cpu" or quantization in BITSANDBYTES:
         arguments["device_map"] = {"": target}
+    if quantization in BITSANDBYTES:
+        check_finite_on_disk(base.inventory)
     with loadable(base.inventory) as folder:
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **arguments)
         model, info = loaded
     _check_loaded(base, info)
+    if model.dtype != precision:  # packed while it was read, which is done in the checkpoint's own precision
+        model.to(precision)
+    if quantization == "nf4" and target.type == "cpu":
+        settle_on_cpu(model)
+    check_finite(model, base.inventory)
     # Absolute, for an adapter keeps it as the place of its base.
     model.config._name_or_path = model.name_or_path = str(base.folder.resolve())
     return model.eval()
@@ -128,6 +155,8 @@ def _native_shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
     """Shapes by name of the model that `config` describes, built without memory."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
+        if packed_bits(config):
+            replace_linears(model, packed_bits(config))
     tied = getattr(model, "all_tied_weights_keys", {}) or {}
     return {name: tuple(t.shape) for name, t in model.state_dict().items() if name not in tied}
 

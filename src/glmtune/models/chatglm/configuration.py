@@ -82,3 +82,8 @@ class ChatGLMConfig(PreTrainedConfig):
     def head_dim(self) -> int:
         """Size of one attention head."""
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def prefix_embedding_size(self) -> int:
+        """Width of P-Tuning v2's embedding when a network makes the prefix out of it; later generations differ."""
+        return self.hidden_size

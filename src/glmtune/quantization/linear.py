@@ -1,0 +1,161 @@
+"""A linear layer whose weight stays packed.
+
+Shapes: M rows of input (all dimensions but the last), O outputs, I inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from glmtune.quantization import kernels
+from glmtune.quantization.packed import packed_columns, quantize, scaled, unpack_int4
+
+# Numbers unpacked at a time: what fits a CPU's cache, and on other devices what keeps them busy.
+_CPU_CHUNK, _DEVICE_CHUNK = 1 << 20, 1 << 25
+
+
+class PackedLinear(nn.Module):
+    """`x @ (numbers * scale).T + bias` with int8 or int4 numbers in the official layout; the weight is frozen.
+
+    In bf16 on the CPU a few rows at a time are multiplied by torch's weight-only kernels. Everywhere else, and for many
+    rows, the weight is unpacked a chunk of rows at a time and multiplied; so on a GPU this saves memory, not time.
+    Gradients pass to the input; no unpacked weight is kept for them.
+
+    Args:
+        in_features: I.
+        out_features: O.
+        bits: 4 or 8.
+        bias: whether there is one.
+        dtype: of scales and bias until weights are loaded.
+
+    Raises:
+        ModelError: 4 bits and an odd number of inputs.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bits: int, bias: bool, dtype: torch.dtype | None = None):
+        super().__init__()
+        self.in_features, self.out_features, self.bits = in_features, out_features, bits
+        columns = packed_columns(in_features, bits)
+        # Parameters rather than buffers: transformers splits published weights by the sizes of parameters.
+        self.weight = nn.Parameter(torch.empty(out_features, columns, dtype=torch.int8), requires_grad=False)
+        self.weight_scale = nn.Parameter(torch.empty(out_features, dtype=dtype), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(out_features, dtype=dtype)) if bias else None
+        self._in_kernel_order = False
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, bits: int) -> PackedLinear:
+        """The quantised form of a layer; its bias is shared.
+
+        Raises:
+            ModelError: 4 bits and an odd number of inputs.
+        """
+        with torch.device("meta"):
+            layer = cls(linear.in_features, linear.out_features, bits, bias=False)
+        with torch.no_grad():
+            packed, scale = quantize(linear.weight, bits)
+        layer.weight = nn.Parameter(packed, requires_grad=False)
+        layer.weight_scale = nn.Parameter(scale, requires_grad=False)
+        layer.bias = linear.bias
+        return layer.train(linear.training)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(..., I) in fp32, bf16 or fp16 to (..., O) in the same precision (under autocast: in autocast's)."""
+        kind = inputs.device.type
+        if torch.is_autocast_enabled(kind):
+            inputs = inputs.to(torch.get_autocast_dtype(kind))
+        inputs_MI = inputs.reshape(-1, self.in_features)
+        if kernels.usable(inputs_MI, self.out_features, self.bits):
+            outputs_MO = self._multiply_packed(inputs_MI)
+        else:
+            outputs_MO = _UnpackAndMultiply.apply(inputs_MI, self)
+        if self.bias is not None:
+            outputs_MO = outputs_MO + self.bias.to(outputs_MO.dtype)
+        return outputs_MO.view(*inputs.shape[:-1], self.out_features)
+
+    def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
+        """The whole weight, (O, I)."""
+        return torch.cat([rows for _, rows in self.dequantized_chunks(dtype)])
+
+    def dequantized_chunks(self, dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Some rows of the weight at a time: where they are, and (rows, I) in `dtype`."""
+        for rows in self._chunks():
+            packed = self.weight.data[rows]
+            if self._in_kernel_order:
+                numbers = kernels.kernel_numbers(packed)
+            else:
+                numbers = unpack_int4(packed) if self.bits == 4 else packed
+            yield rows, scaled(numbers, self.weight_scale[rows], dtype)
+
+    def extra_repr(self) -> str:
+        shape = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{shape}, bits={self.bits}, bias={self.bias is not None}"
+
+    def _multiply_packed(self, inputs_MI: torch.Tensor) -> torch.Tensor:
+        if self.bits == 8:
+            numbers_MO = kernels.multiply_int8(inputs_MI.contiguous(), self.weight.data)
+        else:
+            if not self._in_kernel_order:
+                self._reorder(kernels.to_kernel_order)
+                self._in_kernel_order = True
+            numbers_MO = kernels.multiply_int4(inputs_MI.contiguous(), self.weight.data)
+        return (numbers_MO * self.weight_scale.float()).to(inputs_MI.dtype)
+
+    def _to_official_order(self) -> None:
+        if self._in_kernel_order:
+            self._reorder(kernels.from_kernel_order)
+            self._in_kernel_order = False
+
+    def _reorder(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """In place and by whole blocks, so that no second copy is held. The next decoded token changes it back."""
+        for rows in self._chunks():
+            self.weight.data[rows] = change(self.weight.data[rows])
+
+    def _chunks(self) -> Iterator[slice]:
+        most = _CPU_CHUNK if self.weight.device.type == "cpu" else _DEVICE_CHUNK
+        # Whole blocks of the int4 kernel.
+        step = max(most // self.in_features // kernels.ROWS, 1) * kernels.ROWS
+        for start in range(0, self.out_features, step):
+            yield slice(start, min(start + step, self.out_features))
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self._to_official_order()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._to_official_order()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> PackedLinear:
+        """`model.to(...)`: scales move too but keep their precision, for coarser ones are other weights."""
+        self._to_official_order()
+        exact = self.weight_scale.data
+        super()._apply(fn, recurse)
+        if self.weight_scale.dtype != exact.dtype:
+            self.weight_scale.data = exact.to(self.weight_scale.device)
+        return self
+
+
+class _UnpackAndMultiply(torch.autograd.Function):
+    """Unpacks the weight in the forward pass and again in the backward pass, instead of keeping it in between."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs_MI: torch.Tensor, layer: PackedLinear) -> torch.Tensor:
+        ctx.layer = layer
+        outputs_MO = inputs_MI.new_empty(inputs_MI.shape[0], layer.out_features)
+        for rows, weight in layer.dequantized_chunks(inputs_MI.dtype):
+            outputs_MO[:, rows] = F.linear(inputs_MI, weight)
+        return outputs_MO
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (gradient_MO,) = gradients
+        # Summed over chunks in fp32, as one product would.
+        total_MI = gradient_MO.new_zeros(gradient_MO.shape[0], ctx.layer.in_features, dtype=torch.float32)
+        for rows, weight in ctx.layer.dequantized_chunks(gradient_MO.dtype):
+            total_MI += gradient_MO[:, rows] @ weight
+        return total_MI.to(gradient_MO.dtype), None
