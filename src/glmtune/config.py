@@ -42,6 +42,12 @@ class ModelConfig:
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = _option(
         "auto", "Attention implementation; auto lets transformers choose."
     )
+    quantization: Literal["nf4", "int8", "packed4", "packed8"] | None = _option(
+        None,
+        "Hold the frozen matrices in fewer bits; they are computed with in `precision`. nf4 and int8: bitsandbytes; "
+        "packed4 and packed8: the scheme of the published int4 and int8 repositories.",
+    )
+    double_quantization: bool = _option(True, "With nf4: quantise the scales too, which saves 0.4 bits a weight.")
 
 
 @dataclass
@@ -77,15 +83,44 @@ class LoraConfig:
     rank: int = _option(8, "Rank of the update.")
     alpha: float = _option(32, "Scale of the update: alpha / rank.")
     dropout: float = _option(0.1, "Dropout on the adapter's input while training.")
-    targets: list[str] = _option([], "Modules to adapt; empty: the family's query, key and value projections.")
+    targets: list[str] = _option(
+        [],
+        "Modules to adapt, by their own or their published names; all-linear for all but the head; "
+        "empty: the family's query, key and value projections.",
+    )
+    rslora: bool = _option(False, "Scale by alpha / sqrt(rank) instead (arXiv 2312.03732).")
+    dora: bool = _option(False, "Learn the weights' magnitude apart from their direction (arXiv 2402.09353).")
+    loraplus_ratio: float | None = _option(
+        None, "Learning rate of B over that of A, 16 for example (LoRA+, arXiv 2402.12354)."
+    )
+    bias: Literal["none", "lora_only", "all"] = _option("none", "Which biases are trained too.")
+    modules_to_save: list[str] = _option([], "Modules trained whole beside the adapter, lm_head for example.")
 
+
+@dataclass
+class PTuningConfig:
+    """Trained keys and values in front of every layer's own (P-Tuning v2, Liu et al., arXiv 2110.07602)."""
+
+    num_virtual_tokens: int = _option(128, "Length of the prefix; the published scripts call it pre_seq_len.")
+    prefix_projection: bool = _option(False, "Compute the prefix by a small network from a shorter embedding.")
+    dropout: float = _option(0.1, "Dropout on the prefix while training.")
+
+
+@dataclass
+class FreezeConfig:
+    """Training of the last layers alone."""
+
+    trainable_layers: int = _option(4, "How many of the last layers are trained; the others stay as they are.")
+
+
+METHOD_RATES = {"lora": 1e-4, "ptuning": 2e-2, "freeze": 2e-5, "full": 1e-5}
+"""Default learning rates. P-Tuning's is that of the published scripts."""
 
 TRAINING_DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 1.0,
     "per_device_train_batch_size": 1,  # blocks of rows, see data.packing
     "gradient_accumulation_steps": 2,
     "per_device_eval_batch_size": 4,
-    "learning_rate": 1e-4,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.03,  # below 1: a share of all steps
     "logging_steps": 10,
@@ -107,8 +142,18 @@ class RunConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig, metadata={"help": "The base model."})
     data: DataConfig = field(default_factory=DataConfig, metadata={"help": "The rows."})
-    method: Literal["lora"] = _option("lora", "How to tune.")
-    lora: LoraConfig = field(default_factory=LoraConfig, metadata={"help": "Options of method lora."})
+    method: Literal["lora", "qlora", "ptuning", "freeze", "full"] = _option(
+        "lora", "How to tune. qlora is lora on a base quantised to nf4 while it is loaded."
+    )
+    lora: LoraConfig = field(default_factory=LoraConfig, metadata={"help": "Options of methods lora and qlora."})
+    ptuning: PTuningConfig = field(default_factory=PTuningConfig, metadata={"help": "Options of method ptuning."})
+    freeze: FreezeConfig = field(default_factory=FreezeConfig, metadata={"help": "Options of method freeze."})
+    adapter: str = _option(
+        "", "Start from what an earlier run of the same method trained: a run, its folder, or a published checkpoint."
+    )
+    early_stopping: int = _option(
+        0, "Stop after so many evaluations without a better training.metric_for_best_model; 0: never."
+    )
     training: dict[str, Any] = field(
         default_factory=lambda: dict(TRAINING_DEFAULTS),
         metadata={"help": "Any key of transformers' TrainingArguments."},
@@ -116,13 +161,16 @@ class RunConfig:
     output: str = _option("", "Run folder; empty: runs/<model>-<method>-<time>.")
 
     def __post_init__(self) -> None:
+        if self.method == "qlora":
+            self.method = "lora"
+            self.model.quantization = self.model.quantization or "nf4"
         # YAML 1.1 reads 1e-4 as text and `eval_strategy: no` as false; both are meant otherwise here.
         read = {key: _as_number(value) for key, value in self.training.items()}
         read |= {key: "no" for key, value in read.items() if key.endswith("_strategy") and value is False}
         for what in ("save", "eval"):  # every so many steps means by steps
             if f"{what}_steps" in read:
                 read.setdefault(f"{what}_strategy", "steps")
-        self.training = {**TRAINING_DEFAULTS, **read}
+        self.training = {**TRAINING_DEFAULTS, "learning_rate": METHOD_RATES[self.method], **read}
 
 
 def load_config(path: str | Path | None = None, overrides: list[str] | None = None) -> RunConfig:
@@ -131,11 +179,19 @@ def load_config(path: str | Path | None = None, overrides: list[str] | None = No
     Raises:
         ConfigError: no such file, not YAML, an unknown key or a wrong type.
     """
-    tree: dict[str, Any] = _read_file(Path(path)) if path else {}
+    return from_tree(RunConfig, read_tree(path, overrides), str(path) if path else "options")
+
+
+def read_tree(path: str | Path | None = None, overrides: list[str] | None = None) -> dict[str, Any]:
+    """What `load_config` builds a run from, as plain dicts.
+
+    Raises:
+        ConfigError: no such file, or not YAML.
+    """
+    tree: dict[str, Any] = read_file(Path(path)) if path else {}
     for override in overrides or []:
-        _set(tree, override)
-    where = str(path) if path else "options"
-    return from_tree(RunConfig, tree, where)
+        set_key(tree, override)
+    return tree
 
 
 def to_tree(config: RunConfig) -> dict[str, Any]:
@@ -165,6 +221,19 @@ def check(config: RunConfig) -> None:
         "data.eval_fraction": (config.data.eval_fraction, 0 <= config.data.eval_fraction < 1, "from 0 to below 1"),
         "lora.rank": (config.lora.rank, config.lora.rank >= 1, "at least 1"),
         "lora.dropout": (config.lora.dropout, 0 <= config.lora.dropout < 1, "from 0 to below 1"),
+        "lora.loraplus_ratio": (config.lora.loraplus_ratio or 0, (config.lora.loraplus_ratio or 1) > 0, "above 0"),
+        "ptuning.num_virtual_tokens": (
+            config.ptuning.num_virtual_tokens,
+            config.ptuning.num_virtual_tokens >= 1,
+            "at least 1",
+        ),
+        "ptuning.dropout": (config.ptuning.dropout, 0 <= config.ptuning.dropout < 1, "from 0 to below 1"),
+        "freeze.trainable_layers": (
+            config.freeze.trainable_layers,
+            config.freeze.trainable_layers >= 1,
+            "at least 1",
+        ),
+        "early_stopping": (config.early_stopping, config.early_stopping >= 0, "at least 0"),
     }
     for key, (number, fits, wish) in ranges.items():
         if not fits:
@@ -173,6 +242,11 @@ def check(config: RunConfig) -> None:
         raise ConfigError(
             "model.attention flash_attention_2 cannot take the mask of packed rows.",
             "Use sdpa, or set data.packing=false.",
+        )
+    if config.model.quantization and config.method in ("freeze", "full"):
+        raise ConfigError(
+            f"method {config.method} trains the base's own weights, which {config.model.quantization} cannot hold.",
+            "Use method lora or ptuning on a quantised base, or leave out model.quantization.",
         )
 
 
@@ -264,7 +338,12 @@ def _as_number(value: Any) -> Any:
     return value
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+def read_file(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML or JSON file.
+
+    Raises:
+        ConfigError: no such file, or it holds something else.
+    """
     if not path.is_file():
         raise ConfigError(f"{path}: no such file.", "Give a YAML or JSON file that describes the run.")
     try:
@@ -282,7 +361,12 @@ def _read_file(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _set(tree: dict[str, Any], override: str) -> None:
+def set_key(tree: dict[str, Any], override: str) -> None:
+    """Put `a.b=value` into nested dicts; the value is read as YAML.
+
+    Raises:
+        ConfigError: no `=` in it.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {override}: must look like key=value.", "For example: --set training.max_steps=100")
