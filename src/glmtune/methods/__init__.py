@@ -1,1 +1,33 @@
 """How a model is tuned: prepared, saved and loaded again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from glmtune.config import RunConfig
+    from glmtune.families import Family
+    from glmtune.methods.base import Method
+
+
+def method_of(config: RunConfig, family: Family, precision: torch.dtype) -> Method:
+    """The method that a run's config asks for, with its settings.
+
+    Args:
+        config: the run.
+        family: the base's generation.
+        precision: of the frozen weights.
+    """
+    from glmtune.methods.lora import Lora
+    from glmtune.methods.ptuning import PTuning
+    from glmtune.methods.whole import Freeze, Full
+
+    made = {
+        "lora": lambda: Lora(config.lora, family),
+        "ptuning": lambda: PTuning(config.ptuning),
+        "freeze": lambda: Freeze(config.freeze, precision),
+        "full": Full,
+    }
+    return made[config.method]()

@@ -2,140 +2,211 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import PeftModel, get_peft_model
 from torch import nn
 
-from glmtune.config import LoraConfig, nearest
+from glmtune.config import LoraConfig
 from glmtune.errors import ConfigError, ModelError, RunError
-from glmtune.rundir import write_json
+from glmtune.methods.base import Method, State
+from glmtune.methods.lora_files import adapter_state, peft_config, put, read_config, read_weights, write_files
+from glmtune.methods.lora_official import module_rows, to_native
+from glmtune.methods.lora_optimizer import optimizer_groups
+from glmtune.methods.lora_targets import resolve_saved, resolve_targets
+from glmtune.methods.note import BaseNote, write_note
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from glmtune.families import Family
 
-NOTE = "glmtune.json"
-"""Lies beside an adapter and says which base it was trained on."""
+_SCALE = {"r": "rank", "lora_alpha": "alpha", "use_rslora": "rslora", "use_dora": "dora"}
+"""What an adapter's weights mean nothing without: peft's names and ours."""
 
 
-@dataclass
-class BaseNote:
-    """The base of an adapter."""
+class Lora(Method):
+    """Low-rank updates beside chosen linear modules.
 
-    path: str
-    fingerprint: str
-    family: str
-
-
-def add_lora(model: PreTrainedModel, family: Family, config: LoraConfig) -> PeftModel:
-    """Wrap `model` with fresh adapters: B is zero, so the logits are the base's until a step is taken.
-
-    Raises:
-        ConfigError: a target names no linear module of this model.
+    Args:
+        config: the options of method lora.
+        family: gives the targets when the config names none.
     """
-    targets = config.targets or list(family.lora_targets)
-    _check_targets(model, targets)
-    # peft keeps adapters in fp32 when the frozen weights are in 16 bits.
-    return get_peft_model(
-        model,
-        PeftLoraConfig(
-            r=config.rank,
-            lora_alpha=config.alpha,  # type: ignore[arg-type]
-            lora_dropout=config.dropout,
-            target_modules=targets,
-            task_type="CAUSAL_LM",
-            base_model_name_or_path=model.name_or_path,
-        ),
-    )
 
+    keeps: ClassVar[str] = "adapter"
 
-def save_adapter(model: PeftModel, folder: Path, note: BaseNote) -> None:
-    """Write a plain peft adapter, whole or not at all.
+    def __init__(self, config: LoraConfig, family: Family):
+        self._config = config
+        self._family = family
 
-    It is stored in the precision of the frozen weights: about 7 MB for a 16-bit 6B base at rank 8. Checkpoints keep
-    fp32.
-    """
-    frozen = next(p.dtype for p in model.parameters() if not p.requires_grad and p.is_floating_point())
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    write_adapter(model, temporary, note, frozen)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
+    def prepare(self, model: PreTrainedModel) -> PeftModel:
+        """Wrap `model` with fresh adapters: B is zero, so the logits are the base's until a step is taken.
 
+        Raises:
+            ConfigError: a target or module to save that this model does not have, a base in the packed layout, or
+                biases of quantised modules.
+        """
+        _require_adaptable(model)
+        config = self._config
+        targets = resolve_targets(model, config.targets or list(self._family.lora_targets))
+        saved = resolve_saved(model, config.modules_to_save, targets)
+        wrapped = get_peft_model(
+            model,
+            PeftLoraConfig(
+                r=config.rank,
+                lora_alpha=config.alpha,  # type: ignore[arg-type]
+                lora_dropout=config.dropout,
+                use_rslora=config.rslora,
+                use_dora=config.dora,
+                bias=config.bias,
+                target_modules=targets,
+                modules_to_save=saved or None,
+                task_type="CAUSAL_LM",
+                base_model_name_or_path=model.name_or_path,
+            ),
+        )
+        return _to_fp32(wrapped)
 
-def write_adapter(model: PeftModel, folder: Path, note: BaseNote, dtype: torch.dtype | None = None) -> None:
-    """Write the adapter's files into `folder`, in `dtype` or as they are."""
-    # peft would compare the vocabulary with a config it cannot read and add both embeddings.
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    cast = {name: value.to(dtype or value.dtype) for name, value in state.items()}
-    model.save_pretrained(str(folder), state_dict=cast, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # peft's model card has nothing filled in
-    write_json(folder / NOTE, asdict(note))
+    def optimizer_groups(self, model: Any, learning_rate: float, weight_decay: float) -> list[dict[str, Any]] | None:
+        """LoRA+: a higher rate for B than for A."""
+        ratio = self._config.loraplus_ratio
+        return optimizer_groups(model, learning_rate, weight_decay, ratio) if ratio else None
+
+    def write(self, model: PeftModel, folder: Path, note: BaseNote, state: State | None = None) -> None:
+        """Write a plain peft adapter in fp32, with the note."""
+        self.save(model, folder, note, state=state)
+
+    def save(
+        self,
+        model: PeftModel,
+        folder: Path,
+        note: BaseNote,
+        dtype: torch.dtype | None = None,
+        state: State | None = None,
+    ) -> None:
+        """Write a plain peft adapter: about 7 MB for a 6B base at rank 8 in 16 bits."""
+        trained = self.trained(model, state)
+        config = model.peft_config["default"]
+        assert isinstance(config, PeftLoraConfig)
+        write_files(folder, config, {name: value.to(dtype or value.dtype) for name, value in trained.items()})
+        write_note(folder, note)
+
+    def read(self, model: PeftModel, folder: Path) -> None:
+        """Put an adapter back, one trained on the published code too.
+
+        Raises:
+            RunError: it is broken, has other settings, or a weight is missing, left over, or of another shape.
+        """
+        try:
+            before, state = _open(folder, model.get_base_model(), trainable=True)
+        except ModelError as error:
+            raise RunError(error.message, error.hint) from None
+        now: Any = model.peft_config["default"]
+        for key, ours in _SCALE.items():
+            if getattr(before, key) != getattr(now, key):
+                raise RunError(
+                    f"{folder}: was trained with lora.{ours} {getattr(before, key)}, not {getattr(now, key)}.",
+                    f"Set lora.{ours}={getattr(before, key)}.",
+                )
+        if before.alpha_pattern != now.alpha_pattern:
+            raise RunError(
+                f"{folder}: some modules have a scale of their own (alpha_pattern), which a run cannot have.",
+                "Merge it into the base and train on that.",
+            )
+        faults = put(model, state)
+        if faults:
+            raise RunError(
+                f"{folder}: the adapter does not fit this run ({'; '.join(faults)}).",
+                "It was trained on another base, or with other lora.targets, bias or modules_to_save.",
+            )
+
+    def stored(self, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+        """The weights of an adapter's file."""
+        yield from read_weights(folder).items()
+
+    def trained(self, model: PeftModel, state: State | None = None) -> State:
+        """The adapter's matrices, trained biases and modules to save, under the names of peft's file."""
+        return adapter_state(model, state=state)
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, *, name: str = "default", trainable: bool = False) -> PeftModel:
-    """Put a saved adapter onto its base.
+    """Put a saved adapter onto its base: one of ours, or one that peft wrote for the published code.
+
+    Args:
+        model: the base; it is changed in place.
+        folder: a peft folder; it is only read.
+        name: what peft is to call the adapter.
+        trainable: train it further. What is trained is in fp32 then; else biases and whole modules have the base's
+            precision, so that the model runs without autocast.
 
     Raises:
-        ModelError: the folder holds no adapter, or one for other modules.
+        ModelError: the folder holds no LoRA adapter, a broken one, or one for other modules.
+        ConfigError: the base is in the packed layout, or biases of quantised modules would be trained.
     """
-    if not (folder / "adapter_config.json").is_file():
-        raise ModelError(f"{folder}: no adapter here (no adapter_config.json).", "Give a run or a peft folder.")
+    _require_adaptable(model)
+    config, state = _open(folder, model, trainable=trainable)
+    config.base_model_name_or_path = model.name_or_path
     try:
-        return PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=trainable)
-    except (ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise ModelError(
-            f"{folder}: the adapter does not fit this base ({reason}).", "Give its own base with --base."
-        ) from None
-
-
-def read_note(folder: Path) -> BaseNote | None:
-    """What the adapter says of its base; None for adapters that others made."""
-    path = folder / NOTE
-    if not path.is_file():
-        return None
-    return BaseNote(**json.loads(path.read_text(encoding="utf-8")))
-
-
-def check_base(folder: Path, fingerprint: str, base: Path) -> None:
-    """Refuse an adapter whose base was another one.
-
-    Raises:
-        RunError: names both fingerprints.
-    """
-    note = read_note(folder)
-    if note and note.fingerprint != fingerprint:
-        raise RunError(
-            f"{folder}: was trained on a base with fingerprint {note.fingerprint} ({note.path}); "
-            f"{base} has {fingerprint}.",
-            "Give the right base with --base.",
-        )
+        wrapped = get_peft_model(model, config, adapter_name=name)
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise _misfit(folder, str(error).strip().splitlines()[0][:200]) from None
+    if trainable:
+        _to_fp32(wrapped)
+    else:
+        wrapped.requires_grad_(False)
+    faults = put(wrapped, state, name)
+    if faults:
+        wrapped.unload()
+        raise _misfit(folder, "; ".join(faults))
+    return wrapped
 
 
 def saved_base_path(folder: Path) -> str:
     """Where the adapter's base lay when it was saved."""
-    config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    return str(config.get("base_model_name_or_path") or "")
+    return str(read_config(folder).get("base_model_name_or_path") or "")
 
 
-def trainable_parameters(model: nn.Module) -> int:
-    """How many numbers training changes."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+def _open(folder: Path, base: nn.Module, *, trainable: bool) -> tuple[PeftLoraConfig, State]:
+    """An adapter as `base` takes it."""
+    raw, state = read_config(folder), read_weights(folder)
+    try:
+        raw, state = to_native(raw, state, module_rows(base))
+        return peft_config(raw, trainable=trainable), state
+    except ModelError as error:
+        raise ModelError(f"{folder}: {error.message}", error.hint) from None
 
 
-def _check_targets(model: nn.Module, targets: list[str]) -> None:
-    paths = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    linear = sorted({path.rsplit(".", 1)[-1] for path in paths})
-    for target in targets:
-        if not any(path == target or path.endswith(f".{target}") for path in paths):
-            raise ConfigError(f"lora.targets: no module {target!r} in this model.", nearest(target, linear))
+def _misfit(folder: Path, why: str) -> ModelError:
+    return ModelError(f"{folder}: the adapter does not fit this base ({why}).", "Give its own base with --base.")
+
+
+def _require_adaptable(model: Any) -> None:
+    bits = getattr(model.config, "quantization_bit", None)
+    if bits:
+        raise ConfigError(
+            f"LoRA cannot be put on a base in the published int{bits} layout.",
+            "Use the full-precision repository with model.quantization=nf4, or method ptuning.",
+        )
+
+
+def _to_fp32(model: PeftModel) -> PeftModel:
+    """Optimisers lose small steps in 16 bits; peft raises the matrices alone, not biases and whole modules."""
+    for path, module in model.named_modules():
+        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+        if isinstance(weight, nn.Parameter) and not weight.is_floating_point() and _is_trained(bias):
+            raise ConfigError(
+                f"lora.bias: bitsandbytes rounds the bias of {path} at every step, so it cannot be trained.",
+                "Use lora.bias=none on a quantised base.",
+            )
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model
+
+
+def _is_trained(parameter: Any) -> bool:
+    return isinstance(parameter, nn.Parameter) and parameter.requires_grad

@@ -1,0 +1,165 @@
+"""The files of a peft LoRA adapter, and putting their weights onto a model without leaving one out."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from glmtune.errors import ModelError
+from glmtune.methods.base import State
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+OLD_WEIGHTS = "adapter_model.bin"
+_MEND = "Copy or download the adapter again."
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """adapter_config.json, as it stands.
+
+    Raises:
+        ModelError: there is none, it is no JSON object, or it is not LoRA's.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ModelError(f"{folder}: no adapter here (no {CONFIG}).", "Give a run or a peft folder.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelError(f"{path}: not valid JSON ({error}).", _MEND) from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{path}: holds no JSON object.", _MEND)
+    if config.get("peft_type") != "LORA":
+        raise ModelError(f"{path}: peft_type is {config.get('peft_type')!r}, not LORA.", "Give a LoRA adapter.")
+    return config
+
+
+def read_weights(folder: Path) -> State:
+    """An adapter's weights by the names in its file. Code in a `.bin` file is never run.
+
+    Raises:
+        ModelError: no weight file, or a broken one.
+    """
+    for name in (WEIGHTS, OLD_WEIGHTS):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            if name == WEIGHTS:
+                return load_file(path)
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+            raise ModelError(f"{path}: cut short or corrupt ({_first_line(error)}).", _MEND) from None
+        except Exception as error:  # pickle's own errors: the file holds something other than tensors
+            raise ModelError(f"{path}: not plain weights ({_first_line(error)}).", _MEND) from None
+        if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+            raise ModelError(f"{path}: holds something other than named tensors.", _MEND)
+        return state
+    raise ModelError(f"{folder}: the adapter has no weights ({WEIGHTS} or {OLD_WEIGHTS}).", _MEND)
+
+
+def peft_config(raw: dict[str, Any], *, trainable: bool) -> PeftLoraConfig:
+    """A config as today's peft takes it. Keys that peft no longer has are left out where they ask for nothing.
+
+    Raises:
+        ModelError: peft finds a contradiction in it.
+    """
+    known = PeftLoraConfig().to_dict()
+    kept = {key: value for key, value in raw.items() if key in known or value}
+    kept |= {"task_type": "CAUSAL_LM", "inference_mode": not trainable}
+    try:
+        config = PeftLoraConfig.from_peft_type(**kept)  # warns of keys that ask for something it does not have
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{CONFIG}: {_first_line(error)}", _MEND) from None
+    assert isinstance(config, PeftLoraConfig)
+    return config
+
+
+def write_files(folder: Path, config: PeftLoraConfig, state: State) -> None:
+    """Write the two files that peft reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = copy.deepcopy(config)
+    stored.inference_mode = True
+    stored.save_pretrained(str(folder))
+    write_weights(folder, state)
+
+
+def write_weights(folder: Path, state: State) -> None:
+    """Write the weights alone."""
+    # A copy of each, for safetensors refuses tensors that share memory.
+    whole = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+    save_file(whole, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def adapter_state(model: PeftModel, name: str = "default", state: State | None = None) -> State:
+    """All that adapter `name` trains, under the names of its file.
+
+    Args:
+        model: with adapters.
+        name: of the adapter.
+        state: the model's whole state dict where processes share it out; read from `model` when None.
+    """
+    # peft would compare the vocabulary with a config it cannot read and add both embeddings.
+    return get_peft_model_state_dict(model, state_dict=state, adapter_name=name, save_embedding_layers=False)
+
+
+def put(model: PeftModel, state: State, name: str = "default") -> list[str]:
+    """Copy weights onto adapter `name`, all of them or none.
+
+    Returns:
+        What does not fit, in words; empty when the weights were copied.
+    """
+    expected = adapter_state(model, name)
+    by_plain = {_plain(key): key for key in expected}
+    found = {by_plain.get(_plain(key), key): value for key, value in state.items()}
+    faults = {
+        "missing": [key for key in expected if key not in found],
+        "left over": _left_over(model, {key: value for key, value in found.items() if key not in expected}),
+        "wrong shape": [
+            f"{key} is {_by(found[key])} instead of {_by(value)}"
+            for key, value in expected.items()
+            if key in found and found[key].shape != value.shape
+        ],
+    }
+    told = [f"{what}: {_listed(keys)}" for what, keys in faults.items() if keys]
+    if not told:
+        set_peft_model_state_dict(model, {key: found[key] for key in expected}, adapter_name=name)
+    return told
+
+
+def _left_over(model: PeftModel, unknown: State) -> list[str]:
+    """Names that the adapter has no place for; embeddings that peft stored beside it unchanged are none."""
+    base = model.state_dict() if unknown else {}
+    return [
+        key
+        for key, value in unknown.items()
+        if key not in base
+        or base[key].shape != value.shape
+        or not torch.equal(base[key].cpu().to(value.dtype), value.cpu())
+    ]
+
+
+def _plain(key: str) -> str:
+    """Older files name a trained bias without the wrapper around its module."""
+    return key.replace(".base_layer.", ".")
+
+
+def _by(tensor: torch.Tensor) -> str:
+    return "x".join(str(size) for size in tensor.shape)
+
+
+def _listed(names: list[str], most: int = 3) -> str:
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]

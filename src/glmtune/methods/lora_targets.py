@@ -1,0 +1,104 @@
+"""Which modules an adapter is put on: the words of a config, turned into the names of one model's modules.
+
+A module goes by its own name and by its published one (`query_key_value` is q, k and v of a model that keeps them
+apart), whole or by its end, as peft does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from torch import nn
+
+from glmtune.config import nearest
+from glmtune.errors import ConfigError
+from glmtune.models.names import group_by_published
+
+ALL_LINEAR = "all-linear"
+"""Stands for every linear module but the head."""
+
+
+def resolve_targets(model: Any, wanted: list[str]) -> list[str]:
+    """The names under which peft finds the linear modules that `wanted` means.
+
+    Args:
+        model: a base without adapters.
+        wanted: own or published names, ends of names, or `all-linear`.
+
+    Raises:
+        ConfigError: a name that means no linear module of this model.
+    """
+    linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    head = model.get_output_embeddings()
+    found: set[str] = set()
+    for name in wanted:
+        if name == ALL_LINEAR:
+            found |= {path for path in linear if model.get_submodule(path) is not head}
+        else:
+            found |= _meant(name, linear, "lora.targets")
+    return shortest(found, linear)
+
+
+def resolve_saved(model: Any, wanted: list[str], targets: list[str]) -> list[str]:
+    """Full paths of the modules that are trained whole.
+
+    Args:
+        model: a base without adapters.
+        wanted: own or published names, or ends of names.
+        targets: from `resolve_targets`.
+
+    Raises:
+        ConfigError: an unknown name, a module that has an adapter already, or one that cannot be trained whole.
+    """
+    paths = [path for path, module in model.named_modules() if dict(module.named_parameters(recurse=False))]
+    found = sorted({path for name in wanted for path in _meant(name, paths, "lora.modules_to_save")})
+    for path in found:
+        if any(_is_or_ends(path, target) for target in targets):
+            raise ConfigError(
+                f"lora.modules_to_save: {path} is in lora.targets too.",
+                "A module is adapted or trained whole, not both.",
+            )
+        _require_trainable(model, path)
+    return found
+
+
+def _require_trainable(model: Any, path: str) -> None:
+    module = model.get_submodule(path)
+    if not all(parameter.is_floating_point() for parameter in module.parameters()):
+        raise ConfigError(
+            f"lora.modules_to_save: {path} is quantised, so it cannot be trained whole.",
+            "Name it in lora.targets, or leave out model.quantization.",
+        )
+    tied = getattr(model.config, "tie_word_embeddings", False)
+    if tied and module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        raise ConfigError(
+            f"lora.modules_to_save: this model's embeddings and head are one matrix; {path} alone would part them.",
+            "Leave it out.",
+        )
+
+
+def shortest(paths: Collection[str], known: Collection[str]) -> list[str]:
+    """Names that mean exactly `paths` among `known`: their last parts where that is enough, else the whole paths."""
+    last = {path.rpartition(".")[2] for path in paths}
+    covered = {path for path in known if path.rpartition(".")[2] in last}
+    return sorted(last) if covered == set(paths) else sorted(paths)
+
+
+def _meant(name: str, paths: list[str], key: str) -> set[str]:
+    own = {path for path in paths if _is_or_ends(path, name)}
+    if own:
+        return own
+    published = group_by_published(paths)
+    found = {native for path, natives in published.items() if _is_or_ends(path, name) for native in natives}
+    if not found:
+        natives = sorted({path.rpartition(".")[2] for path in paths})
+        known = sorted({*natives, *(path.rpartition(".")[2] for path in published)})
+        hint = nearest(name, known)
+        more = "" if hint.startswith("Known") else f" Modules here: {', '.join(natives)}."
+        raise ConfigError(f"{key}: no module {name!r} in this model.", hint + more)
+    return found
+
+
+def _is_or_ends(path: str, name: str) -> bool:
+    return path == name or path.endswith(f".{name}")

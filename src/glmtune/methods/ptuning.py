@@ -1,0 +1,167 @@
+"""P-Tuning v2 (Liu et al., arXiv 2110.07602): trained keys and values in front of every layer's own.
+
+As the published code computes it: prefix keys are not rotated, the text's positions still start at 0, every token sees
+the whole prefix, and the encoder stays in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from glmtune.config import PTuningConfig
+from glmtune.errors import ConfigError, ModelError, RunError
+from glmtune.methods.base import Method, State
+from glmtune.methods.note import BaseNote, write_note
+from glmtune.methods.prefix_attention import attach_prefix, prefix_of, remove_prefix, without_prefix
+from glmtune.methods.prefix_encoder import PrefixEncoder, PrefixShape, Projection
+from glmtune.methods.prefix_files import (
+    StoredPrefix,
+    is_prefix_folder,
+    official_base_hint,
+    published_state,
+    read_prefix,
+    write_official,
+    write_prefix,
+)
+
+__all__ = [
+    "PTuning",
+    "accepted_when_quantised",
+    "is_prefix_folder",
+    "load_prefix",
+    "official_base_hint",
+    "prefix_of",
+    "remove_prefix",
+    "without_prefix",
+    "write_official",
+]
+
+
+class PTuning(Method):
+    """The prefix alone is trained.
+
+    Args:
+        config: its length, dropout, and whether a network makes it.
+    """
+
+    keeps: ClassVar[str] = "adapter"
+
+    def __init__(self, config: PTuningConfig):
+        self._config = config
+
+    def save_dtype(self, precision: torch.dtype, own: torch.dtype) -> torch.dtype | None:
+        return None  # the published checkpoints are in fp32 too
+
+    def prepare(self, model: Any) -> Any:
+        tokens, longest = self._config.num_virtual_tokens, model.config.max_position_embeddings
+        if tokens > longest:
+            raise ConfigError(
+                f"ptuning.num_virtual_tokens is {tokens}; the model has {longest} positions.", "128 is usual."
+            )
+        projection = Projection.of(model.config) if self._config.prefix_projection else None
+        model.requires_grad_(False)
+        attach_prefix(model, PrefixEncoder(tokens, PrefixShape.of(model.config), projection, self._config.dropout))
+        return model
+
+    def write(self, model: Any, folder: Path, note: BaseNote, state: State | None = None) -> None:
+        self.save(model, folder, note, state=state)
+
+    def save(
+        self, model: Any, folder: Path, note: BaseNote, dtype: torch.dtype | None = None, state: State | None = None
+    ) -> None:
+        cast = {name: value.to(dtype or value.dtype) for name, value in self.trained(model, state).items()}
+        write_prefix(cast, _encoder(model), folder)
+        write_note(folder, note)
+
+    def read(self, model: Any, folder: Path) -> None:
+        encoder = _encoder(model)
+        try:
+            found = _made_for(encoder.shape, folder)
+            read = PrefixEncoder.from_state(found.state, encoder.shape, found.dropout)
+        except ModelError as error:
+            raise RunError(error.message, error.hint) from None
+        except ValueError as error:
+            raise RunError(f"{folder}: the prefix cannot be read ({error}).") from None
+        if _settings(read) != _settings(encoder):
+            raise RunError(
+                f"{folder}: holds a prefix of {_settings(read)}; this run trains one of {_settings(encoder)}.",
+                "Set ptuning.num_virtual_tokens and ptuning.prefix_projection to what it was trained with.",
+            )
+        encoder.load_state_dict(read.state_dict())
+
+    def stored(self, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from published_state(read_prefix(folder).state).items()
+
+    def trained(self, model: Any, state: State | None = None) -> State:
+        if state is None:
+            return published_state(_encoder(model).state_dict())
+        start = f"{model.base_model_prefix}.prefix_encoder."
+        return published_state({name.removeprefix(start): v for name, v in state.items() if name.startswith(start)})
+
+
+def load_prefix(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Put a saved prefix, ours or a published one, onto its base. Nothing requires gradients then.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ModelError: no prefix here, a broken file, or a prefix made for another model.
+        ConfigError: the model's attention cannot take a prefix.
+    """
+    shape = PrefixShape.of(model.config)
+    found = _made_for(shape, folder)
+    try:
+        encoder = PrefixEncoder.from_state(found.state, shape, found.dropout)
+    except ValueError as error:
+        raise ModelError(
+            f"{folder}: the prefix does not fit this base ({error}).", "Give its own base with --base."
+        ) from None
+    attach_prefix(model, encoder)
+    model.requires_grad_(False)
+    return model
+
+
+@contextmanager
+def accepted_when_quantised(model: nn.Module) -> Iterator[None]:
+    """Let transformers' Trainer be made for a quantised model with a prefix.
+
+    It refuses those without anything trainable on top, and knows peft's adapters alone. Other models are left to its
+    own judgement.
+    """
+    if prefix_of(model) is None:
+        yield
+        return
+    model._hf_peft_config_loaded = True  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del model._hf_peft_config_loaded
+
+
+def _made_for(shape: PrefixShape, folder: Path) -> StoredPrefix:
+    found = read_prefix(folder)
+    if found.shape is not None and found.shape != shape:
+        raise ModelError(
+            f"{folder}: the prefix was made for {found.shape}; this base has {shape}.", "Give its own base with --base."
+        )
+    return found
+
+
+def _encoder(model: Any) -> PrefixEncoder:
+    encoder = prefix_of(model)
+    if encoder is None:
+        raise ValueError("the model has no prefix")
+    return encoder
+
+
+def _settings(encoder: PrefixEncoder) -> str:
+    made = "made by a network" if encoder.trans is not None else "trained directly"
+    return f"{encoder.tokens} virtual tokens {made}"
