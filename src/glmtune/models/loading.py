@@ -20,8 +20,14 @@ from glmtune.models.checkpoints import Inventory, check_shapes, fingerprint, loa
 from glmtune.models.finite import check_finite, check_finite_on_disk
 from glmtune.models.glm import PublishedGlmConfig
 from glmtune.models.names import published_shapes
-from glmtune.models.quantized import BITSANDBYTES, check_packing, quantization_arguments, settle_on_cpu
-from glmtune.quantization.loading import replace_linears
+from glmtune.models.quantized import (
+    BITSANDBYTES,
+    check_packing,
+    quantization_arguments,
+    settle_on_cpu,
+    stored_quantization,
+)
+from glmtune.quantization.loading import cast, replace_linears
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -37,6 +43,8 @@ class Base:
     native_shapes: dict[str, tuple[int, ...]]
     packed_bits: int = 0
     """4 or 8 where the weights are in the official quantised layout, else 0."""
+    stored: str | None = None
+    """`nf4` or `int8` where a transformers folder holds bitsandbytes' numbers."""
 
     @property
     def family(self) -> Family:
@@ -67,8 +75,10 @@ def inspect_base(path: str | os.PathLike[str], *, family: str | None = None, hub
     check_packing(inventory, bits)
     native = _native_shapes(config)
     expected = published_shapes(native) if isinstance(config, PublishedGlmConfig) else native
-    check_shapes(inventory, expected)
-    return Base(folder, chosen, config, inventory, native, bits)
+    stored = None if bits else stored_quantization(config)
+    if stored is None:  # bitsandbytes' numbers have shapes of their own, which its loading checks
+        check_shapes(inventory, expected)
+    return Base(folder, chosen, config, inventory, native, bits, stored)
 
 
 def load_base(
@@ -98,7 +108,7 @@ def load_base(
     target, precision = to_device(device), to_dtype(dtype) or base.inventory.dtype
     arguments: dict[str, Any] = {"config": copy.deepcopy(base.config), "dtype": precision}
     arguments |= quantization_arguments(base, quantization, precision, double_quantization)
-    if target.type != "cpu" or quantization in BITSANDBYTES:
+    if target.type != "cpu" or quantization in BITSANDBYTES or base.stored:
         arguments["device_map"] = {"": target}
     if quantization in BITSANDBYTES:
         check_finite_on_disk(base.inventory)
@@ -107,8 +117,8 @@ def load_base(
         model, info = loaded
     _check_loaded(base, info)
     if model.dtype != precision:  # packed while it was read, which is done in the checkpoint's own precision
-        model.to(precision)
-    if quantization == "nf4" and target.type == "cpu":
+        cast(model, precision)
+    if "nf4" in (quantization, base.stored) and target.type == "cpu":
         settle_on_cpu(model)
     check_finite(model, base.inventory)
     # Absolute, for an adapter keeps it as the place of its base.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 from glmtune.errors import ModelError
 from glmtune.models.checkpoints import Inventory
@@ -56,6 +57,26 @@ def check_packing(inventory: Inventory, bits: int) -> None:
         )
 
 
+def stored_quantization(config: PreTrainedConfig) -> str | None:
+    """`nf4` or `int8` where a transformers folder was saved in bitsandbytes' form.
+
+    Raises:
+        ModelError: it was saved by another quantiser, or bitsandbytes is missing.
+    """
+    told = getattr(config, "quantization_config", None)
+    if told is None:
+        return None
+    stored = told if isinstance(told, dict) else told.to_dict()
+    if stored.get("quant_method") != "bitsandbytes":
+        raise ModelError(
+            f"config.json: quantised by {stored.get('quant_method')}, which glmtune does not read.",
+            "Use the full-precision repository of the same model.",
+        )
+    quantization = "nf4" if stored.get("load_in_4bit") else "int8"
+    _require_bitsandbytes(quantization)
+    return quantization
+
+
 def quantization_arguments(base: Base, quantization: str | None, dtype: torch.dtype, double: bool) -> dict[str, Any]:
     """What `from_pretrained` is given for a quantisation.
 
@@ -67,6 +88,11 @@ def quantization_arguments(base: Base, quantization: str | None, dtype: torch.dt
     if quantization not in (*BITSANDBYTES, *PACKED):
         known = ", ".join((*BITSANDBYTES, *PACKED))
         raise ModelError(f"There is no quantization {quantization!r}.", f"Known: {known}.")
+    if base.stored:
+        raise ModelError(
+            f"{base.folder}: its weights are {base.stored} already.",
+            "Leave quantization out, or use the full-precision repository of the same model.",
+        )
     if base.packed_bits:
         if PACKED.get(quantization) == base.packed_bits:
             return {}
@@ -104,12 +130,16 @@ def settle_on_cpu(model: nn.Module) -> None:
         module.support_avx512bf16_for_cpu = False
 
 
-def _bitsandbytes(quantization: str, dtype: torch.dtype, double: bool) -> Any:
+def _require_bitsandbytes(quantization: str) -> None:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError(
             f"quantization {quantization} needs bitsandbytes, which is not installed.",
             'Install it: pip install "glmtune[qlora]"; or use packed4 or packed8, which need nothing more.',
         )
+
+
+def _bitsandbytes(quantization: str, dtype: torch.dtype, double: bool) -> Any:
+    _require_bitsandbytes(quantization)
     from transformers import BitsAndBytesConfig
 
     if quantization == "int8":

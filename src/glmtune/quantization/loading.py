@@ -45,7 +45,9 @@ class PackedQuantizer(HfQuantizer):
         # From here on it is a model like any other, which trainers and `to()` need not be wary of.
         self.remove_quantization_config(model)
         model.config._is_quantized = False
-        model.to(dtype=model.config.dtype)  # type: ignore[call-arg]
+        asked = model.config.dtype
+        assert isinstance(asked, torch.dtype)  # from_pretrained has put it there
+        cast(model, asked)
         model.config.quantization_bit = self.quantization_config.bits
 
     def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> None:
@@ -110,6 +112,15 @@ def pack_model(model: PreTrainedModel, bits: int) -> PreTrainedModel:
         model.set_submodule(name, PackedLinear.from_linear(linear, bits))
     model.config.quantization_bit = bits
     return model
+
+
+def cast(model: nn.Module, dtype: torch.dtype) -> None:
+    """Bring a model's weights to `dtype`; not packed ones, not scales, and not buffers: rotary frequencies in 16 bits
+    are other positions."""
+    scales = {id(layer.weight_scale) for layer in packed_layers(model)}
+    for parameter in model.parameters():
+        if parameter.is_floating_point() and id(parameter) not in scales:
+            parameter.data = parameter.data.to(dtype)
 
 
 def packed_layers(model: nn.Module) -> list[PackedLinear]:

@@ -101,7 +101,8 @@ def _name_as_transformers_4_does(path: Path) -> None:
     """Two names that transformers 5 gave new, in the old spelling, which both versions read (vLLM may bring 4)."""
     saved = _read(path)
     saved["tokenizer_class"] = "PreTrainedTokenizerFast"
-    saved["additional_special_tokens"] = saved.pop("extra_special_tokens", [])
+    if isinstance(saved.get("extra_special_tokens"), list):
+        saved["additional_special_tokens"] = saved.pop("extra_special_tokens")
     write_json(path, saved)
 
 

@@ -1,0 +1,79 @@
+"""Adapters by themselves: LoRA and P-Tuning v2, for the native models or for the published code."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from glmtune.methods.lora_files import peft_config, read_config, read_weights, write_files
+from glmtune.methods.lora_official import to_native, write_official_adapter
+from glmtune.methods.note import BaseNote, write_note
+from glmtune.methods.prefix_encoder import PrefixEncoder, PrefixShape
+from glmtune.methods.prefix_files import published_state, read_prefix, write_official, write_prefix
+from glmtune.models.loading import Base
+
+PREFIX_FOLDER = "ptuning"
+"""Where the prefix lies beside its base."""
+
+
+def write_lora(adapter: Path, base: Base, layout: str, folder: Path) -> None:
+    """Write a LoRA adapter of either naming for the native model (`hf`) or for the published code (`official`).
+
+    Raises:
+        ModelError: it is broken, or cannot be said in the published names.
+    """
+    if layout == "official":
+        write_official_adapter(adapter, base.native_shapes, folder)
+    else:
+        names = base.native_shapes.items()
+        rows = {name.removesuffix(".weight"): shape[0] for name, shape in names if name.endswith(".weight")}
+        raw, state = to_native(read_config(adapter), read_weights(adapter), rows)
+        write_files(folder, peft_config(raw, trainable=False), state)
+    write_note(folder, note_of(base, base.folder))
+
+
+def write_prefix_folder(
+    adapter: Path, base: Base, layout: str, folder: Path, published: dict[str, Any], place: BaseNote
+) -> None:
+    """Write a P-Tuning v2 prefix in our layout (`hf`) or that of the published scripts (`official`).
+
+    Args:
+        adapter: of either kind.
+        base: that it belongs to.
+        layout: `hf` or `official`.
+        folder: made if it is not there.
+        published: the base's published config.json, which the published layout repeats.
+        place: where its base will lie.
+
+    Raises:
+        ModelError: the prefix is broken or belongs to another model.
+    """
+    shape = PrefixShape.of(base.config)
+    found = read_prefix(adapter)
+    encoder = PrefixEncoder.from_state(found.state, shape, found.dropout)
+    if layout == "official":
+        write_official(encoder, folder, published)
+    else:
+        write_prefix(published_state(encoder.state_dict()), encoder, folder)
+    write_note(folder, place)
+
+
+def note_of(base: Base, place: Path) -> BaseNote:
+    """The note for an adapter of a base that lies, or will lie, at `place`."""
+    return BaseNote(str(place.absolute()), base.fingerprint, base.family.name)
+
+
+def how_to_load_prefix(prefix: Path, layout: str) -> list[str]:
+    """Sentences for the screen and for the text file beside the prefix."""
+    said = [
+        "A P-Tuning prefix cannot be merged: its keys and values stand in front of every layer's own.",
+        f"Load base and prefix together: glmtune chat {shlex.quote(str(prefix))}",
+        f"In Python: glmtune.load_model(BASE, adapter={str(prefix)!r})",
+    ]
+    if layout == "official":
+        said.append(
+            "With the published code: set pre_seq_len (and prefix_projection) of the config, then load "
+            "pytorch_model.bin into model.transformer.prefix_encoder, as the published ptuning scripts do."
+        )
+    return said
