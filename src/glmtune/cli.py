@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import shlex
+import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from glmtune.cli_data import data_app
-from glmtune.config import RunConfig, help_of, load_config
-from glmtune.errors import ConfigError, GlmtuneError
-from glmtune.rundir import RunDir
-
-if TYPE_CHECKING:
-    from glmtune.training.train import Outcome
+from glmtune.cli_export import export
+from glmtune.cli_migrate import register as register_migrate
+from glmtune.cli_train import train
+from glmtune.config import help_of
+from glmtune.errors import GlmtuneError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,50 +24,13 @@ app = typer.Typer(
     help="Fine-tune ChatGLM-6B, ChatGLM2-6B, ChatGLM3-6B and GLM-4, and talk to the result.",
 )
 app.add_typer(data_app, name="data")
+app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(train)
+app.command()(export)
+register_migrate(app)
 
 RunOrModel = Annotated[
     str, typer.Argument(help="A run, an adapter, a checkpoint folder or a hub id.", metavar="RUN_OR_MODEL")
 ]
-
-
-@app.command()
-def train(
-    config: Annotated[Path | None, typer.Argument(help="YAML or JSON file that describes the run.")] = None,
-    model: Annotated[str | None, typer.Option(help=help_of("model.path"))] = None,
-    data: Annotated[str | None, typer.Option(help=help_of("data.train"))] = None,
-    eval_data: Annotated[str | None, typer.Option(help=help_of("data.eval"))] = None,
-    method: Annotated[str | None, typer.Option(help=help_of("method"))] = None,
-    output: Annotated[str | None, typer.Option(help=help_of("output"))] = None,
-    family: Annotated[str | None, typer.Option(help=help_of("model.family"))] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output where it stopped.")] = False,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Any key of the config: --set training.max_steps=100")
-    ] = None,
-) -> None:
-    """Tune a model on your rows; the run folder then holds the adapter, the curve and the numbers."""
-    named = {
-        "model.path": model,
-        "data.train": data,
-        "data.eval": eval_data,
-        "method": method,
-        "output": output,
-        "model.family": family,
-    }
-    run = _run_config(config, {key: value for key, value in named.items() if value is not None}, set_ or [], resume)
-
-    from rich.console import Console
-
-    from glmtune.training.prepare import say
-    from glmtune.training.train import train as train_run
-
-    console = Console(soft_wrap=True)
-    outcome = train_run(run, resume=resume, console=console)
-    if not outcome.finished:
-        say(console, f"Stopped at step {outcome.step}; the checkpoint is saved.")
-        say(console, f"Continue it: glmtune train --resume --output {shlex.quote(str(outcome.run.root))}")
-        raise typer.Exit(130)
-    for line in _report(outcome):
-        say(console, line)
 
 
 @app.command()
@@ -83,6 +44,9 @@ def chat(
     top_p: Annotated[float, typer.Option(help="Sample from this share of the probability.", min=0.0, max=1.0)] = 0.8,
     seed: Annotated[int | None, typer.Option(help="Makes sampled replies repeat.")] = None,
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; the checkpoint's own by default.")] = None,
+    quantization: Annotated[
+        str | None, typer.Option(help="nf4, int8, packed4, packed8; by default as it was tuned.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cuda, cpu; a GPU if there is one by default.")] = None,
     family: Annotated[str | None, typer.Option(help=help_of("model.family"))] = None,
     hub: Annotated[str, typer.Option(help=help_of("model.hub"))] = "huggingface",
@@ -96,7 +60,16 @@ def chat(
 
     console = Console(soft_wrap=True)
     with Console(stderr=True).status("Loading the model"):
-        opened = open_model(target, base=base, dtype=dtype, device=device, family=family, hub=hub, seed=seed)
+        opened = open_model(
+            target,
+            base=base,
+            dtype=dtype,
+            device=device,
+            family=family,
+            hub=hub,
+            seed=seed,
+            quantization=quantization,
+        )
     sampling = Sampling(max_new_tokens, temperature, top_p)
     talk = Chat(opened.model, opened.tokenizer, opened.family, sampling, system, opened.prefix)
     if prompt is None:
@@ -127,39 +100,13 @@ def version() -> None:
 
 def main() -> None:
     """Entry point: errors a user can mend are printed as they are, without a traceback."""
+    # Where it is installed, it advises on every start to fetch kernels from the hub.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         app()
     except GlmtuneError as error:
         typer.secho(f"Error: {error}", fg="red", err=True)
         sys.exit(1)
-
-
-def _run_config(config: Path | None, named: dict[str, str], overrides: list[str], resume: bool) -> RunConfig:
-    if resume and config is None:
-        if "output" not in named:
-            raise ConfigError("--resume needs the run folder.", "Give it with --output RUN.")
-        config = RunDir(named["output"]).config
-        if not config.is_file():
-            raise ConfigError(f"{named['output']}: not a run folder (no config.yaml).", "Give an existing run.")
-    # JSON is YAML, so quoting this way keeps a path such as `a: b` or `123` one string.
-    quoted = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in named.items()]
-    return load_config(config, [*quoted, *overrides])
-
-
-def _report(outcome: Outcome) -> list[str]:
-    summary, run = outcome.summary, outcome.run
-    said = [f"{summary['steps']} steps in {summary['seconds']:.0f} s"]
-    losses = [f"{summary[key]:.4f}" for key in ("first_loss", "last_loss") if summary[key] is not None]
-    if losses:
-        said.append(f"loss {' to '.join(losses)}")
-    if summary["eval_loss"] is not None:
-        said.append(f"evaluation loss {summary['eval_loss']:.4f}")
-    said.append(f"{summary['tokens_per_second']:,.0f} tokens/s")
-    return [
-        f"Done: {', '.join(said)}.",
-        f"Adapter: {run.adapter}   curve: {run.curve}   numbers: {run.summary}",
-        f"Talk to it: glmtune chat {shlex.quote(str(run.root))}",
-    ]
 
 
 if __name__ == "__main__":

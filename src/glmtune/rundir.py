@@ -14,12 +14,18 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from glmtune.errors import RunError
+
+_LOCK = ".lock"
 
 
 class RunDir:
@@ -45,6 +51,10 @@ class RunDir:
         return self.root / "adapter"
 
     @property
+    def model(self) -> Path:
+        return self.root / "model"
+
+    @property
     def summary(self) -> Path:
         return self.root / "summary.json"
 
@@ -60,31 +70,60 @@ class RunDir:
     def logs(self) -> Path:
         return self.root / "runs"
 
+    def result(self, kind: str) -> Path:
+        """Where the result lies: `adapter` or `model`."""
+        return self.model if kind == "model" else self.adapter
+
     def require_new(self) -> None:
         """Raises:
         RunError: the folder exists and holds something.
         """
-        if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+        if self.root.exists() and (not self.root.is_dir() or any(path.name != _LOCK for path in self.root.iterdir())):
             raise RunError(
                 f"{self.root}: in use already; a run is never written over another.",
                 "Choose another --output, continue this one with --resume, or remove it.",
             )
 
-    def create(self) -> None:
-        """Make the folder, if it is not there.
+    @contextmanager
+    def held(self, new: bool) -> Iterator[None]:
+        """Make the folder if it is not there, and keep other processes from training in it.
+
+        Args:
+            new: the folder must hold nothing yet.
 
         Raises:
-            RunError: it cannot be made.
+            RunError: it cannot be made, is not empty, or another process trains in it.
         """
+        lock = self._lock()
+        try:
+            if new:
+                self.require_new()
+            yield
+        finally:
+            lock.release()
+
+    def _lock(self) -> FileLock:
+        """The lock of the folder, taken; the system frees it when the process ends, however it ends."""
+        lock = FileLock(self.root / _LOCK, timeout=0)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            raise RunError(
+                f"{self.root}: another process is training in this folder.", "Wait for it, or choose another --output."
+            ) from None
         except OSError as error:
             raise RunError(f"{self.root}: cannot be made ({error.strerror}).", "Choose another --output.") from None
+        return lock
 
     def last_checkpoint(self) -> Path | None:
-        """The newest whole checkpoint."""
+        """The newest checkpoint."""
+        return next(iter(self.checkpoints_newest_first()), None)
+
+    def checkpoints_newest_first(self) -> list[Path]:
+        """All finished checkpoints."""
         found = [(step, path) for step, path in self._numbered() if (path / "trainer_state.json").is_file()]
-        return max(found)[1] if found else None
+        return [path for _, path in sorted(found, reverse=True)]
 
     def append_metrics(self, entry: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl."""
@@ -124,6 +163,17 @@ def default_root(model: str, method: str) -> Path:
 def is_run(path: str | os.PathLike[str]) -> bool:
     """Whether a folder is a run's."""
     return (Path(path) / "config.yaml").is_file()
+
+
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A new folder to fill, which takes the place of `folder` once it is whole."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -37,6 +37,7 @@ def open_model(
     family: str | None = None,
     hub: str = "huggingface",
     seed: int | None = None,
+    quantization: str | None = None,
 ) -> Opened:
     """Open a run, an adapter, a checkpoint folder or a hub id.
 
@@ -48,6 +49,7 @@ def open_model(
         family: the generation, for folders that do not say it.
         hub: where a hub id is looked up.
         seed: seeds the sampling.
+        quantization: see `load_model`; None: as the run had its base, else as the checkpoint is.
 
     Raises:
         ModelError: the base or its tokenizer cannot be loaded.
@@ -57,7 +59,14 @@ def open_model(
     found = resolve_target(target, base=base, family=family, hub=hub)
     inspected = inspect_base(found.base, family=found.family, hub=found.hub)
     tokenizer = load_tokenizer(inspected.folder, family=inspected.family.name)
-    model = load_onto(inspected, found.adapter, dtype=dtype, device=device)
+    model = load_onto(
+        inspected,
+        found.adapter,
+        dtype=dtype,
+        device=device,
+        quantization=quantization or found.quantization,
+        double_quantization=found.double_quantization,
+    )
     if seed is not None:
         set_seed(seed)
     return Opened(model, tokenizer, inspected.family, found.prefix)

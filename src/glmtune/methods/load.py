@@ -34,6 +34,7 @@ class Target:
     """The text that the run put in front of every first question."""
     quantization: str | None = None
     """How the run held its base."""
+    double_quantization: bool = True
 
 
 def load_model(
@@ -80,6 +81,7 @@ def load_onto(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
     quantization: str | None = None,
+    double_quantization: bool = True,
 ) -> PreTrainedModel:
     """Load an inspected base and, once the fingerprints agree, its adapter.
 
@@ -88,7 +90,9 @@ def load_onto(
     """
     if adapter is not None:
         check_base(adapter, base.fingerprint, base.folder)
-    model = load_base(base, dtype=dtype, device=device, quantization=quantization)
+    model = load_base(
+        base, dtype=dtype, device=device, quantization=quantization, double_quantization=double_quantization
+    )
     if adapter is None:
         return model
     put: Callable[..., Any] = load_prefix if is_prefix_folder(adapter) else load_adapter
@@ -161,6 +165,7 @@ def _run_target(folder: Path, base: str | None, family: str | None) -> Target:
         config.model.hub,
         config.data.prefix,
         config.model.quantization,
+        config.model.double_quantization,
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.training_args import ParallelMode
 
-from glmtune.config import RunConfig, nearest
+from glmtune.config import TRAINING_DEFAULTS, RunConfig, nearest
 from glmtune.errors import ConfigError
 from glmtune.rundir import RunDir
 
@@ -69,6 +69,24 @@ def reporters(config: RunConfig) -> list[str]:
     return [] if listed == ["none"] else listed
 
 
+def _keep_the_best(values: dict[str, Any], config: RunConfig) -> None:
+    """The best checkpoint is one that was evaluated: unless both are told otherwise, save when evaluating."""
+    if config.early_stopping:
+        values.setdefault("load_best_model_at_end", True)
+        values.setdefault("restore_callback_states_from_checkpoint", True)  # evaluations without a better one
+    if not values.get("load_best_model_at_end"):
+        return
+    if not _told(values, "save"):
+        values |= {"save_strategy": values["eval_strategy"], "save_steps": values.get("eval_steps") or 0.1}
+    elif not _told(values, "eval"):
+        values |= {"eval_strategy": values["save_strategy"], "eval_steps": values["save_steps"]}
+
+
+def _told(values: dict[str, Any], what: str) -> bool:
+    keys = (f"{what}_strategy", f"{what}_steps")
+    return any(values.get(key) != TRAINING_DEFAULTS.get(key) for key in keys)
+
+
 def training_arguments(config: RunConfig, run: RunDir, precision: torch.dtype) -> TrainingArguments:
     """The arguments of a run.
 
@@ -84,6 +102,8 @@ def training_arguments(config: RunConfig, run: RunDir, precision: torch.dtype) -
         values["fp16"] = precision is torch.float16 and on_gpu
     values.setdefault("dataloader_pin_memory", on_gpu)
     values.setdefault("label_names", ["labels"])
+    values.setdefault("ddp_find_unused_parameters", False)  # every trained weight is used in every step
+    _keep_the_best(values, config)
     values |= {
         "output_dir": str(run.checkpoints),
         "remove_unused_columns": False,

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from glmtune.rundir import RunDir
+from glmtune.training.distributed import anywhere, is_main
 
 _KEPT = ("loss", "grad_norm", "learning_rate")
 
@@ -162,21 +163,25 @@ class StopCallback(TrainerCallback):
         self._run = run
         self._console = console
         self._previous: Any = None
+        self._asked = False
         self.stopped = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._run.stop.unlink(missing_ok=True)
+        if is_main():
+            self._run.stop.unlink(missing_ok=True)
         try:
             self._previous = signal.signal(signal.SIGINT, self._on_signal)
         except ValueError:
             self._previous = None  # not the main thread: whoever runs it stops it through the file
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if not self.stopped and self._run.stop.exists():
+        asked = self._asked or (is_main() and self._run.stop.exists())
+        if not self.stopped and anywhere(asked, args.device):  # all processes stop after the same step
             self.stopped = True
-            self._run.stop.unlink(missing_ok=True)
+            if is_main():
+                self._run.stop.unlink(missing_ok=True)
         if self.stopped and state.global_step < state.max_steps:
             control.should_training_stop = True
             control.should_save = True
@@ -199,10 +204,10 @@ class StopCallback(TrainerCallback):
             self._previous = None
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.stopped:
+        if self._asked:
             self.restore()
             raise KeyboardInterrupt
-        self.stopped = True
+        self._asked = True
         self._console.print("\nStopping after this step, with a checkpoint. Ctrl-C again stops at once.")
 
 

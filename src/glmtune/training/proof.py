@@ -1,4 +1,4 @@
-"""Proof that a saved adapter does something: read it back and compare logits with and without it."""
+"""Proof that what was saved is what was trained, and that it does something."""
 
 from __future__ import annotations
 
@@ -6,54 +6,76 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
-from safetensors.torch import load_file
+from torch import nn
+from transformers import TrainingArguments
 
 from glmtune.errors import TrainingError
+from glmtune.methods.base import Method, State
 from glmtune.training.loss import model_inputs
 
+# Logits of so many last positions of the probe; every one of 65,024 or 130,528 columns.
+_POSITIONS = 32
 
-def prove_adapter(model: PeftModel, folder: Path, batch: dict[str, Any]) -> float:
-    """Load the adapter from disk beside the trained one and compare.
 
-    Args:
-        model: the trained model.
-        folder: the saved adapter.
-        batch: a block, as `Collate` makes it.
-
-    Returns:
-        The largest change of a logit that the adapter makes.
-
-    Raises:
-        TrainingError: the read-back adapter leaves the logits as they were, or holds other weights than were trained.
-    """
+@torch.no_grad()
+def probe_logits(model: Any, batch: dict[str, Any], arguments: TrainingArguments) -> torch.Tensor:
+    """Logits (B, up to 32, V) in fp32 of a block's last positions, computed in the precision of the training."""
+    device = arguments.device
+    inputs = {key: value.to(device) for key, value in model_inputs(model, batch).items()}
     was_training = model.training
     model.eval()
-    stored = load_file(folder / "adapter_model.safetensors")
-    for name, trained in get_peft_model_state_dict(model, save_embedding_layers=False).items():
-        if name not in stored or not torch.equal(stored[name], trained.detach().cpu().to(stored[name].dtype)):
-            raise TrainingError(
-                f"{folder}: {name} was not saved as it was trained.",
-                "This is a fault of glmtune; please report it. The checkpoints hold the trained weights.",
-            )
-    with model.disable_adapter():
-        base = _logits(model, batch)
-    model.load_adapter(str(folder), "proof")
-    try:
-        model.set_adapter("proof")
-        change = (_logits(model, batch) - base).abs().max().item()
-    finally:
-        model.set_adapter("default")
-        model.delete_adapter("proof")
-        model.train(was_training)
+    with torch.autocast(
+        device.type, torch.float16 if arguments.fp16 else torch.bfloat16, enabled=arguments.fp16 or arguments.bf16
+    ):
+        logits = model(**inputs, use_cache=False, logits_to_keep=_POSITIONS).logits
+    model.train(was_training)
+    return logits.float()
+
+
+def require_saved(method: Method, model: nn.Module, folder: Path, state: State | None = None) -> None:
+    """Compare every weight in a folder with the trained one, bit for bit in the precision that it is stored in.
+
+    Args:
+        method: that saved it.
+        model: the trained model.
+        folder: the result of the run.
+        state: all weights, gathered, where processes share them out.
+
+    Raises:
+        TrainingError: a weight is missing or another one.
+    """
+    trained = method.trained(model, state)
+    seen = set()
+    for name, stored in method.stored(folder):
+        if name in trained:
+            seen.add(name)
+            if not torch.equal(stored, trained[name].detach().cpu().to(stored.dtype)):
+                raise _not_saved(folder, name)
+    for name in trained:
+        if name not in seen:
+            raise _not_saved(folder, name)
+
+
+def require_change(folder: Path, before: torch.Tensor, after: torch.Tensor) -> float:
+    """Compare the logits of base and tuned model.
+
+    Returns:
+        The largest change of a logit.
+
+    Raises:
+        TrainingError: there is none.
+    """
+    change = (after - before).abs().max().item()
     if change == 0:
         raise TrainingError(
-            f"{folder}: the saved adapter does not change the model's output at all.",
+            f"{folder}: what was trained does not change the model's output at all.",
             "Was the learning rate 0, or no step taken? Train longer or with a higher rate.",
         )
     return change
 
 
-@torch.no_grad()
-def _logits(model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-    return model(**model_inputs(model, batch), use_cache=False).logits.float()
+def _not_saved(folder: Path, name: str) -> TrainingError:
+    return TrainingError(
+        f"{folder}: {name} was not saved as it was trained.",
+        "This is a fault of glmtune; please report it. The checkpoints hold the trained weights.",
+    )

@@ -16,7 +16,7 @@ def saved_run(run: RunDir, config: RunConfig, fingerprint: str) -> dict[str, Any
     """The summary of a run that is to go on.
 
     Raises:
-        RunError: there is no such run, it is finished, or base, method, LoRA or data settings are others now.
+        RunError: there is no such run, it is finished, or base, method, data or how the base is held are others now.
     """
     if not is_run(run.root) or not run.summary.is_file():
         raise RunError(f"{run.root}: not a run folder, so there is nothing to resume.", "Leave out --resume.")
@@ -28,11 +28,10 @@ def saved_run(run: RunDir, config: RunConfig, fingerprint: str) -> dict[str, Any
             "Give the same base again with --model.",
         )
     before, now = load_config(run.config), with_absolute_paths(config)
-    for section in ("method", "lora", "data"):
-        if getattr(before, section) != getattr(now, section):
-            changed = _difference(before, now, section)
+    for key in _fixed(now):
+        if _value(before, key) != _value(now, key):
             raise RunError(
-                f"{run.root}: its {section} settings cannot change while it goes on ({changed}).",
+                f"{run.root}: its {key} settings cannot change while it goes on ({_difference(before, now, key)}).",
                 "Start a new run with another --output; steps and rates under training may change.",
             )
     if summary.get("state") == "finished" and before.training == now.training:
@@ -58,7 +57,10 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     """The config with local paths made absolute, so that the run can be used from any directory."""
     data = dataclasses.replace(config.data, train=_absolute(config.data.train), eval=_absolute(config.data.eval))
     return dataclasses.replace(
-        config, model=dataclasses.replace(config.model, path=_absolute(config.model.path)), data=data
+        config,
+        model=dataclasses.replace(config.model, path=_absolute(config.model.path)),
+        data=data,
+        adapter=_absolute(config.adapter),
     )
 
 
@@ -72,8 +74,21 @@ def _absolute(entry: Any) -> Any:
     return entry  # a hub id, a glob, a name from dataset_info.json
 
 
-def _difference(before: RunConfig, now: RunConfig, section: str) -> str:
-    old, new = getattr(before, section), getattr(now, section)
+def _fixed(config: RunConfig) -> list[str]:
+    """The settings that a run keeps to its end."""
+    own = [config.method] if hasattr(config, config.method) else []
+    return ["method", *own, "data", "adapter", "model.quantization"]
+
+
+def _value(config: RunConfig, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _difference(before: RunConfig, now: RunConfig, key: str) -> str:
+    old, new = _value(before, key), _value(now, key)
     if not dataclasses.is_dataclass(old):
         return f"{old} to {new}"
     names = [field.name for field in dataclasses.fields(old)]

@@ -10,39 +10,68 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import save_fsdp_optimizer
 from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer
+from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
 from glmtune.errors import TrainingError
+from glmtune.methods.base import Method, State
+from glmtune.methods.note import BaseNote
+from glmtune.methods.ptuning import accepted_when_quantised
+from glmtune.training.checkpoints import seal
+from glmtune.training.distributed import processes, wait
 from glmtune.training.loss import target_losses
 from glmtune.training.order import EpochSampler
+from glmtune.training.shards import fsdp_on_cpus, gather, whole_to_shard
+from glmtune.training.sharing import EvenSampler, WithIdle, idle_blocks
 
 _PARTIAL = ".saving"
+# So many micro-batches without any loss end a run.
+_ZEROS = 8
 
 
 class GlmTrainer(Trainer):
     """The loop, optimiser, scheduler, mixed precision and distribution are transformers'."""
 
-    def __init__(
-        self, *args: Any, describe_row: Callable[[int], str], save_weights: Callable[[Path], None], **kwargs: Any
-    ):
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, describe_row: Callable[[int], str], method: Method, note: BaseNote, **kwargs: Any):
+        # A prefix on a quantised base is no PeftModel, which is all that transformers would let train there.
+        with accepted_when_quantised(kwargs["model"]):
+            super().__init__(*args, **kwargs)
         self.remove_callback(PrinterCallback)  # it prints every log as a dict; our progress says it in words
         self._describe_row = describe_row
-        self._save_weights = save_weights
+        self._method = method
+        self._note = note
+        self._zero_losses = 0
         self._head: nn.Module = self.model.get_output_embeddings()  # type: ignore[union-attr, operator]
         self._saving = False
+        self._sampler: Any = None
+        self._idle_tokens = 0
         self.samples_seen = 0
         self._tokens_before: int | None = None
         # Makes the Trainer count the targets of a whole optimiser step, however it is split into micro-batches.
         self.model_accepts_loss_kwargs = True
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimiser that is asked for, over the groups that the method wants where it wants any (LoRA+)."""
+        groups = self._method.optimizer_groups(self.model, self.args.learning_rate, self.args.weight_decay)
+        if self.optimizer is not None or groups is None:
+            return super().create_optimizer(model)
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args)
+        options.pop("lr", None)
+        self.optimizer = kind(groups, **options)
+        return self.optimizer
+
+    def create_accelerator_and_postprocess(self) -> None:
+        with fsdp_on_cpus(self.args):
+            super().create_accelerator_and_postprocess()
+
     @property
     def tokens_seen(self) -> int:
-        """Non-padding tokens trained on by this process, what a resumed run did before left out."""
+        """Non-padding tokens trained on by all processes, what a resumed run did before left out."""
         return int(self.state.num_input_tokens_seen) - (self._tokens_before or 0)
 
     def compute_loss(
@@ -54,7 +83,6 @@ class GlmTrainer(Trainer):
     ) -> Any:
         if self._tokens_before is None:
             self._tokens_before = int(self.state.num_input_tokens_seen)
-        self.samples_seen += int((inputs["rows"] >= 0).sum()) * self.accelerator.num_processes
         losses_N = target_losses(model, self._head, inputs)
         loss = losses_N.sum() / (len(losses_N) if num_items_in_batch is None else num_items_in_batch)
         self._require_finite(loss, losses_N, inputs)
@@ -71,7 +99,8 @@ class GlmTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Mean loss over all targets of the data: unlike a mean of batch means, batching does not change it."""
-        model = self.model_wrapped.eval()
+        model = self.model_wrapped
+        model.eval()  # DeepSpeed's returns nothing
         total, count, rows = 0.0, 0, 0
         for batch in dataloader:
             batch = self._prepare_inputs(batch)
@@ -95,23 +124,73 @@ class GlmTrainer(Trainer):
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
         """Non-padding tokens; the Trainer's own count sums the attention mask, which packing makes a square."""
-        self.state.num_input_tokens_seen += int(self.accelerator.gather(inputs["tokens"]).sum())
+        rows_BR = inputs["rows"]
+        tokens = inputs["tokens"].sum() - idle_blocks(rows_BR) * self._idle_tokens
+        seen = self.accelerator.reduce(torch.stack([tokens, (rows_BR >= 0).sum()]))
+        self.state.num_input_tokens_seen += int(seen[0])
+        self.samples_seen += int(seen[1])
+
+    def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("is_training") and processes() > 1:
+            dataset = WithIdle(dataset)
+            self._idle_tokens = dataset.idle_tokens
+        return super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset: Any = train_dataset or self.train_dataset
         strategy = self.args.train_sampling_strategy
-        if strategy not in ("group_by_length", "random"):
-            return super()._get_train_sampler(train_dataset)
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return EpochSampler(dataset.lengths, self.args.seed, size if strategy == "group_by_length" else None)
+        at_once = self.args.train_batch_size * processes()
+        if strategy in ("group_by_length", "random"):
+            group = at_once * self.args.gradient_accumulation_steps if strategy == "group_by_length" else None
+            self._sampler = EpochSampler(dataset.lengths, self.args.seed, group)
+        else:
+            self._sampler = super()._get_train_sampler(train_dataset)
+        return EvenSampler(self._sampler, at_once) if processes() > 1 else self._sampler
+
+    def _run_epoch(self, model: Any, epoch: int, *args: Any, **kwargs: Any) -> None:
+        if isinstance(self._sampler, EpochSampler):  # accelerate does not reach it in an epoch that is resumed
+            self._sampler.set_epoch(epoch)
+        super()._run_epoch(model, epoch, *args, **kwargs)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         return SequentialSampler(eval_dataset)  # the blocks are in order of length already
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+    def gathered(self, everything: bool = False) -> State | None:
+        """Whole weights, for the main process, where processes share them out; else None. All must call it.
+
+        Args:
+            everything: also those that are not trained.
+        """
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            return None
+        model: Any = self.model
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        return gather(model, lambda name: everything or name in trained)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """What goes into a checkpoint beside the optimiser's state is the method's affair."""
-        if output_dir is not None:
-            self._save_weights(Path(output_dir))
+        state = self.gathered()
+        if output_dir is not None and self.args.should_save:
+            self._method.write(self.model, Path(output_dir), self._note, state)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        # The Trainer would put the whole model beside what the method wrote.
+        plugin = self.accelerator.state.fsdp_plugin
+        save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))  # type: ignore[union-attr]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        target: Any = model or self.model
+        with whole_to_shard(target):
+            self._method.read(target, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        if self.is_deepspeed_enabled:
+            return super()._load_best_model()
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)
@@ -121,12 +200,17 @@ class GlmTrainer(Trainer):
         """Write under a temporary name, then rename: a kill or a full disk never leaves half a checkpoint."""
         folder = Path(super()._get_output_dir(trial))
         partial, name = folder / _PARTIAL, f"checkpoint-{self.state.global_step}"
-        shutil.rmtree(partial, ignore_errors=True)
+        self._clear(partial)
+        wait()
         try:
             self._saving = True
             super()._save_checkpoint(model, trial)
+            wait()
+            if self.state.best_global_step:
+                self.state.best_model_checkpoint = str(folder / f"checkpoint-{self.state.best_global_step}")
             if self.args.should_save:
                 self._finish_checkpoint(folder, partial / name)
+            wait()
         except (OSError, SafetensorError, RuntimeError) as error:
             if not _no_space(error):
                 raise
@@ -136,12 +220,16 @@ class GlmTrainer(Trainer):
             ) from None
         finally:
             self._saving = False
-            shutil.rmtree(partial, ignore_errors=True)
+            self._clear(partial)
+
+    def _clear(self, folder: Path) -> None:
+        if self.args.should_save:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _finish_checkpoint(self, folder: Path, written: Path) -> None:
-        if self.state.best_global_step:
-            self.state.best_model_checkpoint = str(folder / f"checkpoint-{self.state.best_global_step}")
+        if self.state.best_global_step:  # under its final name now
             self.state.save_to_json(str(written / "trainer_state.json"))
+        seal(written)
         final = folder / written.name
         shutil.rmtree(final, ignore_errors=True)  # a resumed run may save the same step again
         os.replace(written, final)
@@ -154,16 +242,34 @@ class GlmTrainer(Trainer):
 
     def _require_finite(self, loss: torch.Tensor, losses_N: torch.Tensor, inputs: dict[str, Any]) -> None:
         if torch.isfinite(loss):
+            if len(losses_N):  # idle blocks have none
+                self._require_not_always_zero(loss, inputs)
             return
         # Blocks with a target whose loss is not finite; within a block the rows are not told apart.
         blocks = inputs["target_positions"][~torch.isfinite(losses_N)] // inputs["input_ids"].shape[1]
-        bad = [row for row in inputs["rows"][blocks.unique()].flatten().tolist() if row >= 0]
         cause = "fp16 overflowed: use bf16 or fp32" if self.args.fp16 else "the learning rate is too high for this data"
         raise TrainingError(
-            f"The loss became {float(loss)} at step {self.state.global_step + 1} "
-            f"(rows {', '.join(self._describe_row(row) for row in bad[:4])}).",
+            f"The loss became {float(loss.detach())} at step {self.state.global_step + 1} "
+            f"(rows {self._names(inputs['rows'][blocks.unique()])}).",
             f"Likely cause: {cause}, or a weight of the base is not finite. Nothing was saved from this step.",
         )
+
+    def _require_not_always_zero(self, loss: torch.Tensor, inputs: dict[str, Any]) -> None:
+        """A loss of exactly 0 has no gradient: once may be luck, again and again is a run that learns nothing."""
+        self._zero_losses = self._zero_losses + 1 if float(loss.detach()) == 0 else 0
+        if self._zero_losses < _ZEROS:
+            return
+        raise TrainingError(
+            f"The loss is exactly 0 at step {self.state.global_step + 1}, {_ZEROS} batches in a row "
+            f"(now rows {self._names(inputs['rows'])}).",
+            "Likely cause: the rows are known by heart already (too many epochs), or the model's output overflowed: "
+            "see the rows with `glmtune data preview`, or use bf16 or fp32.",
+        )
+
+    def _names(self, rows: torch.Tensor) -> str:
+        known = [row for row in rows.flatten().tolist() if row >= 0]
+        more = f" and {len(known) - 4} more" if len(known) > 4 else ""
+        return ", ".join(self._describe_row(row) for row in known[:4]) + more
 
 
 def _no_space(error: Exception) -> bool:

@@ -1,0 +1,133 @@
+"""DeepSpeed's own file, checked before anything is loaded: DeepSpeed itself passes over a misspelt key at its top."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+from glmtune.config import RunConfig, nearest
+from glmtune.errors import ConfigError
+
+_TOP = (
+    *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"),
+    *("optimizer", "scheduler", "zero_optimization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer"),
+    *("fp16", "bf16", "torch_autocast", "data_types", "communication_data_type", "prescale_gradients"),
+    *("gradient_predivide_factor", "gradient_allreduce_op", "sparse_gradients", "disable_allgather", "compile"),
+    *("activation_checkpointing", "aio", "checkpoint", "comms_logger", "comms_config", "csv_monitor", "wandb"),
+    *("tensorboard", "comet", "monitor_config", "flops_profiler", "steps_per_print", "wall_clock_breakdown"),
+    *("memory_breakdown", "dump_state", "disable_python_gc", "dataloader_drop_last", "log_level", "seed"),
+    *("elasticity", "autotuning", "nebula", "data_efficiency", "compression_training", "hybrid_engine"),
+    *("tensor_parallel", "sequence_parallel_size", "zenflow", "use_data_before_expert_parallelism"),
+)
+"""What DeepSpeed 0.19 reads at the top of its file; it keeps no list itself."""
+
+
+def with_deepspeed(config: RunConfig) -> RunConfig:
+    """The config with DeepSpeed's file read into `training.deepspeed`, so that the run folder holds what was used.
+
+    Raises:
+        ConfigError: deepspeed is not installed, the file is not there or no JSON, or it has a key that DeepSpeed does
+            not know or glmtune cannot honour.
+    """
+    named = config.training.get("deepspeed")
+    if not named:
+        return config
+    if find_spec("deepspeed") is None:
+        raise ConfigError("training.deepspeed needs DeepSpeed.", 'pip install "glmtune[deepspeed]"')
+    if "LOCAL_RANK" not in os.environ:
+        raise ConfigError("training.deepspeed needs a launcher.", "Start it with glmtune train --nproc N; N may be 1.")
+    where = named if isinstance(named, str) else "training.deepspeed"
+    settings = _read(Path(named).expanduser()) if isinstance(named, str) else named
+    check_deepspeed(settings, where)
+    return dataclasses.replace(config, training=config.training | {"deepspeed": settings})
+
+
+def check_deepspeed(settings: Any, where: str) -> None:
+    """Raises:
+    ConfigError: an unknown key at the top or under zero_optimization, or a scheduler of its own.
+
+    Args:
+        settings: what the file holds.
+        where: its name, for the message.
+    """
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{where}: must hold keys and values.")
+    _check_keys(settings, list(_TOP), where, "")
+    zero = settings.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise ConfigError(f"{where}: zero_optimization must hold keys and values.", 'For example {"stage": 2}.')
+    _check_keys(zero, _zero_keys(), where, "zero_optimization.")
+    if "scheduler" in settings:
+        raise ConfigError(
+            f"{where}: its scheduler contradicts training.lr_scheduler_type.", "Remove scheduler from the file."
+        )
+
+
+def check_agreement(config: RunConfig, arguments: TrainingArguments) -> None:
+    """Raises:
+    ConfigError: batch size, rate or optimiser of DeepSpeed's file are not those of `training`.
+    """
+    settings = config.training.get("deepspeed")
+    if not settings:
+        return
+    filled: Any = arguments.hf_deepspeed_config
+    for line in filled.mismatches:
+        theirs, wanted = line.removeprefix("- ds ").split(" vs hf ")
+        raise ConfigError(f"training.deepspeed: {theirs}, but training has {wanted}.", 'Write "auto" in the file.')
+    kind = str(settings.get("optimizer", {}).get("type", ""))
+    ours = getattr(arguments.optim, "value", arguments.optim)
+    if kind and (kind.lower() not in ("adam", "adamw") or "adamw" not in ours):
+        raise ConfigError(
+            f"training.deepspeed: optimizer.type {kind}, but training.optim is {ours}.",
+            "Remove optimizer from the file; training.optim decides.",
+        )
+
+
+@contextmanager
+def loaded_whole(arguments: TrainingArguments) -> Iterator[None]:
+    """Let a base be loaded as it is: under ZeRO-3 transformers would load into parts, whose shapes the conversion from
+    the published layout cannot know. DeepSpeed shares a whole model out as well."""
+    settings = getattr(arguments, "hf_deepspeed_config", None)
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if settings is not None:
+            set_hf_deepspeed_config(settings)
+
+
+def zero_stage(config: RunConfig) -> int:
+    """The stage of ZeRO: 0 without DeepSpeed; from 3 on processes share the weights out."""
+    settings = config.training.get("deepspeed") or {}
+    return int(settings.get("zero_optimization", {}).get("stage", 0))
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(f"training.deepspeed: {path} cannot be read ({error.strerror}).") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: not JSON ({error}).") from None
+
+
+def _check_keys(found: dict[str, Any], known: list[str], where: str, prefix: str) -> None:
+    for key in found:
+        if key not in known:
+            raise ConfigError(f"{where}: DeepSpeed has no key {prefix}{key}.", nearest(key, known))
+
+
+def _zero_keys() -> list[str]:
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    fields = DeepSpeedZeroConfig.model_fields
+    return [*fields, *(field.alias for field in fields.values() if field.alias)]

@@ -1,0 +1,155 @@
+"""Several processes that train as one: joining them, and what one of them does for all.
+
+With a single process every function here does nothing, or the obvious.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from torch.distributed.rendezvous import rendezvous
+
+from glmtune.errors import ConfigError
+
+T = TypeVar("T")
+
+# Seconds in which the launcher ends the other processes once one of them has failed.
+_GRACE = 30.0
+
+
+def join(training: Mapping[str, Any]) -> None:
+    """Join the other processes, if torchrun, `accelerate launch` or `--nproc` started this one among several.
+
+    Args:
+        training: the section of a run's config; `use_cpu`, `ddp_backend` and `ddp_timeout` count.
+
+    Raises:
+        ConfigError: more processes on this machine than it has GPUs.
+    """
+    if _world_size() == 1 or dist.is_initialized():
+        return
+    backend = "gloo"
+    if torch.cuda.is_available() and not training.get("use_cpu"):
+        require_gpus(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count())
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        backend = "cpu:gloo,cuda:nccl"  # gloo carries what is agreed on beside the training
+    # FSDP and DeepSpeed call what torch renames; it is said at every step otherwise.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.c10d_logger")
+    timeout = timedelta(seconds=float(training.get("ddp_timeout") or 1800))
+    dist.init_process_group(
+        training.get("ddp_backend") or backend,
+        store=_store(),
+        rank=int(os.environ["RANK"]),
+        world_size=_world_size(),
+        timeout=timeout,
+    )
+
+
+def require_gpus(processes: int, gpus: int) -> None:
+    """Raises:
+    ConfigError: there are GPUs, but not one for each process of this machine.
+    """
+    if 0 < gpus < processes:
+        raise ConfigError(
+            f"{processes} processes on a machine with {gpus} visible GPUs; each needs its own.",
+            f"Start {gpus} (--nproc {gpus}), or set training.use_cpu=true.",
+        )
+
+
+def leave() -> None:
+    """Say goodbye when the program ends; torch complains about processes that just go."""
+    if dist.is_initialized():
+        _leave_at_exit()
+
+
+def processes() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def voice(console: Console) -> Console:
+    """The console of the main process; one that says nothing for the others."""
+    return console if is_main() else Console(quiet=True)
+
+
+def share(value: T) -> T:
+    """The main process's value."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    return box[0]
+
+
+def wait() -> None:
+    """Wait until every process is here."""
+    if dist.is_initialized():
+        dist.monitored_barrier() if dist.get_backend() == "gloo" else dist.barrier()
+
+
+def anywhere(flag: bool, device: torch.device) -> bool:
+    """Whether `flag` is true in any process."""
+    if not dist.is_initialized():
+        return flag
+    told = torch.tensor(int(flag), device=device)
+    dist.all_reduce(told, dist.ReduceOp.MAX)
+    return bool(told)
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """Let the main process go through the body before the others do."""
+    if not is_main():
+        wait()
+    yield
+    if is_main():
+        wait()
+
+
+@contextmanager
+def one_voice() -> Iterator[None]:
+    """Let one process alone raise an error: others have the same, or fail because that one is gone.
+
+    Raises:
+        SystemExit: 1, in a process whose error another one reports, if the launcher has not ended it before.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):
+        if _world_size() > 1 and _store().add("glmtune/failed", 1) > 1:
+            time.sleep(_GRACE)
+            raise SystemExit(1) from None
+        raise
+
+
+def _world_size() -> int:
+    """As the launcher set it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+@cache
+def _store() -> Any:
+    """What all processes read and write, from the addresses that the launcher set."""
+    store, _, _ = next(rendezvous("env://"))
+    return store
+
+
+@cache
+def _leave_at_exit() -> None:
+    atexit.register(dist.destroy_process_group)

@@ -1,0 +1,98 @@
+"""Several processes of one command, by torch's own launcher: what torchrun does, without its tracebacks."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import FrameType
+
+import psutil
+import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from glmtune.errors import ConfigError
+from glmtune.training.distributed import require_gpus
+
+STOPPED = 130
+"""Exit code of a run that was stopped with a checkpoint."""
+
+
+@dataclass
+class Nodes:
+    """Which of several machines this is, and where they meet."""
+
+    count: int = 1
+    rank: int = 0
+    address: str = ""
+    """Of the machine with rank 0."""
+    port: int = 29500
+
+
+def launch(nproc: int, arguments: Sequence[str], nodes: Nodes | None = None) -> int:
+    """Run `glmtune` in several processes on this machine, and wait for them.
+
+    Args:
+        nproc: how many; one per GPU.
+        arguments: of the command, without `--nproc` and its like.
+        nodes: for several machines, each of which runs this with its own rank.
+
+    Returns:
+        The exit code: 0, 1 after an error (which was printed), 130 if the run was stopped.
+
+    Raises:
+        ConfigError: more processes than GPUs, or a machine without an address to meet at.
+    """
+    nodes = nodes or Nodes()
+    _check(nproc, nodes, on_cpu=any("use_cpu=true" in argument.lower() for argument in arguments))
+    # torchrun would set 1, which makes a machine without GPUs many times slower than it is.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    previous = signal.signal(signal.SIGINT, _pass_on)
+    try:
+        elastic_launch(_config(nproc, nodes), sys.executable)("-m", "glmtune", *arguments)
+    except ChildFailedError as error:
+        return max(error.get_first_failure()[1].exitcode, 1)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    return 0
+
+
+def _pass_on(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C goes to the processes, which agree on a step and save; torch's launcher would kill them after 30 s."""
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
+def _check(nproc: int, nodes: Nodes, on_cpu: bool) -> None:
+    if nproc < 1:
+        raise ConfigError(f"--nproc is {nproc}; it must be at least 1.")
+    if not on_cpu:
+        require_gpus(nproc, torch.cuda.device_count())
+    if not 0 <= nodes.rank < nodes.count:
+        raise ConfigError(f"--node-rank is {nodes.rank}; with --nnodes {nodes.count} it is 0 to {nodes.count - 1}.")
+    if nodes.count > 1 and not nodes.address:
+        raise ConfigError("--nnodes needs an address to meet at.", "Give that of node 0: --master-addr HOST")
+
+
+def _config(nproc: int, nodes: Nodes) -> LaunchConfig:
+    alone = nodes.count == 1
+    return LaunchConfig(
+        min_nodes=nodes.count,
+        max_nodes=nodes.count,
+        nproc_per_node=nproc,
+        run_id=uuid.uuid4().hex if alone else "glmtune",
+        rdzv_backend="c10d" if alone else "static",
+        rdzv_endpoint="localhost:0" if alone else f"{nodes.address}:{nodes.port}",
+        rdzv_configs={} if alone else {"rank": nodes.rank, "timeout": 900},
+        local_addr="localhost" if alone else None,
+        max_restarts=0,
+        signals_to_handle="SIGTERM,SIGHUP,SIGQUIT",
+    )

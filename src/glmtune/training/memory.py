@@ -1,0 +1,43 @@
+"""Out of memory, said in terms of the run's own settings."""
+
+from __future__ import annotations
+
+import torch
+
+from glmtune.config import RunConfig
+from glmtune.errors import TrainingError
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is a lack of memory, on a GPU or (torch's own allocator) on the CPU."""
+    told = str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in told
+
+
+def out_of_memory(error: BaseException, step: int, config: RunConfig) -> TrainingError:
+    """The error to raise: what to lower, and to what."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    ways = "; ".join(_ways(config))
+    return TrainingError(f"Out of memory at step {step} ({reason}).", f"Try, in this order: {ways}.")
+
+
+def _ways(config: RunConfig) -> list[str]:
+    training, data = config.training, config.data
+    ways = []
+    batch = int(training.get("per_device_train_batch_size") or 1)
+    if batch > 1:
+        half = batch // 2
+        steps = -(-int(training.get("gradient_accumulation_steps") or 1) * batch // half)
+        ways.append(
+            f"training.per_device_train_batch_size={half} with training.gradient_accumulation_steps={steps} "
+            "(the same optimiser steps, half the activations)"
+        )
+    if not (training.get("gradient_checkpointing") or training.get("activation_checkpointing")):
+        ways.append("training.activation_checkpointing=true (slower by about a third)")
+    longest = data.max_length or data.max_source_length + data.max_target_length
+    ways.append(f"data.max_length={max(longest // 2, 8)} (now {longest}; longer rows are cut)")
+    if config.method == "full":
+        ways.append("method=lora")
+    elif not config.model.quantization and config.method in ("lora", "ptuning"):
+        ways.append("model.quantization=nf4 (a quarter of the weights' memory)")
+    return ways

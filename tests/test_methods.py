@@ -1,0 +1,185 @@
+"""Every method on every generation, through the command line: it learns, is saved, reloads to the same logits, differs
+from its base, and goes on after a stop as if there had been none."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import glmtune
+from conftest import find_asset
+from glmtune.demo.corpus import adgen_rows
+from glmtune.rundir import RunDir
+from tiny import FAMILIES, make_tiny
+
+METHODS = {
+    "lora": ("--set", "training.learning_rate=3e-2"),
+    "qlora": ("--set", "training.learning_rate=3e-2"),
+    "ptuning": ("--set", "training.learning_rate=0.3", "--set", "ptuning.num_virtual_tokens=8"),
+    "freeze": ("--set", "training.learning_rate=1e-2", "--set", "freeze.trainable_layers=1"),
+    "full": ("--set", "training.learning_rate=1e-2"),
+}
+STEPS = 8
+
+
+def _require(method):
+    if method == "qlora" and importlib.util.find_spec("bitsandbytes") is None:
+        pytest.skip("qlora needs bitsandbytes: pip install glmtune[qlora]")
+
+
+@pytest.fixture(scope="module")
+def real_rows(tmp_path_factory):
+    """ADGEN's own first rows where they are at hand, else advertisements of the same kind."""
+    path = tmp_path_factory.mktemp("rows") / "train.json"
+    try:
+        lines = find_asset("data", "adgen", "train.json").read_text("utf-8").splitlines()[:4]
+    except pytest.skip.Exception:
+        lines = [json.dumps(row, ensure_ascii=False) for row in adgen_rows(4, seed=3)]
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def base(tiny, tmp_path_factory):
+    """`base(family, method)`: a tiny checkpoint; bitsandbytes computes multiples of 64 on the CPU."""
+    wide = {}
+
+    def get(family, method="lora"):
+        if method == "qlora" and family not in wide:
+            wide[family] = make_tiny(family, tmp_path_factory.mktemp("wide") / family, hidden=64)
+        return wide[family] if method == "qlora" else tiny(family)
+
+    return get
+
+
+@pytest.fixture
+def train(glmtune_command, base, real_rows, tmp_path):
+    def run(family, method, *more, output="run"):
+        result = glmtune_command(
+            *(
+                "train",
+                "--model",
+                base(family, method),
+                "--data",
+                real_rows,
+                "--method",
+                method,
+                "--output",
+                tmp_path / output,
+            ),
+            *METHODS[method],
+            *("--set", f"training.max_steps={STEPS}", "--set", f"training.save_steps={STEPS // 2}"),
+            *("--set", "training.logging_steps=1", "--set", "training.save_total_limit=3"),
+            # A step sees all rows, so that losses of different steps can be compared.
+            *("--set", "data.eval_fraction=0", "--set", "training.gradient_accumulation_steps=4"),
+            *("--set", "data.max_source_length=48", "--set", "data.max_target_length=80"),
+            *more,
+        )
+        return RunDir(tmp_path / output), result
+
+    return run
+
+
+def _logits(model):
+    return model(input_ids=torch.arange(10, 22)[None], attention_mask=torch.ones(1, 12, dtype=torch.long)).logits
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: value for file in folder.rglob("*.safetensors") for name, value in load_file(file).items()}
+
+
+def _interrupted(run: RunDir, step: int, copy: Path) -> RunDir:
+    """The run as a kill after checkpoint `step` would have left it."""
+    shutil.copytree(run.root, copy)
+    left = RunDir(copy)
+    for checkpoint in left.checkpoints_newest_first():
+        if int(checkpoint.name.rsplit("-", 1)[1]) > step:
+            shutil.rmtree(checkpoint)
+    for kind in ("adapter", "model"):
+        shutil.rmtree(left.result(kind), ignore_errors=True)
+    left.summary.write_text(json.dumps(json.loads(left.summary.read_text("utf-8")) | {"state": "running"}), "utf-8")
+    return left
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_matrix(family, method, train, base, glmtune_command, tmp_path):
+    _require(method)
+    run, result = train(family, method)
+    assert result.code == 0, result.err
+
+    losses = [entry["loss"] for entry in run.read_metrics() if "loss" in entry]
+    assert len(losses) == STEPS
+    assert losses[-1] < losses[0] - 0.02
+
+    kind = "model" if method in ("freeze", "full") else "adapter"
+    quantization = "nf4" if method == "qlora" else None
+    untuned = glmtune.load_model(base(family, method), quantization=quantization)
+    tuned = _logits(glmtune.load_model(run.root))
+    if quantization is None:
+        assert torch.equal(tuned, _logits(glmtune.load_model(run.result(kind))))
+    assert (tuned - _logits(untuned)).abs().max() > 1e-3
+    assert json.loads(run.summary.read_text("utf-8"))["logits_changed_by"] > 0
+
+    left = _interrupted(run, STEPS // 2, tmp_path / "left")
+    resumed = glmtune_command("train", "--resume", "--output", left.root)
+    assert resumed.code == 0, resumed.err
+    assert [entry["loss"] for entry in left.read_metrics() if "loss" in entry] == losses
+    wanted, found = _weights(run.result(kind)), _weights(left.result(kind))
+    assert wanted
+    assert wanted.keys() == found.keys()
+    assert all(torch.equal(wanted[name], found[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("method", ["ptuning", "lora"])
+def test_a_checkpoint_is_small(method, train, tiny):
+    """What was not trained is not in it."""
+    run, result = train("chatglm3", method)
+    assert result.code == 0, result.err
+    stored = sum(value.numel() for value in _weights(run.last_checkpoint()).values())
+    assert stored == json.loads(run.summary.read_text("utf-8"))["trainable_parameters"]
+    assert stored < sum(p.numel() for p in glmtune.load_model(tiny("chatglm3")).parameters()) / 2
+
+
+def test_freeze_leaves_the_other_layers_as_they_were(train, tiny):
+    run, result = train("chatglm2", "freeze")
+    assert result.code == 0, result.err
+    before = glmtune.load_model(tiny("chatglm2")).state_dict()
+    after = glmtune.load_model(run.root).state_dict()
+    changed = {name.split(".")[2] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"1"}  # of two layers, the last
+
+
+def test_a_run_goes_on_from_what_another_trained(train, tmp_path):
+    """`adapter:` starts from trained weights with a new schedule."""
+    first, result = train("chatglm3", "ptuning")
+    assert result.code == 0, result.err
+    second, result = train("chatglm3", "ptuning", "--set", f"adapter={first.root}", output="second")
+    assert result.code == 0, result.err
+    losses = [[entry["loss"] for entry in run.read_metrics() if "loss" in entry] for run in (first, second)]
+    assert losses[1][0] < losses[0][0] - 0.05
+
+
+@pytest.mark.parametrize("method", ["freeze", "full"])
+def test_a_quantised_base_is_not_trained_whole(method, train):
+    _, result = train("chatglm3", method, "--set", "model.quantization=nf4")
+    assert result.code == 1
+    assert "method lora or ptuning" in result.err
+
+
+def test_more_layers_than_there_are(train):
+    _, result = train("chatglm3", "freeze", "--set", "freeze.trainable_layers=3")
+    assert result.code == 1
+    assert "the model has 2 layers" in result.err
+
+
+def test_a_whole_model_run_is_no_adapter(train, tiny):
+    run, _ = train("chatglm3", "full")
+    with pytest.raises(glmtune.errors.RunError, match="whole model"):
+        glmtune.load_model(tiny("chatglm3"), adapter=run.root)

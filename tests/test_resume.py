@@ -1,0 +1,238 @@
+"""Nothing is lost: killed runs, damaged checkpoints, the best checkpoint, early stopping, runs that cannot go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from glmtune.rundir import RunDir
+from glmtune.training.trainer import GlmTrainer
+
+STEPS = 6
+SETTINGS = (
+    f"training.max_steps={STEPS}",
+    "training.save_steps=2",
+    "training.logging_steps=1",
+    "training.learning_rate=1e-2",
+    "training.gradient_accumulation_steps=2",
+    "data.packing=false",
+    "lora.dropout=0.1",
+)
+# Runs the command line, and kills its own process at the first call of a method of the trainer at a given step.
+KILLED = """
+import os, signal, sys
+from glmtune import cli
+from glmtune.training.trainer import GlmTrainer
+
+name, step = sys.argv[1], int(sys.argv[2])
+original = getattr(GlmTrainer, name)
+
+def killed(self, *args, **kwargs):
+    if self.state.global_step == step:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(self, *args, **kwargs)
+
+setattr(GlmTrainer, name, killed)
+sys.argv[1:] = sys.argv[3:]
+cli.main()
+"""
+
+
+@pytest.fixture
+def arguments(tiny, adgen_file, tmp_path):
+    """`arguments("name", "key=value", ...)`: the command line of a run called `name`."""
+    data = adgen_file(12)
+
+    def get(name, *settings):
+        chosen = [part for setting in (*SETTINGS, *settings) for part in ("--set", setting)]
+        return ["train", "--model", tiny("chatglm3"), "--data", data, "--output", tmp_path / name, *chosen]
+
+    return get
+
+
+def _run(arguments) -> RunDir:
+    return RunDir(arguments[arguments.index("--output") + 1])
+
+
+def _losses(run, key="loss"):
+    return [entry[key] for entry in run.read_metrics() if key in entry]
+
+
+def _same_weights(a, b):
+    ours, theirs = (load_file(run.adapter / "adapter_model.safetensors") for run in (a, b))
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_kills_at_any_moment_change_nothing(arguments, glmtune_command):
+    """Killed within a step, while a checkpoint is written, and between the last step and the result."""
+    whole = arguments("whole")
+    assert glmtune_command(*whole).code == 0
+
+    run = _run(arguments("killed"))
+    resume = ["train", "--resume", "--output", run.root]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    for method, step, command in (
+        ("training_step", 3, arguments("killed")),
+        ("_save_optimizer_and_scheduler", 4, resume),
+        ("_finalize_training", STEPS, resume),
+    ):
+        code = [sys.executable, "-c", KILLED, method, str(step), *map(str, command)]
+        process = subprocess.run(code, capture_output=True, text=True, env=environment, timeout=300)
+        assert process.returncode == -9, process.stderr
+        assert not run.adapter.exists()
+        for checkpoint in run.checkpoints_newest_first():
+            assert (checkpoint / "optimizer.pt").is_file()
+    result = glmtune_command(*resume)
+    assert result.code == 0, result.err
+    assert _losses(run) == _losses(_run(whole))
+    assert _same_weights(run, _run(whole))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "missing"])
+def test_a_damaged_last_checkpoint_falls_back(damage, arguments, glmtune_command):
+    whole, broken = _run(arguments("whole")), _run(arguments("broken"))
+    for name in ("whole", "broken"):
+        assert glmtune_command(*arguments(name)).code == 0
+    file = broken.checkpoints / f"checkpoint-{STEPS}" / "adapter_model.safetensors"
+    content = bytearray(file.read_bytes())
+    if damage == "missing":
+        file.unlink()
+    else:
+        content[-1] ^= 1
+        file.write_bytes(content[:-8] if damage == "cut" else content)
+    _unfinish(broken)
+    result = glmtune_command("train", "--resume", "--output", broken.root)
+    assert result.code == 0, result.err
+    assert f"checkpoint-{STEPS} is damaged (adapter_model.safetensors" in result.out
+    assert f"Resuming from {broken.checkpoints / 'checkpoint-4'}" in result.out
+    assert _losses(broken) == _losses(whole)
+    assert _same_weights(broken, whole)
+
+
+def _unfinish(run):
+    import shutil
+
+    shutil.rmtree(run.adapter)
+    summary = json.loads(run.summary.read_text("utf-8"))
+    run.summary.write_text(json.dumps(summary | {"state": "running"}), "utf-8")
+
+
+def test_old_checkpoints_are_removed_and_the_best_is_kept(arguments, glmtune_command, monkeypatch):
+    scripted = iter([2.0, 1.0, 3.0, 4.0, 5.0, 6.0])
+    original = GlmTrainer.evaluation_loop
+
+    def evaluation_loop(self, *args, **kwargs):
+        output = original(self, *args, **kwargs)
+        output.metrics["eval_loss"] = next(scripted)
+        return output
+
+    monkeypatch.setattr(GlmTrainer, "evaluation_loop", evaluation_loop)
+    more = ("training.eval_strategy=steps", "training.eval_steps=1", "training.load_best_model_at_end=true")
+    command = arguments("best", *more)
+    command = [part if part != "training.save_steps=2" else "training.logging_steps=1" for part in command]
+    result = glmtune_command(*command)
+    assert result.code == 0, result.err
+    run = _run(command)
+    assert {path.name for path in run.checkpoints.iterdir()} == {"checkpoint-2", f"checkpoint-{STEPS}"}
+    best = load_file(run.checkpoints / "checkpoint-2" / "adapter_model.safetensors")
+    last = load_file(run.checkpoints / f"checkpoint-{STEPS}" / "adapter_model.safetensors")
+    kept = load_file(run.adapter / "adapter_model.safetensors")
+    assert all(torch.equal(kept[name], best[name]) for name in kept)
+    assert not all(torch.equal(kept[name], last[name]) for name in kept)
+    assert json.loads(run.summary.read_text("utf-8"))["best_eval_loss"] == 1.0
+
+
+def test_early_stopping_ends_a_run_for_good(arguments, glmtune_command, monkeypatch):
+    scripted = iter([2.0, 1.0, 3.0, 4.0])
+    original = GlmTrainer.evaluation_loop
+
+    def evaluation_loop(self, *args, **kwargs):
+        output = original(self, *args, **kwargs)
+        output.metrics["eval_loss"] = next(scripted)
+        return output
+
+    monkeypatch.setattr(GlmTrainer, "evaluation_loop", evaluation_loop)
+    command = arguments("early", "early_stopping=2", "training.eval_strategy=steps", "training.eval_steps=1")
+    command = [part if part != "training.save_steps=2" else "training.logging_steps=1" for part in command]
+    result = glmtune_command(*command)
+    assert result.code == 0, result.err
+    run = _run(command)
+    summary = json.loads(run.summary.read_text("utf-8"))
+    assert (summary["state"], summary["steps"]) == ("finished", 4)
+    assert "Stopped early: no better evaluation in 2" in result.out
+    best = load_file(run.checkpoints / "checkpoint-2" / "adapter_model.safetensors")
+    kept = load_file(run.adapter / "adapter_model.safetensors")
+    assert all(torch.equal(kept[name], best[name]) for name in kept)
+
+
+def test_early_stopping_needs_evaluations(arguments, glmtune_command):
+    result = glmtune_command(*arguments("none", "early_stopping=2", "data.eval_fraction=0"))
+    assert result.code == 1
+    assert "early_stopping" in result.err
+    assert len(result.err.strip().splitlines()) == 2
+
+
+def test_a_loss_that_stays_zero_stops_the_run(arguments, glmtune_command, monkeypatch):
+    monkeypatch.setattr("glmtune.training.trainer.target_losses", lambda model, head, batch: _zeros(model, batch))
+    result = glmtune_command(*arguments("zero"))
+    assert result.code == 1
+    assert "The loss is exactly 0 at step 4" in result.err
+    assert "train.json:" in result.err
+    assert len(result.err.strip().splitlines()) == 2
+
+
+def _zeros(model, batch):
+    parameter = next(p for p in model.parameters() if p.requires_grad)
+    return torch.zeros(len(batch["targets"])) * parameter.sum()
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB"), MemoryError()])
+def test_out_of_memory_says_what_to_lower(error, arguments, glmtune_command, monkeypatch):
+    def fail(self, *args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(GlmTrainer, "training_step", fail)
+    result = glmtune_command(*arguments("memory", "training.per_device_train_batch_size=4", "data.max_length=96"))
+    assert result.code == 1
+    assert "Out of memory at step 1" in result.err
+    assert "per_device_train_batch_size=2 with training.gradient_accumulation_steps=4" in result.err
+    assert "activation_checkpointing=true" in result.err
+    assert "data.max_length=48 (now 96" in result.err
+    assert "model.quantization=nf4" in result.err
+
+
+def test_another_error_is_not_called_out_of_memory(arguments, glmtune_command, monkeypatch):
+    def fail(self, *args, **kwargs):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(GlmTrainer, "training_step", fail)
+    with pytest.raises(RuntimeError, match="something else"):
+        glmtune_command(*arguments("other"))
+
+
+def test_two_runs_into_one_folder(arguments, glmtune_command):
+    assert glmtune_command(*arguments("one")).code == 0
+    again = glmtune_command(*arguments("one"))
+    assert again.code == 1
+    assert "in use already" in again.err
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_folder_that_another_process_trains_in(resumed, arguments, glmtune_command):
+    run = _run(arguments("held"))
+    command = arguments("held")
+    if resumed:
+        assert glmtune_command(*command).code == 0
+        _unfinish(run)
+        command = ["train", "--resume", "--output", run.root]
+    with run.held(new=not resumed):
+        result = glmtune_command(*command)
+    assert result.code == 1
+    assert "another process is training" in result.err
+    assert not run.adapter.exists()
