@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from glmtune.config import as_number
 from glmtune.errors import ConfigError
 from glmtune.migrate.dialect import Dialect, stop_evaluation_without_data
 from glmtune.migrate.draft import Translation
 from glmtune.migrate.rules import Rules, only, to, without
-from glmtune.migrate.values import number
 
 _SAMPLE = "Give data.train: [{path: NAME, num_samples: N}], a random sample."
 _LEAVE = "Leave it out."
@@ -94,7 +94,7 @@ def complete(draft: Translation, given: Mapping[str, Any]) -> None:
     for name, key in (("dataset", "data.train"), ("eval_dataset", "data.eval")):
         if given.get(name):
             draft.put(key, [_entry(folder, entry) for entry in _names(given[name])])
-    if number(draft.get("data.eval_fraction") or 0) >= 1:
+    if as_number(draft.get("data.eval_fraction") or 0) >= 1:
         raise ConfigError(
             f"{draft.source}: val_size {given['val_size']} is a number of rows; here it is a share.",
             "Give a share such as 0.05, or a file of its own as data.eval.",

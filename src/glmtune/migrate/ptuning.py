@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from glmtune.config import as_number
 from glmtune.errors import ConfigError
 from glmtune.migrate.dialect import Dialect, stop_evaluation_without_data
 from glmtune.migrate.draft import Translation
 from glmtune.migrate.rules import Rules, only, to, without
-from glmtune.migrate.values import is_true, number
+from glmtune.migrate.values import is_true
 
 _EVAL = "belongs to `glmtune eval RUN`"
 _SHORTER = "Cut the file (head -n N), or give data.train: [{path: FILE, num_samples: N}], a random sample."
@@ -60,7 +61,7 @@ def complete(draft: Translation, given: Mapping[str, Any]) -> None:
     """What main.py does without being told."""
     if not is_true(given.get("do_train"), "--do_train", draft.source):
         raise ConfigError(f"{draft.source}: nothing to train, there is no --do_train.", _how_to_score(given))
-    prefix = number(draft.get("ptuning.num_virtual_tokens"))
+    prefix = as_number(draft.get("ptuning.num_virtual_tokens"))
     draft.put("method", "ptuning" if prefix else "full")
     if not prefix:
         draft.note("no --pre_seq_len: every weight is trained (method full).")

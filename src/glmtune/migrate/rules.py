@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from glmtune.config import nearest
+from glmtune.config import as_number, nearest
 from glmtune.errors import ConfigError
 from glmtune.migrate.draft import Translation
-from glmtune.migrate.values import is_true, number
+from glmtune.migrate.values import is_true
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _apply(rule: Rule, shown: str, value: Any, draft: Translation) -> None:
     if rule.only is not None and value is not None and value not in rule.only:
         raise ConfigError(f"{draft.source}: {shown} {value}: {rule.why}.", rule.hint)
     if rule.values is not None and value is not None:
-        value = number(value)
+        value = as_number(value)
         if value not in rule.values:
             said = ", ".join(str(known) for known in rule.values)
             raise ConfigError(f"{draft.source}: {shown} {value}: has nothing like it here.", f"Known: {said}.")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from glmtune.config import TRAINING_DEFAULTS
+from glmtune.config import TRAINING_DEFAULTS, as_number
 from glmtune.errors import ConfigError
 from glmtune.migrate.names import TRAINING_SWITCHES
-from glmtune.migrate.values import is_true, number
+from glmtune.migrate.values import is_true
 
 RENAMED = {
     "evaluation_strategy": "eval_strategy",
@@ -147,7 +147,7 @@ def script_training(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
 def _value(key: str, value: Any) -> Any:
     if key in TRAINING_SWITCHES | OLD_SWITCHES and value is not None:
         return is_true(value, f"training.{key}", "training")
-    return number(value) if key != "run_name" else value
+    return as_number(value) if key != "run_name" else value
 
 
 def _rename(key: str, value: Any, modern: dict[str, Any], notes: list[str]) -> None:
@@ -161,11 +161,11 @@ def _rename(key: str, value: Any, modern: dict[str, Any], notes: list[str]) -> N
 
 
 def _reshape(key: str, value: Any, modern: dict[str, Any], notes: list[str]) -> None:
-    value = number(value)
+    value = as_number(value)
     if key == "warmup_ratio":
         if not 0 <= (value or 0) < 1:
             raise ConfigError(f"training.warmup_ratio is {value}; it must be from 0 to below 1.")
-        if number(modern.get("warmup_steps")) not in (None, 0, TRAINING_DEFAULTS["warmup_steps"]):
+        if as_number(modern.get("warmup_steps")) not in (None, 0, TRAINING_DEFAULTS["warmup_steps"]):
             notes.append("training.warmup_ratio: warmup_steps is given too and counts, as it did before.")
             return
         modern["warmup_steps"] = value or 0

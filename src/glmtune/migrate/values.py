@@ -26,15 +26,3 @@ def is_true(value: Any, shown: str, source: str) -> bool:
     if is_bool_word(str(value)):
         return str(value).lower() in _TRUE
     raise ConfigError(f"{source}: {shown} must be true or false, not {value!r}.")
-
-
-def number(value: Any) -> Any:
-    """A number where the text is one, `1e-4` too; anything else as it is."""
-    if not isinstance(value, str):
-        return value
-    for kind in (int, float):
-        try:
-            return kind(value)
-        except ValueError:
-            continue
-    return value
