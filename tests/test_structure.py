@@ -18,7 +18,18 @@ FLOORS = [
     {"training", "generation"},
     {"evaluation", "export"},
     {"server", "webui", "demo"},
-    {"cli", "cli_data", "cli_eval", "cli_export", "cli_migrate", "cli_report", "cli_train", "__main__"},
+    {
+        "cli",
+        "cli_compare",
+        "cli_data",
+        "cli_eval",
+        "cli_export",
+        "cli_migrate",
+        "cli_report",
+        "cli_train",
+        "cli_ui",
+        "__main__",
+    },
 ]
 # Resolved when they are called, so that `import glmtune` stays cheap; they are the package's own front door.
 LAZY = {"_transformers_hook", "__init__"}

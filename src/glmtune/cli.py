@@ -9,9 +9,12 @@ from typing import Annotated
 
 import typer
 
+from glmtune.cli_compare import compare, forget
 from glmtune.cli_data import data_app
+from glmtune.cli_eval import eval_
 from glmtune.cli_export import export
 from glmtune.cli_migrate import register as register_migrate
+from glmtune.cli_report import report
 from glmtune.cli_train import train
 from glmtune.config import help_of
 from glmtune.errors import GlmtuneError
@@ -25,7 +28,11 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(train)
+app.command("eval")(eval_)
+app.command()(compare)
+app.command()(forget)
 app.command()(export)
+app.command()(report)
 register_migrate(app)
 
 RunOrModel = Annotated[

@@ -16,6 +16,7 @@ from glmtune.errors import ConfigError
 from glmtune.rundir import RunDir
 
 if TYPE_CHECKING:
+    from glmtune.training.generated import ScoreReplies
     from glmtune.training.train import Outcome
 
 
@@ -125,15 +126,27 @@ def _train(config: RunConfig, resume: bool) -> None:
     from glmtune.training.train import train as train_run
 
     console = Console(soft_wrap=True)
-    outcome = train_run(config, resume=resume, console=console)
+    outcome = train_run(config, resume=resume, console=console, score=_score_of(config))
     if not is_main():
         return
     if not outcome.finished:
         say(console, f"Stopped at step {outcome.step}; the checkpoint is saved.")
         say(console, f"Continue it: glmtune train --resume --output {shlex.quote(str(outcome.run.root))}")
         raise typer.Exit(130)
+    from glmtune.evaluation.report import write_report
+
+    write_report(outcome.run.root)
     for line in _report(outcome):
         say(console, line)
+
+
+def _score_of(config: RunConfig) -> ScoreReplies | None:
+    """What scores replies while training; its libraries take a second to import."""
+    if not config.generate.rows:
+        return None
+    from glmtune.evaluation.sampled import score_questions
+
+    return score_questions
 
 
 def _report(outcome: Outcome) -> list[str]:
@@ -147,7 +160,7 @@ def _report(outcome: Outcome) -> list[str]:
     said.append(f"{summary['tokens_per_second']:,.0f} tokens/s")
     return [
         f"Done: {', '.join(said)}.",
-        f"Result: {outcome.result}   curve: {run.curve}   numbers: {run.summary}",
+        f"Result: {outcome.result}   report: {run.report}   numbers: {run.summary}",
         f"Talk to it: glmtune chat {shlex.quote(str(run.root))}",
     ]
 

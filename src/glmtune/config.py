@@ -113,6 +113,48 @@ class FreezeConfig:
     trainable_layers: int = _option(4, "How many of the last layers are trained; the others stay as they are.")
 
 
+@dataclass
+class ReplayConfig:
+    """General rows mixed into training, so that it wears away less of what the base can do. A bare string in the file
+    means `data`."""
+
+    data: str | list[Any] = _option(
+        "",
+        "General rows: whatever data.train may name. They keep their own columns and format and are not given "
+        "data.prefix. Empty: none.",
+    )
+    share: float = _option(0.1, "Share of the training rows that are replayed ones.")
+
+
+@dataclass
+class ForgetConfig:
+    """When `glmtune forget` warns and when it fails."""
+
+    accuracy_warn: float = _option(
+        5.0, "Points of right answers lost, beyond what chance explains, from which it warns."
+    )
+    accuracy_fail: float = _option(15.0, "The same, from which it fails.")
+    kl_warn: float = _option(0.5, "Nats per token that the tuned model is away from the base on the base's replies.")
+    kl_fail: float = _option(2.0, "The same, from which it fails.")
+    reply_loss_warn: float = _option(0.5, "Nats per token by which the loss of the base's own replies rises.")
+    reply_loss_fail: float = _option(2.0, "The same, from which it fails.")
+    degenerate_warn: float = _option(
+        2.0, "Points more of replies that loop, are empty or full of unknown tokens, from which it warns."
+    )
+    degenerate_fail: float = _option(10.0, "The same, from which it fails.")
+    max_new_tokens: int = _option(128, "Longest reply to a question of the probe.")
+
+
+@dataclass
+class GenerateConfig:
+    """Replies to a sample of the evaluation rows at every evaluation, scored as `glmtune eval` scores them."""
+
+    rows: int = _option(
+        0, "How many evaluation rows are answered; the same ones each time. 0: none, evaluations give the loss only."
+    )
+    max_new_tokens: int = _option(128, "Longest of these replies in tokens.")
+
+
 METHOD_RATES = {"lora": 1e-4, "ptuning": 2e-2, "freeze": 2e-5, "full": 1e-5}
 """Default learning rates. P-Tuning's is that of the published scripts."""
 
@@ -148,6 +190,14 @@ class RunConfig:
     lora: LoraConfig = field(default_factory=LoraConfig, metadata={"help": "Options of methods lora and qlora."})
     ptuning: PTuningConfig = field(default_factory=PTuningConfig, metadata={"help": "Options of method ptuning."})
     freeze: FreezeConfig = field(default_factory=FreezeConfig, metadata={"help": "Options of method freeze."})
+    generate: GenerateConfig = field(
+        default_factory=GenerateConfig,
+        metadata={"help": "Scores of replies while training: eval_rouge_l, eval_bleu4_characters and others."},
+    )
+    replay: ReplayConfig = field(default_factory=ReplayConfig, metadata={"help": "General rows mixed into training."})
+    forget: ForgetConfig = field(
+        default_factory=ForgetConfig, metadata={"help": "When `glmtune forget` warns and when it fails."}
+    )
     adapter: str = _option(
         "", "Start from what an earlier run of the same method trained: a run, its folder, or a published checkpoint."
     )
@@ -165,7 +215,7 @@ class RunConfig:
             self.method = "lora"
             self.model.quantization = self.model.quantization or "nf4"
         # YAML 1.1 reads 1e-4 as text and `eval_strategy: no` as false; both are meant otherwise here.
-        read = {key: _as_number(value) for key, value in self.training.items()}
+        read = {key: as_number(value) for key, value in self.training.items()}
         read |= {key: "no" for key, value in read.items() if key.endswith("_strategy") and value is False}
         for what in ("save", "eval"):  # every so many steps means by steps
             if f"{what}_steps" in read:
@@ -231,6 +281,14 @@ def check(config: RunConfig) -> None:
         "freeze.trainable_layers": (
             config.freeze.trainable_layers,
             config.freeze.trainable_layers >= 1,
+            "at least 1",
+        ),
+        "replay.share": (config.replay.share, 0 < config.replay.share < 1, "above 0 and below 1"),
+        "forget.max_new_tokens": (config.forget.max_new_tokens, config.forget.max_new_tokens >= 1, "at least 1"),
+        "generate.rows": (config.generate.rows, config.generate.rows >= 0, "at least 0"),
+        "generate.max_new_tokens": (
+            config.generate.max_new_tokens,
+            config.generate.max_new_tokens >= 1,
             "at least 1",
         ),
         "early_stopping": (config.early_stopping, config.early_stopping >= 0, "at least 0"),
@@ -310,7 +368,7 @@ def _convert(kind: Any, value: Any, where: str, key: str) -> Any:
         if isinstance(value, Mapping):
             return {str(name): value[name] for name in value}
     else:
-        number = _as_number(value)
+        number = as_number(value)
         if kind is float and isinstance(number, (int, float)) and not isinstance(number, bool):
             return float(number)
         if kind is int and isinstance(number, int) and not isinstance(number, bool):
@@ -327,7 +385,8 @@ def _name(kind: Any) -> str:
     return named.get(kind, "a list" if get_origin(kind) is list else "keys and values")
 
 
-def _as_number(value: Any) -> Any:
+def as_number(value: Any) -> Any:
+    """A number where the text is one, `1e-4` too; anything else as it is."""
     if not isinstance(value, str):
         return value
     for kind in (int, float):
@@ -371,7 +430,7 @@ def set_key(tree: dict[str, Any], override: str) -> None:
     if not equals or not key.strip():
         raise ConfigError(f"--set {override}: must look like key=value.", "For example: --set training.max_steps=100")
     *parents, last = key.strip().split(".")
-    shorthand = {"model": "path", "data": "train"}
+    shorthand = {"model": "path", "data": "train", "replay": "data"}
     node = tree
     for parent in parents:
         child = node.get(parent)

@@ -6,6 +6,8 @@ checkpoints/        checkpoint-N, whole or not there at all
 adapter/ | model/   what was trained
 summary.json        speed, memory, losses, versions, the base's fingerprint
 loss.png            the curves
+report.html         all of it as a page
+eval/               scores, a folder per data set; forgetting.json: the probe before and after
 stop                a file that asks a running training for a clean stop
 """
 
@@ -61,6 +63,10 @@ class RunDir:
     @property
     def curve(self) -> Path:
         return self.root / "loss.png"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
 
     @property
     def stop(self) -> Path:

@@ -1,8 +1,9 @@
-"""`glmtune demo`: the real commands on a tiny base and synthetic advertisements, with replies before and after."""
+"""`glmtune demo`: the real commands on a tiny base and synthetic advertisements: tune, score, compare, report."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from importlib.resources import as_file, files
@@ -15,8 +16,11 @@ from rich.table import Table
 
 from glmtune.config import RunConfig, dump_yaml, from_tree, load_config
 from glmtune.demo.corpus import adgen_splits
-from glmtune.generation.open import open_model
-from glmtune.generation.reply import generate_reply
+from glmtune.evaluation.compare import compare, read_entries
+from glmtune.evaluation.compare_table import print_comparison
+from glmtune.evaluation.contenders import open_contenders
+from glmtune.evaluation.report import write_report
+from glmtune.generation.reply import Sampling
 from glmtune.rundir import RunDir, write_text
 from glmtune.training.train import train
 
@@ -57,17 +61,20 @@ def run_demo(output: Path, console: Console | None = None) -> RunDir:
     console = console or Console()
     start = time.monotonic()
     folder = _free(output)
-    prompts = _write_files(folder)
+    _write_files(folder)
     _say(console, f"A tiny ChatGLM3 and {SIZES['train']} synthetic advertisements lie in {folder}.")
 
-    before = _replies(folder / "base", prompts)
     _say(console, f"\n[bold]$ glmtune train {folder / 'config.yaml'}[/]")
     outcome = train(load_config(folder / "config.yaml"), console=console)
-    after = _replies(outcome.run.root, prompts)
+    command = f"glmtune compare {folder / 'base'} {outcome.run.root} --data {folder / 'dev.json'} --no-forget"
+    _say(console, f"\n[bold]$ {command}[/]")
+    comparison = _compare(folder, outcome.run, command)
+    print_comparison({**comparison, "changed": []}, console)
 
-    console.print(_side_by_side(prompts, before, after))
+    console.print(_side_by_side(comparison["changed"][:SHOWN]))
     losses = [entry["loss"] for entry in outcome.run.read_metrics() if "loss" in entry]
-    _say(console, f"Loss {losses[0]:.2f} {sparkline(losses)} {losses[-1]:.2f}   curve: {outcome.run.curve}")
+    page = write_report(outcome.run.root, "zh" if _speaks_chinese() else "en")
+    _say(console, f"Loss {losses[0]:.2f} {sparkline(losses)} {losses[-1]:.2f}   report: {page}")
     _say(console, f"Everything took {time.monotonic() - start:.0f} s and lies in {folder}. Next:\n")
     _say(console, f"  glmtune chat {outcome.run.root}\n  glmtune chat {folder / 'base'}")
     _say(console, "  glmtune train --model YOUR_CHATGLM_FOLDER --data YOUR_ROWS.json")
@@ -91,8 +98,8 @@ def _free(output: Path) -> Path:
     return folder
 
 
-def _write_files(folder: Path) -> list[str]:
-    """Lay out base, rows and config; returns the prompts to show, which no training row has."""
+def _write_files(folder: Path) -> None:
+    """Lay out base, rows and config; no training row has a prompt of the evaluation rows."""
     with as_file(files("glmtune.demo") / "base") as packaged:
         shutil.copytree(packaged, folder / "base")
     splits = adgen_splits(SIZES)
@@ -102,22 +109,29 @@ def _write_files(folder: Path) -> list[str]:
     tree = {**SETTINGS, "model": str(folder / "base"), "output": str(folder / "run")}
     tree["data"] = {"train": str(folder / "train.json"), "eval": str(folder / "dev.json"), **SETTINGS["data"]}
     write_text(folder / "config.yaml", dump_yaml(from_tree(RunConfig, tree, "demo")))
-    return [row["content"] for row in splits["dev"][:SHOWN]]
 
 
-def _replies(target: Path, prompts: list[str]) -> list[str]:
-    opened = open_model(str(target), device="cpu")
-    ask = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    return [generate_reply(opened.model, opened.tokenizer, opened.family, messages).content for messages in ask]
+def _compare(folder: Path, run: RunDir, command: str) -> dict[str, Any]:
+    """Base and tuned model on the rows that training has not seen."""
+    quiet = Console(quiet=True)
+    contenders = open_contenders([str(folder / "base"), str(run.root)])
+    entries = read_entries(contenders, str(folder / "dev.json"), quiet)
+    output = run.root / "eval" / "compare-dev"
+    return compare(entries, output, Sampling(96), batch_size=32, device="cpu", console=quiet, command=command)
 
 
-def _side_by_side(prompts: list[str], before: list[str], after: list[str]) -> Table:
+def _side_by_side(changed: list[dict[str, Any]]) -> Table:
     table = Table(title="The same prompts before and after", show_lines=True, expand=True)
     for heading, ratio in (("prompt", 3), ("base", 3), ("tuned", 5)):
         table.add_column(heading, ratio=ratio, overflow="fold")
-    for row in zip(prompts, before, after, strict=True):
-        table.add_row(*(escape(cell) for cell in row))
+    for row in changed:
+        prompt = row["prompt"][-1]["content"]
+        table.add_row(*(escape(cell) for cell in (prompt, *row["replies"])))
     return table
+
+
+def _speaks_chinese() -> bool:
+    return (os.environ.get("LC_ALL") or os.environ.get("LANG") or "").startswith("zh")
 
 
 def _say(console: Console, text: str) -> None:

@@ -30,11 +30,11 @@ DIALECTS = (PTUNING, QLORA, FACTORY, FINETUNE_LORA)
 
 ELSEWHERE = {
     "merge_lora_and_quantize.py": "Use: glmtune export RUN OUT --format official --bits 4",
-    "inference_test.py": "Use: glmtune bench MODEL",
+    "inference_test.py": "Use: glmtune eval RUN --data F, which says tokens per second too",
     "inference_hf.py": "Use: glmtune chat RUN --prompt TEXT",
     "inference.py": "Use: glmtune chat RUN --prompt TEXT",
     "infer.py": "Use: glmtune chat RUN",
-    "api.py": "Use: glmtune serve RUN",
+    "api.py": "Use: glmtune export RUN OUT, then: vllm serve OUT",
     "cli_demo.py": "Use: glmtune chat RUN",
     "web_demo.py": "Use: glmtune ui",
     "webui.py": "Use: glmtune ui",

@@ -76,6 +76,9 @@ def _keep_the_best(values: dict[str, Any], config: RunConfig) -> None:
         values.setdefault("restore_callback_states_from_checkpoint", True)  # evaluations without a better one
     if not values.get("load_best_model_at_end"):
         return
+    if values["eval_strategy"] == "no":
+        wanted = "early_stopping" if config.early_stopping else "training.load_best_model_at_end"
+        raise ConfigError(f"{wanted} needs evaluations; training.eval_strategy is no.", "Set it to epoch or steps.")
     if not _told(values, "save"):
         values |= {"save_strategy": values["eval_strategy"], "save_steps": values.get("eval_steps") or 0.1}
     elif not _told(values, "eval"):

@@ -16,6 +16,7 @@ from glmtune.rundir import RunDir
 from glmtune.training.distributed import anywhere, is_main
 
 _KEPT = ("loss", "grad_norm", "learning_rate")
+_SHOWN = {"eval_rouge_l": "ROUGE-L", "eval_bleu4_characters": "BLEU-4"}
 
 
 class Meter:
@@ -66,6 +67,8 @@ class MetricsCallback(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._progress.step(state.global_step, self._meter.seconds_left(state))
+        if state.global_step >= state.max_steps:
+            control.should_log = True  # the last loss is the one that is asked for
 
     def on_log(
         self,
@@ -218,6 +221,7 @@ def describe(entry: dict[str, Any]) -> str:
         parts.append(f"loss {entry['loss']:.4f}")
     if "eval_loss" in entry:
         parts.append(f"eval loss {entry['eval_loss']:.4f}")
+    parts += [f"{name} {entry[key]:.2f}" for key, name in _SHOWN.items() if entry.get(key) is not None]
     if "learning_rate" in entry:
         parts.append(f"lr {entry['learning_rate']:.2e}")
     if "tokens_per_second" in entry:

@@ -7,18 +7,28 @@ import torch
 from glmtune.config import RunConfig
 from glmtune.errors import TrainingError
 
+# Of torch's CPU allocator, of the CUDA driver, and of cuBLAS and cuDNN: none has an error class of its own.
+_SIGNS = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error is a lack of memory, on a GPU or (torch's own allocator) on the CPU."""
-    told = str(error)
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in told
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return any(sign in str(error) for sign in _SIGNS)
 
 
-def out_of_memory(error: BaseException, step: int, config: RunConfig) -> TrainingError:
-    """The error to raise: what to lower, and to what."""
+def out_of_memory(error: BaseException, where: str, config: RunConfig) -> TrainingError:
+    """The error to raise: what to lower, and to what.
+
+    Args:
+        error: what torch raised.
+        where: `at step 3`, for example.
+        config: of the run.
+    """
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
     ways = "; ".join(_ways(config))
-    return TrainingError(f"Out of memory at step {step} ({reason}).", f"Try, in this order: {ways}.")
+    return TrainingError(f"Out of memory {where} ({reason}).", f"Try, in this order: {ways}.")
 
 
 def _ways(config: RunConfig) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from glmtune.data.batches import BlockDataset, Collate
 from glmtune.data.cache import EncodedData, check_encoded, encode_sources, is_encoded, open_encoded
 from glmtune.data.encoding import Counts, EncodingRules
 from glmtune.data.packing import pack
+from glmtune.data.replay import JoinedRows, choose_replay, replay_count
 from glmtune.data.sources import Source, open_sources
+from glmtune.data.store import RowStore
 from glmtune.errors import DataError
 from glmtune.families import Family
 from glmtune.training.callbacks import clock
@@ -51,7 +53,7 @@ def prepare_rows(config: RunConfig, family: Family, tokenizer: Any, console: Con
     rules = encoding_rules(data)
     seed = int(config.training["seed"])
     train = load_encoded(data.train, data, rules, family, tokenizer, console, seed)
-    _refuse_if_all_cut(train, rules, data)
+    _refuse_if_all_cut(train, rules, data.train)
     if data.eval:
         held = load_encoded(data.eval, data, rules, family, tokenizer, console, seed)
         parts = _all(train), _all(held)
@@ -60,6 +62,10 @@ def prepare_rows(config: RunConfig, family: Family, tokenizer: Any, console: Con
         held = None
         parts = _split(train.rows.conversations, data.eval_fraction, seed)
         stores = train.rows, train.rows
+    replay = _load_replay(config, family, tokenizer, console) if config.replay.data else None
+    if replay is not None:
+        mixed, part = _with_replay(train, parts[0], replay, config, console)
+        parts, stores = (part, parts[1]), (mixed, stores[1])
     longest = [int(max(store.lengths, default=1)) for store in stores]
     capacity = max(rules.longest, *longest)
     datasets = [
@@ -73,8 +79,40 @@ def prepare_rows(config: RunConfig, family: Family, tokenizer: Any, console: Con
         datasets[0],
         datasets[1] if len(parts[1]) else None,
         Collate(tokenizer.pad_token_id, family, data.packing),
-        _summary(train, held, parts, datasets[0], data.packing),
+        _summary(train, held, replay, parts, datasets[0], data.packing),
     )
+
+
+def _load_replay(config: RunConfig, family: Family, tokenizer: Any, console: Console) -> EncodedData:
+    """Read and encode the general rows: under the limits of the run's own, but with columns, a format and questions of
+    their own.
+
+    Raises:
+        DataError: as for `data.train`.
+    """
+    data = replace(config.data, columns={}, format=None, prefix="")
+    rules = encoding_rules(data)
+    seed = int(config.training["seed"])
+    encoded = load_encoded(config.replay.data, data, rules, family, tokenizer, console, seed)
+    _refuse_if_all_cut(encoded, rules, config.replay.data)
+    return encoded
+
+
+def _with_replay(
+    train: EncodedData, part: np.ndarray, replay: EncodedData, config: RunConfig, console: Console
+) -> tuple[RowStore, np.ndarray]:
+    """The store of both, and the rows of it to train on."""
+    available = len(replay.rows)
+    wanted = replay_count(len(part), config.replay.share)
+    chosen = choose_replay(available, wanted, int(config.training["seed"]))
+    total = len(part) + wanted
+    told = f"Replay: {wanted} of the {total} training rows ({100 * wanted / total:.1f} %) are general ones"
+    say(console, f"{told}, of {available} that there are.")
+    if wanted > available:
+        say(console, f"Each of them is taken {wanted / available:.1f} times on average: give more.", "yellow")
+    if not wanted:
+        say(console, f"So few rows hold no share of {config.replay.share:g}: nothing is replayed.", "yellow")
+    return JoinedRows(train.rows, replay.rows), np.concatenate([part, len(train.rows) + chosen])
 
 
 def encoding_rules(data: DataConfig) -> EncodingRules:
@@ -164,16 +202,16 @@ def say(console: Console, text: str, style: str = "") -> None:
     console.print(text, style=style, highlight=False, markup=False)
 
 
-def _refuse_if_all_cut(encoded: EncodedData, rules: EncodingRules, data: DataConfig) -> None:
+def _refuse_if_all_cut(encoded: EncodedData, rules: EncodingRules, entries: Any) -> None:
     counts = Counts(**encoded.meta.counts)
     if not len(encoded.rows):
         raise DataError(
-            f"{data.train}: no row is left, all {counts.rows_dropped} are too long for {rules.limits}.",
+            f"{entries}: no row is left, all {counts.rows_dropped} are too long for {rules.limits}.",
             "Raise them: --set data.max_length=2048",
         )
     if counts.rows <= min(counts.prompts_cut, counts.answers_cut):
         raise DataError(
-            f"{data.train}: every one of the {counts.rows} rows is longer than the limits: {rules.limits}.",
+            f"{entries}: every one of the {counts.rows} rows is longer than the limits: {rules.limits}.",
             "Raise them: --set data.max_length=2048",
         )
 
@@ -205,15 +243,18 @@ def _single(lengths: np.ndarray, part: np.ndarray) -> list[list[int]]:
 def _summary(
     train: EncodedData,
     held: EncodedData | None,
+    replay: EncodedData | None,
     parts: tuple[np.ndarray, np.ndarray],
     blocks: BlockDataset,
     packing: bool,
 ) -> dict[str, Any]:
+    content = [train.meta.content, held.meta.content if held else None]
     return {
         "train_rows": len(parts[0]),
         "eval_rows": len(parts[1]),
         "sources": train.meta.sources,
-        "content": [train.meta.content, held.meta.content if held else None],
+        "content": [*content, replay.meta.content] if replay is not None else content,
+        "replay_rows": int((parts[0] >= len(train.rows)).sum()),
         "lines_left_out": train.meta.lines_left_out + (held.meta.lines_left_out if held else 0),
         "train": train.meta.counts,
         "eval": held.meta.counts if held else None,

@@ -20,7 +20,7 @@ def saved_run(run: RunDir, config: RunConfig, fingerprint: str) -> dict[str, Any
     """
     if not is_run(run.root) or not run.summary.is_file():
         raise RunError(f"{run.root}: not a run folder, so there is nothing to resume.", "Leave out --resume.")
-    summary: dict[str, Any] = json.loads(run.summary.read_text(encoding="utf-8"))
+    summary = _read_summary(run.summary)
     saved = summary["model"]["fingerprint"]
     if saved != fingerprint:
         raise RunError(
@@ -42,6 +42,18 @@ def saved_run(run: RunDir, config: RunConfig, fingerprint: str) -> dict[str, Any
     return summary
 
 
+def _read_summary(path: Path) -> dict[str, Any]:
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        summary["model"]["fingerprint"], summary["data"]["content"]
+    except (ValueError, KeyError, TypeError):
+        raise RunError(
+            f"{path}: broken, so nothing says what this run was started with.",
+            "Copy the file again, or start a new run with another --output and adapter: CHECKPOINT.",
+        ) from None
+    return summary
+
+
 def require_same_data(run: RunDir, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raises:
     RunError: the rows are not those that the run was started with.
@@ -56,10 +68,12 @@ def require_same_data(run: RunDir, before: dict[str, Any], now: dict[str, Any]) 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
     """The config with local paths made absolute, so that the run can be used from any directory."""
     data = dataclasses.replace(config.data, train=_absolute(config.data.train), eval=_absolute(config.data.eval))
+    replay = dataclasses.replace(config.replay, data=_absolute(config.replay.data))
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, path=_absolute(config.model.path)),
         data=data,
+        replay=replay,
         adapter=_absolute(config.adapter),
     )
 
@@ -77,7 +91,7 @@ def _absolute(entry: Any) -> Any:
 def _fixed(config: RunConfig) -> list[str]:
     """The settings that a run keeps to its end."""
     own = [config.method] if hasattr(config, config.method) else []
-    return ["method", *own, "data", "adapter", "model.quantization"]
+    return ["method", *own, "data", "replay", "adapter", "model.quantization"]
 
 
 def _value(config: RunConfig, key: str) -> Any:

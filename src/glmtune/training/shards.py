@@ -49,6 +49,11 @@ def check_sharing(config: RunConfig, quantised: bool) -> None:
         raise ConfigError("training.fsdp needs several processes.", "Start them: glmtune train --nproc 2 ...")
     if shares_weights(config) and (config.model.quantization or quantised):
         raise ConfigError(f"{kind} cannot share out the packed weights of a quantised base.", _ALTERNATIVE)
+    if shares_weights(config) and config.generate.rows:
+        raise ConfigError(
+            f"generate.rows: no process holds the whole model under {kind}, so none can write replies.",
+            "Leave it out, and score the result with `glmtune eval`.",
+        )
     if isinstance(fsdp, dict) and str(fsdp.get("version") or fsdp.get("fsdp_version") or 2) != "2":
         raise ConfigError("training.fsdp_config.version must be 2.", "torch gives up FSDP 1; leave the key out.")
     if isinstance(fsdp, dict) and fsdp.get("activation_checkpointing"):

@@ -38,6 +38,7 @@ from glmtune.training.checkpoints import newest_whole
 from glmtune.training.curve import draw_curve
 from glmtune.training.deepspeed import check_agreement, loaded_whole, with_deepspeed
 from glmtune.training.distributed import is_main, join, leave, main_first, one_voice, processes, share, voice
+from glmtune.training.generated import GeneratedScores, ScoreReplies, generated_scores
 from glmtune.training.memory import is_out_of_memory, out_of_memory
 from glmtune.training.prepare import Rows, prepare_rows, say
 from glmtune.training.proof import probe_logits, require_change, require_saved
@@ -72,27 +73,31 @@ class Prepared:
     prepared model before its first step; None in a run that they resume."""
 
 
-def train(config: RunConfig, *, resume: bool = False, console: Console | None = None) -> Outcome:
+def train(
+    config: RunConfig, *, resume: bool = False, console: Console | None = None, score: ScoreReplies | None = None
+) -> Outcome:
     """Train as `config` says and fill the run folder; alone, or as one of the processes of a launcher.
 
     Args:
         config: see `glmtune.config.RunConfig`.
         resume: continue the run in `config.output` from its last checkpoint.
         console: where progress goes.
+        score: scores replies, where `generate.rows` asks for it: `glmtune.evaluation.sampled.score_questions`.
 
     Raises:
+        ValueError: `generate.rows` is set and `score` is not given.
         GlmtuneError: anything a user can mend: config, data, checkpoint, run folder, a loss that is not finite.
     """
     with one_voice():
         quiet_libraries()
         check(config)
         join(config.training)
-        outcome = _train(with_deepspeed(config), resume, voice(console or Console()))
+        outcome = _train(with_deepspeed(config), resume, voice(console or Console()), score)
         leave()
         return outcome
 
 
-def _train(config: RunConfig, resume: bool, console: Console) -> Outcome:
+def _train(config: RunConfig, resume: bool, console: Console, score: ScoreReplies | None) -> Outcome:
     base = inspect_base(config.model.path, family=config.model.family, hub=config.model.hub)
     _require_same_base(base)
     run = RunDir(share(config.output or default_root(str(base.folder), config.method)))
@@ -113,11 +118,14 @@ def _train(config: RunConfig, resume: bool, console: Console) -> Outcome:
     if rows.eval is None:
         _no_evaluation(config, arguments)
 
+    generate = config.generate
+    scores = generated_scores(generate.rows, generate.max_new_tokens, rows, base.family, tokenizer, arguments, score)
+
     set_seed(arguments.seed)
     with console.status("Loading the model"):
         prepared = _prepare(config, base, precision, arguments, rows)
     with run.held(new=before is None) if is_main() else nullcontext():
-        return _fill(run, config, base, precision, arguments, prepared, rows, resume, console)
+        return _fill(run, config, base, precision, arguments, prepared, rows, scores, resume, console)
 
 
 def _fill(
@@ -128,6 +136,7 @@ def _fill(
     arguments: TrainingArguments,
     prepared: Prepared,
     rows: Rows,
+    scores: GeneratedScores | None,
     resume: bool,
     console: Console,
 ) -> Outcome:
@@ -145,7 +154,7 @@ def _fill(
     )
 
     stopper = StopCallback(run, console)
-    trainer = _build_trainer(config, run, arguments, prepared, rows, stopper, console)
+    trainer = _build_trainer(config, run, arguments, prepared, rows, scores, stopper, console)
     if shares_weights(config) and checkpoint is None:
         trainer.add_callback(_FirstProbe(prepared))
     if processes() > 1:
@@ -229,11 +238,15 @@ def _prepare(
         except (ImportError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(f"model.attention: {reason}", "Use sdpa or eager.") from None
-    model.config.use_cache = False
     note = BaseNote(str(base.folder.resolve()), base.fingerprint, base.family.name)
     probe = rows.collate([rows.train[0]])
-    before = None if shares_weights(config) else probe_logits(model, probe, arguments)
-    model = method.prepare(model)
+    try:
+        before = None if shares_weights(config) else probe_logits(model, probe, arguments)
+        model = method.prepare(model)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory(error, "before the first step", config) from None
     if config.adapter:
         method.start_from(model, trained_folder(Path(config.adapter), method.keeps), note)
     return Prepared(model, method, note, probe, before)
@@ -251,7 +264,8 @@ def _save_and_prove(
     folder = run.result(method.keeps)
     state = trainer.gathered(everything=method.keeps == "model")
     if is_main():
-        _save(prepared, run, dtype, state)
+        with loaded_whole(trainer.args):  # a method may read the base again
+            _save(prepared, run, dtype, state)
         require_saved(method, model, folder, state)
     if prepared.base_logits is None:
         return None
@@ -295,6 +309,7 @@ def _build_trainer(
     arguments: TrainingArguments,
     prepared: Prepared,
     rows: Rows,
+    scores: GeneratedScores | None,
     stopper: StopCallback,
     console: Console,
 ) -> GlmTrainer:
@@ -317,6 +332,7 @@ def _build_trainer(
             describe_row=rows.describe,
             method=prepared.method,
             note=prepared.note,
+            scores=scores,
         )
     except (RuntimeError, ImportError, ValueError) as error:  # a reporter that is not installed, an unknown optimiser
         raise ConfigError(f"training: {str(error).strip().splitlines()[0]}") from None
@@ -339,7 +355,7 @@ def _run(trainer: GlmTrainer, stopper: StopCallback, checkpoint: Path | None, co
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise out_of_memory(error, trainer.state.global_step + 1, config) from None
+        raise out_of_memory(error, f"at step {trainer.state.global_step + 1}", config) from None
     finally:
         stopper.restore()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -37,7 +38,15 @@ _ZEROS = 8
 class GlmTrainer(Trainer):
     """The loop, optimiser, scheduler, mixed precision and distribution are transformers'."""
 
-    def __init__(self, *args: Any, describe_row: Callable[[int], str], method: Method, note: BaseNote, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        describe_row: Callable[[int], str],
+        method: Method,
+        note: BaseNote,
+        scores: Callable[[Any], dict[str, float]] | None = None,
+        **kwargs: Any,
+    ):
         # A prefix on a quantised base is no PeftModel, which is all that transformers would let train there.
         with accepted_when_quantised(kwargs["model"]):
             super().__init__(*args, **kwargs)
@@ -45,6 +54,7 @@ class GlmTrainer(Trainer):
         self._describe_row = describe_row
         self._method = method
         self._note = note
+        self._scores = scores
         self._zero_losses = 0
         self._head: nn.Module = self.model.get_output_embeddings()  # type: ignore[union-attr, operator]
         self._saving = False
@@ -98,7 +108,8 @@ class GlmTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Mean loss over all targets of the data: unlike a mean of batch means, batching does not change it."""
+        """Mean loss over all targets of the data: unlike a mean of batch means, batching does not change it. Scores of
+        replies, where they are asked for, join it, so that a checkpoint can be the best by any of them."""
         model = self.model_wrapped
         model.eval()  # DeepSpeed's returns nothing
         total, count, rows = 0.0, 0, 0
@@ -120,6 +131,10 @@ class GlmTrainer(Trainer):
             rows += int(rows_B.sum())
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         metrics = {f"{metric_key_prefix}_loss": total / count if count else float("nan")}
+        if self._scores is not None:
+            with self.compute_loss_context_manager():
+                scores = self._scores(self.model)
+            metrics |= {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=rows)  # type: ignore[arg-type]
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
@@ -190,7 +205,8 @@ class GlmTrainer(Trainer):
     def _load_best_model(self) -> None:
         if self.is_deepspeed_enabled:
             return super()._load_best_model()
-        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+        # Where it lies now: a run that was moved, or is resumed from another folder, has an old path in its state.
+        self._load_from_checkpoint(os.path.join(str(self.args.output_dir), f"checkpoint-{self.state.best_global_step}"))
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)
@@ -241,22 +257,23 @@ class GlmTrainer(Trainer):
         )
 
     def _require_finite(self, loss: torch.Tensor, losses_N: torch.Tensor, inputs: dict[str, Any]) -> None:
-        if torch.isfinite(loss):
+        value = float(loss.detach())  # waits for the GPU; once a batch
+        if math.isfinite(value):
             if len(losses_N):  # idle blocks have none
-                self._require_not_always_zero(loss, inputs)
+                self._require_not_always_zero(value, inputs)
             return
         # Blocks with a target whose loss is not finite; within a block the rows are not told apart.
         blocks = inputs["target_positions"][~torch.isfinite(losses_N)] // inputs["input_ids"].shape[1]
         cause = "fp16 overflowed: use bf16 or fp32" if self.args.fp16 else "the learning rate is too high for this data"
         raise TrainingError(
-            f"The loss became {float(loss.detach())} at step {self.state.global_step + 1} "
+            f"The loss became {value} at step {self.state.global_step + 1} "
             f"(rows {self._names(inputs['rows'][blocks.unique()])}).",
             f"Likely cause: {cause}, or a weight of the base is not finite. Nothing was saved from this step.",
         )
 
-    def _require_not_always_zero(self, loss: torch.Tensor, inputs: dict[str, Any]) -> None:
+    def _require_not_always_zero(self, loss: float, inputs: dict[str, Any]) -> None:
         """A loss of exactly 0 has no gradient: once may be luck, again and again is a run that learns nothing."""
-        self._zero_losses = self._zero_losses + 1 if float(loss.detach()) == 0 else 0
+        self._zero_losses = self._zero_losses + 1 if loss == 0 else 0
         if self._zero_losses < _ZEROS:
             return
         raise TrainingError(

@@ -1,0 +1,189 @@
+"""Replies to many prompts: left-padded batches of prompts of like length, stopped on every stop id."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+
+from glmtune.errors import ModelError
+from glmtune.families import Family
+from glmtune.generation.reply import Sampling
+from glmtune.training.memory import is_out_of_memory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A reply to the prompt with number `index`."""
+
+    index: int
+    ids: list[int]
+    """Without the stop id."""
+    text: str
+    """Special tokens left out."""
+    stop: Literal["stop", "length"]
+    """`length`: cut at the longest reply allowed."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that were generated, the stop id included."""
+        return len(self.ids) + (self.stop == "stop")
+
+
+def generate(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    family: Family,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    batch_size: int = 8,
+    seeds: Sequence[int] | None = None,
+    on_done: Callable[[list[Generated]], None] | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> list[Generated]:
+    """Answer every prompt, the longest first: a lack of memory then shows at the start.
+
+    In fp32 neither `batch_size` nor the other prompts change a reply; in 16 bits rounding may.
+
+    Args:
+        model: in eval mode, not wrapped for data parallelism.
+        tokenizer: its tokenizer.
+        family: its generation.
+        prompts: ids, from `family.encode_prompt`.
+        sampling: how tokens are chosen.
+        batch_size: prompts at once; halved, and so left, when memory does not suffice.
+        seeds: one per prompt; all that a sampled reply's random draws depend on. The prompts' numbers when None.
+        on_done: called with the replies of each finished batch.
+        warn: told once that batches got smaller.
+
+    Returns:
+        The replies in the order of the prompts.
+
+    Raises:
+        ModelError: there is not even memory for one reply.
+    """
+    seeds = range(len(prompts)) if seeds is None else seeds
+
+    def answer(batch: Sequence[int]) -> list[Generated]:
+        draws = [seeds[i] for i in batch]
+        replies = _generate_batch(model, tokenizer, family, [prompts[i] for i in batch], sampling, draws)
+        return [_ended(i, ids, tokenizer, family) for i, ids in zip(batch, replies, strict=True)]
+
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    replies: dict[int, Generated] = {}
+    for batch in in_batches(order, batch_size, answer, warn):
+        replies |= {reply.index: reply for reply in batch}
+        if on_done:
+            on_done(batch)
+    return [replies[i] for i in range(len(prompts))]
+
+
+def in_batches(
+    items: Sequence[T], size: int, compute: Callable[[Sequence[T]], R], warn: Callable[[str], None] | None = None
+) -> Iterator[R]:
+    """What `compute` makes of the items, `size` at a time; after a lack of memory half as many, from there on.
+
+    Raises:
+        ModelError: one item alone does not fit into memory.
+    """
+    start, told = 0, False
+    while start < len(items):
+        batch = items[start : start + size]
+        try:
+            result = compute(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        else:
+            yield result
+            start += len(batch)
+            continue
+        # Not in the handler: there the traceback still holds the tensors of what failed.
+        if len(batch) == 1:
+            raise ModelError(
+                f"Out of memory with a single row ({reason}).",
+                "Shorten prompts or replies, or hold the model in fewer bits: --quantization nf4.",
+            )
+        size = len(batch) // 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if warn and not told:
+            warn(f"Out of memory with {len(batch)} rows at once; going on with fewer.")
+            told = True
+
+
+def _generate_batch(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    family: Family,
+    prompts: list[Sequence[int]],
+    sampling: Sampling,
+    seeds: list[int],
+) -> list[list[int]]:
+    """The new ids of each row, with whatever stands behind its stop id."""
+    longest = max(map(len, prompts))
+    padding: Any = tokenizer.pad_token_id
+    ids_BT = torch.tensor([[padding] * (longest - len(p)) + list(p) for p in prompts], device=model.device)
+    mask_BT = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    # Not inference mode: what a model keeps from here, rotary tables say, may serve a training step later.
+    with torch.no_grad():
+        output_BT = model.generate(
+            input_ids=ids_BT,
+            attention_mask=mask_BT,
+            eos_token_id=family.stop_ids(tokenizer),
+            pad_token_id=padding,
+            use_cache=True,  # training switches it off in the config
+            **_arguments(sampling, seeds, model.device),
+        )
+    return output_BT[:, longest:].tolist()
+
+
+def _arguments(sampling: Sampling, seeds: list[int], device: torch.device) -> dict[str, Any]:
+    if sampling.temperature == 0:
+        return sampling.arguments()
+    chosen = LogitsProcessorList([TemperatureLogitsWarper(sampling.temperature)])
+    if sampling.top_p < 1:
+        chosen.append(TopPLogitsWarper(sampling.top_p))
+    chosen.append(_OwnDraws(seeds, device))
+    return {
+        **sampling.arguments(),
+        "do_sample": False,
+        "temperature": None,
+        "top_p": None,
+        "logits_processor": chosen,
+    }
+
+
+class _OwnDraws(LogitsProcessor):
+    """Sampling with random numbers of each row's own, so that its neighbours do not change what it draws.
+
+    The largest of logits plus Gumbel noise is a draw from their softmax (Maddison et al., arXiv 1411.0030).
+    """
+
+    def __init__(self, seeds: list[int], device: torch.device):
+        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        waits_BV = torch.empty(scores.shape, dtype=torch.float32, device=scores.device)
+        for row, generator in zip(waits_BV, self._generators, strict=True):
+            row.exponential_(generator=generator)
+        return scores - waits_BV.clamp_(min=1e-30).log_()
+
+
+def _ended(index: int, ids: list[int], tokenizer: PreTrainedTokenizerBase, family: Family) -> Generated:
+    stops = set(family.stop_ids(tokenizer))
+    end = next((place for place, token in enumerate(ids) if token in stops), None)
+    kept = ids[:end]
+    text = str(tokenizer.decode(kept, skip_special_tokens=True))
+    return Generated(index, kept, text, "length" if end is None else "stop")
