@@ -345,6 +345,17 @@ def test_a_run_on_a_quantised_base_merges_into_the_full_one(wide, done, glmtune_
     assert (_logits(glmtune.load_model(folder, device="cpu"), ids) - _logits(onto, ids)).abs().max() < 1e-3
 
 
+def test_a_prefix_for_a_quantised_base_says_so(tiny, done, glmtune_command, adgen_file, tmp_path):
+    run = tmp_path / "run"
+    trained = glmtune_command(
+        *("train", "--model", tiny("chatglm"), "--data", adgen_file(8), "--method", "ptuning", "--output", run),
+        *("--set", "training.max_steps=2", "--set", "model.quantization=packed8"),
+    )
+    assert trained.code == 0, trained.err
+    _, out = done(run)
+    assert "The prefix was trained on the base in packed8; here the base is unquantised." in out
+
+
 def test_a_run_of_method_freeze_is_its_own_model(tiny, done, glmtune_command, adgen_file, tmp_path):
     run = tmp_path / "run"
     trained = glmtune_command(
@@ -537,6 +548,7 @@ def test_a_full_disk_is_found_beforehand(tiny, refused, monkeypatch):
 def test_what_cannot_be_is_refused_in_a_line(tiny, copied, refused, lora, prefix, tmp_path_factory):
     assert "no adapter here" in refused(tiny("chatglm2"), "--adapter-only")
     assert "not a size" in refused(tiny("chatglm2"), "--max-shard-size", "lots")
+    assert "--dtype float64: not possible" in refused(tiny("chatglm2"), "--dtype", "float64")
     assert "--bits 5" in refused(tiny("chatglm2"), "--bits", 5)
     assert "--format gguf" in refused(tiny("chatglm2"), "--format", "gguf")
     assert "P-Tuning prefix" in refused(prefix("chatglm2"), "--bits", 4)

@@ -162,6 +162,8 @@ def test_importing_glmtune_leaves_other_glm_models_alone(tmp_path):
 def test_a_precision_and_an_untouched_default(tiny):
     assert glmtune.load_model(tiny("chatglm3")).dtype is torch.float32
     assert glmtune.load_model(tiny("chatglm3"), dtype="bf16").dtype is torch.bfloat16
+    with pytest.raises(ModelError, match="no precision 'float8_e4m3fn'"):
+        glmtune.load_model(tiny("chatglm2"), dtype="float8_e4m3fn")
     with pytest.raises(ModelError, match="no precision 'int3'"):
         glmtune.load_model(tiny("chatglm3"), dtype="int3")
 
@@ -347,3 +349,19 @@ def test_hub_ids_are_fetched_without_code_and_from_the_chosen_hub(tiny, monkeypa
     name, patterns = asked[-1]
     assert name == "ZhipuAI/chatglm3-6b"
     assert not any(pattern == "*.py" or "modeling" in pattern for pattern in patterns)
+
+
+@pytest.mark.parametrize(
+    ("error", "quantization"),
+    [(torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB"), None), (MemoryError(), "packed4")],
+)
+def test_a_base_that_does_not_fit_into_the_memory(error, quantization, tiny, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(ModelError, match="does not fit into the memory of cpu") as caught:
+        glmtune.load_model(tiny("chatglm3"), quantization=quantization, device="cpu")
+    assert ("nf4" in str(caught.value)) == (quantization is None)

@@ -147,13 +147,22 @@ def test_a_checkpoint_is_small(method, train, tiny):
     assert stored < sum(p.numel() for p in glmtune.load_model(tiny("chatglm3")).parameters()) / 2
 
 
-def test_freeze_leaves_the_other_layers_as_they_were(train, tiny):
-    run, result = train("chatglm2", "freeze")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_freeze_leaves_the_other_layers_as_they_were(precision, train, tiny):
+    """In a coarser precision than the checkpoint's too: rounding is for the time of training."""
+    run, result = train("chatglm2", "freeze", "--set", f"model.precision={precision}")
     assert result.code == 0, result.err
     before = glmtune.load_model(tiny("chatglm2")).state_dict()
     after = glmtune.load_model(run.root).state_dict()
     changed = {name.split(".")[2] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"1"}  # of two layers, the last
+
+
+def test_a_whole_model_is_saved_ready_to_generate(train):
+    """Training turns the cache of keys and values off; the result must not."""
+    run, result = train("chatglm3", "full")
+    assert result.code == 0, result.err
+    assert json.loads((run.model / "config.json").read_text("utf-8"))["use_cache"] is True
 
 
 def test_a_run_goes_on_from_what_another_trained(train, tmp_path):

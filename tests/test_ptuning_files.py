@@ -167,6 +167,9 @@ def test_folders_without_a_prefix_are_refused(tiny, official, tmp_path):
         load_prefix(model, tiny("chatglm2"))
     with pytest.raises(ModelError, match="no such folder"):
         load_prefix(model, tmp_path / "nothing")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}', encoding="utf-8")
+    with pytest.raises(ModelError, match="holds a LoRA adapter and no prefix"):
+        load_prefix(model, tmp_path)
     folder = official("chatglm2")
     state = torch.load(folder / "pytorch_model.bin", weights_only=True)
     torch.save(state | {"transformer.lora": torch.zeros(2)}, folder / "pytorch_model.bin")

@@ -148,6 +148,21 @@ def test_old_checkpoints_are_removed_and_the_best_is_kept(arguments, glmtune_com
     assert json.loads(run.summary.read_text("utf-8"))["best_eval_loss"] == 1.0
 
 
+def test_the_best_checkpoint_of_a_run_that_was_moved(arguments, glmtune_command):
+    more = ("training.eval_strategy=steps", "training.eval_steps=2", "training.load_best_model_at_end=true")
+    command = arguments("old", *more)
+    result = glmtune_command(*command)
+    assert result.code == 0, result.err
+    run = _run(command)
+    kept = load_file(run.adapter / "adapter_model.safetensors")
+    _unfinish(run)
+    moved = RunDir(run.root.rename(run.root.with_name("moved")))
+    result = glmtune_command("train", "--resume", "--output", moved.root)
+    assert result.code == 0, result.err
+    again = load_file(moved.adapter / "adapter_model.safetensors")
+    assert all(torch.equal(kept[name], again[name]) for name in kept)
+
+
 def test_early_stopping_ends_a_run_for_good(arguments, glmtune_command, monkeypatch):
     scripted = iter([2.0, 1.0, 3.0, 4.0])
     original = GlmTrainer.evaluation_loop
@@ -178,6 +193,23 @@ def test_early_stopping_needs_evaluations(arguments, glmtune_command):
     assert len(result.err.strip().splitlines()) == 2
 
 
+@pytest.mark.parametrize("wish", ["early_stopping=2", "training.load_best_model_at_end=true"])
+def test_the_best_checkpoint_needs_evaluations(wish, arguments, glmtune_command):
+    result = glmtune_command(*arguments("never", wish, "training.eval_strategy=no"))
+    assert result.code == 1
+    assert f"{wish.partition('=')[0]} needs evaluations" in result.err
+    assert len(result.err.strip().splitlines()) == 2
+
+
+def test_a_broken_summary_is_named(arguments, glmtune_command):
+    command = arguments("broken")
+    assert glmtune_command(*command).code == 0
+    _run(command).summary.write_text("{", "utf-8")
+    result = glmtune_command("train", "--resume", "--output", _run(command).root)
+    assert result.code == 1
+    assert "summary.json: broken" in result.err
+
+
 def test_a_loss_that_stays_zero_stops_the_run(arguments, glmtune_command, monkeypatch):
     monkeypatch.setattr("glmtune.training.trainer.target_losses", lambda model, head, batch: _zeros(model, batch))
     result = glmtune_command(*arguments("zero"))
@@ -192,7 +224,14 @@ def _zeros(model, batch):
     return torch.zeros(len(batch["targets"])) * parameter.sum()
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB"), MemoryError()])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        MemoryError(),
+    ],
+)
 def test_out_of_memory_says_what_to_lower(error, arguments, glmtune_command, monkeypatch):
     def fail(self, *args, **kwargs):
         raise error
@@ -205,6 +244,19 @@ def test_out_of_memory_says_what_to_lower(error, arguments, glmtune_command, mon
     assert "activation_checkpointing=true" in result.err
     assert "data.max_length=48 (now 96" in result.err
     assert "model.quantization=nf4" in result.err
+
+
+def test_out_of_memory_before_the_first_step(arguments, glmtune_command, monkeypatch):
+    def fail(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB")
+
+    monkeypatch.setattr("glmtune.training.train.probe_logits", fail)
+    command = arguments("memory")
+    result = glmtune_command(*command)
+    assert result.code == 1
+    assert "Out of memory before the first step (CUDA out of memory" in result.err
+    assert "model.quantization=nf4" in result.err
+    assert not _run(command).root.exists()
 
 
 def test_another_error_is_not_called_out_of_memory(arguments, glmtune_command, monkeypatch):

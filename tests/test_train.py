@@ -332,6 +332,9 @@ def test_a_wrong_a_moved_and_a_given_base(train, tiny, glmtune_command, tmp_path
     assert "--base" in gone.err
     assert glmtune_command(*chat, "--base", tiny("chatglm3", "bin")).code == 0
 
+    (run.adapter / "glmtune.json").write_text("{", "utf-8")
+    _expect(glmtune_command(*chat, "--base", other), "glmtune.json: broken")
+
 
 def test_one_row_and_no_evaluation(train):
     run, result = train("chatglm2", "training.max_steps=2", rows=1)
@@ -598,6 +601,14 @@ def test_a_fp16_base_on_the_cpu_passes_the_proof(train):
     run, result = train("chatglm3", "training.max_steps=2", "model.precision=fp16", "training.bf16=false")
     assert result.code == 0, result.err
     assert json.loads(run.summary.read_text("utf-8"))["logits_changed_by"] > 0
+
+
+def test_the_last_step_is_logged(train):
+    """A run shorter than `logging_steps`, or no multiple of it, has a last loss too."""
+    run, result = train("chatglm3", "training.max_steps=3", "training.logging_steps=10")
+    assert result.code == 0, result.err
+    assert [entry["step"] for entry in run.read_metrics() if "loss" in entry] == [1, 3]
+    assert json.loads(run.summary.read_text("utf-8"))["last_loss"] == _losses(run)[-1]
 
 
 def test_speed_leaves_evaluations_out(train):

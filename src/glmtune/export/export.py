@@ -155,6 +155,8 @@ class _Export:
         if source.is_lora:
             logits = self._merged(logits)
             return logits, logits
+        if source.held_in and request.bits == 16:
+            self.said.append(f"The prefix was trained on the base in {source.held_in}; here the base is unquantised.")
         tuned = probe(load_prefix(self._model, source.adapter).eval(), self._rows)
         remove_prefix(self._model)
         proof.require_effect(tuned, logits, source.adapter)

@@ -14,7 +14,7 @@ from glmtune.export.shards import shard_bytes
 from glmtune.methods.load import resolve_target
 from glmtune.methods.note import check_base
 from glmtune.methods.ptuning import is_prefix_folder
-from glmtune.models.loading import Base, inspect_base, to_device, to_dtype
+from glmtune.models.loading import DTYPES, Base, inspect_base, to_device, to_dtype
 from glmtune.models.quantized import quantization_arguments
 from glmtune.models.tokenizers import load_tokenizer
 from glmtune.models.tokenizers.files import require_published
@@ -99,7 +99,9 @@ def check_possible(source: Source, request: Request, out: Path) -> None:
         raise ConfigError("--adapter-only: there is no adapter here.", "Leave it out to write the whole model.")
     shard_bytes(request.max_shard_size)
     to_device(request.device)
-    source.dtype(request)
+    dtype = source.dtype(request)
+    if dtype not in DTYPES.values():
+        raise ConfigError(f"--dtype {str(dtype).removeprefix('torch.')}: not possible.", f"Known: {', '.join(DTYPES)}.")
     if request.layout == "official":
         _require_official(source.base)
     if not request.adapter_only:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from glmtune.errors import RunError
@@ -28,11 +28,22 @@ def write_note(folder: Path, note: BaseNote) -> None:
 
 
 def read_note(folder: Path) -> BaseNote | None:
-    """What the adapter says of its base; None for adapters that others made."""
+    """What the adapter says of its base; None for adapters that others made.
+
+    Raises:
+        RunError: the note is broken.
+    """
     path = folder / NOTE
     if not path.is_file():
         return None
-    return BaseNote(**json.loads(path.read_text(encoding="utf-8")))
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        return BaseNote(*(str(said[field.name]) for field in fields(BaseNote)))
+    except (ValueError, KeyError, TypeError):
+        raise RunError(
+            f"{path}: broken, so it does not say which base this is for.",
+            "Copy the file again; or remove it, and the base is not checked.",
+        ) from None
 
 
 def check_base(folder: Path, fingerprint: str, base: Path) -> None:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from glmtune.errors import ModelError
+from glmtune.methods.lora_files import CONFIG as LORA_CONFIG
 from glmtune.methods.prefix_encoder import PrefixEncoder, PrefixShape
 from glmtune.models.checkpoints import read_inventory
 from glmtune.rundir import write_json
@@ -122,6 +123,8 @@ def published_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
 def _read_published(folder: Path) -> dict[str, torch.Tensor]:
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such folder.", _MEND)
+    if (folder / LORA_CONFIG).is_file():
+        raise ModelError(f"{folder}: holds a LoRA adapter and no prefix.", _MEND)
     inventory = read_inventory(folder)
     others = [name for name in inventory.weights if not name.startswith(PUBLISHED)]
     if others:

@@ -19,6 +19,7 @@ from glmtune.config import FreezeConfig
 from glmtune.errors import ConfigError, RunError
 from glmtune.methods.base import Method, State
 from glmtune.methods.note import BaseNote, write_note
+from glmtune.models.loading import inspect_base, load_base
 from glmtune.models.tokenizers.files import write_tokenizer
 
 SHARD_SIZE = "5GB"
@@ -54,7 +55,9 @@ class Full(Method):
         self, model: Any, folder: Path, note: BaseNote, dtype: torch.dtype | None = None, state: State | None = None
     ) -> None:
         whole = model.state_dict() if state is None else state
-        cast = {name: value.to(dtype or value.dtype) for name, value in whole.items()}
+        # On the CPU: beside the optimiser's state a GPU has no room for the model in another precision.
+        cast = {name: value.to("cpu", dtype or value.dtype) for name, value in whole.items()}
+        model.config.use_cache = True  # the Trainer turns it off
         model.save_pretrained(str(folder), state_dict=_own_storage(cast), max_shard_size=SHARD_SIZE)
         write_tokenizer(Path(note.path), note.family, folder)
         write_note(folder, note)
@@ -122,6 +125,14 @@ class Freeze(Full):
                 parameter.data = parameter.data.to(self._precision)
         return model
 
+    def save(
+        self, model: Any, folder: Path, note: BaseNote, dtype: torch.dtype | None = None, state: State | None = None
+    ) -> None:
+        """As `Full.save`; the layers that were not trained are read from the base again, for the run may have held
+        them in a precision that rounded them."""
+        base: Any = load_base(inspect_base(note.path, family=note.family), dtype=dtype, device="cpu")
+        super().save(base, folder, note, dtype, base.state_dict() | self.trained(model, state))
+
 
 def _layers(model: nn.Module) -> nn.ModuleList:
     """The stack of transformer layers: the longest list of modules there is."""
@@ -139,8 +150,10 @@ def _require_plain(model: nn.Module) -> None:
 
 
 def _own_storage(state: State) -> State:
-    """Query, key and value are views of one published matrix; a file wants each on its own."""
+    """Query, key and value are views of one published matrix; a file wants each on its own. Copies lie on the CPU."""
     return {
-        name: value.contiguous() if value.untyped_storage().nbytes() == value.nbytes else value.clone()
+        name: value.contiguous()
+        if value.untyped_storage().nbytes() == value.nbytes
+        else value.to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, value in ((name, value.detach()) for name, value in state.items())
     }

@@ -103,7 +103,7 @@ def load_base(
 
     Raises:
         ModelError: a weight was not read, two were read into one, or one is not finite; an unknown quantisation, one
-            that does not go with this checkpoint, or bitsandbytes is missing.
+            that does not go with this checkpoint, or bitsandbytes is missing; it does not fit into the memory.
     """
     target, precision = to_device(device), to_dtype(dtype) or base.inventory.dtype
     arguments: dict[str, Any] = {"config": copy.deepcopy(base.config), "dtype": precision}
@@ -113,7 +113,10 @@ def load_base(
     if quantization in BITSANDBYTES:
         check_finite_on_disk(base.inventory)
     with loadable(base.inventory) as folder:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **arguments)
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **arguments)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise _too_large(base, target, quantization, error) from None
         model, info = loaded
     _check_loaded(base, info)
     if model.dtype != precision:  # packed while it was read, which is done in the checkpoint's own precision
@@ -156,7 +159,7 @@ def to_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     if dtype in DTYPES:
         return DTYPES[dtype]
     named = getattr(torch, dtype, None)
-    if not isinstance(named, torch.dtype) or not named.is_floating_point:
+    if not isinstance(named, torch.dtype) or not named.is_floating_point or named.itemsize < 2:
         raise ModelError(f"There is no precision {dtype!r}.", f"Known: {', '.join(DTYPES)}.")
     return named
 
@@ -169,6 +172,19 @@ def _native_shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
             replace_linears(model, packed_bits(config))
     tied = getattr(model, "all_tied_weights_keys", {}) or {}
     return {name: tuple(t.shape) for name, t in model.state_dict().items() if name not in tied}
+
+
+def _too_large(base: Base, target: torch.device, quantization: str | None, error: BaseException) -> ModelError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    ways = ["end other programs that use this memory"]
+    if target.type != "cpu":
+        ways.append("use the CPU")
+    if not (quantization or base.packed_bits or base.stored):
+        ways.insert(0, "hold it in fewer bits (quantization nf4 or int8)")
+    told = "; ".join(ways)
+    return ModelError(
+        f"{base.folder}: does not fit into the memory of {target} ({reason}).", f"{told[0].upper()}{told[1:]}."
+    )
 
 
 def _check_loaded(base: Base, info: dict[str, Any]) -> None:
