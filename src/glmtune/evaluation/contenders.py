@@ -15,7 +15,7 @@ from glmtune.data.cache import tokenizer_identity
 from glmtune.evaluation.target import ModelInfo, folder_digest, run_of, settings_for
 from glmtune.methods.load import Target, is_adapter, resolve_target
 from glmtune.methods.note import check_base
-from glmtune.models.loading import DTYPES, Base, inspect_base
+from glmtune.models.loading import Base, inspect_base
 from glmtune.models.tokenizers import load_tokenizer
 from glmtune.rundir import RunDir, is_run
 
@@ -54,17 +54,7 @@ class Contender:
 
     def info(self, dtype: torch.dtype) -> ModelInfo:
         """How results name it, once the precision is known."""
-        bits = self.base.packed_bits
-        return ModelInfo(
-            self.name,
-            str(self.base.folder.resolve()),
-            self.base.family.name,
-            self.base.fingerprint,
-            str(self.found.adapter) if self.found.adapter else None,
-            self.adapter_digest,
-            self.found.quantization or (f"packed{bits}" if bits else None),
-            next((short for short, kind in DTYPES.items() if kind is dtype), str(dtype)),
-        )
+        return ModelInfo.of(self.name, self.base, self.found, self.adapter_digest, dtype)
 
     def bare(self) -> Contender:
         """Its base alone, held the same way."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from glmtune.config import DataConfig, RunConfig, check, from_tree, read_file, set_key
 from glmtune.errors import ConfigError
 from glmtune.generation.open import Opened
-from glmtune.methods.load import load_onto, resolve_target
-from glmtune.models.loading import DTYPES, inspect_base
+from glmtune.methods.load import Target, load_onto, resolve_target
+from glmtune.models.loading import DTYPES, Base, inspect_base
 from glmtune.models.quiet import quiet_libraries
 from glmtune.models.tokenizers import load_tokenizer
 from glmtune.rundir import RunDir, is_run
@@ -31,6 +33,28 @@ class ModelInfo:
     """Of the files in `adapter`; training further in the same folder changes it."""
     quantization: str | None
     dtype: str
+
+    @classmethod
+    def of(cls, name: str, base: Base, found: Target, adapter_digest: str | None, dtype: torch.dtype) -> ModelInfo:
+        """How results name a base and what was put onto it.
+
+        Args:
+            name: a short one.
+            base: the checkpoint.
+            found: what the user named, its quantisation decided.
+            adapter_digest: `folder_digest` of the adapter.
+            dtype: that it computes in.
+        """
+        return cls(
+            name,
+            str(base.folder.resolve()),
+            base.family.name,
+            base.fingerprint,
+            str(found.adapter) if found.adapter else None,
+            adapter_digest,
+            found.quantization or (f"packed{base.packed_bits}" if base.packed_bits else None),
+            next((short for short, kind in DTYPES.items() if kind is dtype), str(dtype)),
+        )
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -56,25 +80,17 @@ def open_target(
     found = resolve_target(target, base=base, family=family, hub=hub)
     inspected = inspect_base(found.base, family=found.family, hub=found.hub)
     tokenizer = load_tokenizer(inspected.folder, family=inspected.family.name)
-    asked = quantization or found.quantization
+    found = replace(found, quantization=quantization or found.quantization)
     model = load_onto(
         inspected,
         found.adapter,
         dtype=dtype,
         device=device,
-        quantization=asked,
+        quantization=found.quantization,
         double_quantization=found.double_quantization,
     )
-    info = ModelInfo(
-        _name(target),
-        str(inspected.folder.resolve()),
-        inspected.family.name,
-        inspected.fingerprint,
-        str(found.adapter) if found.adapter else None,
-        folder_digest(found.adapter) if found.adapter else None,
-        asked or (f"packed{inspected.packed_bits}" if inspected.packed_bits else None),
-        next((short for short, kind in DTYPES.items() if kind is model.dtype), str(model.dtype)),
-    )
+    digest = folder_digest(found.adapter) if found.adapter else None
+    info = ModelInfo.of(_name(target), inspected, found, digest, model.dtype)
     return Opened(model, tokenizer, inspected.family, found.prefix), info
 
 
