@@ -8,7 +8,9 @@ import pytest
 import yaml
 
 from glmtune.config import RunConfig, check, dump_yaml, help_of, load_config
-from glmtune.errors import ConfigError
+from glmtune.errors import ConfigError, ModelError
+from glmtune.hub import resolve
+from glmtune.rundir import replaced
 
 
 def test_defaults_are_filled_in_and_survive_a_round_trip(tmp_path):
@@ -134,3 +136,29 @@ def test_the_page_about_the_config_is_up_to_date(monkeypatch):
     import write_config_docs
 
     assert (root / "docs" / "config.md").read_text("utf-8") == write_config_docs.render()
+
+
+def test_lora_on_packed_weights_is_refused_before_anything_is_read():
+    config = load_config(overrides=["model=m", "data=d", "model.quantization=packed4"])
+    with pytest.raises(ConfigError, match="packed4"):
+        check(config)
+    check(load_config(overrides=["model=m", "data=d", "model.quantization=packed4", "method=ptuning"]))
+
+
+def test_a_folder_that_failed_half_way_leaves_nothing(tmp_path):
+    def fill():
+        with replaced(tmp_path / "model") as folder:
+            (folder / "part").write_text("x")
+            raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        fill()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistyped_folder_is_not_looked_for_on_a_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    monkeypatch.setattr("glmtune.hub._from_huggingface", lambda *_: pytest.fail("a hub was asked"))
+    with pytest.raises(ModelError, match="runs/nope: no such folder"):
+        resolve("runs/nope")

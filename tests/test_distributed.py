@@ -226,8 +226,8 @@ def test_losses_and_result_are_those_of_one_process_with_twice_the_accumulation(
 
 @pytest.mark.parametrize("name", JOBS)
 def test_the_run_folder_is_that_of_one_process(folder, name):
-    """Checkpoints have a random state per process, FSDP its own name for the optimiser's and DeepSpeed its own files; all
-    else is the same."""
+    """Checkpoints have a random state per process, FSDP its own name for the optimiser's and DeepSpeed its own files;
+    all else is the same."""
     two, one = _pair(folder, name)
 
     def files(run):

@@ -326,7 +326,7 @@ def test_a_wrong_a_moved_and_a_given_base(train, tiny, glmtune_command, tmp_path
     assert len(prints) == 2
 
     shutil.rmtree(moved)
-    assert glmtune_command(*chat).code == 1
+    _expect(glmtune_command(*chat), "is not there any more", "--base")
     gone = glmtune_command("chat", run.adapter, "--prompt", "x")
     assert "is not there any more" in gone.err
     assert "--base" in gone.err

@@ -16,6 +16,7 @@ from glmtune.cli_export import export
 from glmtune.cli_migrate import register as register_migrate
 from glmtune.cli_report import report
 from glmtune.cli_train import train
+from glmtune.cli_ui import ui
 from glmtune.config import help_of
 from glmtune.errors import GlmtuneError
 
@@ -33,6 +34,7 @@ app.command()(compare)
 app.command()(forget)
 app.command()(export)
 app.command()(report)
+app.command()(ui)
 register_migrate(app)
 
 RunOrModel = Annotated[

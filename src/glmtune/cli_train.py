@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glmtune.config import RunConfig, from_tree, help_of, nearest, read_tree
+from glmtune.config import RunConfig, help_of, read_tree
+from glmtune.config_tree import from_tree, nearest
 from glmtune.errors import ConfigError
 from glmtune.rundir import RunDir
 

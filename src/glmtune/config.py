@@ -7,16 +7,13 @@ and the nearest known one. Nothing here imports torch.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
-import types
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import yaml
 
+from glmtune.config_tree import as_number, from_tree, read_file, set_key
 from glmtune.errors import ConfigError
 
 
@@ -301,6 +298,11 @@ def check(config: RunConfig) -> None:
             "model.attention flash_attention_2 cannot take the mask of packed rows.",
             "Use sdpa, or set data.packing=false.",
         )
+    if config.model.quantization in ("packed4", "packed8") and config.method == "lora":
+        raise ConfigError(
+            f"method lora cannot adapt a base held as {config.model.quantization}.",
+            "Use model.quantization nf4 or int8, or method ptuning.",
+        )
     if config.model.quantization and config.method in ("freeze", "full"):
         raise ConfigError(
             f"method {config.method} trains the base's own weights, which {config.model.quantization} cannot hold.",
@@ -316,129 +318,3 @@ def help_of(key: str) -> str:
         help = {f.name: f.metadata.get("help", "") for f in dataclasses.fields(kind)}[part]
         kind = get_type_hints(kind)[part]
     return help
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """A hint with the known key that looks most like `name`."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"Did you mean {close[0]}?" if close else f"Known: {', '.join(sorted(known))}."
-
-
-def from_tree(kind: Any, tree: Any, where: str, prefix: str = "") -> Any:
-    """Build dataclass `kind` from plain dicts.
-
-    Raises:
-        ConfigError: an unknown key (the nearest known one is named) or a wrong type.
-    """
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    if isinstance(tree, str) and prefix:  # `model: path` is short for `model: {path: path}`
-        tree = {next(iter(fields)): tree}
-    if not isinstance(tree, Mapping):
-        raise ConfigError(f"{where}: {prefix.rstrip('.') or 'the file'} must hold keys and values, not {tree!r}.")
-    hints = get_type_hints(kind)
-    values = {}
-    for key, value in tree.items():
-        if key not in fields:
-            raise ConfigError(f"{where}: unknown key {prefix}{key}.", nearest(str(key), list(fields)))
-        if value is not None:  # a key without a value keeps its default
-            values[key] = _convert(hints[key], value, where, f"{prefix}{key}")
-    return kind(**values)
-
-
-def _convert(kind: Any, value: Any, where: str, key: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        return from_tree(kind, value, where, f"{key}.")
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        choices = [choice for choice in arguments if choice is not type(None)]
-        listed = next((choice for choice in choices if get_origin(choice) is list), None)
-        return _convert(listed if listed and isinstance(value, list) else choices[0], value, where, key)
-    if origin is Literal:
-        if value in arguments:
-            return value
-        known = [str(a) for a in arguments]
-        raise ConfigError(f"{where}: {key} cannot be {value!r}.", f"One of: {', '.join(known)}.")
-    if origin is list:
-        items = [item.strip() for item in value.split(",")] if isinstance(value, str) else value
-        if isinstance(items, list) and arguments[0] is Any:
-            return items
-        if isinstance(items, list):
-            return [_convert(arguments[0], item, where, key) for item in items]
-    elif origin is dict:
-        if isinstance(value, Mapping):
-            return {str(name): value[name] for name in value}
-    else:
-        number = as_number(value)
-        if kind is float and isinstance(number, (int, float)) and not isinstance(number, bool):
-            return float(number)
-        if kind is int and isinstance(number, int) and not isinstance(number, bool):
-            return number
-        if kind is bool and isinstance(value, bool):
-            return value
-        if kind is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
-            return str(value)
-    raise ConfigError(f"{where}: {key} must be {_name(kind)}, not {value!r}.")
-
-
-def _name(kind: Any) -> str:
-    named = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    return named.get(kind, "a list" if get_origin(kind) is list else "keys and values")
-
-
-def as_number(value: Any) -> Any:
-    """A number where the text is one, `1e-4` too; anything else as it is."""
-    if not isinstance(value, str):
-        return value
-    for kind in (int, float):
-        try:
-            return kind(value)
-        except ValueError:
-            continue
-    return value
-
-
-def read_file(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML or JSON file.
-
-    Raises:
-        ConfigError: no such file, or it holds something else.
-    """
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file.", "Give a YAML or JSON file that describes the run.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        tree = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else getattr(error, "lineno", "?")
-        problem = getattr(error, "problem", None) or getattr(error, "msg", None) or "not UTF-8 text"
-        raise ConfigError(f"{path}:{line}: cannot be read ({problem}).") from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: must hold keys and values.", "For example: model: ./chatglm3-6b")
-    return tree
-
-
-def set_key(tree: dict[str, Any], override: str) -> None:
-    """Put `a.b=value` into nested dicts; the value is read as YAML.
-
-    Raises:
-        ConfigError: no `=` in it.
-    """
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"--set {override}: must look like key=value.", "For example: --set training.max_steps=100")
-    *parents, last = key.strip().split(".")
-    shorthand = {"model": "path", "data": "train", "replay": "data"}
-    node = tree
-    for parent in parents:
-        child = node.get(parent)
-        if isinstance(child, str) and parent in shorthand:
-            child = {shorthand[parent]: child}
-        node[parent] = child if isinstance(child, dict) else {}
-        node = node[parent]
-    try:
-        node[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        node[last] = text

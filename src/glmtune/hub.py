@@ -35,7 +35,9 @@ def resolve(path: str | os.PathLike[str], hub: str = "huggingface", parts: str =
     name = str(path)
     if local.exists():
         raise ModelError(f"{name}: a file, not a checkpoint folder.", "Give the folder that holds config.json.")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
+    # Where the first part is a folder here, a local path was meant and mistyped: no hub is asked.
+    meant_local = name.startswith(".") or ("/" in name and Path(name).parent.is_dir())
+    if meant_local or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise ModelError(f"{name}: no such folder.", "Give a checkpoint folder or a hub id like org/name.")
     if hub not in HUBS:
         raise ModelError(f"There is no hub {hub!r}.", f"Known: {', '.join(HUBS)}.")

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from glmtune.config import from_tree
+from glmtune.config_tree import from_tree
 from glmtune.data.catalog import SourceSpec, locate
 from glmtune.data.conversation import BadRow, Conversation, Fault, Row
 from glmtune.data.files import DataFile, find_files, open_file

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from glmtune.config import RunConfig, dump_yaml, from_tree, load_config
+from glmtune.config import RunConfig, dump_yaml, load_config
+from glmtune.config_tree import from_tree
 from glmtune.demo.corpus import adgen_splits
 from glmtune.evaluation.compare import compare, read_entries
 from glmtune.evaluation.compare_table import print_comparison

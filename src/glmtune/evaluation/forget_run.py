@@ -12,7 +12,8 @@ from typing import Any
 
 from rich.console import Console
 
-from glmtune.config import ForgetConfig, RunConfig, check, from_tree, read_file, set_key
+from glmtune.config import ForgetConfig, RunConfig, check
+from glmtune.config_tree import from_tree, read_file, set_key
 from glmtune.errors import ConfigError, RunError
 from glmtune.evaluation.contenders import Contender, open_contenders
 from glmtune.evaluation.forget import Probe

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from glmtune.config import DataConfig, RunConfig, check, from_tree, read_file, set_key
+from glmtune.config import DataConfig, RunConfig, check
+from glmtune.config_tree import from_tree, read_file, set_key
 from glmtune.errors import ConfigError
 from glmtune.generation.open import Opened
 from glmtune.methods.load import Target, load_onto, resolve_target

@@ -158,9 +158,12 @@ def _run_target(folder: Path, base: str | None, family: str | None) -> Target:
     family = family or config.model.family
     if config.method in ("freeze", "full"):
         return Target(str(trained_folder(folder, "model")), None, family, prefix=config.data.prefix)
+    adapter = trained_folder(folder, "adapter")
+    if not base:
+        _require_there(folder, config.model.path)
     return Target(
         base or config.model.path,
-        trained_folder(folder, "adapter"),
+        adapter,
         family,
         config.model.hub,
         config.data.prefix,
@@ -175,6 +178,12 @@ def _adapter_target(folder: Path, base: str | None, family: str | None, hub: str
     where = base or (note.path if note else saved)
     if not where:
         raise RunError(f"{folder}: the adapter does not say where its base lies.", "Give it with --base.")
-    if not base and os.path.isabs(where) and not Path(where).is_dir():
-        raise RunError(f"{folder}: its base {where} is not there any more.", "Give its new place with --base.")
+    if not base:
+        _require_there(folder, where)
     return Target(where, folder, family or (note.family if note else None), hub)
+
+
+def _require_there(folder: Path, base: str) -> None:
+    """A relative path may be a hub id; runs and notes have their local folders absolute."""
+    if os.path.isabs(base) and not Path(base).is_dir():
+        raise RunError(f"{folder}: its base {base} is not there any more.", "Give its new place with --base.")

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from glmtune.config import nearest
+from glmtune.config_tree import nearest
 from glmtune.errors import ConfigError
 from glmtune.models.names import group_by_published
 

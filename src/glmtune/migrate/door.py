@@ -8,7 +8,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from glmtune.config import RunConfig, nearest, read_file
+from glmtune.config import RunConfig
+from glmtune.config_tree import nearest, read_file
 from glmtune.errors import ConfigError
 from glmtune.migrate.dialect import Dialect, take
 from glmtune.migrate.draft import Translation

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from glmtune.config import as_number
+from glmtune.config_tree import as_number
 from glmtune.errors import ConfigError
 from glmtune.migrate.dialect import Dialect, stop_evaluation_without_data
 from glmtune.migrate.draft import Translation

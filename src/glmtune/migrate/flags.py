@@ -6,7 +6,7 @@ from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from glmtune.config import set_key
+from glmtune.config_tree import set_key
 from glmtune.errors import ConfigError
 from glmtune.migrate.draft import Translation
 from glmtune.migrate.names import TRAINING_LISTS

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from glmtune.config import TRAINING_DEFAULTS, as_number
+from glmtune.config import TRAINING_DEFAULTS
+from glmtune.config_tree import as_number
 from glmtune.errors import ConfigError
 from glmtune.migrate.names import TRAINING_SWITCHES
 from glmtune.migrate.values import is_true

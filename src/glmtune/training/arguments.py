@@ -9,7 +9,8 @@ import torch
 from transformers import TrainingArguments
 from transformers.training_args import ParallelMode
 
-from glmtune.config import TRAINING_DEFAULTS, RunConfig, nearest
+from glmtune.config import TRAINING_DEFAULTS, RunConfig
+from glmtune.config_tree import nearest
 from glmtune.errors import ConfigError
 from glmtune.rundir import RunDir
 

@@ -14,7 +14,8 @@ from typing import Any
 from transformers import TrainingArguments
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
-from glmtune.config import RunConfig, nearest
+from glmtune.config import RunConfig
+from glmtune.config_tree import nearest
 from glmtune.errors import ConfigError
 
 _TOP = (

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glmtune.config import read_file
+from glmtune.config_tree import read_file
 from glmtune.errors import ConfigError, RunError
 from glmtune.rundir import RunDir, is_run
 

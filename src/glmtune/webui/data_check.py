@@ -1,0 +1,155 @@
+"""Checking rows and showing one, as `glmtune data check` and `glmtune data preview` do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+
+from glmtune.config import RunConfig
+from glmtune.config_tree import from_tree
+from glmtune.data.check import escaped, title
+from glmtune.data.check_rows import SHOWN, Checker, ModelCheck, Report, read
+from glmtune.data.files import holds_encoded
+from glmtune.data.histogram import bins
+from glmtune.data.preview import find_row, preview
+from glmtune.data.preview_html import render_html
+from glmtune.data.sources import Source, open_sources
+from glmtune.errors import DataError
+from glmtune.evaluation.report.markup import Html, el
+from glmtune.families import detect_family, get_family
+from glmtune.webui import html
+from glmtune.webui.charts import histogram
+from glmtune.webui.texts import text
+
+_TELL_SECONDS = 0.5
+
+
+def open_rows(run: RunConfig) -> list[Source]:
+    """The training rows of a run.
+
+    Raises:
+        DataError: they cannot be read, or are encoded already.
+    """
+    entries = run.data.train if isinstance(run.data.train, list) else [run.data.train]
+    for entry in entries:
+        if isinstance(entry, str) and holds_encoded(Path(entry)):
+            raise DataError(f"{entry}: holds encoded rows.", "Give the file that they were made from.")
+    return open_sources(run.data.train, run.data.columns, run.data.format, int(run.training["seed"]))
+
+
+def judge_of(run: RunConfig) -> ModelCheck | None:
+    """What counts tokens; None without a model.
+
+    Raises:
+        ModelError: it has no tokenizer of a known generation.
+    """
+    if not run.model.path:
+        return None
+    from glmtune.models.quiet import quiet_libraries
+    from glmtune.models.tokenizers import load_tokenizer
+    from glmtune.training.prepare import encoding_rules
+
+    quiet_libraries()
+    model = run.model
+    family = get_family(model.family) if model.family else detect_family(model.path, model.hub)
+    return ModelCheck(family, load_tokenizer(model.path, model.hub, family.name), encoding_rules(run.data))
+
+
+def check_rows(run: RunConfig, lang: str) -> Iterator[tuple[str, bool]]:
+    """The page's part for a check, anew while it goes on; the second value says whether it is the last.
+
+    Raises:
+        GlmtuneError: rows or model cannot be read.
+    """
+    sources, judge = open_rows(run), judge_of(run)
+    report = Report("tokens" if judge else "characters", keep_all=False)
+    checker, told = Checker(report, judge), time.monotonic()
+    for row in read(sources):
+        checker.check(row)
+        if time.monotonic() - told > _TELL_SECONDS:
+            told = time.monotonic()
+            yield html.note(_counted("data.checking", report, lang)), False
+    yield _result(report, sources, judge, lang), True
+
+
+def row_frame(run: RunConfig, number: int, ids: bool, lang: str) -> str:
+    """A row as the model sees it, in a frame of its own where no script runs.
+
+    Raises:
+        GlmtuneError: no such row, or no model to read it.
+    """
+    judge = judge_of(run)
+    if judge is None:
+        return html.note(text("data.no_model", lang))
+    name = run.data.train if isinstance(run.data.train, str) else ", ".join(map(str, run.data.train))
+    source, conversation = find_row(open_rows(run), number, name)
+    page = render_html(preview(source, conversation, judge.family, judge.tokenizer, judge.rules), ids)
+    heading = escape(text("data.row_title", lang, row=number))
+    return f'<iframe class="rowview" sandbox="" title="{heading}" srcdoc="{escape(page)}"></iframe>'
+
+
+def data_run(tree: dict[str, object]) -> RunConfig:
+    """A config that has data but may be without a model.
+
+    Raises:
+        ConfigError: an unknown key or a wrong type.
+    """
+    run: RunConfig = from_tree(RunConfig, tree, "form")
+    return run
+
+
+def _result(report: Report, sources: list[Source], judge: ModelCheck | None, lang: str) -> str:
+    limit = judge.rules.longest if judge else None
+    chart = histogram(
+        bins(report.total, most=30), text("data.lengths", lang), text(f"data.unit_{report.unit}", lang), limit
+    )
+    heads = [html.note(line) for source in sources for line in (f"{source.name}: {source.format}", *source.notes)]
+    return "".join([*heads, _numbers(report, judge, lang), _findings(report, lang), chart])
+
+
+def _numbers(report: Report, judge: ModelCheck | None, lang: str) -> Html:
+    tokens = sum(length * count for length, count in report.total.counts.items())
+    items = [
+        ("data.rows", report.rows),
+        ("data.conversations", report.conversations),
+        ("data.texts", report.texts),
+        ("data.tools", report.with_tools),
+        ("data.unusable", report.unusable),
+        ("data.answers", report.answers),
+        ("data.p95", report.total.percentile(95)),
+        ("data.longest", report.total.longest),
+    ]
+    if judge is not None:
+        items += [("data.tokens", tokens), ("data.targets", report.targets)]
+    return html.figures((text(name, lang), f"{count:,}") for name, count in items if count)
+
+
+def _findings(report: Report, lang: str) -> Html:
+    if not report.kinds:
+        return el("p", text("data.nothing", lang))
+    kinds = sorted(report.kinds, key=lambda key: (key[0] != "error", -report.kinds[key], key[1]))
+    parts = [el("p", el("strong", _counted("data.found", report, lang)))]
+    return html.join([*parts, *(_kind(report, severity, kind, lang) for severity, kind in kinds)])
+
+
+def _kind(report: Report, severity: str, kind: str, lang: str) -> Html:
+    found = [item for item in report.findings if (item.severity, item.kind) == (severity, kind)][:SHOWN]
+    count = report.kinds[severity, kind]
+    said = [
+        el("li", el("code", item.where), f" {escaped(item.message)} ", el("span", item.excerpt, class_="note"))
+        for item in found
+    ]
+    if count > len(found):
+        said.append(el("li", text("data.more", lang, count=f"{count - len(found):,}")))
+    hint = next((item.hint for item in found if item.hint), None)
+    heading = el("strong", f"{text(f'severity.{severity}', lang)} {kind}: {count:,}")
+    state = el("summary", heading, f"  {title(kind)}", class_=severity)
+    body = [el("ul", *said, class_="findings"), *([html.note(hint)] if hint else [])]
+    return el("details", state, *body, open=severity == "error", class_="finding")
+
+
+def _counted(key: str, report: Report, lang: str) -> str:
+    counts = {"rows": report.rows, "errors": report.errors, "warnings": report.warnings}
+    return text(key, lang, **{name: f"{count:,}" for name, count in counts.items()})

@@ -1,0 +1,260 @@
+"""The form of a run, made from the config dataclasses: which fields there are, and what their values mean."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from glmtune.config import TRAINING_DEFAULTS, RunConfig, check
+from glmtune.config_tree import as_number, from_tree, nearest, set_key
+from glmtune.errors import ConfigError
+
+Kind = Literal["text", "integer", "number", "flag", "choice", "list", "lines", "mapping"]
+
+# Keys of TrainingArguments that have no default of ours but belong on a form.
+_FREE_TRAINING: dict[str, Any] = {"max_steps": -1, "learning_rate": None}
+_FIRST = {
+    "": (
+        "training.num_train_epochs",
+        "training.max_steps",
+        "training.learning_rate",
+        "training.per_device_train_batch_size",
+        "training.gradient_accumulation_steps",
+        "data.max_source_length",
+        "data.max_target_length",
+    ),
+    "lora": ("lora.rank", "lora.alpha", "lora.dropout", "lora.targets"),
+    "ptuning": ("ptuning.num_virtual_tokens", "ptuning.prefix_projection", "ptuning.dropout"),
+    "freeze": ("freeze.trainable_layers",),
+}
+"""The knobs that most runs turn, shared ones and by method; all others are folded."""
+TOP = ("model.path", "data.train", "data.eval", "method", "output")
+"""What a run cannot do without; the form has places of their own for these."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """A key of the config with what a form needs to know of it."""
+
+    key: str
+    kind: Kind
+    default: Any
+    choices: tuple[Any, ...] = ()
+    optional: bool = False
+    """Whether it may be left empty."""
+
+    @property
+    def section(self) -> str:
+        """The part of the config that it belongs to; `run` where it belongs to none."""
+        return self.key.split(".")[0] if "." in self.key else "run"
+
+
+def fields() -> list[Field]:
+    """All keys in the order of the dataclasses."""
+    return [*_fields(RunConfig, ""), *(_training_field(*item) for item in _training_defaults().items())]
+
+
+def first(section: str) -> tuple[str, ...]:
+    """Keys of the knobs that most runs turn: of a method's own section, or the shared ones for an empty name."""
+    return _FIRST[section]
+
+
+def knobs() -> list[str]:
+    """Keys of the unfolded knobs of all methods."""
+    return [key for keys in _FIRST.values() for key in keys]
+
+
+def options_of(method: str) -> str:
+    """The section that holds a method's own options."""
+    return "lora" if method == "qlora" else method
+
+
+def unavailable() -> dict[str, str]:
+    """Choices that this machine cannot do, and the text that says why."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return dict.fromkeys(("qlora", "nf4", "int8"), "train.no_bitsandbytes")
+    return {}
+
+
+def to_component(field: Field, value: Any) -> Any:
+    """A config's value as a component shows it."""
+    if value is None:
+        return ""
+    if field.kind == "list":
+        return ", ".join(map(str, value))
+    if field.kind == "lines":
+        return "\n".join(map(_line, value)) if isinstance(value, list) else value
+    if field.kind == "mapping":
+        return yaml.safe_dump(value, allow_unicode=True, sort_keys=False).strip() if value else ""
+    return str(value) if field.optional and field.kind in ("integer", "number") else value
+
+
+def from_component(field: Field, shown: Any) -> Any:
+    """A component's value as the config takes it.
+
+    Raises:
+        ConfigError: text that is not what the key takes.
+    """
+    if field.kind in ("list", "lines"):
+        items = [item.strip() for item in str(shown or "").split("," if field.kind == "list" else "\n")]
+        return _entries(field, [item for item in items if item])
+    if field.kind == "mapping":
+        return _mapping(field.key, str(shown or ""))
+    if shown is None or shown == "":
+        return None if field.optional else field.default
+    if field.kind in ("integer", "number"):
+        return _number(field, shown)
+    return shown
+
+
+def tree_of(values: Mapping[str, Any], more: str = "") -> dict[str, Any]:
+    """What a form says, as a config file would: only what differs from the defaults.
+
+    Args:
+        values: component values by key.
+        more: further keys, a line each: `training.weight_decay=0.1`.
+
+    Raises:
+        ConfigError: a value that its key cannot take.
+    """
+    tree: dict[str, Any] = {}
+    known = {field.key: field for field in fields()}
+    for key, shown in values.items():
+        value = from_component(known[key], shown)
+        if value != known[key].default or key == "method":
+            _put(tree, key, value)
+    for line in more.splitlines():
+        if line.strip():
+            set_key(tree, line.strip())
+    return tree
+
+
+def values_of(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Component values by key, for a config that was read: the other way of `tree_of`."""
+    shown = {}
+    for field in fields():
+        node: Any = tree
+        for part in field.key.split("."):
+            node = node.get(part) if isinstance(node, Mapping) else None
+        shown[field.key] = to_component(field, field.default if node is None else node)
+    return shown
+
+
+def checked(tree: Mapping[str, Any]) -> RunConfig:
+    """The run that a tree describes.
+
+    Raises:
+        ConfigError: an unknown key, a wrong value, no model, no data, or a method that this machine cannot do.
+    """
+    run: RunConfig = from_tree(RunConfig, tree, "form")
+    check(run)
+    missing = unavailable()
+    if run.model.quantization in missing:
+        raise ConfigError(
+            f"{run.model.quantization} needs bitsandbytes, which is not installed.", "pip install 'glmtune[qlora]'"
+        )
+    _check_training(run.training)
+    return run
+
+
+def as_yaml(tree: Mapping[str, Any]) -> str:
+    """A tree as a config file."""
+    return yaml.safe_dump(dict(tree), allow_unicode=True, sort_keys=False)
+
+
+def _check_training(training: Mapping[str, Any]) -> None:
+    """A misspelt key is told here; loading torch to have it told takes a user's patience."""
+    from transformers import TrainingArguments
+
+    known = [item.name for item in dataclasses.fields(TrainingArguments)]
+    for key in training:
+        if key not in known:
+            raise ConfigError(f"form: unknown key training.{key}.", nearest(key, known))
+
+
+def _fields(kind: Any, prefix: str) -> list[Field]:
+    found: list[Field] = []
+    hints = get_type_hints(kind)
+    for item in dataclasses.fields(kind):
+        hint, key = hints[item.name], f"{prefix}{item.name}"
+        if dataclasses.is_dataclass(hint):
+            found += _fields(hint, f"{key}.")
+        elif key != "training":
+            default = item.default if item.default is not dataclasses.MISSING else _made(item)
+            found.append(_field(key, hint, default))
+    return found
+
+
+def _made(item: Any) -> Any:
+    return item.default_factory()
+
+
+def _field(key: str, hint: Any, default: Any) -> Field:
+    options = [option for option in _options(hint) if option is not type(None)]
+    optional = len(options) < len(_options(hint))
+    if get_origin(options[0]) is Literal:
+        return Field(key, "choice", default, get_args(options[0]), optional)
+    if any(get_origin(option) is list for option in options):
+        return Field(key, "lines" if str in options else "list", default, (), optional)
+    if get_origin(options[0]) is dict:
+        return Field(key, "mapping", default, (), optional)
+    kinds: dict[Any, Kind] = {bool: "flag", int: "integer", float: "number", str: "text"}
+    return Field(key, kinds[options[0]], default, (), optional)
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _training_defaults() -> dict[str, Any]:
+    return {**_FREE_TRAINING, **TRAINING_DEFAULTS}
+
+
+def _training_field(name: str, default: Any) -> Field:
+    kinds: dict[Any, Kind] = {bool: "flag", int: "integer", str: "text"}
+    # save_steps and warmup_steps: whole numbers are steps, others shares
+    return Field(f"training.{name}", kinds.get(type(default), "number"), default, (), default is None)
+
+
+def _number(field: Field, shown: Any) -> int | float:
+    read = as_number(shown.strip() if isinstance(shown, str) else shown)
+    if not isinstance(read, (int, float)) or (field.kind == "integer" and read != int(read)):
+        wanted = "a whole number" if field.kind == "integer" else "a number"
+        raise ConfigError(f"{field.key} must be {wanted}, not {shown!r}.")
+    return int(read) if field.kind == "integer" else read
+
+
+def _entries(field: Field, items: list[str]) -> Any:
+    """Several lines are a list; one is the bare string that a file would hold."""
+    if field.kind == "list":
+        return items
+    if not items:
+        return None if field.optional else field.default
+    return items[0] if len(items) == 1 else items
+
+
+def _mapping(key: str, text: str) -> dict[str, Any]:
+    try:
+        read = yaml.safe_load(text) if text.strip() else {}
+    except yaml.YAMLError:
+        read = None
+    if not isinstance(read, dict):
+        raise ConfigError(f"{key} must be keys and values, not {text!r}.", "One a line, for example: prompt: question")
+    return read
+
+
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+    tree[last] = value
+
+
+def _line(entry: Any) -> str:
+    return entry if isinstance(entry, str) else str(entry)

@@ -1,0 +1,283 @@
+"""Long work as ordinary commands, one after the other, that outlive the page and the server.
+
+A job is a file `<id>.json` in the state folder, beside it `<id>.log` and, once it ended, `<id>.exit`. Whatever server
+looks into the folder next finds the same jobs: running ones by process id and start time, so that a recycled id is
+not taken for them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+from filelock import FileLock
+
+from glmtune.rundir import RunDir, is_run, write_json
+from glmtune.webui.errors import JobError
+
+State = Literal["queued", "running", "finished", "failed", "stopped"]
+COMMAND = (sys.executable, "-m", "glmtune")
+_TICK_SECONDS = 1.0
+_TAIL_BYTES = 256 * 1024
+_INTERRUPTED = 130
+"""Exit code of a training that was stopped cleanly."""
+
+
+@dataclass
+class Job:
+    """A command that was asked for on the page."""
+
+    id: str
+    kind: str
+    """What it does: train, eval, compare, export and so on."""
+    arguments: list[str]
+    """What follows `glmtune` on the command line."""
+    output: str
+    """Folder of its result; of a training, the run folder."""
+    owner: str
+    """Who asked for it, see `security.owner_of`."""
+    state: State = "queued"
+    created: float = 0.0
+    started: float | None = None
+    ended: float | None = None
+    """Seconds since 1970."""
+    exit_code: int | None = None
+    pid: int | None = None
+    born: float | None = None
+    """Start time of the process as the system has it."""
+    stops: int = 0
+    """How often it was asked to stop."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is waiting or at work."""
+        return self.state in ("queued", "running")
+
+
+_Jobs = list[Job]  # inside the class, `list` is a method
+
+
+class Jobs:
+    """The jobs of a server.
+
+    Args:
+        folder: where their state is kept.
+        workdir: where the commands run.
+        anyone_stops: whether users may stop each other's jobs: those of a server with a password may.
+    """
+
+    def __init__(self, folder: Path, workdir: Path, *, anyone_stops: bool = False):
+        self._folder = folder
+        self._workdir = workdir
+        self._anyone_stops = anyone_stops
+        self._thread_lock = threading.RLock()
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        # Two servers may share a root; the file lock keeps them from starting the same job.
+        self._file_lock = FileLock(folder / ".lock")
+
+    def watch(self) -> None:
+        """Keep the queue moving while no page is open."""
+        threading.Thread(target=self._watch, name="glmtune-jobs", daemon=True).start()
+
+    def submit(self, kind: str, arguments: list[str], output: str, owner: str) -> Job:
+        """Queue `glmtune ARGUMENTS`; it starts at once if nothing else runs.
+
+        Raises:
+            JobError: a job that has not ended yet writes to the same folder.
+        """
+        with self._held():
+            rival = next((job for job in self._read_all() if job.alive and output and job.output == output), None)
+            if rival is not None:
+                raise JobError(
+                    f"{output}: another job ({rival.kind}, {rival.state}) writes there.",
+                    "Wait for it, or choose another folder.",
+                )
+            name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}"
+            self._write(Job(name, kind, list(arguments), output, owner, created=time.time()))
+            self._advance()
+            return self._read(name)
+
+    def stop(self, id: str, owner: str) -> Job:
+        """Ask a job to stop. A training saves a checkpoint first; the second time it is interrupted at once.
+
+        Raises:
+            JobError: there is no such job, or it is somebody else's.
+        """
+        with self._held():
+            self._advance()
+            job = self._read(id)
+            if not self._anyone_stops and job.owner != owner:
+                raise JobError(
+                    f"{' '.join(['glmtune', *job.arguments])}: was started from another browser.",
+                    "Stop it there; a server with a password lets all its users stop jobs.",
+                )
+            if not job.alive:
+                return job
+            job.stops += 1
+            if job.state == "queued":
+                job.state, job.ended = "stopped", time.time()
+            elif job.kind != "train":
+                _signal(job, signal.SIGTERM)
+            elif job.stops > 1:
+                _signal(job, signal.SIGINT)
+            self._write(job)
+            self._advance()
+            return self._read(id)
+
+    def list(self) -> _Jobs:
+        """All jobs, the newest first."""
+        with self._held():
+            self._advance()
+            return sorted(self._read_all(), key=lambda job: (job.created, job.id), reverse=True)
+
+    def get(self, id: str) -> Job:
+        """The job as it is now.
+
+        Raises:
+            JobError: there is none of that id.
+        """
+        with self._held():
+            self._advance()
+            return self._read(id)
+
+    def tail(self, id: str, lines: int = 300) -> str:
+        """The last lines of what the command printed.
+
+        Raises:
+            JobError: there is no such job.
+        """
+        self._path(id)
+        log = self._folder / f"{id}.log"
+        if not log.is_file():
+            return ""
+        with log.open("rb") as stream:
+            stream.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+            said = stream.read().decode("utf-8", errors="replace")
+        # What a bar overwrote on a terminal is left out.
+        return "\n".join(line.rsplit("\r", 1)[-1] for line in said.rstrip("\n").split("\n")[-lines:])
+
+    def _watch(self) -> None:
+        while True:
+            with self._held():
+                self._advance()
+            time.sleep(_TICK_SECONDS)
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        with self._thread_lock, self._file_lock:
+            yield
+
+    def _advance(self) -> None:
+        """Bring states up to date, and start the next job if none runs."""
+        jobs = sorted(self._read_all(), key=lambda job: (job.created, job.id))
+        for job in jobs:
+            if job.state == "running":
+                self._look_after(job)
+        if not any(job.state == "running" for job in jobs):
+            waiting = next((job for job in jobs if job.state == "queued"), None)
+            if waiting is not None:
+                self._start(waiting)
+
+    def _look_after(self, job: Job) -> None:
+        if job.id in self._children:
+            self._children[job.id].poll()  # an ended child stays a zombie until it is asked
+        if _is_running(job):
+            if job.kind == "train" and job.stops:
+                _ask_to_stop(job)
+            return
+        self._children.pop(job.id, None)
+        left = self._exit(job)
+        job.exit_code, job.ended = left.get("code"), left.get("ended", time.time())
+        if job.exit_code == 0:
+            job.state = "finished"
+        else:
+            job.state = "stopped" if job.stops or job.exit_code == _INTERRUPTED else "failed"
+        if job.kind == "train":
+            RunDir(job.output).stop.unlink(missing_ok=True)
+        self._write(job)
+
+    def _start(self, job: Job) -> None:
+        command = [*COMMAND, *job.arguments]
+        with (self._folder / f"{job.id}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "glmtune.webui.runner", str(self._folder / f"{job.id}.exit"), *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self._workdir,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "160"},
+                start_new_session=True,  # so that it lives on when the server ends
+            )
+        self._children[job.id] = process
+        job.state, job.started, job.pid = "running", time.time(), process.pid
+        job.born = psutil.Process(process.pid).create_time()
+        self._write(job)
+
+    def _exit(self, job: Job) -> dict[str, Any]:
+        """What the runner wrote; nothing if it was killed itself."""
+        try:
+            left: dict[str, Any] = json.loads((self._folder / f"{job.id}.exit").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        return left
+
+    def _path(self, id: str) -> Path:
+        path = self._folder / f"{id}.json"
+        if not id or Path(id).name != id or not path.is_file():
+            raise JobError(f"{id or '(none)'}: no such job.", "Choose one of the list.")
+        return path
+
+    def _read(self, id: str) -> Job:
+        return Job(**json.loads(self._path(id).read_text(encoding="utf-8")))
+
+    def _read_all(self) -> _Jobs:
+        return [self._read(path.stem) for path in self._folder.glob("[!.]*.json")]
+
+    def _write(self, job: Job) -> None:
+        write_json(self._folder / f"{job.id}.json", asdict(job))
+
+
+def memory_of(job: Job) -> int:
+    """Bytes of main memory that a job's processes hold; 0 once it ended."""
+    if not _is_running(job):
+        return 0
+    total = 0
+    try:
+        runner = psutil.Process(job.pid)
+        for process in [runner, *runner.children(recursive=True)]:
+            total += process.memory_info().rss
+    except psutil.NoSuchProcess:  # ended meanwhile
+        pass
+    return total
+
+
+def _is_running(job: Job) -> bool:
+    try:
+        process = psutil.Process(job.pid)
+        return process.create_time() == job.born and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _signal(job: Job, number: signal.Signals) -> None:
+    if job.pid is not None and _is_running(job):
+        os.killpg(job.pid, number)
+
+
+def _ask_to_stop(job: Job) -> None:
+    """Touch the run's stop file, again and again: a training that is still loading takes an old one away."""
+    if is_run(job.output):
+        RunDir(job.output).stop.touch()

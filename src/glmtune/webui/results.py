@@ -1,0 +1,72 @@
+"""Evaluations, comparisons and forgetting probes under the roots, and the report of each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glmtune.evaluation.report.gather import COMPARISON, FORGETTING, METRICS, gather
+from glmtune.evaluation.report.markup import Html, el
+from glmtune.evaluation.report.page import render
+from glmtune.webui.context import Context
+from glmtune.webui.paths import listed
+
+_KINDS = {METRICS: "eval", COMPARISON: "comparison", FORGETTING: "forgetting"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished evaluation."""
+
+    folder: Path
+    kind: str
+    """eval, comparison or forgetting."""
+    content: dict[str, Any]
+    written: float
+    """Seconds since 1970."""
+
+
+def results(context: Context) -> list[Result]:
+    """What was evaluated inside runs and in `evals` of each root, the newest first."""
+    found = [result for folder in _folders(context) for result in _in(folder)]
+    return sorted(found, key=lambda result: result.written, reverse=True)
+
+
+def _folders(context: Context) -> Iterator[Path]:
+    for run in map(Path, listed(context.roots, "runs")):
+        yield run
+        yield from sorted(run.glob("eval/*/"))
+    for root in context.roots:
+        yield from sorted(root.glob("evals/*/"))
+
+
+def _in(folder: Path) -> Iterator[Result]:
+    for name, kind in _KINDS.items():
+        path = folder / name
+        try:
+            content, written = json.loads(path.read_text(encoding="utf-8")), path.stat().st_mtime
+        except (OSError, ValueError):  # not there, or being written by another hand
+            continue
+        if isinstance(content, dict) and content.get("kind") == kind:
+            yield Result(folder, kind, content, written)
+
+
+def report_frame(folder: Path, lang: str) -> Html:
+    """The report of a folder as it is now, in a frame that may run no script and reach no network.
+
+    Raises:
+        RunError: there is nothing to report on, or a file cannot be read.
+    """
+    # Made anew, not read from report.html: what lies in a folder may have come from anywhere.
+    page = render(gather(folder), lang)
+    return el(
+        "iframe",
+        srcdoc=page,
+        sandbox="",
+        title=f"report: {folder.name}",
+        class_="report",
+        style="width:100%;height:75vh;border:1px solid var(--border-color-primary);border-radius:12px",
+    )

@@ -1,0 +1,156 @@
+"""What the tab `Runs` reads from run folders, and the two things it changes: notes, and whole runs deleted."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from glmtune.config_tree import read_file
+from glmtune.errors import ConfigError, RunError
+from glmtune.rundir import RunDir, is_run, write_text
+
+NOTES = "notes.md"
+_NOTES_MOST = 100_000
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """A run as the list shows it; a number that is not known is None."""
+
+    path: Path
+    state: str
+    """running, finished, stopped, interrupted or new."""
+    config: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    last: dict[str, Any] = field(default_factory=dict)
+    """The newest number of every kind in metrics.jsonl."""
+
+
+def require_run(path: Path) -> RunDir:
+    """Raises:
+    RunError: the folder is no run, or is gone.
+    """
+    if not is_run(path):
+        raise RunError(f"{path}: there is no run (any more).", "Refresh the list and choose another one.")
+    return RunDir(path)
+
+
+def read_run(path: Path) -> RunFacts:
+    """What is known about a run.
+
+    Raises:
+        RunError: it is gone, or its config cannot be read.
+    """
+    run = require_run(path)
+    try:
+        config = read_file(run.config)
+    except ConfigError as error:
+        raise RunError(error.message, error.hint) from None
+    summary = _summary(run)
+    last: dict[str, Any] = {}
+    for entry in run.read_metrics():
+        last |= entry
+    return RunFacts(path, _state(run, summary), config, summary, last)
+
+
+def _summary(run: RunDir) -> dict[str, Any]:
+    try:
+        summary = json.loads(run.summary.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # a run that has not begun, or broke off
+        return {}
+    return summary if isinstance(summary, dict) else {}
+
+
+def _state(run: RunDir, summary: dict[str, Any]) -> str:
+    state = str(summary.get("state", "new"))
+    if state != "running" or is_busy(run):
+        return state
+    return "interrupted"  # ended from outside, so it could not write it down
+
+
+def is_busy(run: RunDir) -> bool:
+    """Whether a process is training in the folder."""
+    lock = run.root / ".lock"
+    if not lock.is_file():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def differences(configs: Sequence[dict[str, Any]]) -> list[tuple[str, list[Any]]]:
+    """The dotted keys in which configs differ, with the value of each; None where one lacks the key."""
+    flat = [_flat(config) for config in configs]
+    keys = dict.fromkeys(key for each in flat for key in each)
+    rows = [(key, [each.get(key) for each in flat]) for key in keys]
+    return [(key, values) for key, values in rows if any(value != values[0] for value in values)]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def read_notes(path: Path) -> str:
+    """The user's notes about a run; empty where there are none.
+
+    Raises:
+        RunError: the run is gone, or the file is not text.
+    """
+    notes = require_run(path).root / NOTES
+    if not notes.is_file():
+        return ""
+    try:
+        return notes.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise RunError(f"{notes}: is not UTF-8 text.", "Save it as UTF-8, or remove it.") from None
+
+
+def write_notes(path: Path, text: str) -> None:
+    """Keep the user's notes in the run.
+
+    Raises:
+        RunError: the run is gone, the notes are too long, or the file leads elsewhere.
+    """
+    notes = require_run(path).root / NOTES
+    if len(text) > _NOTES_MOST:
+        raise RunError(f"{notes}: {len(text):,} characters are too many.", f"Keep notes under {_NOTES_MOST:,}.")
+    write_text(notes, text)
+
+
+def delete_run(path: Path, *, roots: Sequence[Path]) -> None:
+    """Delete a run with all that is in it.
+
+    Args:
+        path: the run.
+        roots: folders that are never deleted, though they might look like runs.
+
+    Raises:
+        RunError: it is gone, a process trains in it, it holds a root, or it cannot be deleted.
+    """
+    run = require_run(path)
+    if any(root.resolve().is_relative_to(path.resolve()) for root in roots):
+        raise RunError(f"{path}: the server works in this folder.", "Delete it by hand, if you mean it.")
+    if is_busy(run):
+        raise RunError(f"{path}: a training runs in it.", "Stop it first.")
+    doomed = path.with_name(f".{path.name}.deleted")
+    try:
+        # In one step, so that a run half gone is never taken for a whole one.
+        os.replace(path, doomed)
+        shutil.rmtree(doomed)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be deleted ({error.strerror}).", "Delete it by hand.") from None

@@ -1,0 +1,68 @@
+"""Texts of the tab `Runs`, in both languages."""
+
+from __future__ import annotations
+
+TEXTS: dict[str, dict[str, str]] = {
+    "runs.intro": {
+        "zh": "这里列出所有训练：叠加曲线、比较配置、打开报告、写笔记，或删除。",
+        "en": "All trainings: lay curves over each other, compare settings, read reports, keep notes, delete.",
+    },
+    "runs.refresh": {"zh": "刷新列表", "en": "Refresh list"},
+    "runs.none": {
+        "zh": "还没有训练。在“训练”页开始一个。",
+        "en": "No runs yet. Start one in the tab Train.",
+    },
+    "runs.name": {"zh": "训练", "en": "Run"},
+    "runs.state": {"zh": "状态", "en": "State"},
+    "runs.state.new": {"zh": "未开始", "en": "not begun"},
+    "runs.state.running": {"zh": "运行中", "en": "running"},
+    "runs.state.finished": {"zh": "已完成", "en": "finished"},
+    "runs.state.stopped": {"zh": "已停止", "en": "stopped"},
+    "runs.state.interrupted": {"zh": "意外中断", "en": "broke off"},
+    "runs.state.unreadable": {"zh": "无法读取", "en": "unreadable"},
+    "runs.method": {"zh": "方法", "en": "Method"},
+    "runs.family": {"zh": "模型", "en": "Model"},
+    "runs.steps": {"zh": "步数", "en": "Steps"},
+    "runs.loss": {"zh": "训练损失", "en": "Loss"},
+    "runs.eval_loss": {"zh": "验证损失", "en": "Eval loss"},
+    "runs.speed": {"zh": "词元/秒", "en": "Tokens/s"},
+    "runs.time": {"zh": "用时（秒）", "en": "Seconds"},
+    "runs.ended": {"zh": "结束于", "en": "Ended"},
+    "runs.compare": {"zh": "### 曲线与配置", "en": "### Curves and settings"},
+    "runs.chosen": {"zh": "要比较的训练", "en": "Runs to compare"},
+    "runs.chosen.info": {"zh": "可选多个", "en": "Choose several"},
+    "runs.curve": {"zh": "曲线", "en": "Curve"},
+    "runs.curve.loss": {"zh": "训练损失", "en": "Training loss"},
+    "runs.curve.eval_loss": {"zh": "验证损失", "en": "Evaluation loss"},
+    "runs.curve.learning_rate": {"zh": "学习率", "en": "Learning rate"},
+    "runs.curve.tokens_per_second": {"zh": "每秒词元数", "en": "Tokens per second"},
+    "runs.step": {"zh": "步", "en": "step"},
+    "runs.no_points": {
+        "zh": "所选训练还没有记录这条曲线。",
+        "en": "The chosen runs have not logged this curve.",
+    },
+    "runs.key": {"zh": "设置", "en": "Setting"},
+    "runs.same": {"zh": "所选训练的设置完全相同。", "en": "The chosen runs have the same settings."},
+    "runs.two": {
+        "zh": "选择两个或更多训练，这里会列出不同的设置。",
+        "en": "Choose two or more runs to see in which settings they differ.",
+    },
+    "runs.one": {"zh": "### 报告、笔记与删除", "en": "### Report, notes, deletion"},
+    "runs.run": {"zh": "训练文件夹", "en": "Run folder"},
+    "runs.report": {"zh": "打开报告", "en": "Open report"},
+    "runs.notes": {"zh": "笔记", "en": "Notes"},
+    "runs.notes.info": {
+        "zh": "保存在训练文件夹的 notes.md 中",
+        "en": "Kept in notes.md in the run folder",
+    },
+    "runs.save": {"zh": "保存笔记", "en": "Save notes"},
+    "runs.saved": {"zh": "笔记已保存。", "en": "Notes saved."},
+    "runs.delete": {"zh": "删除这个训练……", "en": "Delete this run …"},
+    "runs.sure": {
+        "zh": "将删除 {path} 及其中的全部内容（检查点、适配器、评测），无法恢复。",
+        "en": "{path} and all that is in it (checkpoints, adapter, evaluations) will be gone for good.",
+    },
+    "runs.really": {"zh": "确认删除", "en": "Delete it"},
+    "runs.keep": {"zh": "取消", "en": "Keep it"},
+    "runs.deleted": {"zh": "已删除 {path}。", "en": "{path} is deleted."},
+}

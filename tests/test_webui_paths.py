@@ -1,0 +1,286 @@
+"""What the page may reach, and who may reach the page."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("gradio")
+
+from fastapi.testclient import TestClient
+
+from glmtune import cli_ui
+from glmtune.errors import GlmtuneError
+from glmtune.webui import app as app_module
+from glmtune.webui.app import make_app, make_context, serve
+from glmtune.webui.errors import PathError, ServerError, as_html
+from glmtune.webui.paths import data_entries, inside, listed, model_or_path
+from glmtune.webui.security import OWNER_COOKIE, is_loopback, listen
+
+
+@pytest.fixture
+def root(tmp_path):
+    folder = tmp_path / "root"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def outside(tmp_path):
+    folder = tmp_path / "outside"
+    folder.mkdir()
+    (folder / "secret.json").write_text("[]")
+    return folder
+
+
+def test_paths_inside_are_absolute_and_relative_ones_begin_at_the_first_root(root, tmp_path):
+    second = tmp_path / "second"
+    second.mkdir()
+    assert inside([root, second], " runs/a ") == root / "runs" / "a"
+    assert inside([root, second], str(second / "x")) == second / "x"
+    assert inside([root], ".") == root
+
+
+@pytest.mark.parametrize("named", ["../outside", "/etc/passwd", "a/../../outside", "~", "~nobody-of-that-name/x"])
+def test_paths_outside_are_refused(root, outside, named):
+    with pytest.raises(PathError):
+        inside([root], named)
+
+
+@pytest.mark.parametrize("named", ["", "   ", "a\0b"])
+def test_what_is_no_path_is_refused(root, named):
+    with pytest.raises(PathError):
+        inside([root], named)
+
+
+def test_links_are_followed_before_a_path_is_judged(root, outside):
+    (root / "out").symlink_to(outside)
+    (root / "near").symlink_to(root / "real")
+    (root / "loop").symlink_to(root / "loop")
+    with pytest.raises(PathError, match="outside"):
+        inside([root], "out/secret.json")
+    assert inside([root], "near") == root / "real"
+    with pytest.raises(GlmtuneError):
+        data_entries([root], "out")
+
+
+def test_a_root_may_be_a_link_itself(root, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(root)
+    assert inside([link], "a") == root / "a"
+
+
+def test_hub_ids_pass_unless_something_of_that_name_is_there(root, outside, monkeypatch):
+    assert model_or_path([root], "THUDM/chatglm3-6b") == "THUDM/chatglm3-6b"
+    (root / "org").mkdir()
+    (root / "org" / "here").mkdir()
+    assert model_or_path([root], "org/here") == str(root / "org" / "here")
+    (root / "org" / "out").symlink_to(outside)
+    with pytest.raises(PathError):
+        model_or_path([root], "org/out")
+    # The loaders look in the server's own folder too.
+    monkeypatch.chdir(outside.parent)
+    (outside / "model").mkdir()
+    assert model_or_path([root], "outside/model") == str(root / "outside" / "model")
+
+
+@pytest.mark.parametrize("named", ["../outside", "./x/../../outside", "a/..", "/etc"])
+def test_what_only_looks_like_a_hub_id_is_judged_as_a_path(root, named):
+    if named == "a/..":
+        assert model_or_path([root], named) == str(root)
+        return
+    with pytest.raises(PathError):
+        model_or_path([root], named)
+
+
+def test_data_may_not_lead_out_through_a_folder_or_a_pattern(root, outside):
+    data = root / "data"
+    data.mkdir()
+    (data / "a.json").write_text("[]")
+    assert data_entries([root], "data/*.json") == str(data / "*.json")
+    assert data_entries([root], "data\n\n data/a.json\n") == [str(data), str(data / "a.json")]
+    (data / "b.json").symlink_to(outside / "secret.json")
+    for named in ("data", "data/*.json"):
+        with pytest.raises(PathError, match="outside"):
+            data_entries([root], named)
+    with pytest.raises(PathError, match="No data"):
+        data_entries([root], " \n")
+
+
+def test_lists_show_runs_models_and_data_and_nothing_else(root, outside, tiny):
+    run = root / "runs" / "one"
+    (run / "checkpoints" / "checkpoint-5").mkdir(parents=True)
+    (run / "config.yaml").write_text("method: lora\n")
+    (run / "metrics.jsonl").write_text("{}\n")
+    (root / "models").mkdir()
+    (root / "models" / "base").symlink_to(tiny("chatglm3"))
+    model = root / "models" / "copy"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(b"")
+    (root / "train.jsonl").write_text("{}\n")
+    (root / ".hidden").mkdir()
+    (root / ".hidden" / "secret.json").write_text("[]")
+    (root / "out").symlink_to(outside)
+    assert listed([root], "runs") == [str(run)]
+    assert listed([root], "models") == [str(model)]
+    assert listed([root], "data") == [str(root / "train.jsonl")]
+
+
+def test_lists_are_bounded(root):
+    deep = root.joinpath(*"abcdefgh")
+    deep.mkdir(parents=True)
+    (deep / "deep.json").write_text("[]")
+    for number in range(300):
+        (root / f"{number}.json").write_text("[]")
+    found = listed([root], "data")
+    assert len(found) == 200
+    assert str(deep / "deep.json") not in found
+
+
+def test_the_newest_run_is_listed_first(root):
+    for number, name in enumerate(("old", "new", "middle")):
+        run = root / name
+        run.mkdir()
+        (run / "config.yaml").write_text("method: lora\n")
+        os.utime(run, (1000 + (number == 1) * 10 + (number == 2) * 5,) * 2)
+    assert [os.path.basename(path) for path in listed([root], "runs")] == ["new", "middle", "old"]
+
+
+def test_an_error_is_shown_as_text():
+    shown = as_html(PathError("<script>alert(1)</script>: no.", "Give <b>another</b>."))
+    assert shown == "&lt;script&gt;alert(1)&lt;/script&gt;: no.<br>Give &lt;b&gt;another&lt;/b&gt;."
+
+
+@pytest.mark.parametrize(
+    ("host", "own"),
+    [
+        ("127.0.0.1", True),
+        ("localhost", True),
+        ("::1", True),
+        ("127.1.2.3", True),
+        ("0.0.0.0", False),
+        ("192.168.1.2", False),
+        ("example.org", False),
+        ("", False),
+        ("localhost.example.org", False),
+    ],
+)
+def test_which_hosts_are_loopback(host, own):
+    assert is_loopback(host) is own
+
+
+def test_another_host_needs_a_password_and_says_why(root):
+    with pytest.raises(ServerError, match="read and delete files") as told:
+        serve([root], host="0.0.0.0", port=0, lang="en", password=None)
+    assert "GLMTUNE_UI_PASSWORD" in told.value.hint
+    assert not (root / ".glmtune-ui").exists()
+
+
+def test_a_port_in_use_is_told(root):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ServerError, match=f"127.0.0.1:{port}: cannot be listened on") as told:
+            serve([root], host="127.0.0.1", port=port, lang="en", password=None)
+        assert f"--port {port + 1}" in told.value.hint
+    with pytest.raises(ServerError):
+        listen("no-such-host.invalid", 0)
+
+
+def test_a_root_that_is_not_there_is_told(root):
+    with pytest.raises(ServerError, match="no such folder"):
+        make_context([root / "absent"], "en")
+
+
+def test_the_command_names_what_is_wrong(monkeypatch):
+    with pytest.raises(GlmtuneError, match="--lang cannot be 'fr'"):
+        cli_ui.ui(lang="fr")
+    monkeypatch.setattr(cli_ui.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(GlmtuneError, match="needs Gradio"):
+        cli_ui.ui()
+
+
+@pytest.fixture
+def client(root, monkeypatch):
+    """`client(...)`: a client of the page's server, without a socket."""
+    monkeypatch.setattr(app_module, "MAX_UPLOAD", "100kb")
+    made = []
+
+    def start(host="127.0.0.1", **named):
+        context = make_context([root], "zh", locked="password" in named)
+        made.append(TestClient(make_app(context, **named), base_url=f"http://{host}:7860"))
+        return made[-1].__enter__()
+
+    yield start
+    for each in made:
+        each.__exit__(None, None, None)
+
+
+def test_the_page_asks_for_nothing_elsewhere(client):
+    answer = client().get("/")
+    assert answer.status_code == 200
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'self'" in policy
+    assert "http" not in policy
+    for elsewhere in ("fonts.googleapis.com", "cdnjs", "api.gradio.app", "huggingface.co"):
+        assert elsewhere not in answer.text
+    assert '"analytics_enabled":false' in answer.text.replace(" ", "")
+
+
+def test_a_browser_is_known_again_and_only_named_once(client):
+    page = client()
+    first = page.get("/")
+    cookie = first.headers["set-cookie"]
+    assert cookie.startswith(f"{OWNER_COOKIE}=")
+    assert "HttpOnly" in cookie
+    assert "SameSite=Strict" in cookie
+    assert OWNER_COOKIE not in page.get("/").headers.get("set-cookie", "")
+
+
+def test_a_name_that_was_made_to_point_here_is_not_answered(client):
+    page = client()
+    assert page.get("/", headers={"host": "evil.example:7860"}).status_code == 421
+    assert page.get("/", headers={"host": "localhost:7860"}).status_code == 200
+
+
+def test_an_upload_over_the_limit_is_refused_and_a_small_one_kept_in_the_root(client, root):
+    page = client()
+    big = page.post("/gradio_api/upload", files={"files": ("big.json", b"x" * 200_000)})
+    assert big.status_code == 413
+    small = page.post("/gradio_api/upload", files={"files": ("small.json", b"[]")})
+    assert small.status_code == 200
+    assert small.json()[0].startswith(str(root / ".glmtune-ui"))
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "{root}/train.json", "{root}/.glmtune-ui/jobs/.lock"])
+def test_files_are_not_served_by_their_path(client, root, path):
+    (root / "train.json").write_text("[]")
+    answer = client().get(f"/gradio_api/file={path.format(root=root)}")
+    assert answer.status_code in (403, 404)
+
+
+def test_with_a_password_nothing_is_given_before_the_login(client):
+    page = client("192.168.0.9", password="open sesame", local=False)
+    assert page.get("/config").status_code == 401
+    assert page.post("/gradio_api/upload", files={"files": ("a.json", b"[]")}).status_code == 401
+    assert page.post("/login", data={"username": "me", "password": "wrong"}).status_code == 400
+    assert page.post("/login", data={"username": "me", "password": "open sesame"}).status_code == 200
+
+
+def test_no_command_goes_through_a_shell():
+    for file in Path(app_module.__file__).parent.glob("*.py"):
+        source = file.read_text(encoding="utf-8")
+        assert "shell=True" not in source
+        assert "os.system" not in source
+
+
+def test_the_runner_passes_signals_on_and_writes_the_code(tmp_path):
+    out = tmp_path / "x.exit"
+    command = [sys.executable, "-m", "glmtune.webui.runner", str(out), sys.executable, "-c", "raise SystemExit(7)"]
+    subprocess.run(command, check=True)
+    assert '"code": 7' in out.read_text()
