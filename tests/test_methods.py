@@ -78,7 +78,7 @@ def train(glmtune_command, base, real_rows, tmp_path):
             *("--set", "training.logging_steps=1", "--set", "training.save_total_limit=3"),
             # A step sees all rows, so that losses of different steps can be compared.
             *("--set", "data.eval_fraction=0", "--set", "training.gradient_accumulation_steps=4"),
-            *("--set", "data.max_source_length=48", "--set", "data.max_target_length=80"),
+            *("--set", "data.max_source_length=160", "--set", "data.max_target_length=80"),
             *more,
         )
         return RunDir(tmp_path / output), result

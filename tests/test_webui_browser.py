@@ -83,6 +83,17 @@ class Site:
         if not request.url.startswith(("http://127.0.0.1:", "data:", "blob:")):
             self.complaints.append(f"leaves the machine: {request.url}")
 
+    def speak(self, lang: str) -> None:
+        self.lang = lang
+        tab = self.page.get_by_role("tab", name=text("tab.train", lang), exact=True)
+        # While it loads, a page takes on the language that the browser kept, so one click may be too early.
+        for _ in range(20):
+            self.page.locator("#language label", has_text=LANGUAGES[lang]).click()
+            self.page.wait_for_timeout(2000)
+            if tab.count():
+                return
+        raise AssertionError(f"the page does not speak {lang}")
+
     def open(self, tab: str) -> None:
         name = text(f"tab.{tab}", self.lang)
         self.page.get_by_role("tab", name=name, exact=True).click()
@@ -155,6 +166,7 @@ def test_from_a_folder_to_a_model_in_chinese(site):
     _look_at_model(here)
     _look_at_data(here)
     _train_stop_and_resume(here)
+    _look_at_runs(here)
     _compare_in_chat(here)
     _evaluate(here)
     _export_and_reload(here)
@@ -164,9 +176,7 @@ def test_from_a_folder_to_a_model_in_chinese(site):
 
 def test_english_a_vanished_model_and_what_is_left_after_closing(site):
     here = site("zh")
-    here.page.locator("#language label", has_text=LANGUAGES["en"]).click()
-    here.lang = "en"
-    expect(here.page.get_by_role("tab", name="Train", exact=True)).to_be_visible()
+    here.speak("en")
     (here.root / "hostile.json").write_text(
         json.dumps({"content": "<script>window.hacked = 1</script>", "summary": "<img src=x onerror='hacked=1'>"})
     )
@@ -238,6 +248,14 @@ def _train_stop_and_resume(here: Site) -> None:
     steps = [json.loads(line)["step"] for line in (here.root / "runs/web/metrics.jsonl").read_text().splitlines()]
     assert max(steps) == 160
     assert len([step for step in steps if step == 10]) == 1
+
+
+def _look_at_runs(here: Site) -> None:
+    here.open("runs")
+    here.wait_for("#runs-list tbody", "runs/web")
+    here.page.locator("#runs-curves path").first.wait_for(state="attached")
+    here.click("#runs-report")
+    expect(here.page.frame_locator("#runs-frame iframe").locator("body")).to_contain_text("train.json", timeout=SLOW)
 
 
 def _compare_in_chat(here: Site) -> None:

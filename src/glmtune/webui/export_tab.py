@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from html import escape
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +70,15 @@ def arguments(context: Context, asked: Asked) -> list[str]:
     return [*words, "--dtype", request.dtype] if request.dtype else words
 
 
-def suggested_output(asked: Asked) -> str:
-    """A folder named after what is in it, beginning at the first root."""
+def suggested_output(context: Context, asked: Asked) -> str:
+    """A new folder in the first root, named after what will be in it."""
     path = Path(asked.model or "")
     # A run is nearly always called `run` or by its time; with its parent's name it is told apart.
     name = re.sub(r"[^\w.-]+", "-", "-".join([*path.parts[-2:-1], path.name])).strip("-.") or "model"
     form = "adapter" if asked.adapter_only else f"{asked.bits}bit"
-    return f"exports/{name}-{asked.layout}-{form}"
+    start = f"exports/{name}-{asked.layout}-{form}"
+    names = (start if number == 1 else f"{start}-{number}" for number in count(1))
+    return next(each for each in names if not (context.roots[0] / each).exists())
 
 
 def needed(context: Context, asked: Asked) -> int | None:
@@ -126,11 +129,20 @@ def build(context: Context, words: Words, lang: gr.State) -> None:
     def reread(one: str | None) -> Any:
         return renewed(targets(context), one, first=True)
 
+    def suggest(*values: Any) -> str:
+        return suggested_output(context, Asked(*values))
+
+    def suggest_next(*values: Any) -> str:
+        asked = Asked(*values)
+        written = bool(asked.output.strip()) and inside(context.roots, asked.output).exists()
+        return suggested_output(context, asked) if written else asked.output
+
     checked = {"inputs": [*fields, lang], "outputs": [verdict, start], "show_progress": "hidden"}
     for event in (refresh.click, this_tab().select):
         event(reread, model, model, show_progress="hidden").then(check, **checked)
     for field in fields[:4]:
-        field.change(lambda *values: suggested_output(Asked(*values)), fields, output, show_progress="hidden")
+        field.change(suggest, fields, output, show_progress="hidden")
+    panel.ended.change(shown(suggest_next), fields, output, show_progress="hidden")
     for event in (*(field.change for field in fields), lang.change, panel.ended.change):
         event(check, **checked, trigger_mode="always_last")
     start.click(shown(_with_request(submit)), [*fields, lang], start, show_progress="hidden")

@@ -37,10 +37,11 @@ class JobPanel:
 
     def __init__(self, context: Context, words: Words, lang: gr.State, kinds: tuple[str, ...], name: str):
         self._context, self._kinds, self._lang = context, kinds, lang
-        with gr.Row(equal_height=True):
+        with gr.Row():
             self.status = gr.HTML(elem_id=f"{name}-status", elem_classes="status")
             self.stop = words.add(
-                gr.Button(interactive=False, scale=0, min_width=150, elem_id=f"{name}-stop"), value="job.stop"
+                gr.Button(interactive=False, size="sm", scale=0, min_width=150, elem_id=f"{name}-stop"),
+                value="job.stop",
             )
         self.log = words.add(
             gr.Textbox(

@@ -53,11 +53,13 @@ def renewed(found: Choices, value: Any, *, first: bool = False) -> Any:
     """
     known = {path for _, path in found}
     if isinstance(value, list):
-        return gr.update(choices=found, value=[each for each in value if each in known])
-    if not value and first and found:
-        value = found[0][1]
-    # What was typed by hand, a hub id say, stays.
-    return gr.update(choices=found, value=value if value in known or not _is_gone(value) else None)
+        kept: Any = [each for each in value if each in known]
+    elif not value and first and found:
+        kept = found[0][1]
+    else:  # what was typed by hand, a hub id say, stays
+        kept = None if value not in known and _is_gone(value) else value
+    # What stays is not sent: somebody may have chosen something else since.
+    return gr.update(choices=found) if kept == value else gr.update(choices=found, value=kept)
 
 
 def _is_gone(value: str | None) -> bool:

@@ -48,9 +48,10 @@ def build(context: Context, words: Words, lang: gr.State) -> None:
 
     def reread(language: str, several: list[str], single: str | None) -> list[Any]:
         found = choices(context, "runs")
-        kept = [path for path in several if path in {each for _, each in found}]
-        several = kept or [path for _, path in found[:2]]
-        return [run_table(context, language), renewed(found, several), renewed(found, single, first=True)]
+        compared = renewed(found, several)
+        if not compared.get("value", several):  # the newest two are what one wants to see
+            compared = gr.update(choices=found, value=[path for _, path in found[:2]])
+        return [run_table(context, language), compared, renewed(found, single, first=True)]
 
     def draw(language: str, several: list[str], key: str) -> list[Any]:
         runs = [inside(context.roots, path) for path in several[:_OVERLAID]]
