@@ -91,7 +91,11 @@ def encode_sources(
             f"{target}: encoded rows cannot be written there ({error.strerror or error}).",
             "Name another folder for them in GLMTUNE_CACHE.",
         ) from None
-    return open_encoded(target)
+    data = open_encoded(target)
+    # The content decides what is found; the files may have been called otherwise when it was encoded.
+    for saved, source in zip(data.meta.sources, sources, strict=True):
+        saved["name"] = source.name
+    return data
 
 
 def open_encoded(folder: Path) -> EncodedData:
