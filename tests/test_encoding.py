@@ -270,6 +270,16 @@ def test_a_cache_that_cannot_be_written_is_an_error(load, adgen_file, tmp_path, 
         encode_sources(_sources(adgen_file(4)), family, tokenizer, ROOMY)
 
 
+def test_a_renamed_file_is_found_in_the_cache_under_its_new_name(load, adgen_file):
+    tokenizer, family = load("chatglm3")
+    path = adgen_file(4)
+    first = encode_sources(_sources(path), family, tokenizer, ROOMY)
+    renamed = path.rename(path.with_name("renamed.json"))
+    second = encode_sources(_sources(renamed), family, tokenizer, ROOMY)
+    assert second.rows.path == first.rows.path
+    assert [source["name"] for source in second.meta.sources] == [str(renamed)]
+
+
 # --- limits ---
 
 
