@@ -94,6 +94,15 @@ class Site:
                 return
         raise AssertionError(f"the page does not speak {lang}")
 
+    def reload(self) -> None:
+        """Gradio's own client complains of the requests that a reload cuts off; all else still counts."""
+        before = len(self.complaints)
+        self.page.reload()
+        self.page.get_by_role("tab").first.wait_for()
+        self.page.wait_for_timeout(1000)
+        cut_off = ("AbortError", "aborted", "errored out")
+        self.complaints[before:] = [c for c in self.complaints[before:] if not any(words in c for words in cut_off)]
+
     def open(self, tab: str) -> None:
         name = text(f"tab.{tab}", self.lang)
         self.page.get_by_role("tab", name=name, exact=True).click()
@@ -238,7 +247,7 @@ def _train_stop_and_resume(here: Site) -> None:
     expect(curve).not_to_have_attribute("d", before[1], timeout=SLOW)
     here.click("#train-stop")
     here.wait_for("#train-status .state", text("state.stopped", here.lang))
-    here.page.reload()  # a page that knows nothing finds the training again
+    here.reload()  # a page that knows nothing finds the training again
     here.page.get_by_role("tab").first.wait_for()
     here.open("train")
     here.page.locator("#train-earlier button").first.click()
