@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import glmtune
 from conftest import find_asset
 from glmtune.demo.corpus import adgen_rows
+from glmtune.generation.open import open_model
 from glmtune.rundir import RunDir
 from tiny import FAMILIES, make_tiny
 
@@ -192,3 +193,48 @@ def test_a_whole_model_run_is_no_adapter(train, tiny):
     run, _ = train("chatglm3", "full")
     with pytest.raises(glmtune.errors.RunError, match="whole model"):
         glmtune.load_model(tiny("chatglm3"), adapter=run.root)
+
+
+def test_loraplus_reaches_the_optimiser(train):
+    """B's rate is the ratio times A's, in what is saved of the optimiser too."""
+    run, result = train(
+        "chatglm3", "lora", "--set", "lora.loraplus_ratio=8", "--set", "training.lr_scheduler_type=constant"
+    )
+    assert result.code == 0, result.err
+    optimizer = torch.load(run.last_checkpoint() / "optimizer.pt", weights_only=True)
+    assert sorted(group["lr"] for group in optimizer["param_groups"]) == pytest.approx([3e-2, 8 * 3e-2])
+    plain, _ = train("chatglm3", "lora", "--set", "training.lr_scheduler_type=constant", output="plain")
+    assert not torch.equal(*(next(iter(_weights(each.adapter).values())) for each in (run, plain)))
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8", "packed4", "packed8"])
+def test_a_prefix_on_a_quantised_base(quantization, train, base):
+    """It learns there, and reloads with the base held as it was tuned."""
+    if quantization in ("nf4", "int8"):
+        _require("qlora")
+    wide = base("chatglm3", "qlora")
+    run, result = train("chatglm3", "ptuning", "--model", wide, "--set", f"model.quantization={quantization}")
+    assert result.code == 0, result.err
+    losses = [entry["loss"] for entry in run.read_metrics() if "loss" in entry]
+    assert losses[-1] < losses[0] - 0.02
+    held = glmtune.load_model(wide, quantization=quantization)
+    tuned = _logits(glmtune.load_model(wide, adapter=run.root, quantization=quantization))
+    assert (tuned - _logits(held)).abs().max() > 1e-3
+    assert torch.equal(_logits(open_model(str(run.root)).model), tuned)
+
+
+def test_a_published_int4_folder_takes_a_prefix_and_no_adapter(train, tiny, glmtune_command, tmp_path):
+    packed = tmp_path / "int4"
+    exported = glmtune_command("export", tiny("chatglm"), packed, "--format", "official", "--bits", 4)
+    assert exported.code == 0, exported.err
+    run, result = train("chatglm", "ptuning", "--model", packed)
+    assert result.code == 0, result.err
+    losses = [entry["loss"] for entry in run.read_metrics() if "loss" in entry]
+    assert losses[-1] < losses[0] - 0.02
+    reply = glmtune_command("chat", run.root, "--prompt", "类型#裙", "--max-new-tokens", 4)
+    assert reply.code == 0, reply.err
+    for method in ("lora", "freeze", "full"):
+        _, refused = train("chatglm", method, "--model", packed, output=method)
+        assert refused.code == 1
+        assert "full-precision" in refused.err
+        assert len(refused.err.strip().splitlines()) == 2

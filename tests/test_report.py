@@ -323,9 +323,10 @@ def test_any_piece_may_be_missing(tmp_path, kind, how):
                 node[way[-1]] = None if how == "null" else "what is this"
             folders.write_json(path, tree)
             try:
-                page_of(folder)
+                page = page_of(folder)
             except Exception as error:
                 raise AssertionError(f"{path.name} without {way}") from error
+            assert page.texts, f"{path.name} without {way}: an empty page"
         folders.write_json(path, whole)
 
 

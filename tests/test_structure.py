@@ -25,6 +25,7 @@ FLOORS = [
         "cli_eval",
         "cli_export",
         "cli_migrate",
+        "cli_options",
         "cli_report",
         "cli_train",
         "cli_ui",

@@ -14,10 +14,10 @@ from glmtune.cli_data import data_app
 from glmtune.cli_eval import eval_
 from glmtune.cli_export import export
 from glmtune.cli_migrate import register as register_migrate
+from glmtune.cli_options import Base, Device, Dtype, FamilyName, Hub, Quantization, RunOrModel
 from glmtune.cli_report import report
 from glmtune.cli_train import train
 from glmtune.cli_ui import ui
-from glmtune.config import help_of
 from glmtune.errors import GlmtuneError
 
 app = typer.Typer(
@@ -37,28 +37,22 @@ app.command()(report)
 app.command()(ui)
 register_migrate(app)
 
-RunOrModel = Annotated[
-    str, typer.Argument(help="A run, an adapter, a checkpoint folder or a hub id.", metavar="RUN_OR_MODEL")
-]
-
 
 @app.command()
 def chat(
     target: RunOrModel,
     prompt: Annotated[str | None, typer.Option(help="Answer this one message, print the reply alone.")] = None,
     system: Annotated[str, typer.Option(help="System message.")] = "",
-    base: Annotated[str | None, typer.Option(help="Where the adapter's base lies now.")] = None,
+    base: Base = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest reply in tokens.", min=1)] = 512,
     temperature: Annotated[float, typer.Option(help="0: greedy, the same reply every time.", min=0.0)] = 0.0,
     top_p: Annotated[float, typer.Option(help="Sample from this share of the probability.", min=0.0, max=1.0)] = 0.8,
     seed: Annotated[int | None, typer.Option(help="Makes sampled replies repeat.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; the checkpoint's own by default.")] = None,
-    quantization: Annotated[
-        str | None, typer.Option(help="nf4, int8, packed4, packed8; by default as it was tuned.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cuda, cpu; a GPU if there is one by default.")] = None,
-    family: Annotated[str | None, typer.Option(help=help_of("model.family"))] = None,
-    hub: Annotated[str, typer.Option(help=help_of("model.hub"))] = "huggingface",
+    dtype: Dtype = None,
+    quantization: Quantization = None,
+    device: Device = None,
+    family: FamilyName = None,
+    hub: Hub = "huggingface",
 ) -> None:
     """Talk to a model or a tuned run. Inside: /clear, /system TEXT, /exit."""
     from rich.console import Console

@@ -9,16 +9,7 @@ from typing import Annotated
 
 import typer
 
-from glmtune.config import help_of
-
-Base = Annotated[str | None, typer.Option(help="Where the adapters' base lies now.")]
-Batch = Annotated[int, typer.Option(help="Rows at once; halved when memory does not suffice.", min=1)]
-Dtype = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; the checkpoint's own by default.")]
-Quantization = Annotated[str | None, typer.Option(help="nf4, int8, packed4, packed8; by default as it was tuned.")]
-Device = Annotated[str | None, typer.Option(help="cuda, cpu; a GPU if there is one by default.")]
-FamilyName = Annotated[str | None, typer.Option(help=help_of("model.family"))]
-Hub = Annotated[str, typer.Option(help=help_of("model.hub"))]
-Lang = Annotated[str, typer.Option(help="zh or en: the language that the report shows first.")]
+from glmtune.cli_options import Base, Batch, Device, Dtype, FamilyName, Hub, Lang, Limit, Quantization, ReplyLength
 
 
 def compare(
@@ -29,11 +20,9 @@ def compare(
     output: Annotated[
         Path | None, typer.Option(help="Folder of the results; RUN/eval/compare-DATA-… or evals/compare-DATA-….")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many conversations.", min=1)] = None,
+    limit: Limit = None,
     batch_size: Batch = 8,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(help="Longest reply in tokens; data.max_target_length by default.", min=1)
-    ] = None,
+    max_new_tokens: ReplyLength = None,
     forget: Annotated[bool, typer.Option(help="Put the forgetting probe to the baseline and to the others.")] = True,
     forget_limit: Annotated[int | None, typer.Option(help="Only so many questions of the probe.", min=1)] = None,
     base: Base = None,

@@ -9,33 +9,38 @@ from typing import Annotated
 
 import typer
 
-from glmtune.config import help_of
+from glmtune.cli_options import (
+    Base,
+    Batch,
+    Device,
+    Dtype,
+    FamilyName,
+    Hub,
+    Limit,
+    Quantization,
+    ReplyLength,
+    RunOrModel,
+)
 
 
 def eval_(
-    target: Annotated[
-        str, typer.Argument(help="A run, an adapter, a checkpoint folder or a hub id.", metavar="RUN_OR_MODEL")
-    ],
+    target: RunOrModel,
     data: Annotated[str, typer.Option(help="Rows with answers: whatever data.eval of a run may name.")],
     output: Annotated[
         Path | None, typer.Option(help="Folder of the results; RUN/eval/DATA or evals/MODEL-DATA-TIME by default.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many conversations.", min=1)] = None,
-    batch_size: Annotated[int, typer.Option(help="Rows at once; halved when memory does not suffice.", min=1)] = 8,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(help="Longest reply in tokens; data.max_target_length by default.", min=1)
-    ] = None,
+    limit: Limit = None,
+    batch_size: Batch = 8,
+    max_new_tokens: ReplyLength = None,
     temperature: Annotated[float, typer.Option(help="0: greedy, the same replies every time.", min=0.0)] = 0.0,
     top_p: Annotated[float, typer.Option(help="Sample from this share of the probability.", min=0.0, max=1.0)] = 0.8,
     seed: Annotated[int, typer.Option(help="Of sampling; the same seed gives the same replies.", min=0)] = 0,
-    base: Annotated[str | None, typer.Option(help="Where the adapter's base lies now.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; the checkpoint's own by default.")] = None,
-    quantization: Annotated[
-        str | None, typer.Option(help="nf4, int8, packed4, packed8; by default as it was tuned.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cuda, cpu; a GPU if there is one by default.")] = None,
-    family: Annotated[str | None, typer.Option(help=help_of("model.family"))] = None,
-    hub: Annotated[str, typer.Option(help=help_of("model.hub"))] = "huggingface",
+    base: Base = None,
+    dtype: Dtype = None,
+    quantization: Quantization = None,
+    device: Device = None,
+    family: FamilyName = None,
+    hub: Hub = "huggingface",
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="data.* settings other than the run's: --set data.max_length=1024")
     ] = None,

@@ -9,25 +9,23 @@ from typing import Annotated
 
 import typer
 
-from glmtune.config import help_of
+from glmtune.cli_options import Base, Device, Dtype, FamilyName, Hub, RunOrModel
 
 
 def export(
-    target: Annotated[
-        str, typer.Argument(help="A run, an adapter, a checkpoint folder or a hub id.", metavar="RUN_OR_MODEL")
-    ],
+    target: RunOrModel,
     out: Annotated[Path, typer.Argument(help="A new or empty folder.", metavar="OUT")],
     format: Annotated[
         str, typer.Option(help="hf: for transformers and vLLM. official: the layout of the published repositories.")
     ] = "hf",
     bits: Annotated[int, typer.Option(help="16: not quantised. 8, 4: bitsandbytes (hf) or packed (official).")] = 16,
     adapter_only: Annotated[bool, typer.Option("--adapter-only", help="Write the adapter without its base.")] = False,
-    base: Annotated[str | None, typer.Option(help="Where the adapter's base lies now.")] = None,
+    base: Base = None,
     max_shard_size: Annotated[str, typer.Option(help="Largest weight file: 5GB, 500MB.")] = "5GB",
-    dtype: Annotated[str | None, typer.Option(help="fp16, bf16 or fp32; the checkpoint's own by default.")] = None,
-    device: Annotated[str | None, typer.Option(help="cuda, cpu; a GPU if there is one by default.")] = None,
-    family: Annotated[str | None, typer.Option(help=help_of("model.family"))] = None,
-    hub: Annotated[str, typer.Option(help=help_of("model.hub"))] = "huggingface",
+    dtype: Dtype = None,
+    device: Device = None,
+    family: FamilyName = None,
+    hub: Hub = "huggingface",
 ) -> None:
     """Merge an adapter or convert a model, quantise it, and prove the result by loading it again."""
     from rich.console import Console

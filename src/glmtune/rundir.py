@@ -21,11 +21,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING, Any
 
 from glmtune.errors import RunError
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 _LOCK = ".lock"
 
@@ -110,6 +111,8 @@ class RunDir:
 
     def _lock(self) -> FileLock:
         """The lock of the folder, taken; the system frees it when the process ends, however it ends."""
+        from filelock import FileLock, Timeout  # here, for every command imports this file
+
         lock = FileLock(self.root / _LOCK, timeout=0)
         try:
             self.root.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,9 @@ import torch
 from glmtune.config import DataConfig, RunConfig, check
 from glmtune.config_tree import from_tree, read_file, set_key
 from glmtune.errors import ConfigError
-from glmtune.generation.open import Opened
-from glmtune.methods.load import Target, load_onto, resolve_target
-from glmtune.models.loading import DTYPES, Base, inspect_base
-from glmtune.models.quiet import quiet_libraries
-from glmtune.models.tokenizers import load_tokenizer
+from glmtune.generation.open import Opened, open_parts
+from glmtune.methods.load import Target
+from glmtune.models.loading import DTYPES, Base
 from glmtune.rundir import RunDir, is_run
 
 
@@ -66,33 +64,16 @@ class ModelInfo:
         return {key: getattr(self, key) for key in keys}
 
 
-def open_target(
-    target: str,
-    *,
-    base: str | None = None,
-    dtype: str | None = None,
-    device: str | None = None,
-    family: str | None = None,
-    hub: str = "huggingface",
-    quantization: str | None = None,
-) -> tuple[Opened, ModelInfo]:
-    """Open a run, an adapter, a checkpoint folder or a hub id. Arguments and errors are those of `open_model`."""
-    quiet_libraries()
-    found = resolve_target(target, base=base, family=family, hub=hub)
-    inspected = inspect_base(found.base, family=found.family, hub=found.hub)
-    tokenizer = load_tokenizer(inspected.folder, family=inspected.family.name)
-    found = replace(found, quantization=quantization or found.quantization)
-    model = load_onto(
-        inspected,
-        found.adapter,
-        dtype=dtype,
-        device=device,
-        quantization=found.quantization,
-        double_quantization=found.double_quantization,
-    )
+def open_target(target: str, **options: Any) -> tuple[Opened, ModelInfo]:
+    """Open a run, an adapter, a checkpoint folder or a hub id.
+
+    Args:
+        target: what the user named.
+        options: those of `open_model`, whose errors these are too.
+    """
+    opened, found, base = open_parts(target, **options)
     digest = folder_digest(found.adapter) if found.adapter else None
-    info = ModelInfo.of(_name(target), inspected, found, digest, model.dtype)
-    return Opened(model, tokenizer, inspected.family, found.prefix), info
+    return opened, ModelInfo.of(_name(target), base, found, digest, opened.model.dtype)
 
 
 def folder_digest(folder: Path) -> str:

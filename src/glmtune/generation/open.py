@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from transformers import set_seed
 
 from glmtune.families import Family
-from glmtune.methods.load import load_onto, resolve_target
-from glmtune.models.loading import inspect_base
+from glmtune.methods.load import Target, load_onto, resolve_target
+from glmtune.models.loading import Base, inspect_base
 from glmtune.models.quiet import quiet_libraries
 from glmtune.models.tokenizers import load_tokenizer
 
@@ -55,8 +55,28 @@ def open_model(
         ModelError: the base or its tokenizer cannot be loaded.
         RunError: the adapter is unfinished, its base gone, or another one.
     """
+    opened, _, _ = open_parts(
+        target, base=base, dtype=dtype, device=device, family=family, hub=hub, quantization=quantization
+    )
+    if seed is not None:
+        set_seed(seed)
+    return opened
+
+
+def open_parts(
+    target: str,
+    *,
+    base: str | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    family: str | None = None,
+    hub: str = "huggingface",
+    quantization: str | None = None,
+) -> tuple[Opened, Target, Base]:
+    """`open_model`, with what was found behind the name: the target, its quantisation decided, and the checkpoint."""
     quiet_libraries()
     found = resolve_target(target, base=base, family=family, hub=hub)
+    found = replace(found, quantization=quantization or found.quantization)
     inspected = inspect_base(found.base, family=found.family, hub=found.hub)
     tokenizer = load_tokenizer(inspected.folder, family=inspected.family.name)
     model = load_onto(
@@ -64,9 +84,7 @@ def open_model(
         found.adapter,
         dtype=dtype,
         device=device,
-        quantization=quantization or found.quantization,
+        quantization=found.quantization,
         double_quantization=found.double_quantization,
     )
-    if seed is not None:
-        set_seed(seed)
-    return Opened(model, tokenizer, inspected.family, found.prefix)
+    return Opened(model, tokenizer, inspected.family, found.prefix), found, inspected

@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -112,19 +113,24 @@ def _is_reentrant(base: Any) -> bool:
     return bool(base._gradient_checkpointing_func.keywords.get("use_reentrant"))  # transformers keeps it as a partial
 
 
-def _sdpa(
-    module: nn.Module,
-    query_BHTD: torch.Tensor,
-    key_BNSD: torch.Tensor,
-    value_BNSD: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    *,
-    prefix_kv: torch.Tensor,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    key_BNSD, value_BNSD = _lengthened(module, key_BNSD, value_BNSD, prefix_kv)
-    mask = _widened(module, attention_mask, query_BHTD, key_BNSD, prefix_kv)
-    return sdpa_attention_forward(module, query_BHTD, key_BNSD, value_BNSD, mask, is_causal=False, **kwargs)
+def _behind_prefix(attend: Callable[..., Any]) -> Callable[..., Any]:
+    """An attention function that looks at the layer's prefix first and leaves the rest to `attend`."""
+
+    def attention(
+        module: nn.Module,
+        query_BHTD: torch.Tensor,
+        key_BNSD: torch.Tensor,
+        value_BNSD: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        *,
+        prefix_kv: torch.Tensor,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        key_BNSD, value_BNSD = _lengthened(module, key_BNSD, value_BNSD, prefix_kv)
+        mask = _widened(module, attention_mask, query_BHTD, key_BNSD, prefix_kv)
+        return attend(module, query_BHTD, key_BNSD, value_BNSD, mask, **kwargs)
+
+    return attention
 
 
 def _eager(
@@ -132,13 +138,9 @@ def _eager(
     query_BHTD: torch.Tensor,
     key_BNSD: torch.Tensor,
     value_BNSD: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    *,
-    prefix_kv: torch.Tensor,
+    mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    key_BNSD, value_BNSD = _lengthened(module, key_BNSD, value_BNSD, prefix_kv)
-    mask = _widened(module, attention_mask, query_BHTD, key_BNSD, prefix_kv)
     if mask is not None and mask.dtype is torch.bool:  # transformers' eager attention adds its mask to the scores
         hidden = torch.finfo(query_BHTD.dtype).min
         mask = torch.zeros(mask.shape, dtype=query_BHTD.dtype, device=mask.device).masked_fill_(~mask, hidden)
@@ -180,7 +182,8 @@ def _widened(
 
 
 # Masks are made as for the attention without a prefix and widened here, layer by layer.
-ALL_ATTENTION_FUNCTIONS.register(f"{_OURS}sdpa", _sdpa)
-ALL_ATTENTION_FUNCTIONS.register(f"{_OURS}eager", _eager)
+_sdpa = partial(sdpa_attention_forward, is_causal=False)  # the widened mask says what is hidden
+ALL_ATTENTION_FUNCTIONS.register(f"{_OURS}sdpa", _behind_prefix(_sdpa))
+ALL_ATTENTION_FUNCTIONS.register(f"{_OURS}eager", _behind_prefix(_eager))
 ALL_MASK_ATTENTION_FUNCTIONS.register(f"{_OURS}sdpa", sdpa_mask)
 ALL_MASK_ATTENTION_FUNCTIONS.register(f"{_OURS}eager", eager_mask)

@@ -20,9 +20,6 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from glmtune.errors import ConfigError
 from glmtune.training.distributed import require_gpus
 
-STOPPED = 130
-"""Exit code of a run that was stopped with a checkpoint."""
-
 
 @dataclass
 class Nodes:
