@@ -27,6 +27,7 @@ from glmtune.config import RunConfig, load_config
 from glmtune.errors import ConfigError
 from glmtune.rundir import RunDir
 from glmtune.training.deepspeed import check_agreement, check_deepspeed, with_deepspeed
+from glmtune.training.distributed import depart
 from glmtune.training.launch import Nodes, launch
 from glmtune.training.shards import check_sharing
 
@@ -312,6 +313,15 @@ def test_an_error_of_all_processes_is_said_once(folder):
     assert len(told.splitlines()) < 12, told
 
 
+def test_a_process_that_departs_ends_in_order():
+    code = (
+        "import atexit; atexit.register(print, 'closed'); from glmtune.training.distributed import depart; "
+        "print('done', end=' '); depart(3)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], env=_environment(), capture_output=True, text=True)
+    assert (ended.stdout, ended.returncode) == ("done closed\n", 3)
+
+
 def test_more_processes_than_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ConfigError, match=r"4 processes on a machine with 2 visible GPUs") as error:
@@ -419,3 +429,4 @@ def test_what_cannot_be_shared_out(training, quantised, told):
 
 if __name__ == "__main__":
     _work(Path(sys.argv[1]))
+    depart(0)

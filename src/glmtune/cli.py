@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -105,11 +106,26 @@ def main() -> None:
     """Entry point: errors a user can mend are printed as they are, without a traceback."""
     # Where it is installed, it advises on every start to fetch kernels from the hub.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    code = _run()
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        from glmtune.training.distributed import depart
+
+        depart(code)
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Returns:
+    The exit status.
+    """
     try:
         app()
     except GlmtuneError as error:
         typer.secho(f"Error: {error}", fg="red", err=True)
-        sys.exit(1)
+        return 1
+    except SystemExit as end:  # typer's way to end, for better or worse
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
 
 
 if __name__ == "__main__":
