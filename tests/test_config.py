@@ -78,7 +78,6 @@ def test_wrong_keys_and_types_name_the_way_out(override, message):
     ("override", "message"),
     [
         ("lora.rank=0", "lora.rank is 0; it must be at least 1"),
-        ("model.attention=flash_attention_2", "cannot take the mask of packed rows.\nUse sdpa"),
         ("data.max_length=3", "data.max_length is 3; it must be at least 8"),
         ("lora.dropout=1", "lora.dropout is 1.0; it must be from 0 to below 1"),
         ("data.max_source_length=0", "data.max_source_length is 0"),

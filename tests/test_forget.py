@@ -72,7 +72,8 @@ def _rows(opened, texts):
     """Texts as replies to one question, as the probe would read them."""
     prompt = opened.family.encode_prompt([{"role": "user", "content": "你好"}], opened.tokenizer)
     answers = [opened.family.encode_answer({"role": "assistant", "content": text}, opened.tokenizer) for text in texts]
-    return [EncodedRow(prompt + ids, [IGNORE] * len(prompt) + ids, 0, i, "") for i, ids in enumerate(answers)]
+    rows = [opened.family.row(prompt, ids) for ids in answers]
+    return [EncodedRow(row.input_ids, row.labels, row.context, i, "") for i, row in enumerate(rows)]
 
 
 def _log_probabilities(model, row):

@@ -1,20 +1,23 @@
-"""Packed blocks compute what single rows compute, for every generation."""
+"""Rows laid end to end compute what single rows compute, for every generation."""
 
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import glmtune
-from glmtune.data.batches import Collate, block_mask
+from glmtune.data.batches import Collate
 from glmtune.data.encoding import EncodedRow
 from glmtune.data.packing import pack
 from glmtune.families import IGNORE, get_family
+from glmtune.models.rows import lay_out, separate_rows
+from glmtune.training import loss as loss_module
 from glmtune.training.loss import target_losses
 from tiny import FAMILIES
 
@@ -51,18 +54,32 @@ def test_a_hundred_thousand_rows_take_no_time_to_speak_of():
     assert lengths.sum() / (len(blocks) * 1024) > 0.999
 
 
-def test_a_position_sees_its_own_row_and_no_other():
-    segments = torch.tensor([[1, 1, 2, 2, 2, 0]])
-    context = torch.tensor([[False, False, True, True, False, False]])
-    rows = block_mask(segments, context)[0, 0].int().tolist()
-    assert rows == [
-        [1, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0],
-        [0, 0, 1, 1, 0, 0],
-        [0, 0, 1, 1, 0, 0],
-        [0, 0, 1, 1, 1, 0],
-        [0, 0, 0, 0, 0, 1],
-    ]
+@pytest.mark.parametrize("single", [True, False])
+def test_a_position_sees_its_own_row_and_no_other(single):
+    """Whatever the groups, and whether rows are read causally or have a context."""
+    lengths, contexts = [3, 17, 1, 20, 40, 2], [0, 5, 1, 0, 40, 2]
+    rows = lay_out(lengths, contexts, torch.device("cpu"), single=single)
+    assert len(rows.groups) == (6 if single else 3)
+    total = sum(lengths)
+    positions_1HTD = torch.arange(total, dtype=torch.float32)[None, None, :, None]
+    row_T = torch.repeat_interleave(torch.arange(6), torch.tensor(lengths))
+    place_T = torch.cat([torch.arange(length) for length in lengths])
+
+    seen = []
+    for group in rows.groups:
+        keys_Rt = group.pick(positions_1HTD)[:, 0, :, 0]
+        visible = torch.zeros(len(keys_Rt), group.length, total)
+        visible.scatter_add_(
+            2,
+            keys_Rt.long()[:, None].expand(-1, group.length, -1),
+            group.mask_R1tt[:, 0].expand(len(keys_Rt), -1, -1).float(),
+        )
+        seen.append(visible[:, :, None])  # R, t, one head, every position
+    visible_TT = rows.join(seen)[0, :, 0] > 0
+    same = row_T[:, None] == row_T[None]
+    context_T = torch.tensor(contexts)[row_T]
+    wanted = same & ((place_T[None] <= place_T[:, None]) | (place_T < context_T)[None])
+    assert torch.equal(visible_TT, wanted)
 
 
 @pytest.fixture(scope="module")
@@ -105,29 +122,42 @@ def _losses(model, batch):
     return losses.sum().item(), len(losses), gradients
 
 
+def _plain(model, row):
+    """Loss and gradients of a row by itself, as transformers computes them: all logits, no word of rows."""
+    model.zero_grad()
+    logits = model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1]
+    targets = torch.tensor(row.labels[1:])
+    loss = torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+    loss.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return loss.item(), int((targets != IGNORE).sum()), gradients
+
+
+@pytest.mark.parametrize("single", [True, False])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10_000))
-def test_packed_equals_unpacked(name, attention, loaded, seed):
+def test_rows_together_equal_rows_alone(name, attention, single, loaded, monkeypatch, seed):
     model, tokenizer = loaded(name, attention)
     family = get_family(name)
     rows = list(enumerate(_rows(name, tokenizer, seed, 7)))
-    single = Collate(0, family, packed=False)
-    packed = Collate(0, family, packed=True)
-    one_by_one = [_losses(model, single([[row]])) for row in rows]
-    wanted = sum(loss for loss, _, _ in one_by_one)
-    targets = sum(count for _, count, _ in one_by_one)
-    gradients = {key: sum(g[key] for _, _, g in one_by_one) for key in one_by_one[0][2]}
+    alone = [_plain(model, row) for _, row in rows]
+    wanted = sum(loss for loss, _, _ in alone)
+    targets = sum(count for _, count, _ in alone)
+    gradients = {key: sum(g[key] for _, _, g in alone) for key in alone[0][2]}
 
+    monkeypatch.setattr(loss_module, "lay_out", partial(lay_out, single=single))
+    separate_rows(model)
+    collate = Collate(family)
     blocks = pack([len(row.input_ids) for _, row in rows], 200)
     shuffled = [[rows[i] for i in reversed(block)] for block in reversed(blocks)]
     for batch in (
-        packed([[rows[i] for i in block] for block in blocks]),
-        packed(shuffled),
-        packed([rows]),
-        single([[row] for row in rows]),
+        collate([[rows[i] for i in block] for block in blocks]),
+        collate(shuffled),
+        collate([[row] for row in rows]),
     ):
+        assert batch["input_ids"].shape == (1, sum(len(row.input_ids) for _, row in rows))
         loss, count, found = _losses(model, batch)
         assert count == targets
         assert loss / count == pytest.approx(wanted / targets, abs=1e-5)
@@ -136,16 +166,21 @@ def test_packed_equals_unpacked(name, attention, loaded, seed):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_head_is_asked_for_targets_only_and_says_the_same(name, loaded):
+def test_a_model_that_would_mix_rows_is_refused(name, loaded):
     model, tokenizer = loaded(name, "sdpa")
-    rows = list(enumerate(_rows(name, tokenizer, 1, 3)))
-    batch = Collate(0, get_family(name), packed=False)([[row] for row in rows])
-    seen = []
-    handle = model.get_output_embeddings().register_forward_hook(lambda m, i, o: seen.append(o.shape))
-    losses = target_losses(model, model.get_output_embeddings(), batch)
-    handle.remove()
-    assert seen == [(len(batch["targets"]), model.config.vocab_size)]
-    whole = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
-    labels = batch["labels"][:, 1:]
-    wanted = torch.nn.functional.cross_entropy(whole.transpose(1, 2), labels, ignore_index=IGNORE, reduction="sum")
-    torch.testing.assert_close(losses.sum(), wanted, atol=1e-3, rtol=1e-6)
+    batch = Collate(get_family(name))([list(enumerate(_rows(name, tokenizer, 1, 3)))])
+    with pytest.raises(ValueError, match="separate_rows"):
+        target_losses(model, model.get_output_embeddings(), batch)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_generation_does_not_change(name, attention, loaded):
+    model, tokenizer = loaded(name, attention)
+    row = _rows(name, tokenizer, 2, 1)[0]
+    prompt = torch.tensor([row.input_ids[: max(row.context, 5)]])
+    options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    before = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), **options)
+    separate_rows(model)
+    after = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), **options)
+    assert torch.equal(before, after)

@@ -27,6 +27,7 @@ from glmtune.methods.ptuning import (
     accepted_when_quantised,
     load_prefix,
 )
+from glmtune.models.rows import separate_rows
 from glmtune.training.loss import target_losses
 from tiny import FAMILIES
 
@@ -66,6 +67,7 @@ def training_rows(name, folder, count=6):
 
 
 def losses_and_gradients(model, batch):
+    separate_rows(model)
     model.zero_grad()
     losses = target_losses(model, model.get_output_embeddings(), batch)
     losses.sum().backward()
@@ -117,7 +119,7 @@ def test_fresh_encoders_have_the_official_names_and_shapes(name, kind, golden):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_checkpointed_layers_give_the_same_loss_and_gradients(name, attention, tiny):
     model = prepared(tiny(name), attention, projection=True).train()
-    batch = Collate(3, get_family(name), packed=False)([[row] for row in training_rows(name, tiny(name))])
+    batch = Collate(get_family(name))([[row] for row in training_rows(name, tiny(name))])
     losses, gradients = losses_and_gradients(model, batch)
     calls = []
     model.base_model.layers[0].input_layernorm.register_forward_pre_hook(lambda *_: calls.append(1))
@@ -141,13 +143,13 @@ def test_reentrant_checkpointing_is_refused(tiny):
 def test_packed_equals_unpacked(name, attention, tiny):
     model = prepared(tiny(name), attention)
     rows, family = training_rows(name, tiny(name)), get_family(name)
-    packed = losses_and_gradients(model, Collate(3, family, packed=True)([rows[:4], rows[4:]]))
-    single = [losses_and_gradients(model, Collate(3, family, packed=False)([[row]])) for row in rows]
+    packed = losses_and_gradients(model, Collate(family)([rows[:4], rows[4:]]))
+    single = [losses_and_gradients(model, Collate(family)([[row]])) for row in rows]
     torch.testing.assert_close(packed[0], torch.cat([losses for losses, _ in single]), **EXACT)
     for key, gradient in packed[1].items():
         torch.testing.assert_close(gradient, sum(g[key] for _, g in single), atol=1e-4, rtol=1e-4)
     with without_prefix(model), torch.no_grad():
-        base = target_losses(model, model.get_output_embeddings(), Collate(3, family, packed=True)([rows]))
+        base = target_losses(model, model.get_output_embeddings(), Collate(family)([rows]))
     assert (base - packed[0]).abs().max() > 1e-2  # the prefix is in use
 
 
@@ -203,8 +205,9 @@ def test_masks_that_add_and_masks_that_choose_agree(tiny):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_gradients_reach_the_encoder_alone_and_a_few_steps_lower_the_loss(name, tiny):
     model = prepared(tiny(name)).train()
-    batch = Collate(3, get_family(name), packed=True)([training_rows(name, tiny(name))])
+    batch = Collate(get_family(name))([training_rows(name, tiny(name))])
     before = {key: value.clone() for key, value in model.state_dict().items()}
+    separate_rows(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=2e-2)
     means = []

@@ -1,6 +1,6 @@
-"""Rows of ids as batches: packed into blocks that do not see each other, or padded one by one.
+"""Rows of ids as batches: one sequence without padding, in which no row sees another.
 
-Tensor names end in their shape: B rows or blocks, T positions, N targets, P position streams.
+Tensor names end in their shape: T positions, R rows, N targets, P position streams.
 """
 
 from __future__ import annotations
@@ -36,53 +36,37 @@ class BlockDataset(Dataset):
 
 @dataclass
 class Collate:
-    """Blocks as a right-padded batch.
+    """Blocks laid end to end as one sequence, without any padding.
 
-    `input_ids` (B, T), `labels` (B, T), and what the loss needs to touch targets only: `target_positions` (N,), flat
-    indices into (B, T) of the positions that predict one, and `targets` (N,), what they should predict. `rows` (B,
-    most) are row numbers for errors, -1 where a block has fewer; `tokens` (1,) counts what is no padding.
-
-    A batch of single rows has a plain `attention_mask` (B, T) and lets the model derive positions. One with packed
-    blocks brings `position_ids`, (B, T) or (B, P, T), which start anew with each row, and a boolean mask (B, 1, T, T)
-    that lets no row see another.
+    `input_ids` (1, T), `labels` (1, T), `position_ids` (1, T) or (1, P, T), which start anew with each row, and what
+    the loss needs to touch targets only: `target_positions` (N,) of the positions that predict one, and `targets`
+    (N,), what they should predict. `row_lengths` (R,) says where rows end, `contexts` (R,) how many of their first
+    tokens see each other in both directions, `rows` (R,) their numbers, for errors. `tokens` (1,) counts those of rows
+    that have a number; idle ones have -1.
     """
 
-    pad_token_id: int
     family: Family
-    packed: bool
 
     def __call__(self, items: list[Item]) -> dict[str, torch.Tensor]:
-        length = max(sum(len(row.input_ids) for _, row in item) for item in items)
-        shape = (len(items), length)
-        ids_BT = np.full(shape, self.pad_token_id, dtype=np.int64)
-        labels_BT = np.full(shape, IGNORE, dtype=np.int64)
-        segments_BT = np.zeros(shape, dtype=np.int64)  # 0 is padding, a block's rows count from 1
-        context_BT = np.zeros(shape, dtype=bool)
-        positions_BPT = np.zeros((len(items), self.family.position_streams, length), dtype=np.int64)
-        for b, item in enumerate(items):
-            start = 0
-            for number, (_, row) in enumerate(item, start=1):
-                part = slice(start, start + len(row.input_ids))
-                ids_BT[b, part] = row.input_ids
-                labels_BT[b, part] = row.labels
-                labels_BT[b, start] = IGNORE  # nothing in front of a row predicts its first token
-                segments_BT[b, part] = number
-                context_BT[b, start : start + row.context] = True
-                positions_BPT[b, :, part] = row_positions(len(row.input_ids), row.context, self.family)
-                start = part.stop
-        batch = {
-            "input_ids": torch.from_numpy(ids_BT),
-            "labels": torch.from_numpy(labels_BT),
-            "rows": _row_numbers(items),
-            "tokens": torch.tensor([int((segments_BT > 0).sum())]),
-            **_targets(torch.from_numpy(labels_BT)),
-        }
-        if not self.packed:
-            return batch | {"attention_mask": torch.from_numpy((segments_BT > 0).astype(np.int64))}
-        positions = torch.from_numpy(positions_BPT)
-        return batch | {
-            "position_ids": positions if self.family.position_streams > 1 else positions[:, 0],
-            "attention_mask": block_mask(torch.from_numpy(segments_BT), torch.from_numpy(context_BT)),
+        numbers, rows = zip(*(row for item in items for row in item), strict=True)
+        lengths = [len(row.input_ids) for row in rows]
+        labels_T = np.concatenate([np.asarray(row.labels, dtype=np.int64) for row in rows])
+        labels_T[np.cumsum([0, *lengths[:-1]])] = IGNORE  # nothing in front of a row predicts its first token
+        positions_PT = np.concatenate(
+            [row_positions(length, row.context, self.family) for length, row in zip(lengths, rows, strict=True)], axis=1
+        )
+        positions_1PT = torch.from_numpy(positions_PT)[None]
+        return {
+            "input_ids": torch.from_numpy(np.concatenate([np.asarray(row.input_ids, dtype=np.int64) for row in rows]))[
+                None
+            ],
+            "position_ids": positions_1PT if self.family.position_streams > 1 else positions_1PT[:, 0],
+            "labels": torch.from_numpy(labels_T)[None],
+            "row_lengths": torch.tensor(lengths),
+            "contexts": torch.tensor([row.context for row in rows]),
+            "rows": torch.tensor(numbers),
+            "tokens": torch.tensor([sum(n for number, n in zip(numbers, lengths, strict=True) if number >= 0)]),
+            **_targets(torch.from_numpy(labels_T)),
         }
 
 
@@ -100,24 +84,6 @@ def row_positions(length: int, context: int, family: Family) -> np.ndarray:
     return np.stack([np.minimum(counted, context - 1), np.maximum(counted - context + 1, 0)])
 
 
-def block_mask(segments_BT: torch.Tensor, context_BT: torch.Tensor) -> torch.Tensor:
-    """Who sees whom in packed blocks, (B, 1, T, T) bool: earlier tokens of the same row, and its whole context.
-
-    Padding sees itself, since a position that sees nothing has no softmax.
-    """
-    same = segments_BT[:, :, None] == segments_BT[:, None, :]
-    length = segments_BT.shape[1]
-    earlier = torch.ones(length, length, dtype=torch.bool).tril()
-    return (same & (earlier | context_BT[:, None, :]))[:, None]
-
-
-def _targets(labels_BT: torch.Tensor) -> dict[str, torch.Tensor]:
-    following_BT = torch.full_like(labels_BT, IGNORE)
-    following_BT[:, :-1] = labels_BT[:, 1:]
-    positions_N = (following_BT.flatten() != IGNORE).nonzero().squeeze(1)
-    return {"target_positions": positions_N, "targets": following_BT.flatten()[positions_N]}
-
-
-def _row_numbers(items: list[Item]) -> torch.Tensor:
-    most = max(len(item) for item in items)
-    return torch.tensor([[row for row, _ in item] + [-1] * (most - len(item)) for item in items])
+def _targets(labels_T: torch.Tensor) -> dict[str, torch.Tensor]:
+    predicted = (labels_T[1:] != IGNORE).nonzero().squeeze(1)
+    return {"target_positions": predicted, "targets": labels_T[1:][predicted]}

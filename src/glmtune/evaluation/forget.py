@@ -21,7 +21,6 @@ from glmtune.evaluation.scoring import printable
 from glmtune.evaluation.target import ModelInfo
 from glmtune.evaluation.teacher import teacher_forced_loss
 from glmtune.evaluation.verdict import Sides, advise, judge
-from glmtune.families import IGNORE
 from glmtune.generation.batched import Generated, generate
 from glmtune.generation.open import Opened
 from glmtune.generation.reply import Sampling
@@ -171,8 +170,8 @@ class Probe:
         """The question and the very tokens of the reply; the end is a target where the model ended by itself."""
         prompt = self._prompt(opened, item)
         end = opened.family.stop_ids(opened.tokenizer)[:1] if reply.stop == "stop" else []
-        answer = [*reply.ids, *end]
-        return EncodedRow(prompt + answer, [IGNORE] * len(prompt) + answer, 0, reply.index, item.id)
+        row = opened.family.row(prompt, [*reply.ids, *end])
+        return EncodedRow(row.input_ids, row.labels, row.context, reply.index, item.id)
 
     def _progress(self, model: ModelInfo, what: str) -> EvalProgress:
         return EvalProgress(self._console, f"probe of {model.name}: {what}", len(self._items))

@@ -24,6 +24,7 @@ from glmtune.data.encoding import EncodedRow
 from glmtune.errors import ModelError
 from glmtune.families import IGNORE, Family
 from glmtune.generation.batched import in_batches
+from glmtune.models.rows import separate_rows
 from glmtune.training.loss import target_losses
 
 if TYPE_CHECKING:
@@ -141,14 +142,15 @@ def _passes(
 ) -> Iterator[tuple[Sequence[int], torch.Tensor, torch.Tensor]]:
     """Batches of row numbers, longest first, with the final hidden states (N, H) and the losses (N,) of their
     targets."""
-    collate = Collate(tokenizer.pad_token_id, family, packed=False)
+    separate_rows(model)
+    collate = Collate(family)
     head = model.get_output_embeddings()
 
     def compute(batch: Sequence[int]) -> tuple[Sequence[int], torch.Tensor, torch.Tensor]:
         tensors = {name: value.to(model.device) for name, value in collate([[(i, rows[i])] for i in batch]).items()}
         with torch.no_grad(), _watched(head) as seen:
             losses_N = target_losses(model, head, tensors)
-        return batch, seen[0], losses_N
+        return batch, seen[0].flatten(0, 1)[tensors["target_positions"]], losses_N
 
     order = sorted((i for i, row in enumerate(rows) if targets_of(row)), key=lambda i: -len(rows[i].input_ids))
     for done in in_batches(order, batch_size, compute):

@@ -12,6 +12,7 @@ from glmtune.data.batches import Collate
 from glmtune.data.encoding import EncodedRow
 from glmtune.families import Family
 from glmtune.generation.batched import in_batches
+from glmtune.models.rows import separate_rows
 from glmtune.training.loss import target_losses
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ def teacher_forced_loss(
     Raises:
         ModelError: there is not even memory for one row.
     """
-    collate = Collate(tokenizer.pad_token_id, family, packed=False)
+    separate_rows(model)
+    collate = Collate(family)
     head = model.get_output_embeddings()
 
     def compute(batch: Sequence[EncodedRow]) -> tuple[int, float, int]:

@@ -96,17 +96,18 @@ class Family(ABC):
         require_answer(messages)
         prompt = self.encode_prompt(messages[:-1], tokenizer, tools)
         answer = self.encode_answer(messages[-1], tokenizer)
-        return self._row(prompt, answer, trained=messages[-1].get("loss", True))
+        return self.row(prompt, answer, trained=messages[-1].get("loss", True))
 
     def encode_text(self, text: str, tokenizer: PreTrainedTokenizerBase) -> Encoded:
         """Plain text for continued pre-training: every token of it is a target, and so is the end token."""
-        return self._row(self._start(tokenizer), [*text_ids(tokenizer, text), self.stop_ids(tokenizer)[0]])
+        return self.row(self._start(tokenizer), [*text_ids(tokenizer, text), self.stop_ids(tokenizer)[0]])
 
     @abstractmethod
     def _start(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """The ids that open a row."""
 
-    def _row(self, prompt: list[int], answer: list[int], trained: bool = True) -> Encoded:
+    def row(self, prompt: list[int], answer: list[int], trained: bool = True) -> Encoded:
+        """Ids from `encode_prompt` and those of an answer to it as one row, whose targets are the answer's."""
         targets = answer if trained else [IGNORE] * len(answer)
         return Encoded(prompt + answer, [IGNORE] * len(prompt) + targets, len(prompt))
 

@@ -44,7 +44,7 @@ class ChatGLM(Family):
     def _start(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         return [special_id(tokenizer, "[gMASK]"), special_id(tokenizer, "<sop>")]
 
-    def _row(self, prompt: list[int], answer: list[int], trained: bool = True) -> Encoded:
-        encoded = super()._row(prompt, answer, trained)
+    def row(self, prompt: list[int], answer: list[int], trained: bool = True) -> Encoded:
+        encoded = super().row(prompt, answer, trained)
         encoded.context = len(prompt) - 1  # all before <sop>
         return encoded

@@ -15,6 +15,7 @@ from glmtune.config import LoraConfig
 from glmtune.errors import ConfigError, ModelError, RunError
 from glmtune.methods.base import Method, State
 from glmtune.methods.lora_files import adapter_state, peft_config, put, read_config, read_weights, write_files
+from glmtune.methods.lora_fused import fuse_updates
 from glmtune.methods.lora_official import module_rows, to_native
 from glmtune.methods.lora_optimizer import optimizer_groups
 from glmtune.methods.lora_targets import resolve_saved, resolve_targets
@@ -69,6 +70,7 @@ class Lora(Method):
                 base_model_name_or_path=model.name_or_path,
             ),
         )
+        fuse_updates(wrapped)
         return _to_fp32(wrapped)
 
     def optimizer_groups(self, model: Any, learning_rate: float, weight_decay: float) -> list[dict[str, Any]] | None:

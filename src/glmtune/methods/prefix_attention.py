@@ -9,7 +9,6 @@ Shapes: B batch, T queries, S keys (cached and new), P virtual tokens, N key-val
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -25,9 +24,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from glmtune.errors import ConfigError
 from glmtune.methods.prefix_encoder import PrefixEncoder
+from glmtune.models.rows import SEPARATE, by_rows, eager_with_bool_masks
 
 _OURS = "prefix_"
-_ATTENTIONS = ("sdpa", "eager")
+_ATTENTIONS = ("sdpa", "eager", f"{SEPARATE}sdpa", f"{SEPARATE}eager")
 _MEND = "Use model.attention sdpa (the default) or eager."
 
 
@@ -133,22 +133,6 @@ def _behind_prefix(attend: Callable[..., Any]) -> Callable[..., Any]:
     return attention
 
 
-def _eager(
-    module: nn.Module,
-    query_BHTD: torch.Tensor,
-    key_BNSD: torch.Tensor,
-    value_BNSD: torch.Tensor,
-    mask: torch.Tensor | None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    if mask is not None and mask.dtype is torch.bool:  # transformers' eager attention adds its mask to the scores
-        hidden = torch.finfo(query_BHTD.dtype).min
-        mask = torch.zeros(mask.shape, dtype=query_BHTD.dtype, device=mask.device).masked_fill_(~mask, hidden)
-    # Every model of transformers keeps its eager attention in its own file, under this name.
-    attend: Callable[..., Any] = sys.modules[type(module).__module__].eager_attention_forward
-    return attend(module, query_BHTD, key_BNSD, value_BNSD, mask, **kwargs)
-
-
 def _lengthened(
     module: Any, key_BNSD: torch.Tensor, value_BNSD: torch.Tensor, prefix_kv: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -183,7 +167,7 @@ def _widened(
 
 # Masks are made as for the attention without a prefix and widened here, layer by layer.
 _sdpa = partial(sdpa_attention_forward, is_causal=False)  # the widened mask says what is hidden
-ALL_ATTENTION_FUNCTIONS.register(f"{_OURS}sdpa", _behind_prefix(_sdpa))
-ALL_ATTENTION_FUNCTIONS.register(f"{_OURS}eager", _behind_prefix(_eager))
-ALL_MASK_ATTENTION_FUNCTIONS.register(f"{_OURS}sdpa", sdpa_mask)
-ALL_MASK_ATTENTION_FUNCTIONS.register(f"{_OURS}eager", eager_mask)
+for name, attend, make_mask in (("sdpa", _sdpa, sdpa_mask), ("eager", eager_with_bool_masks, eager_mask)):
+    for before, attention in (("", _behind_prefix(attend)), (SEPARATE, by_rows(_behind_prefix(attend), masked=True))):
+        ALL_ATTENTION_FUNCTIONS.register(f"{_OURS}{before}{name}", attention)
+        ALL_MASK_ATTENTION_FUNCTIONS.register(f"{_OURS}{before}{name}", make_mask)

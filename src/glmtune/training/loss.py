@@ -7,54 +7,57 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-_TO_MODEL = ("input_ids", "attention_mask", "position_ids")
+from glmtune.models.rows import lay_out, separates_rows, takes_positions
+from glmtune.training.head import head_losses
 
 
 def target_losses(model: nn.Module, head: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
     """Cross-entropy of every target, (N,) in fp32.
 
     Args:
-        model: any causal model, wrapped or not.
+        model: any causal model, wrapped or not, whose attention `glmtune.models.rows.separate_rows` has set.
         head: the part of it that turns hidden states into logits.
         batch: from `glmtune.data.batches.Collate`.
     """
     inputs = model_inputs(model, batch)
-    with _head_sees_only(head, batch["target_positions"]):
-        logits_NV = model(**inputs, use_cache=False).logits
-    return F.cross_entropy(logits_NV.float(), batch["targets"], reduction="none")
+    with _head_gives_losses(head, batch["target_positions"], batch["targets"]):
+        return model(**inputs, use_cache=False).logits
 
 
-def model_inputs(model: nn.Module, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+def model_inputs(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
     """The part of a batch that goes into the model.
 
-    A boolean mask suits sdpa; the eager attention of transformers' models adds its mask to the scores instead.
+    Raises:
+        ValueError: the model's attention would let rows see each other.
     """
-    inputs = {key: batch[key] for key in _TO_MODEL if key in batch}
-    mask = inputs["attention_mask"]
-    config: Any = getattr(model, "module", model).config
-    if mask.dtype is torch.bool and config._attn_implementation == "eager":
-        hidden = torch.finfo(torch.float32).min
-        inputs["attention_mask"] = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, hidden)
-    return inputs
+    whole = getattr(model, "module", model)
+    inputs = {key: batch[key] for key in ("input_ids", "position_ids")}
+    if takes_positions(whole):
+        return inputs
+    if not separates_rows(whole):
+        raise ValueError("the model's attention does not tell rows apart: call separate_rows(model) first")
+    ids_1T = batch["input_ids"]
+    rows = lay_out(batch["row_lengths"].tolist(), batch["contexts"].tolist(), ids_1T.device)
+    # A mask of four dimensions is passed on as it is; without one, transformers would make its own of all positions.
+    return inputs | {"attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids_1T.device), "rows": rows}
 
 
 @contextmanager
-def _head_sees_only(head: nn.Module, positions_N: torch.Tensor) -> Iterator[None]:
-    """Let `head` compute logits (N, V) at the given flat positions instead of (B, T, V) everywhere.
+def _head_gives_losses(head: Any, positions_N: torch.Tensor, targets_N: torch.Tensor) -> Iterator[None]:
+    """Let `head` return the losses (N,) at the given positions instead of logits everywhere.
 
-    Most positions are prompt, whose logits nobody needs, and 65,024 or 130,528 columns make the head and the loss as
-    costly as several layers. `logits_to_keep` cannot say this: it takes the same positions from every row.
+    Most positions are prompt, whose logits nobody needs. It happens within the head's own call, because hooks on it
+    bring its weights together where processes share them out.
     """
+    forward = head.forward
 
-    def pick(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        hidden_BTH = arguments[0]
-        return (hidden_BTH.reshape(-1, hidden_BTH.shape[-1])[positions_N], *arguments[1:])
+    def losses(hidden_1TH: torch.Tensor) -> torch.Tensor:
+        return head_losses(head, forward, hidden_1TH.flatten(0, 1)[positions_N], targets_N)
 
-    handle = head.register_forward_pre_hook(pick)
+    head.forward = losses
     try:
         yield
     finally:
-        handle.remove()
+        del head.forward

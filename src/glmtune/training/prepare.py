@@ -78,7 +78,7 @@ def prepare_rows(config: RunConfig, family: Family, tokenizer: Any, console: Con
     return Rows(
         datasets[0],
         datasets[1] if len(parts[1]) else None,
-        Collate(tokenizer.pad_token_id, family, data.packing),
+        Collate(family),
         _summary(train, held, replay, parts, datasets[0], data.packing),
     )
 

@@ -21,7 +21,7 @@ _POSITIONS = 32
 def probe_logits(model: Any, batch: dict[str, Any], arguments: TrainingArguments) -> torch.Tensor:
     """Logits (B, up to 32, V) in fp32 of a block's last positions, computed in the precision of the training."""
     device = arguments.device
-    inputs = {key: value.to(device) for key, value in model_inputs(model, batch).items()}
+    inputs = model_inputs(model, {key: value.to(device) for key, value in batch.items()})
     was_training = model.training
     model.eval()
     with torch.autocast(

@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch.utils.data import Dataset, Sampler
 
 from glmtune.data.batches import BlockDataset, Item
@@ -53,19 +52,9 @@ class WithIdle(Dataset):
         self.lengths = blocks.lengths
         shortest = blocks[min(range(len(blocks)), key=blocks.lengths.__getitem__)]
         self._idle: Item = [(-1, dataclasses.replace(row, labels=[IGNORE] * len(row.input_ids))) for _, row in shortest]
-        self.idle_tokens = sum(len(row.input_ids) for _, row in shortest)
 
     def __len__(self) -> int:
         return len(self._blocks)
 
     def __getitem__(self, index: int) -> Item:
         return self._idle if index == IDLE else self._blocks[index]
-
-
-def idle_blocks(rows_BR: torch.Tensor) -> torch.Tensor:
-    """How many blocks of a batch are idle.
-
-    Args:
-        rows_BR: row numbers, -1 where a block has fewer.
-    """
-    return (rows_BR < 0).all(dim=1).sum()

@@ -28,7 +28,7 @@ from glmtune.training.distributed import processes, wait
 from glmtune.training.loss import target_losses
 from glmtune.training.order import EpochSampler
 from glmtune.training.shards import fsdp_on_cpus, gather, whole_to_shard
-from glmtune.training.sharing import EvenSampler, WithIdle, idle_blocks
+from glmtune.training.sharing import EvenSampler, WithIdle
 
 _PARTIAL = ".saving"
 # So many micro-batches without any loss end a run.
@@ -59,7 +59,6 @@ class GlmTrainer(Trainer):
         self._head: nn.Module = self.model.get_output_embeddings()  # type: ignore[union-attr, operator]
         self._saving = False
         self._sampler: Any = None
-        self._idle_tokens = 0
         self.samples_seen = 0
         self._tokens_before: int | None = None
         # Makes the Trainer count the targets of a whole optimiser step, however it is split into micro-batches.
@@ -117,18 +116,9 @@ class GlmTrainer(Trainer):
             batch = self._prepare_inputs(batch)
             with torch.no_grad(), self.compute_loss_context_manager():
                 losses_N = target_losses(model, self._head, batch)
-            # By block, so that blocks which were repeated to give every process as many can be left out again.
-            blocks_N = batch["target_positions"] // batch["input_ids"].shape[1]
-            zeros_B = torch.zeros(len(batch["rows"]), dtype=torch.float64, device=losses_N.device)
-            parts_B = (
-                zeros_B.index_add(0, blocks_N, losses_N.double()),
-                zeros_B.index_add(0, blocks_N, torch.ones_like(losses_N, dtype=torch.float64)),
-                (batch["rows"] >= 0).sum(dim=1),
-            )
-            sums_B, counts_B, rows_B = self.accelerator.gather_for_metrics(parts_B)
-            total += float(sums_B.sum())
-            count += int(counts_B.sum())
-            rows += int(rows_B.sum())
+            sums = torch.stack([losses_N.double().sum(), torch.tensor(float(len(losses_N))).to(losses_N.device)])
+            seen = self.accelerator.reduce(torch.cat([sums, (batch["rows"] >= 0).sum()[None]]))
+            total, count, rows = total + float(seen[0]), count + int(seen[1]), rows + int(seen[2])
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         metrics = {f"{metric_key_prefix}_loss": total / count if count else float("nan")}
         if self._scores is not None:
@@ -138,17 +128,14 @@ class GlmTrainer(Trainer):
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=rows)  # type: ignore[arg-type]
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
-        """Non-padding tokens; the Trainer's own count sums the attention mask, which packing makes a square."""
-        rows_BR = inputs["rows"]
-        tokens = inputs["tokens"].sum() - idle_blocks(rows_BR) * self._idle_tokens
-        seen = self.accelerator.reduce(torch.stack([tokens, (rows_BR >= 0).sum()]))
+        """Tokens of rows; the Trainer's own count would take in idle ones too."""
+        seen = self.accelerator.reduce(torch.stack([inputs["tokens"].sum(), (inputs["rows"] >= 0).sum()]))
         self.state.num_input_tokens_seen += int(seen[0])
         self.samples_seen += int(seen[1])
 
     def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("is_training") and processes() > 1:
+        if processes() > 1:
             dataset = WithIdle(dataset)
-            self._idle_tokens = dataset.idle_tokens
         return super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -168,7 +155,8 @@ class GlmTrainer(Trainer):
         super()._run_epoch(model, epoch, *args, **kwargs)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        return SequentialSampler(eval_dataset)  # the blocks are in order of length already
+        in_order = SequentialSampler(eval_dataset)  # by length already
+        return EvenSampler(in_order, self.args.eval_batch_size * processes()) if processes() > 1 else in_order
 
     def gathered(self, everything: bool = False) -> State | None:
         """Whole weights, for the main process, where processes share them out; else None. All must call it.
@@ -262,12 +250,12 @@ class GlmTrainer(Trainer):
             if len(losses_N):  # idle blocks have none
                 self._require_not_always_zero(value, inputs)
             return
-        # Blocks with a target whose loss is not finite; within a block the rows are not told apart.
-        blocks = inputs["target_positions"][~torch.isfinite(losses_N)] // inputs["input_ids"].shape[1]
+        places = inputs["target_positions"][~torch.isfinite(losses_N)]
+        found = torch.bucketize(places, inputs["row_lengths"].cumsum(0), right=True).unique()
         cause = "fp16 overflowed: use bf16 or fp32" if self.args.fp16 else "the learning rate is too high for this data"
         raise TrainingError(
             f"The loss became {value} at step {self.state.global_step + 1} "
-            f"(rows {self._names(inputs['rows'][blocks.unique()])}).",
+            f"(rows {self._names(inputs['rows'][found])}).",
             f"Likely cause: {cause}, or a weight of the base is not finite. Nothing was saved from this step.",
         )
 
@@ -283,8 +271,8 @@ class GlmTrainer(Trainer):
             "see the rows with `glmtune data preview`, or use bf16 or fp32.",
         )
 
-    def _names(self, rows: torch.Tensor) -> str:
-        known = [row for row in rows.flatten().tolist() if row >= 0]
+    def _names(self, rows_R: torch.Tensor) -> str:
+        known = [row for row in rows_R.tolist() if row >= 0]
         more = f" and {len(known) - 4} more" if len(known) > 4 else ""
         return ", ".join(self._describe_row(row) for row in known[:4]) + more
 

@@ -1,0 +1,176 @@
+"""Rows laid end to end in one sequence: attention looks at each by itself, everything else at all of them at once.
+
+Neither padding nor what a mask would hide is computed. A model whose attention was set by `separate_rows` takes the
+keyword `rows`; without it (generation, say) it attends as before.
+
+Shapes: T positions of the sequence, R rows of a group, t positions of its longest row, H heads, D head size.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+SEPARATE = "rows_"
+"""What the names of attentions that take `rows` begin with, behind the name of a prefix if there is one."""
+Attention = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that one call attends to: a single one as it lies there, or several of like length, padded."""
+
+    where: slice | torch.Tensor
+    """Positions of the row; or those of each row, (R, t), a shorter one's last position repeated."""
+    length: int
+    contexts: tuple[int, ...]
+    device: torch.device
+
+    @cached_property
+    def mask_R1tt(self) -> torch.Tensor:
+        """Who sees whom, bool: earlier tokens of the row, and its whole context."""
+        index_t = torch.arange(self.length, device=self.device)
+        contexts_R11 = torch.tensor(self.contexts, device=self.device)[:, None, None]
+        return ((index_t <= index_t[:, None]) | (index_t < contexts_R11))[:, None]
+
+    def pick(self, x_1HTD: torch.Tensor) -> torch.Tensor:
+        """(R, H, t, D)."""
+        if isinstance(self.where, slice):
+            return x_1HTD[:, :, self.where]
+        return x_1HTD[0][:, self.where].transpose(0, 1)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How a sequence falls into rows."""
+
+    groups: list[Group]
+    order_T: torch.Tensor | None
+    """Where each position is found in the groups' flattened outputs; None: in order."""
+
+    def join(self, parts_RtHD: list[torch.Tensor]) -> torch.Tensor:
+        """(1, T, H, D)."""
+        joined = torch.cat([part.flatten(0, 1) for part in parts_RtHD])
+        return (joined if self.order_T is None else joined[self.order_T])[None]
+
+
+def lay_out(lengths: Sequence[int], contexts: Sequence[int], device: torch.device, single: bool | None = None) -> Rows:
+    """Rows of these lengths, one behind the other.
+
+    Args:
+        lengths: tokens of each row.
+        contexts: tokens at the start of each that see each other in both directions.
+        device: where attention is computed.
+        single: a call per row, which copies nothing; else one per class of length (up to 16, 32, 64, ... tokens),
+            because a GPU would wait for the calls. By default as it suits the device.
+    """
+    starts = [0]
+    for length in lengths:
+        starts.append(starts[-1] + length)
+    if device.type == "cpu" if single is None else single:
+        return Rows(
+            [
+                Group(slice(start, start + length), length, (context,), device)
+                for start, length, context in zip(starts, lengths, contexts, strict=False)
+            ],
+            None,
+        )
+    classes: dict[int, list[int]] = defaultdict(list)
+    for row, length in enumerate(lengths):
+        classes[max(4, (length - 1).bit_length())].append(row)
+    groups, order, done = [], torch.empty(starts[-1], dtype=torch.long), 0
+    for members in classes.values():
+        longest = max(lengths[row] for row in members)
+        index_Rt = torch.tensor([starts[row] for row in members])[:, None] + torch.arange(longest)
+        last_R1 = torch.tensor([[starts[row] + lengths[row] - 1] for row in members])
+        groups.append(
+            Group(index_Rt.minimum(last_R1).to(device), longest, tuple(contexts[row] for row in members), device)
+        )
+        for place, row in enumerate(members):
+            order[starts[row] : starts[row + 1]] = done + place * longest + torch.arange(lengths[row])
+        done += len(members) * longest
+    return Rows(groups, order.to(device))
+
+
+def separate_rows(model: Any) -> None:
+    """Let the attention of `model` take `rows`, if it is one that can.
+
+    Args:
+        model: any of ours, with adapters or a prefix, not wrapped for data parallelism.
+    """
+    name = model.config._attn_implementation
+    if not (separates_rows(model) or takes_positions(model)):
+        kind = name.rsplit("_", 1)[-1]
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base.set_attn_implementation(name.removesuffix(kind) + SEPARATE + kind)
+
+
+def separates_rows(model: Any) -> bool:
+    """Whether its attention takes `rows`."""
+    return SEPARATE in model.config._attn_implementation
+
+
+def takes_positions(model: Any) -> bool:
+    """Whether its attention finds the rows by itself, where positions start anew (transformers' flash attention)."""
+    return "flash" in model.config._attn_implementation
+
+
+def by_rows(attend: Attention, *, masked: bool) -> Attention:
+    """An attention function that calls `attend` for each group of rows, where it is told of rows.
+
+    Args:
+        attend: an attention function.
+        masked: it wants a mask where causal attention is meant too.
+    """
+
+    def attention(
+        module: Any,
+        query_1HTD: torch.Tensor,
+        key_1NTD: torch.Tensor,
+        value_1NTD: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        *,
+        rows: Rows | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if rows is None:
+            return attend(module, query_1HTD, key_1NTD, value_1NTD, attention_mask, **kwargs)
+        parts = []
+        for group in rows.groups:
+            states = (group.pick(x_1HTD) for x_1HTD in (query_1HTD, key_1NTD, value_1NTD))
+            mask = group.mask_R1tt if masked or not module.is_causal else None
+            parts.append(attend(module, *states, mask, **kwargs)[0])
+        return rows.join(parts), None
+
+    return attention
+
+
+def eager_with_bool_masks(
+    module: Any,
+    query_BHTD: torch.Tensor,
+    key_BNSD: torch.Tensor,
+    value_BNSD: torch.Tensor,
+    mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The eager attention of the module's own file; transformers' adds its mask to the scores."""
+    if mask is not None and mask.dtype is torch.bool:
+        hidden = torch.finfo(query_BHTD.dtype).min
+        mask = torch.zeros(mask.shape, dtype=query_BHTD.dtype, device=mask.device).masked_fill_(~mask, hidden)
+    attend: Attention = sys.modules[type(module).__module__].eager_attention_forward
+    return attend(module, query_BHTD, key_BNSD, value_BNSD, mask, **kwargs)
+
+
+ALL_ATTENTION_FUNCTIONS.register(f"{SEPARATE}sdpa", by_rows(sdpa_attention_forward, masked=False))
+ALL_ATTENTION_FUNCTIONS.register(f"{SEPARATE}eager", by_rows(eager_with_bool_masks, masked=True))
+ALL_MASK_ATTENTION_FUNCTIONS.register(f"{SEPARATE}sdpa", sdpa_mask)
+ALL_MASK_ATTENTION_FUNCTIONS.register(f"{SEPARATE}eager", eager_mask)

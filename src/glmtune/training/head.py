@@ -1,0 +1,114 @@
+"""The head and the cross-entropy in one, a chunk of targets at a time.
+
+Logits of 65,024 or 130,528 columns are the largest tensor of a training step. Here they live for one chunk only: where
+the head is frozen, its gradient is turned into the hidden state's at once, in the forward pass (as Liger Kernel does,
+arXiv 2410.10989); where it is trained, the backward pass computes them again.
+
+Shapes: N targets, C of them in a chunk, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+# Logits of a chunk in fp32: so few that they stay near the processor, so many that the products are still large.
+_BYTES = 64 * 2**20
+
+
+def head_losses(
+    head: nn.Module,
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    hidden_NH: torch.Tensor,
+    targets_N: torch.Tensor,
+) -> torch.Tensor:
+    """Cross-entropy of every target, (N,) in fp32.
+
+    Args:
+        head: turns hidden states into logits.
+        forward: its own forward pass.
+        hidden_NH: final hidden states of the positions that predict a target.
+        targets_N: what they should predict.
+    """
+    if _is_plain(head):
+        weight_VH: Any = head.weight
+        if torch.is_autocast_enabled(hidden_NH.device.type):
+            dtype = torch.get_autocast_dtype(hidden_NH.device.type)
+            hidden_NH, weight_VH = hidden_NH.to(dtype), weight_VH.to(dtype)
+        with torch.autocast(hidden_NH.device.type, enabled=False):
+            return _HeadLosses.apply(hidden_NH, weight_VH, targets_N)
+
+    def losses(hidden_CH: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(forward(hidden_CH).float(), targets_C, reduction="none")
+
+    size = _chunk(int(getattr(head, "out_features", 0)) or 130_528)
+    return torch.cat(
+        [
+            checkpoint(losses, hidden_CH, targets_C, use_reentrant=False)
+            for hidden_CH, targets_C in zip(hidden_NH.split(size), targets_N.split(size), strict=True)
+        ]
+    )
+
+
+def _is_plain(head: nn.Module) -> bool:
+    """Whether the head is one matrix product in floating point: no adapter, no bias, nothing packed."""
+    return isinstance(head, nn.Linear) and head.bias is None and head.weight.is_floating_point()
+
+
+def _chunk(columns: int) -> int:
+    return max(1, _BYTES // (4 * columns))
+
+
+class _HeadLosses(torch.autograd.Function):
+    """Losses (N,) of `hidden_NH @ weight_VH.T`; what each has to say to its hidden state is known beforehand."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_NH: torch.Tensor, weight_VH: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+        size = _chunk(len(weight_VH))
+        losses_N = torch.empty(len(hidden_NH), dtype=torch.float32, device=hidden_NH.device)
+        at_once = ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]
+        gradient_NH = torch.empty_like(hidden_NH) if at_once else None
+        for start in range(0, len(hidden_NH), size):
+            part = slice(start, start + size)
+            logs_CV = _log_softmax(hidden_NH[part], weight_VH)
+            losses_N[part] = -logs_CV.gather(1, targets_N[part, None])[:, 0]
+            if gradient_NH is not None:
+                gradient_NH[part] = _error(logs_CV, targets_N[part]).to(weight_VH.dtype) @ weight_VH
+        ctx.save_for_backward(hidden_NH, weight_VH, targets_N, gradient_NH)
+        return losses_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_N: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+        hidden_NH, weight_VH, targets_N, gradient_NH = ctx.saved_tensors
+        if gradient_NH is not None:
+            return (gradient_NH * grad_N[:, None]).to(hidden_NH.dtype), None, None
+        size = _chunk(len(weight_VH))
+        hidden_grad_NH = torch.empty_like(hidden_NH) if ctx.needs_input_grad[0] else None
+        weight_grad_VH = torch.zeros_like(weight_VH)
+        for start in range(0, len(hidden_NH), size):
+            part = slice(start, start + size)
+            error_CV = _error(_log_softmax(hidden_NH[part], weight_VH), targets_N[part])
+            error_CV = (error_CV * grad_N[part, None]).to(weight_VH.dtype)
+            weight_grad_VH += error_CV.T @ hidden_NH[part]
+            if hidden_grad_NH is not None:
+                hidden_grad_NH[part] = error_CV @ weight_VH
+        return hidden_grad_NH, weight_grad_VH, None
+
+
+def _log_softmax(hidden_CH: torch.Tensor, weight_VH: torch.Tensor) -> torch.Tensor:
+    """Of the logits, (C, V) in fp32."""
+    return F.linear(hidden_CH, weight_VH).log_softmax(-1, dtype=torch.float32)
+
+
+def _error(logs_CV: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
+    """The derivative of the losses by the logits, in place of their logarithms: probabilities less the truth."""
+    error_CV = logs_CV.exp_()
+    error_CV[torch.arange(len(targets_C), device=targets_C.device), targets_C] -= 1
+    return error_CV
