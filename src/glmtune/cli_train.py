@@ -33,6 +33,7 @@ def train(
     output: Annotated[str | None, typer.Option(help=help_of("output"))] = None,
     family: Annotated[str | None, typer.Option(help=help_of("model.family"))] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output where it stopped.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Train even if the memory plan says it cannot fit.")] = False,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any key of the config: --set training.max_steps=100")
     ] = None,
@@ -64,8 +65,8 @@ def train(
 
     with one_voice():  # of several processes, one tells of an error
         tree, source, resume = _translated() or _own(context, config, named, set_ or [], resume)
-        run = from_tree(RunConfig, _modern(tree), source)
-    _train(run, resume)
+        run = from_tree(RunConfig, modern(tree), source)
+    _train(run, resume, force)
 
 
 def _translated() -> tuple[dict[str, Any], str, bool] | None:
@@ -91,12 +92,15 @@ def _own(
         config = RunDir(named["output"]).config
         if not config.is_file():
             raise ConfigError(f"{named['output']}: not a run folder (no config.yaml).", "Give an existing run.")
-    # JSON is YAML, so quoting this way keeps a path such as `a: b` or `123` one string.
-    quoted = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in named.items() if value is not None]
-    return read_tree(config, [*quoted, *overrides]), str(config) if config else "options", resume
+    return read_tree(config, [*quoted(named), *overrides]), str(config) if config else "options", resume
 
 
-def _modern(tree: dict[str, Any]) -> dict[str, Any]:
+def quoted(named: dict[str, str | None]) -> list[str]:
+    """Options as overrides. JSON is YAML, so this keeps a path such as `a: b` or `123` one string."""
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in named.items() if value is not None]
+
+
+def modern(tree: dict[str, Any]) -> dict[str, Any]:
     """The tree with old names of `TrainingArguments` translated, and what this machine cannot do left out."""
     given = tree.get("training")
     if not isinstance(given, dict):
@@ -119,7 +123,7 @@ def _tell(notes: list[str]) -> None:
             typer.secho(note, fg="yellow", err=True)
 
 
-def _train(config: RunConfig, resume: bool) -> None:
+def _train(config: RunConfig, resume: bool, force: bool) -> None:
     from rich.console import Console
 
     from glmtune.training.distributed import is_main
@@ -127,7 +131,7 @@ def _train(config: RunConfig, resume: bool) -> None:
     from glmtune.training.train import train as train_run
 
     console = Console(soft_wrap=True)
-    outcome = train_run(config, resume=resume, console=console, score=_score_of(config))
+    outcome = train_run(config, resume=resume, console=console, score=_score_of(config), force=force)
     if not is_main():
         return
     if not outcome.finished:

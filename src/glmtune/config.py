@@ -159,6 +159,7 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 1.0,
     "per_device_train_batch_size": 1,  # blocks of rows, see data.packing
     "gradient_accumulation_steps": 2,
+    "gradient_checkpointing": "auto",  # on only if the run does not fit without it
     "per_device_eval_batch_size": 4,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.03,  # below 1: a share of all steps
@@ -293,11 +294,6 @@ def check(config: RunConfig) -> None:
     for key, (number, fits, wish) in ranges.items():
         if not fits:
             raise ConfigError(f"{key} is {number}; it must be {wish}.")
-    if config.data.packing and config.model.attention == "flash_attention_2":
-        raise ConfigError(
-            "model.attention flash_attention_2 cannot take the mask of packed rows.",
-            "Use sdpa, or set data.packing=false.",
-        )
     if config.model.quantization in ("packed4", "packed8") and config.method == "lora":
         raise ConfigError(
             f"method lora cannot adapt a base held as {config.model.quantization}.",

@@ -63,6 +63,20 @@ def check_training_keys(training: dict[str, Any]) -> None:
             raise ConfigError(f"training.{key} is {value}; it must be at least 1.")
 
 
+def checkpointing_asked(config: RunConfig) -> bool | str:
+    """Whether activations are to be computed again in the backward pass: true, false, or `auto`, as the memory plan
+    decides. transformers has two names for it, of which the newer counts."""
+    for key in ("activation_checkpointing", "gradient_checkpointing"):
+        value = config.training.get(key)
+        if value is None:
+            continue
+        word = str(value).lower()  # a form gives text
+        if word not in ("auto", "true", "false"):
+            raise ConfigError(f"training.{key} cannot be {value!r}.", "One of: true, false, auto.")
+        return "auto" if word == "auto" else word == "true"
+    return False
+
+
 def reporters(config: RunConfig) -> list[str]:
     """Where metrics are reported besides the run folder."""
     named = config.training.get("report_to") or []
@@ -108,7 +122,9 @@ def training_arguments(config: RunConfig, run: RunDir, precision: torch.dtype) -
     values.setdefault("label_names", ["labels"])
     values.setdefault("ddp_find_unused_parameters", False)  # every trained weight is used in every step
     _keep_the_best(values, config)
+    values.pop("gradient_checkpointing", None)
     values |= {
+        "activation_checkpointing": checkpointing_asked(config) is True,  # auto is decided when the data is known
         "output_dir": str(run.checkpoints),
         "remove_unused_columns": False,
         "logging_nan_inf_filter": False,  # the trainer stops at such a loss and says why

@@ -6,6 +6,7 @@ import torch
 
 from glmtune.config import RunConfig
 from glmtune.errors import TrainingError
+from glmtune.training.arguments import checkpointing_asked
 
 # Of torch's CPU allocator, of the CUDA driver, and of cuBLAS and cuDNN: none has an error class of its own.
 _SIGNS = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
@@ -42,7 +43,7 @@ def _ways(config: RunConfig) -> list[str]:
             f"training.per_device_train_batch_size={half} with training.gradient_accumulation_steps={steps} "
             "(the same optimiser steps, half the activations)"
         )
-    if not (training.get("gradient_checkpointing") or training.get("activation_checkpointing")):
+    if checkpointing_asked(config) is not True:
         ways.append("training.activation_checkpointing=true (slower by about a third)")
     longest = data.max_length or data.max_source_length + data.max_target_length
     ways.append(f"data.max_length={max(longest // 2, 8)} (now {longest}; longer rows are cut)")

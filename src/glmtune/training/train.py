@@ -30,6 +30,7 @@ from glmtune.methods.load import trained_folder
 from glmtune.methods.note import BaseNote
 from glmtune.models.loading import Base, inspect_base, load_base
 from glmtune.models.quiet import quiet_libraries
+from glmtune.models.rows import separate_rows
 from glmtune.models.tokenizers import load_tokenizer
 from glmtune.rundir import RunDir, default_root, replaced, write_json, write_text
 from glmtune.training.arguments import pick_precision, reporters, training_arguments
@@ -40,6 +41,7 @@ from glmtune.training.deepspeed import check_agreement, loaded_whole, with_deeps
 from glmtune.training.distributed import is_main, join, leave, main_first, one_voice, processes, share, voice
 from glmtune.training.generated import GeneratedScores, ScoreReplies, generated_scores
 from glmtune.training.memory import is_out_of_memory, out_of_memory
+from glmtune.training.plan.settle import settle
 from glmtune.training.prepare import Rows, prepare_rows, say
 from glmtune.training.proof import probe_logits, require_change, require_saved
 from glmtune.training.resume import require_same_data, saved_run, with_absolute_paths
@@ -74,7 +76,12 @@ class Prepared:
 
 
 def train(
-    config: RunConfig, *, resume: bool = False, console: Console | None = None, score: ScoreReplies | None = None
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+    score: ScoreReplies | None = None,
+    force: bool = False,
 ) -> Outcome:
     """Train as `config` says and fill the run folder; alone, or as one of the processes of a launcher.
 
@@ -83,6 +90,7 @@ def train(
         resume: continue the run in `config.output` from its last checkpoint.
         console: where progress goes.
         score: scores replies, where `generate.rows` asks for it: `glmtune.evaluation.sampled.score_questions`.
+        force: train even if the memory plan says that the run cannot fit.
 
     Raises:
         ValueError: `generate.rows` is set and `score` is not given.
@@ -92,12 +100,12 @@ def train(
         quiet_libraries()
         check(config)
         join(config.training)
-        outcome = _train(with_deepspeed(config), resume, voice(console or Console()), score)
+        outcome = _train(with_deepspeed(config), resume, voice(console or Console()), score, force)
         leave()
         return outcome
 
 
-def _train(config: RunConfig, resume: bool, console: Console, score: ScoreReplies | None) -> Outcome:
+def _train(config: RunConfig, resume: bool, console: Console, score: ScoreReplies | None, force: bool) -> Outcome:
     base = inspect_base(config.model.path, family=config.model.family, hub=config.model.hub)
     _require_same_base(base)
     run = RunDir(share(config.output or default_root(str(base.folder), config.method)))
@@ -118,6 +126,7 @@ def _train(config: RunConfig, resume: bool, console: Console, score: ScoreReplie
     if rows.eval is None:
         _no_evaluation(config, arguments)
 
+    planned = settle(config, base, arguments, precision, rows, console, force=force, before=before)
     generate = config.generate
     scores = generated_scores(generate.rows, generate.max_new_tokens, rows, base.family, tokenizer, arguments, score)
 
@@ -125,7 +134,7 @@ def _train(config: RunConfig, resume: bool, console: Console, score: ScoreReplie
     with console.status("Loading the model"):
         prepared = _prepare(config, base, precision, arguments, rows)
     with run.held(new=before is None) if is_main() else nullcontext():
-        return _fill(run, config, base, precision, arguments, prepared, rows, scores, resume, console)
+        return _fill(run, config, base, precision, arguments, prepared, rows, scores, planned, resume, console)
 
 
 def _fill(
@@ -137,13 +146,14 @@ def _fill(
     prepared: Prepared,
     rows: Rows,
     scores: GeneratedScores | None,
+    planned: dict[str, Any],
     resume: bool,
     console: Console,
 ) -> Outcome:
     """Train, and write the run folder from its config to its result: the main process does, the others train along."""
     checkpoint = share(_checkpoint(run, console) if resume and is_main() else None)
     trainable = trainable_parameters(prepared.model)
-    summary = opening(config, base, rows, precision, trainable)
+    summary = opening(config, base, rows, precision, trainable) | planned
     if is_main():
         write_text(run.config, dump_yaml(with_absolute_paths(config)))
         write_json(run.summary, summary)
@@ -238,6 +248,7 @@ def _prepare(
         except (ImportError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(f"model.attention: {reason}", "Use sdpa or eager.") from None
+    separate_rows(model)
     note = BaseNote(str(base.folder.resolve()), base.fingerprint, base.family.name)
     probe = rows.collate([rows.train[0]])
     try:

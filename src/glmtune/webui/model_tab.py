@@ -17,6 +17,7 @@ from glmtune.webui.errors import shown
 from glmtune.webui.fields import build_field
 from glmtune.webui.paths import model_or_path
 from glmtune.webui.pick import choices, renewed, this_tab
+from glmtune.webui.plan_panel import weights_html
 from glmtune.webui.texts import text
 from glmtune.webui.words import Words
 
@@ -41,7 +42,8 @@ def build(context: Context, words: Words, lang: gr.State, chosen: Chosen) -> Non
     def describe(named: str | None, generation: str | None, site: str, code: str) -> tuple[str, str]:
         model = model_or_path(context.roots, named or "")
         told = html.note(text("model.taken", code))
-        return facts_of(model, generation or None, site, code) + told, model
+        facts = facts_of(model, generation or None, site, code)
+        return facts + weights_html(model, generation or None, site, code) + told, model
 
     def renew(now: str | None) -> Any:
         return renewed(choices(context, "models"), now, first=True)

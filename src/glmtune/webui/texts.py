@@ -11,11 +11,12 @@ from glmtune.webui.texts_data import TEXTS as DATA
 from glmtune.webui.texts_evaluate import TEXTS as EVALUATE
 from glmtune.webui.texts_export import TEXTS as EXPORT
 from glmtune.webui.texts_model import TEXTS as MODEL
+from glmtune.webui.texts_plan import TEXTS as PLAN
 from glmtune.webui.texts_runs import TEXTS as RUNS
 from glmtune.webui.texts_train import TEXTS as TRAIN
 
 LANGUAGES = {"zh": "中文", "en": "English"}
-TABLES = (COMMON, CONFIG, MODEL, DATA, TRAIN, RUNS, CHAT, EVALUATE, EXPORT)
+TABLES = (COMMON, CONFIG, MODEL, DATA, TRAIN, PLAN, RUNS, CHAT, EVALUATE, EXPORT)
 TEXTS: dict[str, dict[str, str]] = {key: said for table in TABLES for key, said in table.items()}
 
 

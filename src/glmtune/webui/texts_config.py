@@ -122,6 +122,11 @@ TRAINING: dict[str, tuple[str, str, str]] = {
         "累积这么多批才更新一次；与批大小的乘积决定效果。",
         "Batches per update; its product with the batch size is what counts.",
     ),
+    "gradient_checkpointing": (
+        "梯度检查点",
+        "auto、true 或 false。auto：只有显存放不下时才打开（慢约三分之一）。",
+        "auto, true or false. auto: on only if the run does not fit without it; about a third slower.",
+    ),
     "per_device_eval_batch_size": ("验证批大小", "验证时一次多少行。", "Rows at once while evaluating."),
     "lr_scheduler_type": (
         "学习率曲线",

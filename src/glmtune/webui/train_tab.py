@@ -16,6 +16,7 @@ from glmtune.webui.errors import shown
 from glmtune.webui.forms import as_yaml, checked
 from glmtune.webui.paths import inside
 from glmtune.webui.pick import choices, renewed, this_tab
+from glmtune.webui.plan_panel import build_plan
 from glmtune.webui.run_files import require_run
 from glmtune.webui.security import owner_of
 from glmtune.webui.texts import text
@@ -47,6 +48,7 @@ def build(context: Context, words: Words, lang: gr.State, chosen: Chosen) -> Non
             visible=False,
         )
         words.add(config, label="train.yaml")
+    build_plan(context, words, lang, form)
     start = words.add(gr.Button(variant="primary", elem_id="train-start"), value="train.start")
     panel = TrainPanel(context, words, lang)
 

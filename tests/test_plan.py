@@ -1,0 +1,228 @@
+"""`glmtune plan`, and what `train` does by it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from glmtune.config import RunConfig, load_config
+from glmtune.config_tree import from_tree
+from glmtune.errors import ConfigError
+from glmtune.training.plan import settle as settling
+from glmtune.training.plan.device import Device, parse_memory
+from glmtune.training.plan.estimate import Request, estimate
+from glmtune.training.plan.make import make_plan
+from glmtune.training.plan.subject import look_at
+from glmtune.training.plan.trace import _trace
+from glmtune.training.trainer import GlmTrainer
+
+GPU = ("--gpu-memory", "24GB")
+
+
+@pytest.fixture
+def small_folder(tiny, tmp_path):
+    """config.json and tokenizer of a checkpoint, without weights."""
+
+    def make(family: str = "chatglm3", layers: int = 2) -> Path:
+        folder = tmp_path / f"{family}-{layers}"
+        shutil.copytree(tiny(family), folder, ignore=shutil.ignore_patterns("*.safetensors"))
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        (folder / "config.json").write_text(json.dumps(config | {"num_layers": layers}), "utf-8")
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def planned(glmtune_command, adgen_file):
+    def run(folder, *options):
+        result = glmtune_command("plan", "--model", folder, "--data", adgen_file(24), "--json", *options)
+        assert result.code == 0, result.err
+        return json.loads(result.out)
+
+    return run
+
+
+def test_a_folder_without_weights_is_enough(small_folder, planned):
+    plan = planned(small_folder(), *GPU)
+    assert plan["verdict"] == "fits"
+    assert plan["bytes"] == sum(plan["parts"].values())
+    assert plan["steps"] > 0
+    assert plan["seconds"] is None  # nobody measured that GPU
+
+
+def test_no_data_plans_the_weights_alone(small_folder, glmtune_command):
+    result = glmtune_command("plan", "--model", small_folder(), *GPU)
+    assert result.code == 0
+    assert "the weights alone" in result.out
+
+
+@pytest.mark.parametrize("method", ["lora", "ptuning", "freeze", "full"])
+def test_depth_carried_over_is_depth_traced(small_folder, adgen_file, method, monkeypatch):
+    """Every part at every moment is affine in the layers: seven of them from three and four, against all seven."""
+    settings = [f"model.path={small_folder(layers=7)}", f"data.train={adgen_file(24)}", f"method={method}"]
+    settings += ["freeze.trainable_layers=2"]
+    seen: list[Request] = []
+    monkeypatch.setattr("glmtune.training.plan.make.estimate", lambda r: seen.append(r) or estimate(r))
+    plan = make_plan(load_config(None, settings), "24GB")
+    request = seen[0]
+    batches = tuple(request.collate(items) for items in (request.batch, request.eval_batch))
+    trained = 2 if method == "freeze" else 7
+    whole = _trace(
+        request.subject,
+        request.run,
+        request.arguments,
+        request.precision,
+        batches,
+        7 - trained,
+        trained,
+        True,
+    )
+    parts = whole.moments[plan.estimate.moment]
+    for name in ("weights", "adapter", "gradients", "optimizer", "activations", "logits"):
+        assert plan.estimate.parts[name] == pytest.approx(parts[name], rel=0.01, abs=2000), name
+    assert plan.estimate.products == pytest.approx(whole.products)
+
+
+def test_quantised_bases_take_their_own_bytes(small_folder, planned):
+    folder = small_folder()
+    whole = planned(folder, *GPU, "--method", "ptuning")["parts"]["weights"]
+    held = {
+        kind: planned(folder, *GPU, "--method", "ptuning", "--set", f"model.quantization={kind}")["parts"]["weights"]
+        for kind in ("nf4", "int8", "packed4", "packed8")
+    }
+    assert held["nf4"] < held["int8"] < whole
+    assert held["packed4"] < held["packed8"] < whole
+
+
+def test_what_does_not_fit_is_told_what_makes_it_fit(small_folder, planned):
+    folder = small_folder(layers=12)
+    options = ("--set", "training.per_device_train_batch_size=8", "--set", "training.gradient_checkpointing=false")
+    whole = planned(folder, *GPU, *options)
+    room = f"{(whole['bytes'] - 2**20) / 2**20:.3f}MiB"
+    told = planned(folder, "--gpu-memory", room, *options)
+    assert told["verdict"] == "tight"
+    assert told["change"]["fits"]
+    settings = [word for setting in told["change"]["settings"] for word in ("--set", setting)]
+    again = planned(folder, "--gpu-memory", room, *options, *settings)
+    assert again["verdict"] == "fits"
+    assert again["bytes"] == pytest.approx(told["change"]["bytes"], rel=0.01)
+
+
+def test_auto_checkpoints_only_what_would_not_fit(small_folder, planned):
+    folder = small_folder(layers=12)
+    options = ("--set", "training.per_device_train_batch_size=8")
+    roomy = planned(folder, *GPU, *options)
+    assert not roomy["gradient_checkpointing"]
+    tight = planned(folder, "--gpu-memory", f"{roomy['bytes'] / 2**20 - 1:.3f}MiB", *options)
+    assert tight["gradient_checkpointing"]
+    assert tight["bytes"] < roomy["bytes"]
+
+
+def test_processes_share(small_folder, planned):
+    folder = small_folder()
+    alone = planned(folder, *GPU, "--method", "full")
+    shared = planned(folder, *GPU, "--method", "full", "--processes", 4, "--set", "training.fsdp=true")
+    copied = planned(folder, *GPU, "--method", "full", "--processes", 4)
+    assert shared["parts"]["optimizer"] <= alone["parts"]["optimizer"] / 4 + 4
+    assert copied["parts"]["optimizer"] == alone["parts"]["optimizer"]
+
+
+@pytest.mark.parametrize("text", ["twelve", "12 potatoes", "-3", "0", ""])
+def test_wrong_sizes_are_named(text):
+    with pytest.raises(ConfigError, match="not a size of memory"):
+        parse_memory(text)
+
+
+def test_sizes():
+    assert parse_memory("12GB") == parse_memory("12") == parse_memory("12GiB") == 12 * 2**30
+    assert parse_memory("8000 MiB") == 8000 * 2**20
+
+
+def test_a_wrong_size_on_the_command_line(small_folder, glmtune_command):
+    result = glmtune_command("plan", "--model", small_folder(), "--gpu-memory", "twelve")
+    assert result.code == 1
+    assert "--gpu-memory twelve" in result.err
+    assert len(result.err.strip().splitlines()) == 2
+
+
+def test_published_shapes_need_what_they_weigh(asset):
+    """The weights of ChatGLM3-6B: 6,243,584,000 numbers in 16 bits, and the rotary frequencies."""
+    subject = look_at(str(asset("assets", "chatglm3-6b")), None, "huggingface")
+    assert subject.layers == 28
+    plan = make_plan(from_tree(RunConfig, {"model": str(asset("assets", "chatglm3-6b"))}, "test"), "24GB")
+    assert plan.estimate.parts["weights"] == pytest.approx(2 * 6_243_584_000, rel=1e-4)
+
+
+class TestTrain:
+    @pytest.fixture
+    def train(self, tiny, glmtune_command, adgen_file, tmp_path):
+        def run(*options, output="run"):
+            settings = ["data.eval_fraction=0", "training.max_steps=1", "training.report_to=none"]
+            sets = [word for setting in settings for word in ("--set", setting)]
+            return glmtune_command(
+                *("train", "--model", tiny("chatglm3"), "--data", adgen_file(16)),
+                *("--output", tmp_path / output, *sets, *options),
+            )
+
+        return run
+
+    @pytest.fixture
+    def room(self, monkeypatch):
+        """`room(bytes)`: a machine of that much memory."""
+
+        def make(memory):
+            device = Device("a small machine", memory, False, True, 2**20, 0.0)
+            monkeypatch.setattr(settling, "pick_device", lambda *_: device)
+
+        return make
+
+    def test_says_what_it_needs(self, train, tmp_path):
+        result = train()
+        assert result.code == 0, result.err
+        assert "Memory: about" in result.out
+        assert json.loads((tmp_path / "run/summary.json").read_text("utf-8"))["memory_plan"]["bytes"] > 0
+
+    def test_refuses_what_cannot_fit_and_can_be_forced(self, train, room, tmp_path):
+        room(2**20)
+        refused = train()
+        assert refused.code == 1
+        assert "This run needs about" in refused.err
+        assert "--force" in refused.err
+        assert not (tmp_path / "run").exists()
+        assert train("--force").code == 0
+
+    def test_a_fault_of_the_plan_stops_nobody(self, train, monkeypatch):
+        def broken(*_):
+            raise KeyError("oh")
+
+        monkeypatch.setattr(settling, "plan_for", broken)
+        result = train()
+        assert result.code == 0, result.err
+        assert "No memory plan (KeyError" in result.out
+
+    def test_a_resumed_run_keeps_what_was_decided(self, train, room, tmp_path, glmtune_command, monkeypatch):
+        room(2**40)
+        assert train("--set", "training.save_steps=1").code == 0
+        config = yaml.safe_load((tmp_path / "run/config.yaml").read_text("utf-8"))
+        assert config["training"]["gradient_checkpointing"] == "auto"
+        summary = tmp_path / "run/summary.json"
+        told = json.loads(summary.read_text("utf-8"))
+        assert told["memory_plan"]["checkpointing"] is False
+        told["memory_plan"]["checkpointing"] = True  # as if the machine had been small
+        summary.write_text(json.dumps(told), "utf-8")
+        asked = []
+        step = GlmTrainer.training_step
+        monkeypatch.setattr(
+            GlmTrainer,
+            "training_step",
+            lambda self, *a, **k: asked.append(self.model.is_activation_checkpointing) or step(self, *a, **k),
+        )
+        result = glmtune_command("train", "--resume", "--output", tmp_path / "run", "--set", "training.max_steps=2")
+        assert result.code == 0, result.err
+        assert asked
+        assert all(asked)

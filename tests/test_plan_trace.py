@@ -1,0 +1,114 @@
+"""The plan's traces against the same step on real tensors: every live byte of both is counted in the same way."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from rich.console import Console
+
+from glmtune.config import RunConfig
+from glmtune.config_tree import from_tree
+from glmtune.methods import method_of
+from glmtune.models.loading import inspect_base, load_base
+from glmtune.models.rows import separate_rows
+from glmtune.models.tokenizers import load_tokenizer
+from glmtune.rundir import RunDir
+from glmtune.training.arguments import pick_precision, training_arguments
+from glmtune.training.plan.step import run_steps
+from glmtune.training.plan.subject import look_at
+from glmtune.training.plan.trace import traced
+from glmtune.training.plan.watch import Watch
+from glmtune.training.prepare import prepare_rows
+from tiny import FAMILIES
+
+
+class Case:
+    """A run, its rows and the batches to look at."""
+
+    def __init__(self, folder, data, tmp_path, **settings):
+        tree = {"model": {"path": str(folder)}, "data": {"train": str(data), "max_length": 400}, "method": "lora"}
+        for key, value in settings.items():
+            section, _, name = key.partition("__")
+            tree[section] = {**tree.get(section, {}), name: value} if name else value
+        self.folder = folder
+        self.run = from_tree(RunConfig, tree, "test")
+        self.precision = pick_precision(self.run.model.precision)
+        self.arguments = training_arguments(self.run, RunDir(tmp_path / "run"), self.precision)
+        self.base = inspect_base(folder)
+        tokenizer = load_tokenizer(folder, family=self.base.family.name)
+        rows = prepare_rows(self.run, self.base.family, tokenizer, Console(quiet=True))
+        self.batch = rows.collate([rows.train[0], rows.train[len(rows.train) - 1]])
+        self.eval_batch = rows.collate([rows.eval[0]])
+
+    def planned(self):
+        subject = look_at(str(self.folder), None, "huggingface")
+        return traced(subject, self.run, self.arguments, self.precision, self.batch, self.eval_batch, on_gpu=False)
+
+    def seen(self):
+        torch.manual_seed(0)
+        mixed = self.precision if self.arguments.bf16 else torch.float32
+        method = method_of(self.run, self.base.family, mixed)
+        model = load_base(
+            self.base,
+            dtype=method.load_dtype(self.precision),
+            device="cpu",
+            quantization=self.run.model.quantization,
+        )
+        if self.run.model.attention != "auto":
+            model.set_attn_implementation(self.run.model.attention)
+        separate_rows(model)
+        watch = Watch(model.config.vocab_size)
+        run_steps(
+            watch, method.prepare(model), self.arguments, self.batch, self.eval_batch, adapter=method.keeps == "adapter"
+        )
+        return watch.moments
+
+
+@pytest.fixture
+def case(tiny, adgen_file, tmp_path):
+    def make(family, **settings):
+        return Case(tiny(family), adgen_file(24), tmp_path, **settings)
+
+    return make
+
+
+def _agree(planned, seen, share):
+    """Every moment's total; single parts where they are not small."""
+    assert planned.keys() == seen.keys()
+    for name, parts in seen.items():
+        # What the garbage collector has not found yet of the training is still there in the evaluation.
+        near = 3 * share if name.startswith(("evaluation", "before")) else share
+        assert planned[name].total() == pytest.approx(parts.total(), rel=near), name
+        for part in ("weights", "adapter", "gradients", "optimizer", "logits"):
+            assert planned[name][part] == pytest.approx(parts[part], rel=share, abs=2000), (name, part)
+
+
+@pytest.mark.parametrize("method", ["lora", "ptuning", "freeze", "full"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_trace_counts_what_a_real_step_takes(case, family, method):
+    run = case(family, method=method, freeze__trainable_layers=1)
+    _agree(run.planned().moments, run.seen(), 0.02)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"training__activation_checkpointing": True},
+        {"data__packing": False},
+        {"training__gradient_accumulation_steps": 1},
+        {"model__precision": "bf16"},
+        {"training__optim": "sgd", "method": "full"},
+        {"model__attention": "eager"},
+    ],
+    ids=str,
+)
+def test_settings_count(case, family, settings):
+    run = case(family, **settings)
+    _agree(run.planned().moments, run.seen(), 0.02)
+
+
+@pytest.mark.parametrize("quantization", ["packed4", "packed8"])
+def test_packed_bases(case, quantization):
+    run = case("chatglm2", method="ptuning", model__quantization=quantization)
+    _agree(run.planned().moments, run.seen(), 0.02)
