@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 import torch
-from transformers import GenerationMixin
 
 from glmtune.errors import ModelError
+from glmtune.generation import batched
 from glmtune.generation.batched import generate, in_batches
 from glmtune.generation.open import open_model
 from glmtune.generation.reply import Sampling, generate_reply
@@ -71,14 +71,12 @@ def test_every_stop_id_ends_a_reply(family, opened, monkeypatch):
     stops = one.family.stop_ids(one.tokenizer)
     letters = one.family.encode_prompt([{"role": "user", "content": "ab"}], one.tokenizer)[-3:-1]
 
-    def fake(self, input_ids, **options):
-        assert set(options["eos_token_id"]) == set(stops)
-        new = torch.full((len(input_ids), 4), letters[0])
-        for row in range(min(len(stops), len(input_ids))):
-            new[row, 2] = stops[row]
-        return torch.cat((input_ids, new), dim=1)
+    def fake(model, prompts, choose, **options):
+        assert set(options["stops"]) == set(stops)
+        ends = [[letters[0]] * 2 + [stop] for stop in stops]
+        return [ends[row] if row < len(ends) else [letters[0]] * 4 for row in range(len(prompts))]
 
-    monkeypatch.setattr(GenerationMixin, "generate", fake)
+    monkeypatch.setattr(batched, "decode", fake)
     replies = sorted(_run(one, Sampling(4), batch_size=6), key=lambda reply: -len(_prompts(one)[reply.index]))
     for reply in replies[: len(stops)]:
         assert (reply.ids, reply.stop, reply.tokens) == ([letters[0]] * 2, "stop", 3)
@@ -127,15 +125,15 @@ def test_draws_have_the_model_s_probabilities(opened):
 def test_out_of_memory_halves_the_batch_and_loses_nothing(opened, monkeypatch, error):
     one = opened("chatglm2")
     alone = _run(one, Sampling(6), batch_size=6)
-    real, sizes, said, done = GenerationMixin.generate, [], [], []
+    real, sizes, said, done = batched.decode, [], [], []
 
-    def small(self, input_ids, **options):
-        sizes.append(len(input_ids))
-        if len(input_ids) > 1:
+    def small(model, prompts, *arguments, **options):
+        sizes.append(len(prompts))
+        if len(prompts) > 1:
             raise error
-        return real(self, input_ids=input_ids, **options)
+        return real(model, prompts, *arguments, **options)
 
-    monkeypatch.setattr(GenerationMixin, "generate", small)
+    monkeypatch.setattr(batched, "decode", small)
     replies = _run(one, Sampling(6), batch_size=6, warn=said.append, on_done=lambda batch: done.extend(batch))
     assert replies == alone
     assert sizes == [6, 3, 1, 1, 1, 1, 1, 1]

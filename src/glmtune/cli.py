@@ -10,12 +10,14 @@ from typing import Annotated
 
 import typer
 
+from glmtune.cli_bench import bench
 from glmtune.cli_compare import compare, forget
 from glmtune.cli_data import data_app
 from glmtune.cli_eval import eval_
 from glmtune.cli_export import export
 from glmtune.cli_migrate import register as register_migrate
 from glmtune.cli_options import Base, Device, Dtype, FamilyName, Hub, Quantization, RunOrModel
+from glmtune.cli_plan import plan
 from glmtune.cli_report import report
 from glmtune.cli_train import train
 from glmtune.cli_ui import ui
@@ -30,10 +32,12 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(train)
+app.command()(plan)
 app.command("eval")(eval_)
 app.command()(compare)
 app.command()(forget)
 app.command()(export)
+app.command()(bench)
 app.command()(report)
 app.command()(ui)
 register_migrate(app)
@@ -58,6 +62,7 @@ def chat(
     """Talk to a model or a tuned run. Inside: /clear, /system TEXT, /exit."""
     from rich.console import Console
 
+    from glmtune.generation.arrange import arrange
     from glmtune.generation.chat import Chat, converse, show_calls
     from glmtune.generation.open import open_model
     from glmtune.generation.reply import Sampling
@@ -74,6 +79,7 @@ def chat(
             seed=seed,
             quantization=quantization,
         )
+        arrange(opened.model)
     sampling = Sampling(max_new_tokens, temperature, top_p)
     talk = Chat(opened.model, opened.tokenizer, opened.family, sampling, system, opened.prefix)
     if prompt is None:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
 from glmtune.errors import ModelError
 from glmtune.families import Family
-from glmtune.generation.reply import Sampling
+from glmtune.generation.arrange import arranged
+from glmtune.generation.choose import Sampling, chooser
+from glmtune.generation.engine import decode
 from glmtune.training.memory import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -81,10 +82,11 @@ def generate(
 
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     replies: dict[int, Generated] = {}
-    for batch in in_batches(order, batch_size, answer, warn):
-        replies |= {reply.index: reply for reply in batch}
-        if on_done:
-            on_done(batch)
+    with arranged(model):
+        for batch in in_batches(order, batch_size, answer, warn):
+            replies |= {reply.index: reply for reply in batch}
+            if on_done:
+                on_done(batch)
     return [replies[i] for i in range(len(prompts))]
 
 
@@ -131,54 +133,16 @@ def _generate_batch(
     sampling: Sampling,
     seeds: list[int],
 ) -> list[list[int]]:
-    """The new ids of each row, with whatever stands behind its stop id."""
-    longest = max(map(len, prompts))
+    """The new ids of each row, its stop id included."""
     padding: Any = tokenizer.pad_token_id
-    ids_BT = torch.tensor([[padding] * (longest - len(p)) + list(p) for p in prompts], device=model.device)
-    mask_BT = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    # Not inference mode: what a model keeps from here, rotary tables say, may serve a training step later.
-    with torch.no_grad():
-        output_BT = model.generate(
-            input_ids=ids_BT,
-            attention_mask=mask_BT,
-            eos_token_id=family.stop_ids(tokenizer),
-            pad_token_id=padding,
-            use_cache=True,  # training switches it off in the config
-            **_arguments(sampling, seeds, model.device),
-        )
-    return output_BT[:, longest:].tolist()
-
-
-def _arguments(sampling: Sampling, seeds: list[int], device: torch.device) -> dict[str, Any]:
-    if sampling.temperature == 0:
-        return sampling.arguments()
-    chosen = LogitsProcessorList([TemperatureLogitsWarper(sampling.temperature)])
-    if sampling.top_p < 1:
-        chosen.append(TopPLogitsWarper(sampling.top_p))
-    chosen.append(_OwnDraws(seeds, device))
-    return {
-        **sampling.arguments(),
-        "do_sample": False,
-        "temperature": None,
-        "top_p": None,
-        "logits_processor": chosen,
-    }
-
-
-class _OwnDraws(LogitsProcessor):
-    """Sampling with random numbers of each row's own, so that its neighbours do not change what it draws.
-
-    The largest of logits plus Gumbel noise is a draw from their softmax (Maddison et al., arXiv 1411.0030).
-    """
-
-    def __init__(self, seeds: list[int], device: torch.device):
-        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        waits_BV = torch.empty(scores.shape, dtype=torch.float32, device=scores.device)
-        for row, generator in zip(waits_BV, self._generators, strict=True):
-            row.exponential_(generator=generator)
-        return scores - waits_BV.clamp_(min=1e-30).log_()
+    return decode(
+        model,
+        prompts,
+        chooser(sampling, seeds, model.device),
+        max_new_tokens=sampling.max_new_tokens,
+        stops=family.stop_ids(tokenizer),
+        padding=padding,
+    )
 
 
 def _ended(index: int, ids: list[int], tokenizer: PreTrainedTokenizerBase, family: Family) -> Generated:

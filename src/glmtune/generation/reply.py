@@ -3,41 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.generation.streamers import BaseStreamer
 
 from glmtune.families import Family, Message, Reply
+from glmtune.generation.choose import Sampling, chooser
+from glmtune.generation.engine import decode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-
-@dataclass
-class Sampling:
-    """How tokens are chosen. Temperature 0 is greedy: the same reply every time."""
-
-    max_new_tokens: int = 512
-    temperature: float = 0.0
-    top_p: float = 0.8
-    repetition_penalty: float = 1.0
-
-    def arguments(self) -> dict[str, Any]:
-        """Arguments of transformers' `generate`."""
-        chosen: dict[str, Any] = {
-            "max_new_tokens": self.max_new_tokens,
-            "repetition_penalty": self.repetition_penalty,
-            "do_sample": self.temperature > 0,
-        }
-        # None takes the place of what a checkpoint's own generation_config.json may say.
-        sampled = {"temperature": self.temperature, "top_p": self.top_p} if self.temperature > 0 else {}
-        return chosen | {"temperature": None, "top_p": None, "top_k": None} | sampled
+__all__ = ["Sampling", "TextStream", "generate_reply"]
 
 
 class TextStream(BaseStreamer):
-    """Turns the ids that `generate` hands over into text as soon as it is whole (a Chinese character may take
+    """Turns ids, the prompt's first, into text as soon as it is whole (a Chinese character may take
     several byte tokens) and passes it on."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]):
@@ -50,7 +32,7 @@ class TextStream(BaseStreamer):
         self._begun = False
 
     def put(self, value: torch.Tensor) -> None:
-        if not self._prompt_seen:  # generate's first call brings the prompt
+        if not self._prompt_seen:  # the first call brings the prompt
             self._prompt_seen = True
             return
         self._ids += value.reshape(-1).tolist()
@@ -77,7 +59,6 @@ class TextStream(BaseStreamer):
             self._on_text(text)
 
 
-@torch.inference_mode()
 def generate_reply(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -96,17 +77,25 @@ def generate_reply(
         family: its generation.
         messages: the conversation, the user's message last.
         tools: descriptions of tools, for generations that know them.
-        sampling: greedy when None.
+        sampling: greedy when None. Draws depend on torch's global random state.
         on_text: called with each new piece of text.
     """
-    prompt = torch.tensor([family.encode_prompt(messages, tokenizer, tools)], device=model.device)
-    output = model.generate(  # type: ignore[operator]
-        input_ids=prompt,
-        attention_mask=torch.ones_like(prompt),
-        eos_token_id=family.stop_ids(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        streamer=TextStream(tokenizer, on_text) if on_text else None,
-        **(sampling or Sampling()).arguments(),
+    chosen = sampling or Sampling()
+    prompt = family.encode_prompt(messages, tokenizer, tools)
+    stream = TextStream(tokenizer, on_text) if on_text else None
+    seeds = [int(torch.randint(1 << 31, ()))] if chosen.temperature > 0 else [0]
+    padding: Any = tokenizer.pad_token_id
+    if stream:
+        stream.put(torch.tensor(prompt))
+    (ids,) = decode(
+        model,
+        [prompt],
+        chooser(chosen, seeds, model.device),
+        max_new_tokens=chosen.max_new_tokens,
+        stops=family.stop_ids(tokenizer),
+        padding=padding,
+        on_step=(lambda new: stream.put(torch.tensor(new[0]))) if stream else None,
     )
-    text = tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True)
-    return family.parse_reply(str(text))
+    if stream:
+        stream.end()
+    return family.parse_reply(str(tokenizer.decode(ids, skip_special_tokens=True)))

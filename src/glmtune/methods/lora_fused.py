@@ -27,7 +27,7 @@ def fuse_updates(model: nn.Module) -> None:
     Layers of other kinds and variants (DoRA) keep peft's way.
     """
     for module in model.modules():
-        kind = type(module)
+        kind: Any = type(module)
         if isinstance(module, LoraLayer) and kind.__name__ in _KINDS:
             module.__class__ = _fused(kind)
 

@@ -4,6 +4,11 @@ Decoding one token is bound by reading weights, so fewer bits are faster. Measur
 one and two AVX-512 cores) against bf16 `F.linear`: int8 takes 0.24 to 0.6 of the time, int4 0.16 to 0.25.
 torch has these kernels in fp32 and fp16 too, but there they are slower than unpacking, so they serve bf16 alone.
 
+int8 has a faster way, which serves all precisions: oneDNN's products of whole numbers, from weights in an order of its
+own. Inputs become whole numbers of 24 bits (of their row's largest), handed over as three rows of bytes; the sums of
+products are exact. One row, one AVX-512 core, 4096 x 4096: 0.33 ms, torch's int8 kernel 0.52, bf16 at the memory's
+speed 0.8.
+
 The int4 kernel wants its nibbles in an order of its own, which depends on the processor. It takes as many bytes as the
 official order and lies block by block, so a matrix changes between the two orders in place. The order is found out by
 packing row numbers, not assumed.
@@ -52,6 +57,64 @@ def usable(inputs_MI: torch.Tensor, outputs: int, bits: int) -> bool:
 def multiply_int8(inputs_MI: torch.Tensor, packed_OI: torch.Tensor) -> torch.Tensor:
     """`inputs @ numbers.T` in bf16, (M, O), from the official int8 layout as it is."""
     return torch.ops.aten._weight_int8pack_mm(inputs_MI, packed_OI, _ones(packed_OI.shape[0]))
+
+
+# Numbers of a matrix from which preparing the inputs is made up for.
+LARGE = 1 << 25
+# What the largest input becomes, a little below the largest number of three signed bytes, for quotients are rounded;
+# and what makes the bytes unsigned: 128 in each.
+_LARGEST, _OFFSET = 127 << 16, 128 * 0x010101
+
+
+def arrange_int8(packed_OI: torch.Tensor) -> torch.Tensor:
+    """Official int8 numbers in oneDNN's order."""
+    return torch.ops.onednn.qlinear_prepack(packed_OI.contiguous(), None)
+
+
+def restore_int8(arranged: torch.Tensor) -> torch.Tensor:
+    """The inverse of `arrange_int8`, (O, I)."""
+    return arranged.to_dense().t().contiguous()
+
+
+def multiply_arranged_int8(inputs_MI: torch.Tensor, arranged: torch.Tensor, scale_O: torch.Tensor) -> torch.Tensor:
+    """`inputs @ (numbers * scale).T` in fp32, (M, O).
+
+    Args:
+        inputs_MI: any floating precision; rounded to the 8,323,072nd part of each row's largest value.
+        arranged: from `arrange_int8`.
+        scale_O: fp32.
+    """
+    rows, columns = inputs_MI.shape
+    inputs_MI = inputs_MI.float()
+    step_M1 = inputs_MI.abs().amax(-1, keepdim=True).clamp_(min=1e-30).div_(_LARGEST)
+    numbers_MI = (inputs_MI / step_M1).round_().int().add_(_OFFSET)
+    bytes_3MI = numbers_MI.view(torch.uint8).view(rows, columns, 4)[..., :3].permute(2, 0, 1)
+    sums_3MO = torch.ops.onednn.qlinear_pointwise(
+        *(bytes_3MI.reshape(3 * rows, columns), 1.0, 128, arranged, scale_O, _no_offsets(len(scale_O)), None),
+        *(1.0, 0, torch.float32, "none", [], ""),
+    ).view(3, rows, -1)
+    return sums_3MO[2].mul_(256).add_(sums_3MO[1]).mul_(256).add_(sums_3MO[0]).mul_(step_M1)
+
+
+@cache
+def int8_is_exact() -> bool:
+    """Whether this machine's integer products are right: older processors overflow where many large ones meet."""
+    numbers_OI = torch.full((64, 128), 127, dtype=torch.int8)
+    numbers_OI[::2, ::2] = -127
+    inputs_MI = torch.full((1, 128), 1.0)
+    expected_MO = inputs_MI.double() @ numbers_OI.double().T
+    try:
+        arranged = arrange_int8(numbers_OI)
+        product_MO = multiply_arranged_int8(inputs_MI, arranged, torch.ones(64))
+        same = torch.equal(restore_int8(arranged), numbers_OI)
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False  # these are not public functions of torch
+    return same and torch.allclose(product_MO.double(), expected_MO, rtol=1e-5)
+
+
+@cache
+def _no_offsets(outputs: int) -> torch.Tensor:
+    return torch.zeros(outputs, dtype=torch.int64)
 
 
 def multiply_int4(inputs_MI: torch.Tensor, kernel_OJ: torch.Tensor) -> torch.Tensor:

@@ -22,8 +22,9 @@ _CPU_CHUNK, _DEVICE_CHUNK = 1 << 20, 1 << 25
 class PackedLinear(nn.Module):
     """`x @ (numbers * scale).T + bias` with int8 or int4 numbers in the official layout; the weight is frozen.
 
-    In bf16 on the CPU a few rows at a time are multiplied by torch's weight-only kernels. Everywhere else, and for many
-    rows, the weight is unpacked a chunk of rows at a time and multiplied; so on a GPU this saves memory, not time.
+    In bf16 on the CPU a few rows at a time are multiplied by torch's weight-only kernels, and by a faster one in int8
+    after `arrange`. Everywhere else, and for many rows, the weight is unpacked a chunk of rows at a time and
+    multiplied; so on a GPU this saves memory, not time.
     Gradients pass to the input; no unpacked weight is kept for them.
 
     Args:
@@ -46,6 +47,8 @@ class PackedLinear(nn.Module):
         self.weight_scale = nn.Parameter(torch.empty(out_features, dtype=dtype), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(out_features, dtype=dtype)) if bias else None
         self._in_kernel_order = False
+        self._arranged: torch.Tensor | None = None  # the numbers, while `weight` is empty
+        self._arranged_scale: torch.Tensor | None = None
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, bits: int) -> PackedLinear:
@@ -69,7 +72,11 @@ class PackedLinear(nn.Module):
         if torch.is_autocast_enabled(kind):
             inputs = inputs.to(torch.get_autocast_dtype(kind))
         inputs_MI = inputs.reshape(-1, self.in_features)
-        if kernels.usable(inputs_MI, self.out_features, self.bits):
+        if self._arranged is not None and not (torch.is_grad_enabled() and inputs_MI.requires_grad):
+            assert self._arranged_scale is not None
+            outputs_MO = kernels.multiply_arranged_int8(inputs_MI, self._arranged, self._arranged_scale)
+            outputs_MO = outputs_MO.to(inputs_MI.dtype)
+        elif self._arranged is None and kernels.usable(inputs_MI, self.out_features, self.bits):
             outputs_MO = self._multiply_packed(inputs_MI)
         else:
             outputs_MO = _UnpackAndMultiply.apply(inputs_MI, self)
@@ -77,12 +84,37 @@ class PackedLinear(nn.Module):
             outputs_MO = outputs_MO + self.bias.to(outputs_MO.dtype)
         return outputs_MO.view(*inputs.shape[:-1], self.out_features)
 
+    def arrange(self, dtype: torch.dtype) -> bool:
+        """Bring int8 numbers on the CPU into the order of a faster kernel; whether that was done.
+
+        Whatever needs the official order brings it back; so does `restore`.
+
+        Args:
+            dtype: of the inputs to come.
+        """
+        if dtype == torch.bfloat16 and self.in_features * self.out_features < kernels.LARGE:
+            return False  # torch's kernel for bf16 has less to prepare
+        usable = self.bits == 8 and self.weight.device.type == "cpu" and self.weight_scale.device.type == "cpu"
+        if self._arranged is not None or not usable or not kernels.int8_is_exact():
+            return False
+        self._arranged = kernels.arrange_int8(self.weight.data)
+        self._arranged_scale = self.weight_scale.detach().float()
+        self.weight.data = self.weight.data.new_empty(0, self.in_features)
+        return True
+
+    def restore(self) -> None:
+        """Undo `arrange`."""
+        if self._arranged is not None:
+            self.weight.data = kernels.restore_int8(self._arranged)
+            self._arranged = self._arranged_scale = None
+
     def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
         """The whole weight, (O, I)."""
         return torch.cat([rows for _, rows in self.dequantized_chunks(dtype)])
 
     def dequantized_chunks(self, dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
         """Some rows of the weight at a time: where they are, and (rows, I) in `dtype`."""
+        self.restore()
         for rows in self._chunks():
             packed = self.weight.data[rows]
             if self._in_kernel_order:
@@ -106,6 +138,7 @@ class PackedLinear(nn.Module):
         return (numbers_MO * self.weight_scale.float()).to(inputs_MI.dtype)
 
     def _to_official_order(self) -> None:
+        self.restore()
         if self._in_kernel_order:
             self._reorder(kernels.from_kernel_order)
             self._in_kernel_order = False
