@@ -1,0 +1,1 @@
+"""Nothing: stands where a requirement asks for torchaudio and no sound is processed."""
