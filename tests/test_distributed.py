@@ -68,12 +68,13 @@ if find_spec("deepspeed"):
         ds = {"deepspeed": str(CONFIGS / f"ds_zero{stage}.json")}
         JOBS[f"zero{stage}"] = ("chatglm3", "lora", False, ds)
         JOBS[f"zero{stage}-full"] = ("chatglm2", "full", False, ds | SGD | {"max_steps": 3})
+IN_16_BITS = {"fsdp-bf16": ("chatglm3", "lora", False, FSDP | {"bf16": True, "max_steps": 3})}
 RESUMED = {"ddp": 6, "fsdp": 6, "fsdp-full": 3} | {name: 6 for name in JOBS if name in ("zero2", "zero3")}
 """Jobs that are done a second time, from the checkpoint of this step on."""
 
 
 def _config(name: str, base: Path, data: Path, output: Path, alone: bool) -> dict:
-    family, method, packing, training = JOBS[name]
+    family, method, packing, training = (JOBS | IN_16_BITS)[name]
     training = COMMON | training
     if alone:
         training = {key: value for key, value in training.items() if key not in ("fsdp", "deepspeed")}
@@ -99,23 +100,36 @@ def _work(folder: Path) -> None:
     """What torchrun runs: every job, then some again from the middle."""
     import torch.distributed as dist
 
+    from glmtune.training import trainer as trainer_module
     from glmtune.training.train import train
     from glmtune.training.trainer import GlmTrainer
 
     _no_compiler()
     seen: list[int] = []
+    whole: list[bool] = []
     original = GlmTrainer._track_num_input_tokens
+    target_losses = trainer_module.target_losses
+
+    def more_than_16_bits(*arguments):
+        losses = target_losses(*arguments)
+        if len(losses):  # idle blocks have none
+            whole.append(bool((losses.bfloat16().float() != losses).any()))
+        return losses
+
+    trainer_module.target_losses = more_than_16_bits
 
     def remember(self, inputs):
         seen.extend(row for row in inputs["rows"].flatten().tolist() if row >= 0)
         original(self, inputs)
 
     GlmTrainer._track_num_input_tokens = remember
-    for name in JOBS:
+    for name in JOBS | IN_16_BITS:
         _forget()
         seen.clear()
+        whole.clear()
         outcome = train(load_config(folder / f"{name}.json", []))
         (folder / f"{name}.rows.{dist.get_rank()}").write_text(json.dumps(seen))
+        (folder / f"{name}.whole.{dist.get_rank()}").write_text(json.dumps(whole))
         assert outcome.finished
     for name, step in RESUMED.items():
         _forget()
@@ -171,7 +185,7 @@ def folder(tmp_path_factory, tiny):
         link = folder / "bases" / family
         if not link.exists():
             shutil.copytree(tiny(family), link)
-    for name in JOBS:
+    for name in JOBS | IN_16_BITS:
         _write(folder / f"{name}.json", _config(name, folder / "bases", data, folder / name, False))
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__, folder]
     environment = _environment() | {"GLMTUNE_CACHE": str(folder / "cache")}
@@ -182,7 +196,7 @@ def folder(tmp_path_factory, tiny):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GLMTUNE_CACHE", str(folder / "cache"))
         (folder / "alone").mkdir()
-        for name in JOBS:
+        for name in JOBS | IN_16_BITS:
             config = _config(name, folder / "bases", data, folder / "alone" / name, True)
             train(load_config(_write(folder / "alone.json", config), []))
     torch.set_num_threads(threads)
@@ -256,6 +270,15 @@ def test_every_row_is_seen_once_an_epoch(folder, name):
     counts = Counter(seen[0] + seen[1])
     assert len(counts) == 19
     assert set(counts.values()) == {2}  # epochs
+
+
+def test_losses_of_16_bit_shards_are_fp32(folder):
+    """FSDP rounds what a model returns, and the losses are what it returns."""
+    for rank in (0, 1):
+        assert all(json.loads((folder / f"fsdp-bf16.whole.{rank}").read_text()))
+    two, one = _pair(folder, "fsdp-bf16")
+    assert _metric(two) == pytest.approx(_metric(one), abs=0.02)
+    assert _metric(two, "eval_loss") == pytest.approx(_metric(one, "eval_loss"), abs=0.02)
 
 
 @pytest.mark.parametrize("name", RESUMED)

@@ -27,14 +27,16 @@ class WithBias(nn.Module):
 
 
 class Largest(TorchDispatchMode):
-    """Remembers the largest tensor that was made."""
+    """Remembers the largest tensor that was made, and counts products."""
 
     def __init__(self):
         super().__init__()
         self.numel = 0
+        self.products = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         made = func(*args, **(kwargs or {}))
+        self.products += func is torch.ops.aten.mm.default
         for one in made if isinstance(made, (tuple, list)) else [made]:
             if isinstance(one, torch.Tensor):
                 self.numel = max(self.numel, one.numel())
@@ -99,9 +101,22 @@ def test_no_targets_have_no_loss_and_a_gradient_of_zero(kind):
         assert not gradient.abs().sum()
 
 
-def test_without_gradients_only_losses_are_computed():
+@pytest.mark.parametrize(("wanted", "products"), [(False, 1), (True, 2)])
+def test_without_gradients_only_losses_are_computed(wanted, products):
     head, (hidden, targets) = _head("frozen"), _inputs()
-    with torch.no_grad():
+    with torch.set_grad_enabled(wanted), Largest() as watch:
         losses = head_losses(head, head.forward, hidden, targets)
     torch.testing.assert_close(losses, F.cross_entropy(head(hidden), targets, reduction="none"))
-    assert not losses.requires_grad
+    assert watch.products == products * -(-TARGETS // CHUNK)
+
+
+def test_the_gradient_of_a_trained_head_is_added_up_in_fp32(monkeypatch):
+    """In bf16, hundreds of small parts added to a large sum would be lost."""
+    monkeypatch.setattr(head_module, "_BYTES", 4 * COLUMNS)  # one target a chunk
+    head = _head("trained")
+    hidden, targets = torch.full((600, HIDDEN), 0.5), torch.zeros(600, dtype=torch.long)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = head_losses(head, head.forward, hidden, targets)
+    (found,) = torch.autograd.grad(losses.sum(), head.weight)
+    (wanted,) = torch.autograd.grad(F.cross_entropy(head(hidden), targets, reduction="sum"), head.weight)
+    assert (found - wanted).norm() < 0.01 * wanted.norm()

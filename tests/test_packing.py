@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -171,6 +172,29 @@ def test_a_model_that_would_mix_rows_is_refused(name, loaded):
     batch = Collate(get_family(name))([list(enumerate(_rows(name, tokenizer, 1, 3)))])
     with pytest.raises(ValueError, match="separate_rows"):
         target_losses(model, model.get_output_embeddings(), batch)
+
+
+def test_flash_attention_finds_the_rows_by_their_positions(loaded):
+    _, tokenizer = loaded("chatglm3", "sdpa")
+    batch = Collate(get_family("chatglm3"))([list(enumerate(_rows("chatglm3", tokenizer, 1, 3)))])
+    flash = SimpleNamespace(config=SimpleNamespace(_attn_implementation="flash_attention_2"))
+    inputs = loss_module.model_inputs(flash, batch)
+    assert set(inputs) == {"input_ids", "position_ids"}  # with a mask transformers would not look at the positions
+    starts = (inputs["position_ids"][0] == 0).nonzero()[:, 0].tolist()
+    assert starts == [0, *batch["row_lengths"].cumsum(0)[:-1].tolist()]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_forward_of_the_heads_own_stays(name, loaded):
+    model, tokenizer = loaded(name, "sdpa")
+    separate_rows(model)
+    head = model.get_output_embeddings()
+    batch = Collate(get_family(name))([list(enumerate(_rows(name, tokenizer, 1, 3)))])
+    target_losses(model, head, batch)
+    assert "forward" not in vars(head)
+    head.forward = own = head.forward
+    target_losses(model, head, batch)
+    assert vars(head).pop("forward") is own
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

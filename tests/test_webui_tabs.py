@@ -268,11 +268,12 @@ def test_a_stopped_reply_keeps_what_there_was(tiny):
 
 def test_a_closed_page_ends_the_reply(tiny):
     opened = open_model(str(tiny("chatglm3")))
-    before = threading.active_count()
+    before = set(threading.enumerate())
     pieces = stream(opened, HELLO, Sampling(max_new_tokens=100_000), threading.Event())
     next(pieces)
+    assert set(threading.enumerate()) - before
     pieces.close()
-    assert threading.active_count() == before
+    assert not set(threading.enumerate()) - before
 
 
 def test_errors_of_the_model_reach_the_page(tiny):

@@ -169,7 +169,7 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "save_strategy": "steps",
     "save_steps": 0.1,  # a share of all steps
     "save_total_limit": 2,
-    "train_sampling_strategy": "group_by_length",
+    "train_sampling_strategy": "random",
     "seed": 42,
     "report_to": "tensorboard",
 }

@@ -1,6 +1,7 @@
 """Rows laid end to end in one sequence: attention looks at each by itself, everything else at all of them at once.
 
-Neither padding nor what a mask would hide is computed. A model whose attention was set by `separate_rows` takes the
+There is no padding outside attention, and no mask over all positions; on a GPU rows of like length are padded to one
+length within attention. A model whose attention was set by `separate_rows` takes the
 keyword `rows`; without it (generation, say) it attends as before.
 
 Shapes: T positions of the sequence, R rows of a group, t positions of its longest row, H heads, D head size.

@@ -41,8 +41,9 @@ def head_losses(
         if torch.is_autocast_enabled(hidden_NH.device.type):
             dtype = torch.get_autocast_dtype(hidden_NH.device.type)
             hidden_NH, weight_VH = hidden_NH.to(dtype), weight_VH.to(dtype)
+        gradients = torch.is_grad_enabled()  # a function of autograd's does not see that by itself
         with torch.autocast(hidden_NH.device.type, enabled=False):
-            return _HeadLosses.apply(hidden_NH, weight_VH, targets_N)
+            return _HeadLosses.apply(hidden_NH, weight_VH, targets_N, gradients)
 
     def losses(hidden_CH: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(forward(hidden_CH).float(), targets_C, reduction="none")
@@ -69,10 +70,12 @@ class _HeadLosses(torch.autograd.Function):
     """Losses (N,) of `hidden_NH @ weight_VH.T`; what each has to say to its hidden state is known beforehand."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_NH: torch.Tensor, weight_VH: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, hidden_NH: torch.Tensor, weight_VH: torch.Tensor, targets_N: torch.Tensor, gradients: bool
+    ) -> torch.Tensor:
         size = _chunk(len(weight_VH))
         losses_N = torch.empty(len(hidden_NH), dtype=torch.float32, device=hidden_NH.device)
-        at_once = ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]
+        at_once = gradients and ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]
         gradient_NH = torch.empty_like(hidden_NH) if at_once else None
         for start in range(0, len(hidden_NH), size):
             part = slice(start, start + size)
@@ -85,13 +88,13 @@ class _HeadLosses(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_N: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+    def backward(ctx: Any, grad_N: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden_NH, weight_VH, targets_N, gradient_NH = ctx.saved_tensors
         if gradient_NH is not None:
-            return (gradient_NH * grad_N[:, None]).to(hidden_NH.dtype), None, None
+            return (gradient_NH * grad_N[:, None]).to(hidden_NH.dtype), None, None, None
         size = _chunk(len(weight_VH))
         hidden_grad_NH = torch.empty_like(hidden_NH) if ctx.needs_input_grad[0] else None
-        weight_grad_VH = torch.zeros_like(weight_VH)
+        weight_grad_VH = torch.zeros_like(weight_VH, dtype=torch.float32)  # many chunks are added up
         for start in range(0, len(hidden_NH), size):
             part = slice(start, start + size)
             error_CV = _error(_log_softmax(hidden_NH[part], weight_VH), targets_N[part])
@@ -99,7 +102,7 @@ class _HeadLosses(torch.autograd.Function):
             weight_grad_VH += error_CV.T @ hidden_NH[part]
             if hidden_grad_NH is not None:
                 hidden_grad_NH[part] = error_CV @ weight_VH
-        return hidden_grad_NH, weight_grad_VH, None
+        return hidden_grad_NH, weight_grad_VH.to(weight_VH.dtype), None, None
 
 
 def _log_softmax(hidden_CH: torch.Tensor, weight_VH: torch.Tensor) -> torch.Tensor:

@@ -51,7 +51,7 @@ def _head_gives_losses(head: Any, positions_N: torch.Tensor, targets_N: torch.Te
     Most positions are prompt, whose logits nobody needs. It happens within the head's own call, because hooks on it
     bring its weights together where processes share them out.
     """
-    forward = head.forward
+    forward, own = head.forward, vars(head).get("forward")  # one set on it before, by accelerate say
 
     def losses(hidden_1TH: torch.Tensor) -> torch.Tensor:
         return head_losses(head, forward, hidden_1TH.flatten(0, 1)[positions_N], targets_N)
@@ -61,3 +61,5 @@ def _head_gives_losses(head: Any, positions_N: torch.Tensor, targets_N: torch.Te
         yield
     finally:
         del head.forward
+        if own is not None:
+            head.forward = own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -71,6 +72,15 @@ def fsdp_on_cpus(arguments: TrainingArguments) -> Iterator[None]:
     if arguments.fsdp_plugin_args is not None and state.distributed_type is DistributedType.MULTI_CPU:
         state.distributed_type = DistributedType.MULTI_GPU
     yield
+
+
+def keep_losses_fp32(model: nn.Module, head: nn.Module) -> None:
+    """Let a sharded model hand out its losses as they are: accelerate has FSDP round what modules return to the
+    precision that they compute in, and it is the head and what is around it that return losses."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule) and any(inner is head for inner in module.modules()):
+            state: Any = module._get_fsdp_state()
+            state._mp_policy = dataclasses.replace(state._mp_policy, output_dtype=torch.float32)
 
 
 def exchange_only_trained(model: nn.Module) -> None:

@@ -27,7 +27,7 @@ from glmtune.training.checkpoints import seal
 from glmtune.training.distributed import processes, wait
 from glmtune.training.loss import target_losses
 from glmtune.training.order import EpochSampler
-from glmtune.training.shards import fsdp_on_cpus, gather, whole_to_shard
+from glmtune.training.shards import fsdp_on_cpus, gather, keep_losses_fp32, whole_to_shard
 from glmtune.training.sharing import EvenSampler, WithIdle
 
 _PARTIAL = ".saving"
@@ -92,6 +92,7 @@ class GlmTrainer(Trainer):
     ) -> Any:
         if self._tokens_before is None:
             self._tokens_before = int(self.state.num_input_tokens_seen)
+            keep_losses_fp32(model, self._head)
         losses_N = target_losses(model, self._head, inputs)
         loss = losses_N.sum() / (len(losses_N) if num_items_in_batch is None else num_items_in_batch)
         self._require_finite(loss, losses_N, inputs)
@@ -111,6 +112,7 @@ class GlmTrainer(Trainer):
         replies, where they are asked for, join it, so that a checkpoint can be the best by any of them."""
         model = self.model_wrapped
         model.eval()  # DeepSpeed's returns nothing
+        keep_losses_fp32(model, self._head)
         total, count, rows = 0.0, 0, 0
         for batch in dataloader:
             batch = self._prepare_inputs(batch)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.errors import ModelError
+from glmtune.generation.arrange import arrange
 from glmtune.generation.open import Opened, open_model
 from glmtune.methods.load import Target, resolve_target
 from glmtune.methods.prefix_attention import prefix_of, without_prefix
@@ -71,7 +72,9 @@ class HeldModels:
                 self._held.append(held)
                 return held, held.target != target
         del self._held[: len(self._held) - self._most + 1]
-        held = _Held(target, found, state, open_model(target))
+        opened = open_model(target)
+        arrange(opened.model)
+        held = _Held(target, found, state, opened)
         self._held.append(held)
         return held, False
 
