@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
-import torch
 
 import glmtune
 from glmtune.errors import ConfigError
@@ -120,4 +121,14 @@ def test_what_a_process_cannot_do_names_the_case(tiny, monkeypatch):
     broken = type(case)(**{**case.__dict__, "target": "/nowhere/at/all"})
     with pytest.raises(glmtune.errors.GlmtuneError, match=r"chatglm3.*base, fp32"):
         benchmark_run.run_cases([broken], SMALL)
-    assert torch.is_grad_enabled()
+
+
+def test_the_peak_of_a_process_is_not_that_of_the_one_that_started_it():
+    code = (
+        "from glmtune.training.peak import highest_resident as peak; a = peak(); b = b'1' * (1 << 27); print(a, peak())"
+    )
+    here = bytearray(b"1") * (1 << 28)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert 0 < before < len(here)
+    assert after > 1 << 27

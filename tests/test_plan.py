@@ -113,6 +113,42 @@ def test_what_does_not_fit_is_told_what_makes_it_fit(small_folder, planned):
     assert again["bytes"] == pytest.approx(told["change"]["bytes"], rel=0.01)
 
 
+@pytest.mark.parametrize("key", ["activation_checkpointing", "gradient_checkpointing"])
+def test_advice_is_given_in_the_key_that_counts(small_folder, planned, key):
+    folder = small_folder(layers=12)
+    options = ("--set", f"training.{key}=false", "--set", "training.per_device_eval_batch_size=1")
+    whole = planned(folder, *GPU, *options)
+    told = planned(folder, "--gpu-memory", f"{(whole['bytes'] - 2**10) / 2**20:.6f}MiB", *options)
+    assert told["change"]["settings"] == [f"training.{key}=true"]
+    again = planned(folder, *GPU, *options, "--set", f"training.{key}=true")
+    assert again["bytes"] == told["change"]["bytes"] < whole["bytes"]
+
+
+def test_a_gpu_that_is_not_here_can_do_all_that_gpus_can(small_folder, planned):
+    folder = small_folder()
+    optimizer = planned(folder, *GPU, "--method", "full")["parts"]["optimizer"]
+    options = ("--method", "full", "--set", "training.optim=paged_adamw_8bit", "--set", "training.fp16=true")
+    assert planned(folder, *GPU, *options)["parts"]["optimizer"] == pytest.approx(optimizer / 4, rel=0.01)
+
+
+def test_no_epochs_have_a_size(small_folder, planned):
+    plan = planned(small_folder(), *GPU, "--set", "training.num_train_epochs=0")
+    assert plan["steps"] == plan["tokens"] == 0
+    assert plan["parts"]["activations"] > 0
+
+
+def test_processes_of_other_machines_take_nothing_of_this_one(small_folder, adgen_file, monkeypatch):
+    memory = []
+    device = Device("machines", 2**34, False, False, 2**20, 0.0)
+    monkeypatch.setattr("glmtune.training.plan.make.pick_device", lambda *_: device)
+    run = load_config(None, [f"model.path={small_folder()}", f"data.train={adgen_file(16)}"])
+    for here in (None, "2"):
+        if here:
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
+        memory.append(make_plan(run, None, 4).estimate.memory)
+    assert memory == [2**32, 2**33]
+
+
 def test_auto_checkpoints_only_what_would_not_fit(small_folder, planned):
     folder = small_folder(layers=12)
     options = ("--set", "training.per_device_train_batch_size=8")
@@ -226,3 +262,21 @@ class TestTrain:
         assert result.code == 0, result.err
         assert asked
         assert all(asked)
+
+    @pytest.mark.parametrize("kept", [False, True])
+    def test_a_resumed_run_is_planned_as_it_will_run(self, train, room, tmp_path, glmtune_command, kept):
+        """On a smaller machine too: what was decided for a larger one stays, and so its bytes count."""
+        room(2**40)
+        assert train("--set", "training.save_steps=1").code == 0
+        summary = tmp_path / "run/summary.json"
+        told = json.loads(summary.read_text("utf-8"))
+        told["memory_plan"]["checkpointing"] = kept
+        summary.write_text(json.dumps(told), "utf-8")
+        room(told["memory_plan"]["bytes"] - 1 if not kept else 2**40)
+        steps = ("--set", "training.max_steps=2")
+        result = glmtune_command("train", "--resume", "--output", tmp_path / "run", *steps)
+        assert result.code == 0, result.err
+        assert "(without it" not in result.out
+        again = json.loads(summary.read_text("utf-8"))["memory_plan"]
+        assert again["checkpointing"] is kept
+        assert (again["bytes"] < told["memory_plan"]["bytes"]) is kept

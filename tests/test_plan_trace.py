@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from rich.console import Console
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
-from glmtune.config import RunConfig
+from glmtune.config import RunConfig, load_config
 from glmtune.config_tree import from_tree
 from glmtune.methods import method_of
 from glmtune.models.loading import inspect_base, load_base
 from glmtune.models.rows import separate_rows
 from glmtune.models.tokenizers import load_tokenizer
+from glmtune.quantization import kernels
+from glmtune.quantization.linear import PackedLinear
 from glmtune.rundir import RunDir
 from glmtune.training.arguments import pick_precision, training_arguments
+from glmtune.training.plan.make import make_plan
 from glmtune.training.plan.step import run_steps
 from glmtune.training.plan.subject import look_at
 from glmtune.training.plan.trace import traced
 from glmtune.training.plan.watch import Watch
 from glmtune.training.prepare import prepare_rows
-from tiny import FAMILIES
+from tiny import FAMILIES, make_tiny
 
 
 class Case:
@@ -112,3 +119,35 @@ def test_settings_count(case, family, settings):
 def test_packed_bases(case, quantization):
     run = case("chatglm2", method="ptuning", model__quantization=quantization)
     _agree(run.planned().moments, run.seen(), 0.02)
+
+
+@pytest.fixture
+def fresh_kernels():
+    """Kernels that remember nothing, before and after."""
+    kept = [value for value in vars(kernels).values() if hasattr(value, "cache_clear")]
+    assert kept
+    for clear in (True, False):
+        for function in kept:
+            function.cache_clear()
+        if clear:
+            yield
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_plan_leaves_nothing_in_the_kernels(tmp_path, adgen_file, fresh_kernels, bits):
+    """One short row in bf16 is what the kernels of packed weights are for; they keep tensors from call to call."""
+    folder = make_tiny("chatglm3", tmp_path / "model", hidden=64)
+    held = tmp_path / "eval.json"
+    held.write_text(json.dumps({"content": "a", "summary": "b"}) + "\n", "utf-8")
+    settings = [f"model.path={folder}", f"data.train={adgen_file(4)}", f"data.eval={held}", "method=ptuning"]
+    settings += [f"model.quantization=packed{bits}", "model.precision=bf16", "training.bf16=true"]
+    plan = make_plan(load_config(None, [*settings, "training.per_device_eval_batch_size=1"]), "24GB")
+    assert plan.estimate.parts["weights"] > 0
+    for outputs, inputs in ((64, 64), (64, 128), (128, 64), (256, 64)):
+        linear = nn.Linear(inputs, outputs, bias=False).bfloat16()
+        layer = PackedLinear.from_linear(linear, bits)
+        inputs_MI = torch.randn(1, inputs, dtype=torch.bfloat16)
+        with torch.no_grad():
+            outputs_MO, expected_MO = layer(inputs_MI), inputs_MI @ layer.dequantized(torch.bfloat16).T
+        assert not isinstance(outputs_MO, FakeTensor)
+        torch.testing.assert_close(outputs_MO, expected_MO, rtol=0.02, atol=0.02)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("gradio", reason="needs the extra `ui`: pip install 'glmtune[ui]'")
 
 from glmtune.errors import GlmtuneError
+from glmtune.webui import plan_panel
 from glmtune.webui.app import make_context
 from glmtune.webui.plan_panel import plan_html, planned, weights_html
 from glmtune.webui.texts_plan import TEXTS
@@ -34,7 +38,39 @@ def test_what_is_wrong_is_said_in_the_commands_words(tmp_path, tree):
         planned(make_context([tmp_path], "en"), tree, "twelve")
 
 
-def test_weights_where_a_model_is_chosen(tiny, tmp_path):
+def test_each_call_has_a_config_of_its_own(tmp_path, monkeypatch):
+    """Another tab asks while a first plan is made."""
+    context = make_context([tmp_path], "en")
+    seen = []
+
+    def run(command, **_):
+        path = Path(command[command.index("plan") + 1])
+        if not seen:
+            seen.append(path)
+            planned(context, {"method": "full"}, "")
+        assert path.read_text("utf-8").strip() == ("method: lora" if path == seen[0] else "method: full")
+        return subprocess.CompletedProcess(command, 0, json.dumps({}), "")
+
+    monkeypatch.setattr(plan_panel.subprocess, "run", run)
+    planned(context, {"method": "lora"}, "")
+    assert not seen[0].exists()
+
+
+@pytest.mark.parametrize("output", ["", "[]", None])
+def test_no_fault_of_a_plan_takes_the_facts_away(tiny, monkeypatch, output):
+    def run(command, **_):
+        if output is None:
+            raise OSError("no more processes")
+        return subprocess.CompletedProcess(command, 0, output, "")
+
+    monkeypatch.setattr(plan_panel.subprocess, "run", run)
+    assert weights_html(str(tiny("chatglm2")), None, "huggingface", "en") == ""
+
+
+def test_weights_where_a_model_is_chosen(tiny, tmp_path, monkeypatch):
+    """Planned in another process: this one must not ask the GPU, for then it would keep a part of its memory."""
+    monkeypatch.setattr("glmtune.training.plan.device.pick_device", None)
+    monkeypatch.setattr("glmtune.training.plan.make.pick_device", None)
     folder = tmp_path / "bare"
     shutil.copytree(tiny("chatglm2"), folder, ignore=shutil.ignore_patterns("*.safetensors"))
     assert "weights alone" in weights_html(str(folder), None, "huggingface", "en")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 import glmtune
@@ -120,7 +122,7 @@ def test_a_few_rows_take_the_kernel_and_get_the_same_numbers(bits, shape):
     if bits == 4 and kernels.int4_order() is None:
         pytest.skip("this processor's int4 kernel has a layout of its own")
     layer = PackedLinear.from_linear(linear(*shape), bits)
-    inputs = torch.randn(40, shape[1], dtype=torch.bfloat16)
+    inputs = torch.randn(140, shape[1], dtype=torch.bfloat16)
     exact = F.linear(inputs.double(), layer.dequantized(torch.float32).double(), layer.bias.double())
     fast = layer(inputs[:3])
     assert layer._in_kernel_order == (bits == 4)
@@ -132,8 +134,6 @@ def test_a_few_rows_take_the_kernel_and_get_the_same_numbers(bits, shape):
 
 @pytest.mark.parametrize("leave", ["state_dict", "to", "deepcopy"])
 def test_weights_in_the_kernels_order_are_saved_and_moved_as_the_official_ones(leave):
-    import copy
-
     layer = PackedLinear.from_linear(linear(), 4)
     official = layer.weight.clone()
     row = torch.randn(1, 96, dtype=torch.bfloat16)
@@ -186,6 +186,45 @@ def test_autocast_decides_the_precision_and_scales_keep_theirs():
     layer.to(torch.bfloat16)
     assert layer.bias.dtype == torch.bfloat16
     assert torch.equal(layer.weight_scale, scale)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_fake_tensors_take_no_kernel_and_leave_nothing_behind(bits):
+    layer = PackedLinear.from_linear(linear(128, 160), bits)  # a shape of this test alone
+    for kept in (kernels.int4_order, kernels._ones, kernels._unit_groups):
+        kept.cache_clear()
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        fake = copy.deepcopy(layer)
+        fake.weight = torch.nn.Parameter(mode.from_tensor(layer.weight.data), requires_grad=False)
+        fake.weight_scale = torch.nn.Parameter(mode.from_tensor(layer.weight_scale.data), requires_grad=False)
+        assert not fake.arrange(torch.float32)
+        assert fake(torch.empty(2, 160, dtype=torch.bfloat16)).shape == (2, 128)
+    row = torch.randn(2, 160, dtype=torch.bfloat16)
+    exact = F.linear(row.double(), layer.dequantized(torch.float32).double(), layer.bias.double())
+    torch.testing.assert_close(layer(row).double(), exact, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_many_rows_of_an_arranged_layer_are_right_and_leave_it_arranged(dtype, monkeypatch):
+    if not kernels.int8_is_exact():
+        pytest.skip("this processor's integer products overflow")
+    monkeypatch.setattr(kernels, "LARGE", 1)
+    layer = PackedLinear.from_linear(linear(), 8)
+    official = layer.weight.clone()
+    assert layer.arrange(dtype)
+    largest, multiply = [], kernels._multiply_some
+    monkeypatch.setattr(
+        kernels, "_multiply_some", lambda some, *rest: largest.append(len(some)) or multiply(some, *rest)
+    )
+    for rows in (0, 1, 128, 300, 700):
+        inputs = torch.randn(rows, 96).to(dtype)
+        exact = F.linear(inputs.double(), layer.dequantized(torch.float32).double(), layer.bias.double())
+        tolerance = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}[dtype]
+        torch.testing.assert_close(layer(inputs).double(), exact, atol=tolerance, rtol=tolerance)
+        assert layer._arranged is not None
+    assert max(largest) <= 128
+    layer.restore()
+    assert torch.equal(layer.weight, official)
 
 
 # --- whole models ---

@@ -21,6 +21,7 @@ from glmtune.methods.load import load_onto, resolve_target
 from glmtune.methods.lora_merge import merge
 from glmtune.methods.ptuning import is_prefix_folder
 from glmtune.models.loading import inspect_base, to_device
+from glmtune.training.peak import highest_resident
 
 VARIANTS = {"fp32": None, "16-bit": None, "int8": "packed8", "int4": "packed4", "nf4": "nf4"}
 """By name: the quantisation that a full-precision checkpoint is loaded with."""
@@ -191,17 +192,7 @@ class _Memory:
     def peak(self) -> int:
         if self._gpu:
             return torch.cuda.max_memory_allocated()
-        return max(_highest_resident() - self._before, self.now())
-
-
-def _highest_resident() -> int:
-    """Bytes; 0 where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return int(getattr(psutil.Process().memory_info(), "peak_wset", 0))
-    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return highest if sys.platform == "darwin" else highest * 1024
+        return max((highest_resident() or 0) - self._before, self.now())
 
 
 def _last_object(text: str) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 `F.linear` takes a matrix as it lies. With one row of input its time goes into rearranging the matrix, or into a kernel
 made for other shapes; arranged once, the matrix is read at nearly the memory's speed (docs/bench.md). Arranged and
-plain form are never held together for more than one matrix, and the plain one comes back bit for bit.
+plain form are never held together for more than one matrix, and the plain one comes back bit for bit; a matrix that
+would not is left alone.
 
 Shapes: M rows of input (all dimensions but the last), O outputs, I inputs.
 """
@@ -17,11 +18,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from glmtune.quantization.linear import PackedLinear
+from glmtune.training.memory import is_out_of_memory
 
-# Narrower matrices, a LoRA's say, gain nothing.
+# Narrower matrices gain nothing.
 _NARROWEST = 32
 
 
@@ -34,6 +37,8 @@ class Layout:
     """The inverse of `pack`."""
     multiply: Callable[[torch.Tensor, Any, torch.Tensor | None], torch.Tensor]
     """From input (..., I), packed weight and bias to (..., O)."""
+    finite_only: bool = False
+    """An infinity would come back as the largest number."""
 
 
 class ArrangedLinear(nn.Module):
@@ -90,23 +95,30 @@ def arrange(model: nn.Module) -> list[nn.Module]:
         model: will answer, and is not trained, merged or moved before `restore`.
 
     Returns:
-        The layers that were changed, for `restore`.
+        The layers that were changed, for `restore`. After an error none is.
     """
     changed: list[nn.Module] = []
-    shared = _shared(model)
+    try:
+        _arrange(model, changed)
+    except BaseException:
+        restore(model, changed)
+        raise
+    return changed
+
+
+def _arrange(model: nn.Module, changed: list[nn.Module]) -> None:
+    """Adds each layer to `changed` as soon as it is."""
+    shared, adapters = _shared(model), _of_adapters(model)
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())  # an embedding's
     for name, module in list(model.named_modules()):
         if isinstance(module, PackedLinear):
             if module.arrange(dtype):
                 changed.append(module)
-        elif type(module) is nn.Linear and _is_plain(module, shared) and not _is_read_elsewhere(model, name):
+        elif type(module) is nn.Linear and id(module) not in adapters and _is_plain(module, shared):
             layout = layout_for(module.weight.dtype)
-            if layout:
-                parent, _, leaf = name.rpartition(".")
-                arranged = ArrangedLinear(module, layout)
-                setattr(model.get_submodule(parent), leaf, arranged)
-                changed.append(arranged)
-    return changed
+            if layout and not _is_read_elsewhere(model, name) and _comes_back(module.weight, layout):
+                changed.append(ArrangedLinear(module, layout))
+                _put(model, name, changed[-1])
 
 
 def restore(model: nn.Module, changed: list[nn.Module]) -> None:
@@ -117,16 +129,19 @@ def restore(model: nn.Module, changed: list[nn.Module]) -> None:
             module.restore()
     for name, module in list(model.named_modules()):
         if isinstance(module, ArrangedLinear) and id(module) in remaining:
-            parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, module.plain())
+            _put(model, name, module.plain())
 
 
 @contextmanager
 def arranged(model: nn.Module) -> Iterator[None]:
-    """Arranged while inside, as it was afterwards. Inside another one nothing happens."""
-    changed: list[nn.Module] = []
+    """Arranged while inside, as it was afterwards. Inside another one, or without the memory, nothing happens."""
     try:
         changed = arrange(model)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        changed = []
+    try:
         yield
     finally:
         restore(model, changed)
@@ -175,7 +190,12 @@ def _fbgemm_multiply(inputs: torch.Tensor, packed: Any, bias_O: torch.Tensor | N
 
 
 _ONEDNN = Layout(_onednn_pack, lambda packed: packed.to_dense(), _onednn_multiply)
-_FBGEMM = Layout(_fbgemm_pack, _fbgemm_unpack, _fbgemm_multiply)
+_FBGEMM = Layout(_fbgemm_pack, _fbgemm_unpack, _fbgemm_multiply, finite_only=True)
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
 
 
 def _is_plain(linear: nn.Linear, shared: set[int]) -> bool:
@@ -192,6 +212,19 @@ def _is_plain(linear: nn.Linear, shared: set[int]) -> bool:
         and not linear._forward_hooks
         and not linear._forward_pre_hooks
     )
+
+
+def _comes_back(weight_OI: torch.Tensor, layout: Layout) -> bool:
+    return not layout.finite_only or bool(weight_OI.isfinite().all())
+
+
+def _of_adapters(model: nn.Module) -> set[int]:
+    """What peft's layers hold beside the layer they adapt; peft asks its weights for their precision at every token."""
+    inside: set[int] = set()
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            inside |= {id(m) for m in layer.modules()} - {id(m) for m in layer.get_base_layer().modules()}
+    return inside
 
 
 def _shared(model: nn.Module) -> set[int]:

@@ -1,13 +1,11 @@
 """Products with packed weights that read the weights once and never unpack the matrix: torch's CPU kernels for bf16.
 
-Decoding one token is bound by reading weights, so fewer bits are faster. Measured at one row (4096 and 13696 x 4096,
-one and two AVX-512 cores) against bf16 `F.linear`: int8 takes 0.24 to 0.6 of the time, int4 0.16 to 0.25.
+Decoding one token is bound by reading weights, so fewer bits are faster (`glmtune bench`, docs/bench.md).
 torch has these kernels in fp32 and fp16 too, but there they are slower than unpacking, so they serve bf16 alone.
 
 int8 has a faster way, which serves all precisions: oneDNN's products of whole numbers, from weights in an order of its
 own. Inputs become whole numbers of 24 bits (of their row's largest), handed over as three rows of bytes; the sums of
-products are exact. One row, one AVX-512 core, 4096 x 4096: 0.33 ms, torch's int8 kernel 0.52, bf16 at the memory's
-speed 0.8.
+products are exact. To prepare the inputs costs about the same whatever the matrix, so that small ones gain nothing.
 
 The int4 kernel wants its nibbles in an order of its own, which depends on the processor. It takes as many bytes as the
 official order and lies block by block, so a matrix changes between the two orders in place. The order is found out by
@@ -25,8 +23,8 @@ import torch
 
 from glmtune.quantization.packed import pack_int4, unpack_int4
 
-# Above this many rows, unpacking once and multiplying is faster.
-MOST_ROWS = 32
+# By bits: above this many rows, unpacking once and multiplying is faster. Unpacking int4 costs more.
+MOST_ROWS = {8: 32, 4: 128}
 # Every block size of the int4 kernel divides this; below it, the int8 kernel reads past the end of odd shapes.
 ROWS, COLUMNS = 64, 32
 
@@ -42,11 +40,15 @@ class Int4Order:
 
 
 def usable(inputs_MI: torch.Tensor, outputs: int, bits: int) -> bool:
-    """Whether a kernel computes this product; it has no backward, so not where a gradient is wanted."""
+    """Whether a kernel computes this product; it has no backward, so not where a gradient is wanted.
+
+    Only plain tensors: with fake ones, what is kept here for later products would be fake too.
+    """
     return (
-        inputs_MI.device.type == "cpu"
+        type(inputs_MI) is torch.Tensor
+        and inputs_MI.device.type == "cpu"
         and inputs_MI.dtype == torch.bfloat16
-        and inputs_MI.shape[0] <= MOST_ROWS
+        and inputs_MI.shape[0] <= MOST_ROWS[bits]
         and outputs % ROWS == 0
         and inputs_MI.shape[1] % COLUMNS == 0
         and not (torch.is_grad_enabled() and inputs_MI.requires_grad)
@@ -59,8 +61,12 @@ def multiply_int8(inputs_MI: torch.Tensor, packed_OI: torch.Tensor) -> torch.Ten
     return torch.ops.aten._weight_int8pack_mm(inputs_MI, packed_OI, _ones(packed_OI.shape[0]))
 
 
-# Numbers of a matrix from which preparing the inputs is made up for.
-LARGE = 1 << 25
+# Numbers of a matrix from which, in bf16, preparing the inputs is made up for beside torch's own kernel.
+LARGE = 1 << 24
+# Above this many rows, unpacking and multiplying in bf16 is faster; in fp32 and fp16 it never is.
+_MOST_ARRANGED_BF16 = 384
+# Rows of input at a time: their products take 12 bytes for each output.
+_ROWS_AT_ONCE = 128
 # What the largest input becomes, a little below the largest number of three signed bytes, for quotients are rounded;
 # and what makes the bytes unsigned: 128 in each.
 _LARGEST, _OFFSET = 127 << 16, 128 * 0x010101
@@ -76,6 +82,13 @@ def restore_int8(arranged: torch.Tensor) -> torch.Tensor:
     return arranged.to_dense().t().contiguous()
 
 
+def arranged_is_faster(inputs_MI: torch.Tensor) -> bool:
+    """Whether `multiply_arranged_int8` is to compute this product; it has no backward."""
+    if torch.is_grad_enabled() and inputs_MI.requires_grad:
+        return False
+    return inputs_MI.dtype != torch.bfloat16 or inputs_MI.shape[0] <= _MOST_ARRANGED_BF16
+
+
 def multiply_arranged_int8(inputs_MI: torch.Tensor, arranged: torch.Tensor, scale_O: torch.Tensor) -> torch.Tensor:
     """`inputs @ (numbers * scale).T` in fp32, (M, O).
 
@@ -84,15 +97,24 @@ def multiply_arranged_int8(inputs_MI: torch.Tensor, arranged: torch.Tensor, scal
         arranged: from `arrange_int8`.
         scale_O: fp32.
     """
+    if len(inputs_MI) <= _ROWS_AT_ONCE:
+        return _multiply_some(inputs_MI.float(), arranged, scale_O)
+    outputs_MO = inputs_MI.new_empty(len(inputs_MI), len(scale_O), dtype=torch.float32)
+    for start in range(0, len(inputs_MI), _ROWS_AT_ONCE):
+        some = slice(start, start + _ROWS_AT_ONCE)
+        outputs_MO[some] = _multiply_some(inputs_MI[some].float(), arranged, scale_O)
+    return outputs_MO
+
+
+def _multiply_some(inputs_MI: torch.Tensor, arranged: torch.Tensor, scale_O: torch.Tensor) -> torch.Tensor:
     rows, columns = inputs_MI.shape
-    inputs_MI = inputs_MI.float()
     step_M1 = inputs_MI.abs().amax(-1, keepdim=True).clamp_(min=1e-30).div_(_LARGEST)
     numbers_MI = (inputs_MI / step_M1).round_().int().add_(_OFFSET)
     bytes_3MI = numbers_MI.view(torch.uint8).view(rows, columns, 4)[..., :3].permute(2, 0, 1)
     sums_3MO = torch.ops.onednn.qlinear_pointwise(
         *(bytes_3MI.reshape(3 * rows, columns), 1.0, 128, arranged, scale_O, _no_offsets(len(scale_O)), None),
         *(1.0, 0, torch.float32, "none", [], ""),
-    ).view(3, rows, -1)
+    ).view(3, rows, len(scale_O))
     return sums_3MO[2].mul_(256).add_(sums_3MO[1]).mul_(256).add_(sums_3MO[0]).mul_(step_M1)
 
 

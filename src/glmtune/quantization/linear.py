@@ -72,7 +72,7 @@ class PackedLinear(nn.Module):
         if torch.is_autocast_enabled(kind):
             inputs = inputs.to(torch.get_autocast_dtype(kind))
         inputs_MI = inputs.reshape(-1, self.in_features)
-        if self._arranged is not None and not (torch.is_grad_enabled() and inputs_MI.requires_grad):
+        if self._arranged is not None and kernels.arranged_is_faster(inputs_MI):
             assert self._arranged_scale is not None
             outputs_MO = kernels.multiply_arranged_int8(inputs_MI, self._arranged, self._arranged_scale)
             outputs_MO = outputs_MO.to(inputs_MI.dtype)
@@ -87,18 +87,20 @@ class PackedLinear(nn.Module):
     def arrange(self, dtype: torch.dtype) -> bool:
         """Bring int8 numbers on the CPU into the order of a faster kernel; whether that was done.
 
-        Whatever needs the official order brings it back; so does `restore`.
+        Saving, loading and moving bring the official order back; so does `restore`.
 
         Args:
             dtype: of the inputs to come.
         """
         if dtype == torch.bfloat16 and self.in_features * self.out_features < kernels.LARGE:
             return False  # torch's kernel for bf16 has less to prepare
-        usable = self.bits == 8 and self.weight.device.type == "cpu" and self.weight_scale.device.type == "cpu"
+        held = (self.weight, self.weight_scale)
+        usable = self.bits == 8 and all(type(each) is nn.Parameter and each.device.type == "cpu" for each in held)
         if self._arranged is not None or not usable or not kernels.int8_is_exact():
             return False
-        self._arranged = kernels.arrange_int8(self.weight.data)
-        self._arranged_scale = self.weight_scale.detach().float()
+        # All that may lack memory first: a layer is arranged or it is not.
+        scale, arranged = self.weight_scale.detach().float(), kernels.arrange_int8(self.weight.data)
+        self._arranged, self._arranged_scale = arranged, scale
         self.weight.data = self.weight.data.new_empty(0, self.in_features)
         return True
 
@@ -114,9 +116,9 @@ class PackedLinear(nn.Module):
 
     def dequantized_chunks(self, dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
         """Some rows of the weight at a time: where they are, and (rows, I) in `dtype`."""
-        self.restore()
+        whole = self.weight.data if self._arranged is None else kernels.restore_int8(self._arranged)
         for rows in self._chunks():
-            packed = self.weight.data[rows]
+            packed = whole[rows]
             if self._in_kernel_order:
                 numbers = kernels.kernel_numbers(packed)
             else:

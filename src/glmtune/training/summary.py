@@ -11,6 +11,7 @@ import torch
 
 from glmtune.config import RunConfig
 from glmtune.models.loading import DTYPES, Base
+from glmtune.training.peak import highest_resident
 from glmtune.training.prepare import Rows
 
 
@@ -59,12 +60,7 @@ def peak_memory() -> int | None:
     """Most bytes in use at once: on the GPU if there is one, else by the process; None where neither is known."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    unit = 1 if platform.system() == "Darwin" else 1024  # Linux counts kibibytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return highest_resident()
 
 
 def versions() -> dict[str, str]:

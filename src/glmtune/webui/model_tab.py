@@ -37,18 +37,23 @@ def build(context: Context, words: Words, lang: gr.State, chosen: Chosen) -> Non
         look = words.add(gr.Button(variant="primary"), value="model.look")
         refresh = words.add(gr.Button(), value="common.refresh")
     facts = gr.HTML(elem_id="model-facts")
+    room = gr.HTML(elem_id="model-room")
 
     @shown
-    def describe(named: str | None, generation: str | None, site: str, code: str) -> tuple[str, str]:
+    def describe(named: str | None, generation: str | None, site: str, code: str) -> tuple[str, str, str]:
         model = model_or_path(context.roots, named or "")
         told = html.note(text("model.taken", code))
-        facts = facts_of(model, generation or None, site, code)
-        return facts + weights_html(model, generation or None, site, code) + told, model
+        return facts_of(model, generation or None, site, code) + told, "", model
+
+    @shown
+    def weigh(code: str, model: str, generation: str | None, site: str) -> str:
+        return weights_html(model, generation or None, site, code)
 
     def renew(now: str | None) -> Any:
         return renewed(choices(context, "models"), now, first=True)
 
-    look.click(describe, [path, family, hub, lang], [facts, chosen.model])
+    looked = look.click(describe, [path, family, hub, lang], [facts, room, chosen.model])
+    looked.success(weigh, [lang, chosen.model, family, hub], [room])  # takes seconds; the facts are there by then
     refresh.click(renew, [path], [path])
     this_tab().select(renew, [path], [path], show_progress="hidden")
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from glmtune.config import RunConfig
-from glmtune.config_tree import from_tree
 from glmtune.errors import GlmtuneError
 from glmtune.evaluation.report.markup import el
 from glmtune.rundir import write_text
@@ -22,7 +22,7 @@ from glmtune.webui.texts import text
 from glmtune.webui.train_form import Form, tree_from
 from glmtune.webui.words import Words
 
-_SECONDS = 300
+_SECONDS, _WEIGHTS_SECONDS = 300, 60
 _COLOURS = {
     "weights": "#1d5fd1",
     "adapter": "#0e9384",
@@ -59,16 +59,22 @@ def planned(context: Context, tree: dict[str, Any], memory: str) -> dict[str, An
     Raises:
         GlmtuneError: what the command says is wrong.
     """
-    config = context.state("configs") / "plan.yaml"
-    write_text(config, as_yaml(tree))
-    command = [sys.executable, "-m", "glmtune", "plan", str(config), "--json"]
-    command += ["--gpu-memory", memory] if memory else []
-    try:
-        done = subprocess.run(
-            command, cwd=context.roots[0], capture_output=True, text=True, timeout=_SECONDS, stdin=subprocess.DEVNULL
-        )
-    except subprocess.TimeoutExpired:
-        raise JobError(text("plan.slow", context.lang)) from None
+    options = ["--gpu-memory", memory] if memory else []
+    return _run(tree, options, context.roots[0], _SECONDS, context.lang)
+
+
+def _run(tree: dict[str, Any], options: list[str], root: Path | None, seconds: int, lang: str) -> dict[str, Any]:
+    """A process of its own: a plan asks the GPU, and whoever asks it holds a part of its memory from then on."""
+    with tempfile.TemporaryDirectory() as folder:  # of this call alone: tabs and users plan at the same time
+        config = Path(folder) / "plan.yaml"
+        write_text(config, as_yaml(tree))
+        command = [sys.executable, "-m", "glmtune", "plan", str(config), "--json", *options]
+        try:
+            done = subprocess.run(
+                command, cwd=root, capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL
+            )
+        except subprocess.TimeoutExpired:
+            raise JobError(text("plan.slow", lang)) from None
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         first = next((i for i, line in enumerate(lines) if line.startswith("Error: ")), max(len(lines) - 2, 0))
@@ -79,15 +85,12 @@ def planned(context: Context, tree: dict[str, Any], memory: str) -> dict[str, An
 
 def weights_html(model: str, family: str | None, hub: str, lang: str) -> str:
     """The plan of the weights alone; nothing where it cannot be made, for the page has said why."""
-    from glmtune.training.plan.make import make_plan
-    from glmtune.training.plan.show import as_dict
-
     settings = {"path": model, "hub": hub, **({"family": family} if family else {})}
     try:
-        made = make_plan(from_tree(RunConfig, {"model": settings}, "page"))
-    except GlmtuneError:
+        shown_plan = plan_html(_run({"model": settings}, [], None, _WEIGHTS_SECONDS, lang), lang)
+    except Exception:  # whatever it is: the page still shows what the model is
         return ""
-    return html.note(text("plan.weights_alone", lang)) + plan_html(as_dict(made), lang)
+    return html.note(text("plan.weights_alone", lang)) + shown_plan
 
 
 def plan_html(plan: dict[str, Any], lang: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from dataclasses import dataclass, field, replace
 
@@ -93,7 +94,8 @@ def plan_for(
     """
     work = work_of(rows, arguments, processes, _weights(subject)) if rows else None
     if not device.gpu and processes > 1:  # processes of one machine have its memory together
-        device = replace(device, memory=device.memory // processes)
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))  # a launcher may use several machines
+        device = replace(device, memory=device.memory // here)
     asked = checkpointing_asked(run)
     request = Request(
         subject,
@@ -131,10 +133,11 @@ def _weights(subject: Subject) -> tuple[float, float]:
 
 def _for_device(run: RunConfig, device: Device) -> tuple[RunConfig, torch.dtype]:
     """Settings that only a GPU takes, said so that arguments can be made for one that is not here: bf16 and fp16 take
-    the same memory."""
+    the same memory. The trace itself runs on the CPU."""
     if device.here:
         return run, pick_precision(run.model.precision)
-    training = {key: value for key, value in run.training.items() if key not in ("tf32", "fp16", "use_cpu")}
+    training = {key: value for key, value in run.training.items() if key not in ("tf32", "fp16")}
+    training["use_cpu"] = True
     if run.training.get("fp16"):
         training["bf16"] = True
     precision = torch.float32 if run.model.precision == "fp32" else torch.bfloat16

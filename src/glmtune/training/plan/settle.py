@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -57,6 +58,9 @@ def settle(
     Raises:
         TooLargeError: the estimate exceeds the memory by more than its error, and `force` is not set.
     """
+    if before is not None and checkpointing_asked(config) == "auto":
+        kept = bool(before.get(KEY, {}).get("checkpointing"))  # runs from before there were plans had none
+        config = replace(config, training={**config.training, "activation_checkpointing": kept})
     told: dict[str, Any] | TooLargeError | None = None
     if is_main():
         told = _told(config, base, arguments, precision, rows, console, force)
@@ -64,12 +68,7 @@ def settle(
     if isinstance(told, TooLargeError):
         raise told
     asked = checkpointing_asked(config)
-    if asked != "auto":
-        decided = bool(asked)
-    elif before is not None:  # runs from before there were plans had none
-        decided = bool(before.get(KEY, {}).get("checkpointing"))
-    else:
-        decided = bool(told and told["checkpointing"])
+    decided = bool(told and told["checkpointing"]) if asked == "auto" else bool(asked)
     arguments.activation_checkpointing = arguments.gradient_checkpointing = decided
     return {KEY: {**(told or {}), "checkpointing": decided}}
 

@@ -48,7 +48,8 @@ def work_of(rows: Rows, arguments: TrainingArguments, processes: int, weights: t
     micro = math.ceil(len(blocks) / (size * processes))
     each = math.ceil(micro / arguments.gradient_accumulation_steps)
     steps = arguments.max_steps if arguments.max_steps > 0 else math.ceil(each * arguments.num_train_epochs)
-    wanted = min(steps * arguments.gradient_accumulation_steps * processes, _BATCHES)
+    # A run of no epochs draws none, but has a size.
+    wanted = min(max(steps, 1) * arguments.gradient_accumulation_steps * processes, _BATCHES)
     held = rows.eval
     evaluation = None
     if held is not None and IntervalStrategy(arguments.eval_strategy) is not IntervalStrategy.NO:
