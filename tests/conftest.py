@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
+
+from glmtune.errors import TrainingError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).resolve().parent / "golden"
@@ -51,6 +54,19 @@ def tiny(tmp_path_factory):
 def private_cache(tmp_path, monkeypatch):
     """Encoded rows of a test stay with the test."""
     monkeypatch.setenv("GLMTUNE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def unplanned(request, monkeypatch):
+    """Trainings of this process start without a memory plan, a third of what a tiny one takes; a run that cannot be
+    planned is trained all the same. Those of other processes, and of tests about plans and `train`, are planned."""
+    settle = sys.modules.get("glmtune.training.plan.settle")
+    if settle and not request.module.__name__.startswith(("test_plan", "test_train")):
+        monkeypatch.setattr(settle, "plan_for", no_plan)
+
+
+def no_plan(*_):
+    raise TrainingError("no plan in tests")
 
 
 @pytest.fixture

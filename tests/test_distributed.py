@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from conftest import no_plan
 from glmtune.config import RunConfig, load_config
 from glmtune.errors import ConfigError
 from glmtune.rundir import RunDir
@@ -195,6 +196,7 @@ def folder(tmp_path_factory, tiny):
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GLMTUNE_CACHE", str(folder / "cache"))
+        patch.setattr("glmtune.training.plan.settle.plan_for", no_plan)
         (folder / "alone").mkdir()
         for name in JOBS | IN_16_BITS:
             config = _config(name, folder / "bases", data, folder / "alone" / name, True)

@@ -23,7 +23,7 @@ OWN = {
 """Options of `glmtune train` that stand for a key."""
 LAUNCH = {"--nproc", "--nnodes", "--node-rank", "--master-addr", "--master-port"}
 """Its options that say how many processes run it."""
-OWN_OTHERS = {"--set", "--resume", "--help"} | LAUNCH
+OWN_OTHERS = {"--set", "--resume", "--force", "--help"} | LAUNCH
 """Its options that do not."""
 
 
@@ -80,6 +80,8 @@ def sort_words(words: list[str], switches: Set[str], known: Set[str], source: st
         own = _own(word)
         if own == "--resume":
             sorted_words.resume = True
+        elif own == "--force":
+            continue  # what runs the training has read it
         elif own:
             _take_own(own, _own_value(word, rest, source), sorted_words)
         elif word.startswith("--"):
