@@ -11,15 +11,10 @@ that nothing is warm but the files. The ground is what the official code cannot 
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.metadata
 import json
 import os
-import platform
 import random
 import resource
-import shlex
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,7 +22,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from sitting import add_assets, circumstances, finish, installed, run_json, say
+
 ADGEN_ROWS = 114_600  # about as many as the whole of ADGEN's training file has
 FAMILIES = ("chatglm3", "chatglm")
 TITLES = {"chatglm3": "ChatGLM3-6B", "chatglm": "ChatGLM-6B"}
@@ -194,7 +190,9 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     different = write_file(whole, rows, args.rows, args.as_is)
     write_file(part, rows, args.rows // 4, args.as_is)
     result: dict[str, Any] = {
-        **_circumstances(args),
+        **circumstances("data.py"),
+        "versions": installed(PACKAGES),
+        "pinned_to": args.core,
         "rows": args.rows,
         "as_is": args.as_is,
         "made_from": len(rows),
@@ -216,13 +214,9 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def _stage(name: str, family: str, file: Path, args: argparse.Namespace, cache: Path) -> dict[str, Any]:
-    _say(f"{name} {family} {file.name}")
-    command = [sys.executable, __file__, "--stage", name, "--families", family]
-    command += ["--assets", str(args.assets), "--file", str(file)]
-    done = subprocess.run(
-        command, env={**os.environ, "GLMTUNE_CACHE": str(cache)}, stdout=subprocess.PIPE, check=True, text=True
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+    say(f"{name} {family} {file.name}")
+    given = ["--stage", name, "--families", family, "--assets", args.assets, "--file", file]
+    return run_json("data.py", *given, env={"GLMTUNE_CACHE": str(cache)})
 
 
 def _one_core(core: int | None) -> int | None:
@@ -235,36 +229,6 @@ def _one_core(core: int | None) -> int | None:
     chosen = max(os.sched_getaffinity(0)) if core is None else core
     os.sched_setaffinity(0, {chosen})
     return chosen
-
-
-def _circumstances(args: argparse.Namespace) -> dict[str, Any]:
-    shown = ["--rows", str(args.rows), "--repeats", str(args.repeats), "--families", *args.families]
-    return {
-        "date": datetime.date.today().isoformat(),
-        "command": shlex.join(["python", "benchmarks/data.py", "--assets", "DIR", *shown, *["--as-is"] * args.as_is]),
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "pinned_to": args.core,
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-    }
-
-
-def _cpu() -> str:
-    """The model, and family and model number where a virtual machine leaves the name vague."""
-    try:
-        pairs = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
-    except OSError:
-        return platform.processor() or platform.machine()
-    facts = {key.strip(): value.strip() for key, _, value in pairs}
-    return (
-        f"{facts.get('model name', platform.machine())} (family {facts.get('cpu family')}, model {facts.get('model')})"
-    )
-
-
-def _say(text: str) -> None:
-    print(f"... {text}", file=sys.stderr, flush=True)
 
 
 # --- what is said of it ---
@@ -342,8 +306,7 @@ def _busy(result: dict[str, Any]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    default = Path(os.environ.get("GLMTUNE_ASSETS") or REPOSITORY.parent / "shared")
-    parser.add_argument("--assets", type=Path, default=default, help="tokenizers and ADGEN rows")
+    add_assets(parser)
     parser.add_argument("--rows", type=int, default=ADGEN_ROWS, help="rows of the file")
     parser.add_argument("--repeats", type=int, default=5, help="how often everything is measured")
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
@@ -362,9 +325,7 @@ def main() -> None:
     args.core = _one_core(args.core)
     with tempfile.TemporaryDirectory() as folder:
         result = measure(args, Path(folder))
-    if args.json:
-        args.json.write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    print(report(result))
+    finish(result, args.json, report)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -41,8 +41,8 @@ def plan(
         "model.family": family,
     }
     tree = read_tree(config, [*quoted(named), *(set_ or [])])
-    tree = modern(tree) if gpu_memory is None else _for_a_gpu(tree)
-    run = from_tree(RunConfig, tree, str(config) if config else "options")
+    # A GPU of another machine is not asked what it can do.
+    run = from_tree(RunConfig, modern(tree, here=gpu_memory is None), str(config) if config else "options")
     if not run.model.path:
         raise ConfigError("model.path is not set.", "Give --model, or set it in the config file.")
 
@@ -57,19 +57,6 @@ def plan(
         typer.echo(json.dumps(as_dict(made), ensure_ascii=False, indent=2))
     else:
         _show(made)
-
-
-def _for_a_gpu(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree in today's names, with all that a GPU can do: the one that is planned for is not asked."""
-    given = tree.get("training")
-    if not isinstance(given, dict):
-        return tree
-    from glmtune.migrate import modern_training
-
-    training, notes = modern_training(given)
-    for note in notes:
-        typer.secho(note, fg="yellow", err=True)
-    return {**tree, "training": training}
 
 
 def _show(made: Plan) -> None:

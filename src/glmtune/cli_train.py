@@ -100,21 +100,29 @@ def quoted(named: dict[str, str | None]) -> list[str]:
     return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in named.items() if value is not None]
 
 
-def modern(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree with old names of `TrainingArguments` translated, and what this machine cannot do left out."""
+def modern(tree: dict[str, Any], here: bool = True) -> dict[str, Any]:
+    """The tree with old names of `TrainingArguments` translated.
+
+    Args:
+        tree: of the config.
+        here: leave out what this machine cannot do, and tell; otherwise nothing that some GPU can do.
+    """
     given = tree.get("training")
     if not isinstance(given, dict):
         return tree
-    import torch
-
     from glmtune.migrate import modern_training
 
-    cuda = torch.cuda.is_available()
-    training, notes = modern_training(
-        given, cuda=cuda, bf16=not cuda or torch.cuda.is_bf16_supported(including_emulation=False)
-    )
+    training, notes = modern_training(given, **(_abilities() if here else {}))
     _tell(notes)
     return {**tree, "training": training}
+
+
+def _abilities() -> dict[str, bool]:
+    """What this machine can do, as `modern_training` asks."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {"cuda": cuda, "bf16": not cuda or torch.cuda.is_bf16_supported(including_emulation=False)}
 
 
 def _tell(notes: list[str]) -> None:
