@@ -5,7 +5,7 @@
 
 What limits decoding at batch 1 is reading the weights: every token needs all matrices of the layers and the head, and
 of the embedding one row. The share of the limit is those bytes over the time of a token, next to the read bandwidth
-measured right before and right after (a shared machine's moves by half within minutes). Keys and values that are read
+measured in turn with it (a shared machine's moves by half within minutes). Keys and values that are read
 as well are left out of the count.
 """
 
@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,6 +31,11 @@ VARIANTS = {
     "int4": ("bf16", "packed4"),
     "nf4": ("bf16", "nf4"),
 }
+ROUNDS = 5
+_BANDWIDTH_S = 0.2
+Reply = Callable[[int, int, int], tuple[float, float]]
+"""From rows, tokens of a prompt and new ones to the seconds until the first and until the last of them."""
+
 PLAIN = ("fp32", "bf16")
 """What transformers' `generate` is measured with: quantised layers are ours."""
 
@@ -57,21 +64,33 @@ def measure_cell(cell: Cell, device: str) -> dict[str, Any]:
 
     Returns:
         `weight_bytes` that a token reads, and per batch size `first_s` (latency of the first token), `token_s` (of
-        each further step), `read_bytes` (the better of the bandwidths before and after, bytes per second).
+        each further step), `read_bytes` (bandwidth, the mean of right before and right after, bytes per second).
     """
     import torch
 
     precision, quantization = VARIANTS[cell.variant]
     model = build(SHAPES[cell.shape], {"fp32": torch.float32, "bf16": torch.bfloat16}[precision], device, quantization)
     how = {"glmtune": by_glmtune, "transformers": by_transformers}[cell.who]
-    timings = {}
-    before = read_rate(device)
-    for size in cell.batch_sizes:
-        found = how(model, size, cell.prompt, cell.new, device)
-        after = read_rate(device)
-        timings[str(size)] = {**found, "read_bytes": max(before, after)}
-        before = after
+    with how(model, device) as reply:
+        timings = {str(size): in_rounds(reply, size, cell, device) for size in cell.batch_sizes}
     return {"weight_bytes": read_bytes(model), "batch_sizes": timings}
+
+
+def in_rounds(reply: Reply, batch: int, cell: Cell, device: str) -> dict[str, float]:
+    """Medians over replies with the bandwidth measured between them."""
+    reply(batch, cell.prompt, 2)
+    rounds = []
+    before = read_rate(device, least=_BANDWIDTH_S)
+    for _ in range(ROUNDS):
+        first, whole = reply(batch, cell.prompt, cell.new)
+        after = read_rate(device, least=_BANDWIDTH_S)
+        rounds.append(
+            {"first_s": first, "token_s": (whole - first) / (cell.new - 1), "read_bytes": (before + after) / 2}
+        )
+        before = after
+    # The round of the median share: its bandwidth belongs to its tokens.
+    rounds.sort(key=lambda each: each["token_s"] * each["read_bytes"])
+    return rounds[ROUNDS // 2]
 
 
 def read_bytes(model: Any) -> int:
@@ -87,13 +106,12 @@ def read_bytes(model: Any) -> int:
     return sum(t.nbytes for t in [*held, *scales]) - model.get_input_embeddings().weight.nbytes
 
 
-def by_transformers(model: Any, batch: int, prompt: int, new: int, device: str) -> dict[str, float]:
+@contextmanager
+def by_transformers(model: Any, device: str) -> Iterator[Reply]:
     """`model.generate`, greedy, no early stop."""
     import torch
 
-    ids = random_ids(model, batch, prompt)
-
-    def seconds(tokens: int) -> float:
+    def seconds(ids: Any, tokens: int) -> float:
         synchronize(device)
         start = time.perf_counter()
         with torch.inference_mode():
@@ -108,12 +126,15 @@ def by_transformers(model: Any, batch: int, prompt: int, new: int, device: str) 
         synchronize(device)
         return time.perf_counter() - start
 
-    seconds(2)
-    first = middle([seconds(1) for _ in range(3)])
-    return {"first_s": first, "token_s": (seconds(new) - first) / (new - 1)}
+    def reply(batch: int, prompt: int, new: int) -> tuple[float, float]:
+        ids = random_ids(model, batch, prompt)
+        return seconds(ids, 1), seconds(ids, new)
+
+    yield reply
 
 
-def by_glmtune(model: Any, batch: int, prompt: int, new: int, device: str) -> dict[str, float]:
+@contextmanager
+def by_glmtune(model: Any, device: str) -> Iterator[Reply]:
     """The engine of chat, evaluation and serving, its weights arranged as it arranges them.
 
     Timed here rather than by `glmtune.evaluation.benchmark`, which takes the median step: of transformers' `generate`
@@ -122,25 +143,21 @@ def by_glmtune(model: Any, batch: int, prompt: int, new: int, device: str) -> di
     from glmtune.generation.arrange import arranged
     from glmtune.generation.engine import decode, greedy
 
-    prompts = random_ids(model, batch, prompt).tolist()
-    ends: list[float] = []
+    def reply(batch: int, prompt: int, new: int) -> tuple[float, float]:
+        prompts = random_ids(model, batch, prompt).tolist()
+        ends: list[float] = []
 
-    def on_step(_: dict[int, int]) -> None:
-        synchronize(device)
-        ends.append(time.perf_counter())
+        def on_step(_: dict[int, int]) -> None:
+            synchronize(device)
+            ends.append(time.perf_counter())
 
-    def run(tokens: int) -> list[float]:
-        ends.clear()
         synchronize(device)
         start = time.perf_counter()
-        decode(model, prompts, greedy, max_new_tokens=tokens, stops=(), padding=0, on_step=on_step)
-        return [end - start for end in ends]
+        decode(model, prompts, greedy, max_new_tokens=new, stops=(), padding=0, on_step=on_step)
+        return ends[0] - start, ends[-1] - start
 
     with arranged(model):
-        run(2)
-        first = middle([run(1)[0] for _ in range(3)])
-        times = run(new)
-    return {"first_s": first, "token_s": (times[-1] - times[0]) / (new - 1)}
+        yield reply
 
 
 def random_ids(model: Any, batch: int, prompt: int) -> Any:

@@ -43,16 +43,16 @@ def matmul_rate(dtype: Any, device: str, size: int = CUBE) -> float:
     return 2 * size**3 / best_seconds(lambda: torch.mm(left, right, out=out), device)
 
 
-def read_rate(device: str, size: int = BUFFER) -> float:
-    """Bytes per second that a matrix of `size` bytes is read at in a product with one vector."""
+def read_rate(device: str, size: int = BUFFER, least: float = 1.0) -> float:
+    """Bytes per second that a matrix of `size` bytes is read at in a product with one vector, over `least` seconds."""
     import torch
 
     matrix = torch.ones(size // 2 // 4096, 4096, dtype=torch.bfloat16, device=device)
     if device == "cpu":  # the widest road that there is: plain fp32 sums, no conversion in between
         matrix = torch.ones(size // 4, dtype=torch.float32)
-        return size / best_seconds(lambda: matrix.sum(), device)
+        return size / best_seconds(lambda: matrix.sum(), device, least)
     vector = torch.ones(4096, dtype=torch.bfloat16, device=device)
-    return size / best_seconds(lambda: torch.mv(matrix, vector), device)
+    return size / best_seconds(lambda: torch.mv(matrix, vector), device, least)
 
 
 def copy_rate(device: str, size: int = BUFFER) -> float:

@@ -279,7 +279,7 @@ def test_the_mask_for_the_processors_attention_is_made_there_alone(device, maske
             return SimpleNamespace(logits=torch.zeros(1, 1, 5, device=device))
 
     seen = []
-    work = _Work.begin([[5, 6]], 0, torch.device(device))
+    work = _Work.begin([[5, 6]], 0, torch.device(device), roomy_cache())
     for first in (True, False):
         _forward(Bare(), work, first)
     assert [mask is not None for mask in seen] == [False, masked]

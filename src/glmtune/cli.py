@@ -16,7 +16,7 @@ from glmtune.cli_data import data_app
 from glmtune.cli_eval import eval_
 from glmtune.cli_export import export
 from glmtune.cli_migrate import register as register_migrate
-from glmtune.cli_options import Base, Device, Dtype, FamilyName, Hub, Quantization, RunOrModel
+from glmtune.cli_options import Base, Compile, Device, Dtype, FamilyName, Hub, Quantization, RunOrModel
 from glmtune.cli_plan import plan
 from glmtune.cli_report import report
 from glmtune.cli_train import train
@@ -58,16 +58,20 @@ def chat(
     device: Device = None,
     family: FamilyName = None,
     hub: Hub = "huggingface",
+    compile_: Compile = False,
 ) -> None:
     """Talk to a model or a tuned run. Inside: /clear, /system TEXT, /exit."""
     from rich.console import Console
 
     from glmtune.generation.arrange import arrange
     from glmtune.generation.chat import Chat, converse, show_calls
+    from glmtune.generation.compiled import check_compile, compile_step
     from glmtune.generation.open import open_model
     from glmtune.generation.reply import Sampling
 
     console = Console(soft_wrap=True)
+    if compile_:
+        check_compile(device)
     with Console(stderr=True).status("Loading the model"):
         opened = open_model(
             target,
@@ -79,6 +83,8 @@ def chat(
             seed=seed,
             quantization=quantization,
         )
+        if compile_:
+            compile_step(opened.model)
         arrange(opened.model)
     sampling = Sampling(max_new_tokens, temperature, top_p)
     talk = Chat(opened.model, opened.tokenizer, opened.family, sampling, system, opened.prefix)

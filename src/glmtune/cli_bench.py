@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from glmtune.cli_options import Base, Device
+from glmtune.cli_options import Base, Compile, Device
 from glmtune.errors import ConfigError
 
 
@@ -28,6 +28,7 @@ def bench(
     base: Base = None,
     dtype: Annotated[str, typer.Option(help="What 16-bit is, and what int8 and int4 compute in: bf16, fp16.")] = "bf16",
     device: Device = None,
+    compile_: Compile = False,
 ) -> None:
     """Measure reading a prompt and writing a reply, and memory: base, live adapter, merged, int8, int4.
 
@@ -44,7 +45,7 @@ def bench(
     quiet_libraries()
     sizes = Sizes(prompt_tokens, new_tokens, _numbers(batch_sizes), repeats)
     asked = [variant.strip() for variant in variants.split(",") if variant.strip()]
-    cases = cases_of(targets, asked, sizes, base=base, dtype=dtype, device=device)
+    cases = cases_of(targets, asked, sizes, base=base, dtype=dtype, device=device, compiled=compile_)
     progress = Console(stderr=True, soft_wrap=True)
     with progress.status("") as status:
 

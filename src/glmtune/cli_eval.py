@@ -12,6 +12,7 @@ import typer
 from glmtune.cli_options import (
     Base,
     Batch,
+    Compile,
     Device,
     Dtype,
     FamilyName,
@@ -39,6 +40,7 @@ def eval_(
     dtype: Dtype = None,
     quantization: Quantization = None,
     device: Device = None,
+    compile_: Compile = False,
     family: FamilyName = None,
     hub: Hub = "huggingface",
     set_: Annotated[
@@ -56,6 +58,7 @@ def eval_(
     from glmtune.evaluation.rows import read_data
     from glmtune.evaluation.table import print_scores
     from glmtune.evaluation.target import open_target, settings_for
+    from glmtune.generation.compiled import check_compile, compile_step
     from glmtune.generation.reply import Sampling
     from glmtune.rundir import is_run
     from glmtune.training.prepare import say
@@ -64,10 +67,14 @@ def eval_(
     config = settings_for(target, set_ or [])
     sampling = Sampling(max_new_tokens or config.data.max_target_length, temperature, top_p)
     check_sampling(sampling, batch_size)
+    if compile_:
+        check_compile(device)
     with progress.status("Loading the model"):
         opened, model = open_target(
             target, base=base, dtype=dtype, device=device, family=family, hub=hub, quantization=quantization
         )
+    if compile_:
+        compile_step(opened.model)
     with progress.status("Reading the data"):
         read = read_data(
             data, config.data, opened.family, opened.tokenizer, limit=limit, seed=int(config.training["seed"])

@@ -16,6 +16,9 @@ Batch = Annotated[int, typer.Option(help="Rows at once; halved when memory does 
 Dtype = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; the checkpoint's own by default.")]
 Quantization = Annotated[str | None, typer.Option(help="nf4, int8, packed4, packed8; by default as it was tuned.")]
 Device = Annotated[str | None, typer.Option(help="cuda, cpu; a GPU if there is one by default.")]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Compile the step on a GPU: minutes at first, for many replies.")
+]
 FamilyName = Annotated[str | None, typer.Option(help=help_of("model.family"))]
 Hub = Annotated[str, typer.Option(help=help_of("model.hub"))]
 Limit = Annotated[int | None, typer.Option(help="Only the first so many conversations.", min=1)]

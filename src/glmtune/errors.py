@@ -42,3 +42,8 @@ class RunError(GlmtuneError):
 
 class TrainingError(GlmtuneError):
     """Training that had to stop: a loss that is not finite, no space left."""
+
+
+def first_line(error: BaseException, most: int = 200) -> str:
+    """The first line of what an error says, at most so many characters; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:most]

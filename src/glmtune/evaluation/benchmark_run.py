@@ -17,6 +17,7 @@ import torch
 from glmtune.errors import ConfigError, GlmtuneError, ModelError
 from glmtune.evaluation.benchmark import check_sizes, measure, weights_held
 from glmtune.evaluation.contenders import names_of
+from glmtune.generation.compiled import check_compile, compile_step
 from glmtune.methods.load import load_onto, resolve_target
 from glmtune.methods.lora_merge import merge
 from glmtune.methods.ptuning import is_prefix_folder
@@ -50,6 +51,8 @@ class Case:
     dtype: str
     device: str
     base: str | None = None
+    compiled: bool = False
+    """Whether its step is."""
 
     @property
     def title(self) -> str:
@@ -64,6 +67,7 @@ def cases_of(
     base: str | None = None,
     dtype: str | None = None,
     device: str | None = None,
+    compiled: bool = False,
 ) -> list[Case]:
     """What there is to measure; everything is looked at before anything is loaded.
 
@@ -74,9 +78,11 @@ def cases_of(
         base: where an adapter's base lies now.
         dtype: of `16-bit` and what quantised layers compute in; bf16 when None.
         device: a GPU if there is one when None.
+        compiled: measure compiled steps; on a GPU alone.
 
     Raises:
-        ConfigError: an unknown variant, sizes that a model cannot have, or nothing left to measure.
+        ConfigError: an unknown variant, compiled steps on a CPU, sizes that a model cannot have, or nothing left
+            to measure.
         ModelError, RunError: a target that cannot be opened.
     """
     for variant in variants:
@@ -87,6 +93,8 @@ def cases_of(
                 f"Known: {', '.join(VARIANTS)}.",
             )
     where = str(to_device(device))
+    if compiled:
+        check_compile(where)
     cases = []
     for target, name in zip(targets, names_of(targets), strict=True):
         found = resolve_target(target, base=base)
@@ -100,7 +108,9 @@ def cases_of(
             precision = "fp32" if variant == "fp32" else dtype or "bf16"
             forms = ["base", *(_tuned_forms(found.adapter, variant) if found.adapter else [])]
             quantization = None if kept else VARIANTS[variant]
-            cases += [Case(name, target, form, variant, quantization, precision, where, base) for form in forms]
+            cases += [
+                Case(name, target, form, variant, quantization, precision, where, base, compiled) for form in forms
+            ]
     if not cases or not sizes.batch_sizes:
         raise ConfigError(
             f"Nothing to measure: {', '.join(targets) or 'no model'} in {', '.join(variants) or 'no variant'}, "
@@ -156,6 +166,8 @@ def measure_case(case: Case, sizes: Sizes) -> dict[str, Any]:
     model: Any = load_onto(inspected, adapter, dtype=case.dtype, device=case.device, quantization=case.quantization)
     if case.form == "merged":
         model = merge(model)
+    if case.compiled:
+        compile_step(model)
     weights = weights_held(model)
     loaded = memory.now()
     measured = [

@@ -114,6 +114,7 @@ def _label(result: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
         *([name] if len(names) > 1 else []),
         *([result["form"]] if result["form"] != "base" else []),
         result["variant"],
+        *(["compiled"] if result.get("compiled") else []),
     ]
     return ", ".join(parts)
 

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from glmtune.generation.compiled import compiled_step
 from glmtune.quantization.linear import PackedLinear
 from glmtune.training.memory import is_out_of_memory
 
@@ -89,7 +90,7 @@ class ArrangedLinear(nn.Module):
 
 
 def arrange(model: nn.Module) -> list[nn.Module]:
-    """Arrange what can be: matrices on the CPU that one layer alone uses.
+    """Arrange what can be: matrices on the CPU that one layer alone uses; nothing of a model with a compiled step.
 
     Args:
         model: will answer, and is not trained, merged or moved before `restore`.
@@ -98,6 +99,8 @@ def arrange(model: nn.Module) -> list[nn.Module]:
         The layers that were changed, for `restore`. After an error none is.
     """
     changed: list[nn.Module] = []
+    if compiled_step(model):
+        return changed
     try:
         _arrange(model, changed)
     except BaseException:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 
-from glmtune.errors import ModelError
+from glmtune.errors import ModelError, first_line
 from glmtune.families import Family
 from glmtune.generation.arrange import arranged
 from glmtune.generation.choose import Sampling, chooser
@@ -106,7 +106,7 @@ def in_batches(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            reason = first_line(error)
         else:
             yield result
             start += len(batch)

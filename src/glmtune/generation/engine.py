@@ -17,11 +17,13 @@ from peft import PeftModel
 from transformers.cache_utils import Cache
 
 from glmtune.generation.cache import roomy_cache
+from glmtune.generation.compiled import CompiledStep, compiled_step
 
 Choose = Callable[[torch.Tensor, torch.Tensor, Sequence[int]], torch.Tensor]
 """From ids (B, S), logits (B, V) in fp32 and the numbers of the rows to the next ids, (B,)."""
 
 # Rows leave the batch once so many of those in work are done: moving the others costs a copy of their keys and values.
+# A compiled step keeps its rows: another number of them is another step.
 _DONE_SHARE = 0.25
 
 
@@ -37,12 +39,12 @@ class _Work:
     """Their numbers."""
 
     @classmethod
-    def begin(cls, prompts: Sequence[Sequence[int]], padding: int, device: torch.device) -> _Work:
+    def begin(cls, prompts: Sequence[Sequence[int]], padding: int, device: torch.device, cache: Cache) -> _Work:
         longest = max(map(len, prompts))
         ids_BS = torch.tensor([[padding] * (longest - len(p)) + list(p) for p in prompts], device=device)
         mask_BS = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
         positions_BS = (mask_BS.cumsum(-1) - 1).clamp(min=0)
-        return cls(ids_BS, mask_BS, positions_BS, roomy_cache(), list(range(len(prompts))))
+        return cls(ids_BS, mask_BS, positions_BS, cache, list(range(len(prompts))))
 
     def append(self, next_B: torch.Tensor) -> None:
         self.ids_BS = torch.cat((self.ids_BS, next_B[:, None]), dim=1)
@@ -85,11 +87,14 @@ def decode(
         The new ids of each row, its stop id included if there was one.
     """
     bare: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    work = _Work.begin(prompts, padding, bare.device)
+    compiled = compiled_step(bare)
+    longest = max(map(len, prompts)) + max_new_tokens
+    cache = compiled.empty_cache(len(prompts), longest) if compiled else roomy_cache()
+    work = _Work.begin(prompts, padding, bare.device, cache)
     replies: list[list[int]] = [[] for _ in prompts]
     ends, done = set(stops), set()
     for step in range(max_new_tokens):
-        logits_BV = _forward(bare, work, first=step == 0)
+        logits_BV = _forward(bare, work, step == 0, compiled)
         next_B = choose(_without_padding(work), logits_BV, work.rows)
         new = {row: token for row, token in zip(work.rows, next_B.tolist(), strict=True) if row not in done}
         for row, token in new.items():
@@ -101,7 +106,7 @@ def decode(
         if not left or step == max_new_tokens - 1:
             break
         work.append(next_B)
-        if len(work.rows) - len(left) >= _DONE_SHARE * len(work.rows):
+        if not compiled and len(work.rows) - len(left) >= _DONE_SHARE * len(work.rows):
             work.keep(left)
     return replies
 
@@ -111,8 +116,9 @@ def greedy(ids_BS: torch.Tensor, logits_BV: torch.Tensor, rows: Sequence[int]) -
     return logits_BV.argmax(-1)
 
 
-def _forward(bare: Any, work: _Work, first: bool) -> torch.Tensor:
+def _forward(bare: Any, work: _Work, first: bool, compiled: CompiledStep | None = None) -> torch.Tensor:
     """Logits (B, V) after the last tokens, fp32."""
+    step = compiled if compiled and not first else bare
     inputs = bare.prepare_inputs_for_generation(
         work.ids_BS,
         next_sequence_length=None if first else 1,
@@ -123,11 +129,11 @@ def _forward(bare: Any, work: _Work, first: bool) -> torch.Tensor:
         is_first_iteration=first,
     )
     on_cpu = work.ids_BS.device.type == "cpu"
-    if on_cpu and not first and bare.config._attn_implementation.endswith("sdpa"):
+    if on_cpu and not first and not compiled and bare.config._attn_implementation.endswith("sdpa"):
         # Without a mask, transformers asks sdpa to share key-value heads among queries, which its CPU kernel does by
         # going through them one by one; with one it stacks the queries of a head, which takes a fraction of the time.
         inputs["attention_mask"] = work.mask_BS[:, None, None].bool()
-    return bare(**inputs, logits_to_keep=1, return_dict=True).logits[:, -1].float()
+    return step(**inputs, logits_to_keep=1, return_dict=True).logits[:, -1].float()
 
 
 def _without_padding(work: _Work) -> torch.Tensor:

@@ -12,7 +12,7 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from glmtune.config import LoraConfig
-from glmtune.errors import ConfigError, ModelError, RunError
+from glmtune.errors import ConfigError, ModelError, RunError, first_line
 from glmtune.methods.base import Method, State
 from glmtune.methods.lora_files import adapter_state, peft_config, put, read_config, read_weights, write_files
 from glmtune.methods.lora_fused import fuse_updates
@@ -155,7 +155,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, name: str = "default",
     try:
         wrapped = get_peft_model(model, config, adapter_name=name)
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise _misfit(folder, str(error).strip().splitlines()[0][:200]) from None
+        raise _misfit(folder, first_line(error)) from None
     if trainable:
         _to_fp32(wrapped)
     else:

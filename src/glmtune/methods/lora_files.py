@@ -13,7 +13,7 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from glmtune.errors import ModelError
+from glmtune.errors import ModelError, first_line
 from glmtune.methods.base import State
 
 CONFIG = "adapter_config.json"
@@ -57,9 +57,9 @@ def read_weights(folder: Path) -> State:
                 return load_file(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
         except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-            raise ModelError(f"{path}: cut short or corrupt ({_first_line(error)}).", _MEND) from None
+            raise ModelError(f"{path}: cut short or corrupt ({first_line(error, 120)}).", _MEND) from None
         except Exception as error:  # pickle's own errors: the file holds something other than tensors
-            raise ModelError(f"{path}: not plain weights ({_first_line(error)}).", _MEND) from None
+            raise ModelError(f"{path}: not plain weights ({first_line(error, 120)}).", _MEND) from None
         if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
             raise ModelError(f"{path}: holds something other than named tensors.", _MEND)
         return state
@@ -78,7 +78,7 @@ def peft_config(raw: dict[str, Any], *, trainable: bool) -> PeftLoraConfig:
     try:
         config = PeftLoraConfig.from_peft_type(**kept)  # warns of keys that ask for something it does not have
     except (ValueError, TypeError) as error:
-        raise ModelError(f"{CONFIG}: {_first_line(error)}", _MEND) from None
+        raise ModelError(f"{CONFIG}: {first_line(error, 120)}", _MEND) from None
     assert isinstance(config, PeftLoraConfig)
     return config
 
@@ -159,7 +159,3 @@ def _by(tensor: torch.Tensor) -> str:
 def _listed(names: list[str], most: int = 3) -> str:
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]

@@ -162,7 +162,9 @@ def _widened(
         return F.pad(mask, (prefix_kv.shape[-2], 0), value=mask.dtype is torch.bool)
     if queries == 1 or not module.is_causal:
         return None
-    return torch.ones(1, 1, queries, keys, dtype=torch.bool, device=key_BNSD.device).tril(keys - queries)
+    # From the first key on: a cache of fixed size has room behind the queries.
+    seen = prefix_kv.shape[-2]
+    return torch.ones(1, 1, queries, keys, dtype=torch.bool, device=key_BNSD.device).tril(seen)
 
 
 # Masks are made as for the attention without a prefix and widened here, layer by layer.

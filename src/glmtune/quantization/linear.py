@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from glmtune.quantization import kernels
-from glmtune.quantization.packed import packed_columns, quantize, scaled, unpack_int4
+from glmtune.quantization.packed import dequantize, packed_columns, quantize, scaled, unpack_int4
 
 # Numbers unpacked at a time: what fits a CPU's cache, and on other devices what keeps them busy.
 _CPU_CHUNK, _DEVICE_CHUNK = 1 << 20, 1 << 25
@@ -72,7 +72,9 @@ class PackedLinear(nn.Module):
         if torch.is_autocast_enabled(kind):
             inputs = inputs.to(torch.get_autocast_dtype(kind))
         inputs_MI = inputs.reshape(-1, self.in_features)
-        if self._arranged is not None and kernels.arranged_is_faster(inputs_MI):
+        if torch.compiler.is_compiling() and self._arranged is None and not self._in_kernel_order:
+            outputs_MO = self._multiply_for_compilers(inputs_MI)
+        elif self._arranged is not None and kernels.arranged_is_faster(inputs_MI):
             assert self._arranged_scale is not None
             outputs_MO = kernels.multiply_arranged_int8(inputs_MI, self._arranged, self._arranged_scale)
             outputs_MO = outputs_MO.to(inputs_MI.dtype)
@@ -138,6 +140,18 @@ class PackedLinear(nn.Module):
                 self._in_kernel_order = True
             numbers_MO = kernels.multiply_int4(inputs_MI.contiguous(), self.weight.data)
         return (numbers_MO * self.weight_scale.float()).to(inputs_MI.dtype)
+
+    def _multiply_for_compilers(self, inputs_MI: torch.Tensor) -> torch.Tensor:
+        """In operations that a compiler makes one kernel of: for one row it reads the packed numbers and no more."""
+        if len(inputs_MI) > 1:
+            return F.linear(inputs_MI, dequantize(self.weight, self.weight_scale, self.bits, inputs_MI.dtype))
+        exact_1I = inputs_MI.float()
+        if self.bits == 8:
+            sums_O = (exact_1I * self.weight).sum(-1)
+        else:  # even columns lie in the high nibble
+            high_OJ, low_OJ = self.weight >> 4, (self.weight << 4) >> 4
+            sums_O = (exact_1I[:, 0::2] * high_OJ + exact_1I[:, 1::2] * low_OJ).sum(-1)
+        return (sums_O * self.weight_scale.float())[None].to(inputs_MI.dtype)
 
     def _to_official_order(self) -> None:
         self.restore()

@@ -11,7 +11,7 @@ from transformers.training_args import ParallelMode
 
 from glmtune.config import TRAINING_DEFAULTS, RunConfig
 from glmtune.config_tree import nearest
-from glmtune.errors import ConfigError
+from glmtune.errors import ConfigError, first_line
 from glmtune.rundir import RunDir
 
 # The run folder's layout is fixed, and these are what make it so.
@@ -134,7 +134,7 @@ def training_arguments(config: RunConfig, run: RunDir, precision: torch.dtype) -
     try:
         arguments = Arguments(**values)
     except (ValueError, TypeError, ImportError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ConfigError(f"training: {reason}") from None
     if arguments.parallel_mode is ParallelMode.NOT_DISTRIBUTED:
         # With several GPUs visible to one process the Trainer would split batches among them by nn.DataParallel,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from glmtune.config import RunConfig
-from glmtune.errors import TrainingError
+from glmtune.errors import TrainingError, first_line
 from glmtune.training.arguments import checkpointing_asked
 
 # Of torch's CPU allocator, of the CUDA driver, and of cuBLAS and cuDNN: none has an error class of its own.
@@ -27,7 +27,7 @@ def out_of_memory(error: BaseException, where: str, config: RunConfig) -> Traini
         where: `at step 3`, for example.
         config: of the run.
     """
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    reason = first_line(error)
     ways = "; ".join(_ways(config))
     return TrainingError(f"Out of memory {where} ({reason}).", f"Try, in this order: {ways}.")
 

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.integrations import TensorBoardCallback
 
 from glmtune.config import RunConfig, check, dump_yaml
-from glmtune.errors import ConfigError, ModelError, TrainingError
+from glmtune.errors import ConfigError, ModelError, TrainingError, first_line
 from glmtune.methods import method_of
 from glmtune.methods.base import Method, State, trainable_parameters
 from glmtune.methods.load import trained_folder
@@ -246,7 +246,7 @@ def _prepare(
         try:
             model.set_attn_implementation(config.model.attention)
         except (ImportError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise ConfigError(f"model.attention: {reason}", "Use sdpa or eager.") from None
     separate_rows(model)
     note = BaseNote(str(base.folder.resolve()), base.fingerprint, base.family.name)
@@ -346,7 +346,7 @@ def _build_trainer(
             scores=scores,
         )
     except (RuntimeError, ImportError, ValueError) as error:  # a reporter that is not installed, an unknown optimiser
-        raise ConfigError(f"training: {str(error).strip().splitlines()[0]}") from None
+        raise ConfigError(f"training: {first_line(error)}") from None
 
 
 def _run(trainer: GlmTrainer, stopper: StopCallback, checkpoint: Path | None, config: RunConfig) -> float:

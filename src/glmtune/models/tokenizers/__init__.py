@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmtune.errors import ModelError
+from glmtune.errors import ModelError, first_line
 from glmtune.families import family_of_folder, read_config
 from glmtune.families.base import OFFICIAL_IDS
 from glmtune.hub import resolve
@@ -204,7 +204,7 @@ def _load_fast(folder: Path) -> PreTrainedTokenizerFast:
     try:
         return PreTrainedTokenizerFast.from_pretrained(folder)
     except Exception as error:  # the Rust parser and transformers raise a handful of unrelated kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ModelError(
             f"{folder}: tokenizer.json does not load ({reason}).", "It is corrupt or truncated: get it again."
         ) from None

@@ -10,7 +10,7 @@ from rich.console import Console
 from transformers import TrainingArguments
 
 from glmtune.config import RunConfig
-from glmtune.errors import GlmtuneError, TrainingError
+from glmtune.errors import GlmtuneError, TrainingError, first_line
 from glmtune.models.loading import Base
 from glmtune.training.arguments import checkpointing_asked
 from glmtune.training.deepspeed import loaded_whole
@@ -90,7 +90,7 @@ def _told(
     except GlmtuneError:  # whatever it is, the training itself will say it where it belongs
         return None
     except Exception as error:  # a plan is advice: its faults must not keep anybody from training
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        reason = first_line(error, 160)
         say(console, f"No memory plan ({type(error).__name__}: {reason}); please report it.", "yellow")
         return None
     if plan.verdict == "too large" and not force:

@@ -1,0 +1,90 @@
+"""A compiled step with a cache of fixed size, for GPUs, where small operations wait for the CPU to launch them.
+
+torch compiles the forward pass of one token per row, and on a GPU records it as a CUDA graph. That takes minutes at the
+first reply and pays over many; so it is asked for (`--compile`), never assumed. What is compiled is the model as it is,
+adapter, prefix and packed weights included. On a CPU the processor's order of matrices (`arrange.py`) is faster.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import StaticCache
+from transformers.cache_utils import Cache
+
+from glmtune.errors import ConfigError, first_line
+from glmtune.models.loading import to_device
+
+# A cache is made for a multiple of so many places: one compiled step then serves prompts and replies of many lengths.
+_PLACES = 512
+
+
+class CompiledStep:
+    """The forward pass of one token per row, and the cache that it was compiled for.
+
+    Args:
+        model: a causal language model, not wrapped.
+        backend: of `torch.compile`.
+    """
+
+    def __init__(self, model: Any, backend: str = "inductor"):
+        graphs = backend == "inductor" and model.device.type == "cuda"
+        self._config = model.config
+        self._step = torch.compile(model.__call__, backend=backend, mode="reduce-overhead" if graphs else None)
+        self._cache: Cache | None = None
+        self._made_for = (0, 0)
+
+    def empty_cache(self, rows: int, length: int) -> Cache:
+        """Room for `length` tokens of each row; the last one again if it is of that size, for a new one costs a graph.
+
+        So only one reply can be in work at a time.
+        """
+        size = (rows, -(-length // _PLACES) * _PLACES)
+        if self._cache is None or size != self._made_for:
+            self._cache = StaticCache(config=self._config, max_cache_len=size[1])
+            self._made_for = size
+        else:
+            self._cache.reset()
+        return self._cache
+
+    def __call__(self, **inputs: Any) -> Any:
+        """What the model's forward pass returns.
+
+        Raises:
+            ConfigError: torch cannot compile here.
+        """
+        try:
+            return self._step(**inputs)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = first_line(getattr(error, "inner_exception", error))
+            raise ConfigError(
+                f"torch cannot compile the model here ({type(error).__name__}: {reason}).", "Leave out --compile."
+            ) from error
+
+
+def compile_step(model: Any, backend: str = "inductor") -> None:
+    """From now on `decode` runs the compiled step of this model; it is compiled with the first reply.
+
+    Args:
+        model: in eval mode, on the device where it stays; peft's wrapper or not.
+        backend: of `torch.compile`.
+    """
+    bare = model.get_base_model() if isinstance(model, PeftModel) else model
+    bare._compiled_step = CompiledStep(bare, backend)
+
+
+def compiled_step(model: Any) -> CompiledStep | None:
+    """What `compile_step` made for this model, wrapped by peft or not."""
+    return getattr(model, "_compiled_step", None)
+
+
+def check_compile(device: str | None) -> None:
+    """What the commands do with `--compile` before they load a model for this device.
+
+    Raises:
+        ConfigError: it is a CPU, or there is no such device.
+    """
+    if to_device(device).type == "cpu":
+        raise ConfigError("--compile is for a GPU: on a CPU the step is faster as it is.", "Leave it out.")
