@@ -17,7 +17,7 @@ from glmtune.training.plan.device import Device, parse_memory
 from glmtune.training.plan.estimate import Request, estimate
 from glmtune.training.plan.make import make_plan
 from glmtune.training.plan.subject import look_at
-from glmtune.training.plan.trace import _trace
+from glmtune.training.plan.trace import Step
 from glmtune.training.trainer import GlmTrainer
 
 GPU = ("--gpu-memory", "24GB")
@@ -72,16 +72,8 @@ def test_depth_carried_over_is_depth_traced(small_folder, adgen_file, method, mo
     request = seen[0]
     batches = tuple(request.collate(items) for items in (request.batch, request.eval_batch))
     trained = 2 if method == "freeze" else 7
-    whole = _trace(
-        request.subject,
-        request.run,
-        request.arguments,
-        request.precision,
-        batches,
-        7 - trained,
-        trained,
-        True,
-    )
+    step = Step(request.subject, request.run, request.arguments, request.precision, batches, on_gpu=True)
+    whole = step.trace(7 - trained, trained)
     parts = whole.moments[plan.estimate.moment]
     for name in ("weights", "adapter", "gradients", "optimizer", "activations", "logits"):
         assert plan.estimate.parts[name] == pytest.approx(parts[name], rel=0.01, abs=2000), name

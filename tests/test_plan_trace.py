@@ -80,7 +80,9 @@ def case(tiny, adgen_file, tmp_path):
 
 
 def _agree(planned, seen, share):
-    """Every moment's total; single parts where they are not small."""
+    """Every moment's total; single parts where they are not small. The watch that counts both does count."""
+    assert min(parts["weights"] for parts in seen.values()) > 50_000
+    assert max(parts["activations"] for parts in seen.values()) > 50_000
     assert planned.keys() == seen.keys()
     for name, parts in seen.items():
         # What the garbage collector has not found yet of the training is still there in the evaluation.

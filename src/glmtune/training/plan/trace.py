@@ -74,9 +74,7 @@ def traced(
     trained = min(run.freeze.trainable_layers, whole) if run.method == "freeze" else whole
     frozen = whole - trained
 
-    def trace(frozen: int, trained: int) -> Traced:
-        return _trace(subject, run, arguments, precision, (batch, eval_batch), frozen, trained, on_gpu)
-
+    trace = Step(subject, run, arguments, precision, (batch, eval_batch), on_gpu).trace
     few_frozen, few_trained = (count if count <= _FEW + 1 else _FEW for count in (frozen, trained))
     result = trace(few_frozen, few_trained)
     for extra, start, count in ((1, few_frozen, frozen), (0, few_trained, trained)):
@@ -105,53 +103,50 @@ def _minus(more: Counter[str], less: Counter[str]) -> Counter[str]:
     return Counter({part: more[part] - less[part] for part in PARTS})
 
 
-_KEPT: dict[Any, Traced] = {}
+_KEPT: dict[str, Traced] = {}
 
 
-def _trace(
-    subject: Subject,
-    run: RunConfig,
-    arguments: TrainingArguments,
-    precision: torch.dtype,
-    batches: tuple[Batch | None, Batch | None],
-    frozen: int,
-    trained: int,
-    on_gpu: bool,
-) -> Traced:
-    """One trace; the same one is not made twice in a process."""
-    shapes = [
-        batch and (tuple(batch["input_ids"].shape), len(batch["targets"]), batch["row_lengths"].tolist())
-        for batch in batches
-    ]
-    settings = (run.model, run.method, run.lora, run.ptuning, arguments.to_json_string())
-    key = repr((subject.folder, subject.config, settings, precision, shapes, frozen, trained, on_gpu))
-    if key not in _KEPT:
-        _KEPT[key] = _new_trace(subject, run, arguments, precision, batches, frozen, trained, on_gpu)
-    return _KEPT[key]
+@dataclass(frozen=True)
+class Step:
+    """What is traced, but for the number of layers; fields as of `traced`."""
 
+    subject: Subject
+    run: RunConfig
+    arguments: TrainingArguments
+    precision: torch.dtype
+    batches: tuple[Batch | None, Batch | None]
+    on_gpu: bool
 
-def _new_trace(
-    subject: Subject,
-    run: RunConfig,
-    arguments: TrainingArguments,
-    precision: torch.dtype,
-    batches: tuple[Batch | None, Batch | None],
-    frozen: int,
-    trained: int,
-    on_gpu: bool,
-) -> Traced:
-    mixed = arguments.bf16 or arguments.fp16
-    adapter = method_of(run, subject.family, precision).keeps == "adapter"
-    watch = Watch(int(subject.config.vocab_size))
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")
-        model = build(subject, run, precision, mixed, frozen + trained, trained)
-        policy = _CudaAutocast() if on_gpu and mixed else contextlib.nullcontext()
-        with _without_memory(), policy, _computed_as(on_gpu):
-            _put_on_cpu(model)
-            # Batches stay real: where rows end is read from them.
-            run_steps(watch, model, arguments, *batches, adapter)
-    return Traced(watch.moments, watch.products)
+    def trace(self, frozen: int, trained: int) -> Traced:
+        """With so many layers; the same trace is not made twice in a process."""
+        key = f"{self._key()} {frozen} {trained}"
+        if key not in _KEPT:
+            _KEPT[key] = self._new_trace(frozen, trained)
+        return _KEPT[key]
+
+    def _key(self) -> str:
+        shapes = [
+            batch and (tuple(batch["input_ids"].shape), len(batch["targets"]), batch["row_lengths"].tolist())
+            for batch in self.batches
+        ]
+        run = self.run
+        settings = (run.model, run.method, run.lora, run.ptuning, self.arguments.to_json_string())
+        return repr((self.subject.folder, self.subject.config, settings, self.precision, shapes, self.on_gpu))
+
+    def _new_trace(self, frozen: int, trained: int) -> Traced:
+        subject, run, arguments = self.subject, self.run, self.arguments
+        mixed = arguments.bf16 or arguments.fp16
+        adapter = method_of(run, subject.family, self.precision).keeps == "adapter"
+        watch = Watch(int(subject.config.vocab_size))
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")
+            model = build(subject, run, self.precision, mixed, frozen + trained, trained)
+            policy = _CudaAutocast() if self.on_gpu and mixed else contextlib.nullcontext()
+            with _without_memory(), policy, _computed_as(self.on_gpu):
+                _put_on_cpu(model)
+                # Batches stay real: where rows end is read from them.
+                run_steps(watch, model, arguments, *self.batches, adapter)
+        return Traced(watch.moments, watch.products)
 
 
 @contextlib.contextmanager
