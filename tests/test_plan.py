@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from glmtune.config import RunConfig, load_config
 from glmtune.config_tree import from_tree
@@ -19,6 +20,7 @@ from glmtune.training.plan.make import make_plan
 from glmtune.training.plan.subject import look_at
 from glmtune.training.plan.trace import Step
 from glmtune.training.trainer import GlmTrainer
+from tiny import make_tiny
 
 GPU = ("--gpu-memory", "24GB")
 
@@ -151,6 +153,50 @@ def test_auto_checkpoints_only_what_would_not_fit(small_folder, planned):
     assert tight["bytes"] < roomy["bytes"]
 
 
+@pytest.fixture
+def on_device(monkeypatch):
+    """`on_device(bytes)`: plans are for a GPU of that much memory and nothing else in it."""
+
+    def make(memory):
+        device = Device("a GPU", int(memory), True, False, 0, 0.0)
+        monkeypatch.setattr("glmtune.training.plan.make.pick_device", lambda *_: device)
+
+    return make
+
+
+@pytest.mark.parametrize("family", ["chatglm", "chatglm3"])
+def test_auto_checkpoints_as_few_layers_as_need_be(family, small_folder, planned, on_device):
+    folder = small_folder(family, layers=12)
+    options = ("--set", "training.per_device_train_batch_size=8")
+    on_device(2**40)
+    asked = {on: planned(folder, *options, "--set", f"training.gradient_checkpointing={on}") for on in (False, True)}
+    none, all_ = asked[False]["bytes"], asked[True]["bytes"]
+    assert (asked[False]["checkpointed_layers"], asked[True]["checkpointed_layers"]) == (0, 12)
+    counts = []
+    for share in (0.02, 0.3, 0.6, 0.9, 1):
+        need = none - share * (none - all_)  # of the memory, of which a tenth is left to the estimate's error
+        on_device(need / 0.9 + 1)
+        plan = planned(folder, *options)
+        counts.append(plan["checkpointed_layers"])
+        if plan["checkpointed_layers"] not in (0, 12):
+            assert all_ <= plan["bytes"] <= need
+    on_device(all_)
+    assert planned(folder, *options)["checkpointed_layers"] == 12
+    assert counts == sorted(counts)
+    assert len(set(counts)) >= 4
+
+
+def test_the_last_layers_alone_are_checkpointed_all_or_none(small_folder, planned, on_device):
+    folder = small_folder(layers=12)
+    options = ("--method", "freeze", "--set", "freeze.trainable_layers=6")
+    on_device(2**40)
+    none, all_ = (
+        planned(folder, *options, "--set", f"training.gradient_checkpointing={on}")["bytes"] for on in (False, True)
+    )
+    on_device((none + all_) // 2)
+    assert planned(folder, *options)["checkpointed_layers"] == 12
+
+
 def test_processes_share(small_folder, planned):
     folder = small_folder()
     alone = planned(folder, *GPU, "--method", "full")
@@ -189,11 +235,11 @@ def test_published_shapes_need_what_they_weigh(asset):
 class TestTrain:
     @pytest.fixture
     def train(self, tiny, glmtune_command, adgen_file, tmp_path):
-        def run(*options, output="run"):
+        def run(*options, output="run", model=None):
             settings = ["data.eval_fraction=0", "training.max_steps=1", "training.report_to=none"]
             sets = [word for setting in settings for word in ("--set", setting)]
             return glmtune_command(
-                *("train", "--model", tiny("chatglm3"), "--data", adgen_file(16)),
+                *("train", "--model", model or tiny("chatglm3"), "--data", adgen_file(16)),
                 *("--output", tmp_path / output, *sets, *options),
             )
 
@@ -254,6 +300,45 @@ class TestTrain:
         assert result.code == 0, result.err
         assert asked
         assert all(asked)
+
+    def test_some_layers_are_checkpointed_where_that_is_enough_and_stay_so(
+        self, train, room, tmp_path, glmtune_command, monkeypatch
+    ):
+        size = ("--set", "training.per_device_train_batch_size=8", "--set", "training.save_steps=1")
+
+        def summary(run):
+            return json.loads((tmp_path / run / "summary.json").read_text("utf-8"))
+
+        room(2**40)
+        model = make_tiny("chatglm3", tmp_path / "base", layers=6)
+        assert train(*size, output="none", model=model).code == 0
+        assert train(*size, "--set", "training.gradient_checkpointing=true", output="all", model=model).code == 0
+        none, all_ = (summary(run)["memory_plan"]["bytes"] for run in ("none", "all"))
+        flags = []
+        step = GlmTrainer.training_step
+
+        def watched(self, *args, **kwargs):
+            layers = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+            flags.append([layer.gradient_checkpointing for layer in layers])
+            return step(self, *args, **kwargs)
+
+        monkeypatch.setattr(GlmTrainer, "training_step", watched)
+        room(none - 1)
+        result = train(*size, output="some", model=model)
+        assert result.code == 0, result.err
+        told = summary("some")
+        layers = told["memory_plan"]["checkpointed_layers"]
+        assert 1 <= layers < 6
+        assert f"with gradient checkpointing of {layers} of 6 layers" in result.out
+        assert all_ < told["memory_plan"]["bytes"] <= 0.9 * none
+        assert told["last_loss"] == pytest.approx(summary("none")["last_loss"], rel=1e-6)
+        room(2**40)
+        more = ("--set", "training.max_steps=2")
+        result = glmtune_command("train", "--resume", "--output", tmp_path / "some", *more)
+        assert result.code == 0, result.err
+        assert summary("some")["memory_plan"]["checkpointed_layers"] == layers
+        assert len(flags) > 1
+        assert all(each == [True] * layers + [False] * (6 - layers) for each in flags)
 
     @pytest.mark.parametrize("kept", [False, True])
     def test_a_resumed_run_is_planned_as_it_will_run(self, train, room, tmp_path, glmtune_command, kept):

@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
+from transformers import PreTrainedModel
 
 from glmtune.config import RunConfig, load_config
 from glmtune.config_tree import from_tree
@@ -20,12 +21,14 @@ from glmtune.quantization import kernels
 from glmtune.quantization.linear import PackedLinear
 from glmtune.rundir import RunDir
 from glmtune.training.arguments import pick_precision, training_arguments
+from glmtune.training.plan.estimate import _between
 from glmtune.training.plan.make import make_plan
 from glmtune.training.plan.step import run_steps
 from glmtune.training.plan.subject import look_at
 from glmtune.training.plan.trace import traced
 from glmtune.training.plan.watch import Watch
 from glmtune.training.prepare import prepare_rows
+from glmtune.training.recompute import recompute_first
 from tiny import FAMILIES, make_tiny
 
 
@@ -115,6 +118,34 @@ def test_a_trace_counts_what_a_real_step_takes(case, family, method):
 def test_settings_count(case, family, settings):
     run = case(family, **settings)
     _agree(run.planned().moments, run.seen(), 0.02)
+
+
+@pytest.mark.parametrize("method", ["lora", "full", "ptuning"])
+@pytest.mark.parametrize("family", ["chatglm", "chatglm3"])
+def test_some_layers_checkpointed_take_what_lies_between(family, method, tmp_path, adgen_file, monkeypatch):
+    """Against real steps in which they are. Above by no more than a layer's activations, and below by a few hidden
+    states (of so small a model 3 per cent): the first checkpoint keeps some that neither extreme has."""
+    layers = 6
+    folder = make_tiny(family, tmp_path / "base", layers=layers)
+    data, moment = adgen_file(24), "forward, loss"
+    plain, every = (
+        Case(folder, data, tmp_path, method=method, training__activation_checkpointing=on) for on in (False, True)
+    )
+    less, most = (run.planned().moments for run in (plain, every))
+    layer = (less[moment].total() - most[moment].total()) / layers
+    enable = PreTrainedModel.activation_checkpointing_enable
+    for count in (1, 3, 5):
+
+        def enable_some(model, *args, count=count, **kwargs):
+            enable(model, *args, **kwargs)
+            recompute_first(model, count)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(PreTrainedModel, "activation_checkpointing_enable", enable_some)
+            seen = max(parts.total() for parts in every.seen().values())
+        between, _ = _between((less, 0.0), (most, 0.0), count / layers)
+        planned = max(parts.total() for parts in between.values())
+        assert 0.97 * seen <= planned <= seen + 1.2 * layer
 
 
 @pytest.mark.parametrize("quantization", ["packed4", "packed8"])

@@ -85,11 +85,14 @@ def test_a_change_is_named_and_markup_is_escaped():
         "device": "<b>",
         "parts": {"weights": 2**31},
         "gradient_checkpointing": True,
+        "checkpointed_layers": 9,
+        "layers": 28,
         "change": {"settings": ["model.quantization=nf4"], "bytes": 2**29, "fits": True},
         "steps": None,
     }
     html = plan_html(plan, "en")
     assert "model.quantization=nf4" in html
+    assert "checkpointing of 9 of 28 layers" in html
     assert "<b>" not in html
 
 

@@ -18,7 +18,15 @@ FAMILIES = ("chatglm", "chatglm2", "chatglm3", "glm4")
 HIDDEN, LAYERS, HEADS = 32, 2, 4
 
 
-def make_tiny(family: str, folder: Path, *, layout: str = "safetensors", seed: int = 0, hidden: int = HIDDEN) -> Path:
+def make_tiny(
+    family: str,
+    folder: Path,
+    *,
+    layout: str = "safetensors",
+    seed: int = 0,
+    hidden: int = HIDDEN,
+    layers: int = LAYERS,
+) -> Path:
     """Write a checkpoint of `family`.
 
     Args:
@@ -27,10 +35,11 @@ def make_tiny(family: str, folder: Path, *, layout: str = "safetensors", seed: i
         layout: `safetensors`, `bin`, or `shards` (two .bin files without an index).
         seed: of the random weights.
         hidden: the width; the MLP is twice as wide; a multiple of 64 where bitsandbytes computes on the CPU.
+        layers: how many.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_tokenizer(family, folder)
-    config, shapes = _config(family, folder, hidden)
+    config, shapes = _config(family, folder, hidden, layers)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     generator = torch.Generator().manual_seed(seed)
     state = {name: _weight(name, shape, generator) for name, shape in shapes.items()}
@@ -118,18 +127,20 @@ def _unigram() -> bytes:
     return _CACHE["unigram"]
 
 
-def _config(family: str, folder: Path, hidden: int) -> tuple[dict, dict[str, tuple[int, ...]]]:
+def _config(family: str, folder: Path, hidden: int, layers: int) -> tuple[dict, dict[str, tuple[int, ...]]]:
     if family == "chatglm":
         model = spm.SentencePieceProcessor(model_file=str(folder / "ice_text.model"))
-        return _first_generation(model, hidden)
+        return _first_generation(model, hidden, layers)
     if family == "glm4":
         size = 258 + 14
     else:
         size = spm.SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).vocab_size() + 9
-    return _later_generations(family, size, hidden)
+    return _later_generations(family, size, hidden, layers)
 
 
-def _first_generation(model: spm.SentencePieceProcessor, hidden: int) -> tuple[dict, dict[str, tuple[int, ...]]]:
+def _first_generation(
+    model: spm.SentencePieceProcessor, hidden: int, layers: int
+) -> tuple[dict, dict[str, tuple[int, ...]]]:
     vocabulary, ffn = model.vocab_size(), 2 * hidden
     config = {
         "model_type": "chatglm",
@@ -143,13 +154,13 @@ def _first_generation(model: spm.SentencePieceProcessor, hidden: int) -> tuple[d
         "layernorm_epsilon": 1e-5,
         "max_sequence_length": 512,
         "num_attention_heads": HEADS,
-        "num_layers": LAYERS,
+        "num_layers": layers,
         "position_encoding_2d": True,
         "torch_dtype": "float32",
         "vocab_size": vocabulary,
     }
     shapes: dict[str, tuple[int, ...]] = {"transformer.word_embeddings.weight": (vocabulary, hidden)}
-    for i in range(LAYERS):
+    for i in range(layers):
         p = f"transformer.layers.{i}."
         for name, rows, columns in (
             ("attention.query_key_value", 3 * hidden, hidden),
@@ -164,7 +175,7 @@ def _first_generation(model: spm.SentencePieceProcessor, hidden: int) -> tuple[d
     return config, shapes | {"lm_head.weight": (vocabulary, hidden)}
 
 
-def _later_generations(family: str, size: int, hidden: int) -> tuple[dict, dict[str, tuple[int, ...]]]:
+def _later_generations(family: str, size: int, hidden: int, layers: int) -> tuple[dict, dict[str, tuple[int, ...]]]:
     ffn = 2 * hidden
     # GLM-4 is told by its vocabulary, which a tiny one cannot have; the published files of the others by their names.
     name = {"glm4": {"glmtune_family": "glm4"}}.get(family, {"_name_or_path": f"THUDM/{family}-6b"})
@@ -180,7 +191,7 @@ def _later_generations(family: str, size: int, hidden: int) -> tuple[dict, dict[
         "multi_query_attention": True,
         "multi_query_group_num": 2,
         "num_attention_heads": HEADS,
-        "num_layers": LAYERS,
+        "num_layers": layers,
         "padded_vocab_size": size,
         "post_layer_norm": True,
         "rmsnorm": True,
@@ -191,7 +202,7 @@ def _later_generations(family: str, size: int, hidden: int) -> tuple[dict, dict[
     }
     kv = 2 * hidden // HEADS
     shapes: dict[str, tuple[int, ...]] = {"transformer.embedding.word_embeddings.weight": (size, hidden)}
-    for i in range(LAYERS):
+    for i in range(layers):
         p = f"transformer.encoder.layers.{i}."
         shapes |= {
             f"{p}input_layernorm.weight": (hidden,),

@@ -159,7 +159,7 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 1.0,
     "per_device_train_batch_size": 1,  # blocks of rows, see data.packing
     "gradient_accumulation_steps": 2,
-    "gradient_checkpointing": "auto",  # on only if the run does not fit without it
+    "gradient_checkpointing": "auto",  # as little as makes the run fit
     "per_device_eval_batch_size": 4,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.03,  # below 1: a share of all steps

@@ -41,9 +41,11 @@ from glmtune.training.deepspeed import check_agreement, loaded_whole, with_deeps
 from glmtune.training.distributed import is_main, join, leave, main_first, one_voice, processes, share, voice
 from glmtune.training.generated import GeneratedScores, ScoreReplies, generated_scores
 from glmtune.training.memory import is_out_of_memory, out_of_memory
+from glmtune.training.plan.settle import KEY as PLAN
 from glmtune.training.plan.settle import settle
 from glmtune.training.prepare import Rows, prepare_rows, say
 from glmtune.training.proof import probe_logits, require_change, require_saved
+from glmtune.training.recompute import RecomputeFirst
 from glmtune.training.resume import require_same_data, saved_run, with_absolute_paths
 from glmtune.training.shards import check_sharing, exchange_only_trained, shares_weights
 from glmtune.training.summary import closing, opening, precision_name
@@ -165,6 +167,8 @@ def _fill(
 
     stopper = StopCallback(run, console)
     trainer = _build_trainer(config, run, arguments, prepared, rows, scores, stopper, console)
+    if layers := planned[PLAN]["checkpointed_layers"]:
+        trainer.add_callback(RecomputeFirst(layers))
     if shares_weights(config) and checkpoint is None:
         trainer.add_callback(_FirstProbe(prepared))
     if processes() > 1:

@@ -101,7 +101,9 @@ def plan_html(plan: dict[str, Any], lang: str) -> str:
     pieces.append(_bar(plan, lang))
     pieces.append(html.figures((text(f"plan.part.{name}", lang), html.size(n)) for name, n in plan["parts"].items()))
     if plan["gradient_checkpointing"]:
-        pieces.append(html.note(text("plan.checkpointing", lang)))
+        pieces.append(
+            html.note(text("plan.checkpointing", lang, layers=plan["checkpointed_layers"], all=plan["layers"]))
+        )
     change = plan["change"]
     if change:
         key = "plan.change" if change["fits"] else "plan.no_change"

@@ -124,8 +124,9 @@ TRAINING: dict[str, tuple[str, str, str]] = {
     ),
     "gradient_checkpointing": (
         "梯度检查点",
-        "auto、true 或 false。auto：只有显存放不下时才打开（慢约三分之一）。",
-        "auto, true or false. auto: on only if the run does not fit without it; about a third slower.",
+        "auto、true 或 false。auto：只有显存放不下时才打开，够用几层就开几层（全开慢约三分之一）。",
+        "auto, true or false. auto: on only if the run does not fit without it, for as few layers as need be; all of "
+        "them cost about a third of the speed.",
     ),
     "per_device_eval_batch_size": ("验证批大小", "验证时一次多少行。", "Rows at once while evaluating."),
     "lr_scheduler_type": (

@@ -16,7 +16,10 @@ TEXTS: dict[str, dict[str, str]] = {
         "en": "It is tight: about {need} of {have}, within the estimate's error.",
     },
     "plan.too large": {"zh": "放不下：约需 {need}，只有 {have}。", "en": "It does not fit: about {need} of {have}."},
-    "plan.checkpointing": {"zh": "已算上梯度检查点。", "en": "With gradient checkpointing."},
+    "plan.checkpointing": {
+        "zh": "已算上梯度检查点（{all} 层中的 {layers} 层）。",
+        "en": "With gradient checkpointing of {layers} of {all} layers.",
+    },
     "plan.change": {
         "zh": "代价最小的改法：{settings}（约需 {need}）。",
         "en": "The cheapest change that makes it fit: {settings} (about {need}).",

@@ -39,6 +39,8 @@ class Request:
     eval_batch: list[Item] | None
     device: Device
     processes: int
+    recomputed: int | None = None
+    """Of the layers, where checkpointing is on: so many from the first are checkpointed. None: all."""
 
     def with_arguments(self, **values: Any) -> Request:
         """The same with other training arguments."""
@@ -81,6 +83,30 @@ def estimate(request: Request) -> Estimate:
     Raises:
         ConfigError: what the method refuses of this model.
     """
+    moments, products = _needs(request)
+    if request.checkpointing and request.recomputed is not None:
+        plain = _needs(request.with_arguments(activation_checkpointing=False))
+        moments, products = _between(plain, (moments, products), request.recomputed / request.subject.layers)
+    worst = max(moments, key=lambda name: moments[name].total())
+    return Estimate(dict(moments[worst]), worst, request.device.memory, products)
+
+
+def _between(
+    plain: tuple[dict[str, Counter[str]], float], all_: tuple[dict[str, Counter[str]], float], share: float
+) -> tuple[dict[str, Counter[str]], float]:
+    """What is needed with a share of the layers checkpointed. What a layer keeps is counted for the others; working
+    sets, which one layer has at a time, are those of a checkpointed one."""
+    moments = {}
+    for name, parts in all_[0].items():
+        less = plain[0][name]
+        moments[name] = Counter(
+            {part: size + int(max(less[part] - size, 0) * (1 - share)) for part, size in parts.items()}
+        )
+    return moments, all_[1] + (plain[1] - all_[1]) * (1 - share)
+
+
+def _needs(request: Request) -> tuple[dict[str, Counter[str]], float]:
+    """Bytes by part at each moment, and the micro-batch's operations."""
     collate = request.collate
     batch, eval_batch = (collate(items) if collate and items else None for items in (request.batch, request.eval_batch))
     steps = traced(
@@ -89,8 +115,7 @@ def estimate(request: Request) -> Estimate:
     moments = {name: _on_device(parts, request, steps) for name, parts in steps.moments.items()}
     if not request.device.gpu and _is_converted(request):
         moments["loading"] = _while_loading(moments, request)
-    worst = max(moments, key=lambda name: moments[name].total())
-    return Estimate(dict(moments[worst]), worst, request.device.memory, steps.products)
+    return moments, steps.products
 
 
 def _on_device(parts: Counter[str], request: Request, steps: Traced) -> Counter[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from bisect import bisect_left
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,7 +17,7 @@ from glmtune.rundir import RunDir
 from glmtune.training.arguments import checkpointing_asked, pick_precision, training_arguments
 from glmtune.training.plan.changes import Change, cheapest_change
 from glmtune.training.plan.device import Device, matmul_rate, pick_device
-from glmtune.training.plan.estimate import Estimate, Request, estimate
+from glmtune.training.plan.estimate import MARGIN, Estimate, Request, estimate
 from glmtune.training.plan.sharing import kind_of
 from glmtune.training.plan.subject import Subject, look_at
 from glmtune.training.plan.work import Work, work_of
@@ -34,7 +35,9 @@ class Plan:
     device: Device
     processes: int
     sharing: str
-    checkpointing: bool
+    layers: int
+    recomputed: int
+    """Of the layers, those that are checkpointed, from the first."""
     decided: bool
     """Checkpointing was left to the plan."""
     without_checkpointing: int | None
@@ -50,6 +53,11 @@ class Plan:
     def verdict(self) -> str:
         """As `Estimate.verdict`."""
         return self.estimate.verdict
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether any layer is checkpointed."""
+        return self.recomputed > 0
 
 
 def make_plan(
@@ -87,10 +95,22 @@ def plan_for(
     rows: Rows | None,
     device: Device,
     processes: int,
+    recomputed: int | None = None,
 ) -> tuple[Plan, Request]:
     """A plan without advice, and the request that changes start from.
 
-    Checkpointing that is left to the plan (`auto`) is on only if the run does not fit without it.
+    Checkpointing that is left to the plan (`auto`) is on only if the run does not fit without it, and then for as few
+    layers as need be.
+
+    Args:
+        subject: the base.
+        run: its settings.
+        arguments: made of them.
+        precision: of the frozen weights.
+        rows: of the run; None: the weights alone.
+        device: that each process has.
+        processes: that train together.
+        recomputed: where `run` asks for checkpointing: of so many layers; None: of all.
     """
     work = work_of(rows, arguments, processes, _weights(subject)) if rows else None
     if not device.gpu and processes > 1:  # processes of one machine have its memory together
@@ -107,14 +127,19 @@ def plan_for(
         work.eval_batch if work else None,
         device,
         processes,
+        recomputed,
     ).with_arguments(activation_checkpointing=asked is True)
     made, without = estimate(request), None
     if asked == "auto" and work and made.verdict != "fits":
         with_it = request.with_arguments(activation_checkpointing=True)
-        second = estimate(with_it)
-        if second.total < made.total:
-            request, made, without = with_it, second, made.total
-    plan = Plan(made, device, processes, kind_of(run), request.checkpointing, asked == "auto", without, work, precision)
+        if estimate(with_it).total < made.total:
+            without = made.total
+            request = _fewest_layers(with_it)
+            made = estimate(request)
+    layers = subject.layers
+    done = (layers if request.recomputed is None else request.recomputed) if request.checkpointing else 0
+    shared = kind_of(run)
+    plan = Plan(made, device, processes, shared, layers, done, asked == "auto", without, work, precision)
     if work and rows:
         batch = rows.collate(work.batch)
         plan.largest = {
@@ -123,6 +148,20 @@ def plan_for(
             "targets": batch["targets"].numel(),
         }
     return plan, request
+
+
+def _fewest_layers(request: Request) -> Request:
+    """The request with as few layers checkpointed as leave an estimate's error free; with all, if none do. Of a model
+    whose last layers alone are trained, all: the first have nothing to keep."""
+    room, layers = request.device.memory * (1 - MARGIN), request.subject.layers
+    if request.run.method == "freeze":
+        return request
+
+    def fits(count: int) -> bool:
+        return estimate(replace(request, recomputed=count)).total <= room
+
+    fewest = bisect_left(range(layers), True, lo=1, key=fits)
+    return request if fewest >= layers else replace(request, recomputed=fewest)
 
 
 def _weights(subject: Subject) -> tuple[float, float]:

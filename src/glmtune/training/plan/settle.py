@@ -53,24 +53,29 @@ def settle(
         before: summary.json of the run that is resumed: what was decided then stays, so that its numbers stay too.
 
     Returns:
-        For summary.json.
+        For summary.json; `checkpointed_layers` is None where all are, or none is.
 
     Raises:
         TooLargeError: the estimate exceeds the memory by more than its error, and `force` is not set.
     """
+    layers: int | None = None
     if before is not None and checkpointing_asked(config) == "auto":
-        kept = bool(before.get(KEY, {}).get("checkpointing"))  # runs from before there were plans had none
-        config = replace(config, training={**config.training, "activation_checkpointing": kept})
+        kept = before.get(KEY, {})  # runs from before there were plans had none
+        layers = kept.get("checkpointed_layers")
+        on = bool(kept.get("checkpointing"))
+        config = replace(config, training={**config.training, "activation_checkpointing": on})
     told: dict[str, Any] | TooLargeError | None = None
     if is_main():
-        told = _told(config, base, arguments, precision, rows, console, force)
+        told = _told(config, base, arguments, precision, rows, console, force, layers)
     told = share(told)
     if isinstance(told, TooLargeError):
         raise told
     asked = checkpointing_asked(config)
     decided = bool(told and told["checkpointing"]) if asked == "auto" else bool(asked)
     arguments.activation_checkpointing = arguments.gradient_checkpointing = decided
-    return {KEY: {**(told or {}), "checkpointing": decided}}
+    if told and asked == "auto":
+        layers = told["checkpointed_layers"]
+    return {KEY: {**(told or {}), "checkpointing": decided, "checkpointed_layers": layers if decided else None}}
 
 
 def _told(
@@ -81,11 +86,12 @@ def _told(
     rows: Rows,
     console: Console,
     force: bool,
+    layers: int | None,
 ) -> dict[str, Any] | TooLargeError | None:
     try:
         device = pick_device(None, bool(arguments.use_cpu))
         with loaded_whole(arguments):  # one process plans: nothing may be shared out meanwhile
-            plan, request = plan_for(subject_of(base), config, arguments, precision, rows, device, processes())
+            plan, request = plan_for(subject_of(base), config, arguments, precision, rows, device, processes(), layers)
             change = cheapest_change(request) if plan.verdict != "fits" else None
     except GlmtuneError:  # whatever it is, the training itself will say it where it belongs
         return None
@@ -105,6 +111,7 @@ def _told(
         "moment": made.moment,
         "parts": {name: size for name, size in made.parts.items() if size},
         "checkpointing": plan.checkpointing,
+        "checkpointed_layers": plan.recomputed if plan.recomputed < plan.layers else None,
     }
 
 
@@ -118,7 +125,8 @@ def line_of(plan: Plan, forced: bool = True) -> str:
     made = plan.estimate
     said = f"Memory: about {gib(made.total)} of {gib(made.memory)} GB ({plan.device.name})"
     if plan.without_checkpointing:
-        said += f", with gradient checkpointing (without it {gib(plan.without_checkpointing)} GB)"
+        which = "" if plan.recomputed == plan.layers else f" of {plan.recomputed} of {plan.layers} layers"
+        said += f", with gradient checkpointing{which} (without it {gib(plan.without_checkpointing)} GB)"
     elif plan.decided:
         said += ", without gradient checkpointing"
     if made.verdict == "tight":

@@ -75,6 +75,8 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "sharing": plan.sharing if plan.processes > 1 else None,
         "precision": str(plan.precision).removeprefix("torch."),
         "gradient_checkpointing": plan.checkpointing,
+        "checkpointed_layers": plan.recomputed,
+        "layers": plan.layers,
         "change": {"settings": list(change.settings), "bytes": change.total, "fits": change.fits} if change else None,
         "largest_batch": plan.largest or None,
         "block_lengths": dict(zip(("shortest", "median", "longest"), work.lengths, strict=True)) if work else None,

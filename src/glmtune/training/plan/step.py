@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ def run_steps(
     batch: Batch | None,
     eval_batch: Batch | None,
     adapter: bool,
+    again: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> None:
     """An optimiser step on gradients of zero, a micro-batch with the optimiser's state in place, and an evaluation.
 
@@ -37,12 +38,15 @@ def run_steps(
         batch: from `Collate`; None: no training.
         eval_batch: the same for the evaluation; None: there is none.
         adapter: what is trained is beside the base's weights.
+        again: around what the backward pass computes again, where the modes of the caller are off.
     """
     stack, head = stack_of(model), model.get_output_embeddings()
     trained = sum(any(p.requires_grad for p in layer.parameters(recurse=True)) for layer in stack)
     if arguments.activation_checkpointing:
         given: Any = arguments.activation_checkpointing_kwargs
         options = {"use_reentrant": False} | dict(given or {})
+        if not options["use_reentrant"]:
+            options["context_fn"] = lambda: (nullcontext(), again())
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
     _count_weights(watch, model, adapter)
     for parameter in model.parameters():

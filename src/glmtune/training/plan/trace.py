@@ -141,11 +141,11 @@ class Step:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
             model = build(subject, run, self.precision, mixed, frozen + trained, trained)
-            policy = _CudaAutocast() if self.on_gpu and mixed else contextlib.nullcontext()
-            with _without_memory(), policy, _computed_as(self.on_gpu):
+            policy = _CudaAutocast if self.on_gpu and mixed else contextlib.nullcontext
+            with _without_memory(), policy(), _computed_as(self.on_gpu):
                 _put_on_cpu(model)
                 # Batches stay real: where rows end is read from them.
-                run_steps(watch, model, arguments, *self.batches, adapter)
+                run_steps(watch, model, arguments, *self.batches, adapter, policy)
         return Traced(watch.moments, watch.products)
 
 
