@@ -77,7 +77,7 @@ def measure_cell(cell: Cell, device: str) -> dict[str, Any]:
 
 
 def in_rounds(reply: Reply, batch: int, cell: Cell, device: str) -> dict[str, float]:
-    """Medians over replies with the bandwidth measured between them."""
+    """One of `ROUNDS` replies, the bandwidth measured between them: that whose share of it is the middle one."""
     reply(batch, cell.prompt, 2)
     rounds = []
     before = read_rate(device, least=_BANDWIDTH_S)

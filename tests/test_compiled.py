@@ -113,6 +113,24 @@ def test_a_longer_reply_gets_a_larger_cache(ready):
     assert decode(model, prompts[:1], greedy, max_new_tokens=length + 4, stops=(), padding=padding) == expected
 
 
+@pytest.mark.parametrize("form", ["plain", "prefix"])
+def test_a_prompt_of_one_token_sees_no_empty_places(form, ready):
+    model, _, padding = ready("chatglm3", form)
+    expected = decode(model, [[7], [9]], greedy, max_new_tokens=4, stops=(), padding=padding)
+    compile_step(model, "eager")
+    assert decode(model, [[7], [9]], greedy, max_new_tokens=4, stops=(), padding=padding) == expected
+
+
+def test_a_lack_of_memory_while_compiling_is_told_as_one(ready):
+    def backend(graph, example_inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model, prompts, padding = ready("chatglm3", "plain")
+    compile_step(model, backend)
+    with pytest.raises(torch.OutOfMemoryError):
+        decode(model, prompts, greedy, max_new_tokens=3, stops=(), padding=padding)
+
+
 def test_what_is_compiled_stays_in_the_usual_order(ready):
     model, _, _ = ready("chatglm3", "plain")
     compile_step(model, "eager")
@@ -138,7 +156,7 @@ def test_on_a_cpu_it_is_refused_before_anything_is_loaded(command, tiny, monkeyp
     done = run(command[0], tiny("chatglm3"), *command[1:], "--compile", "--device", "cpu")
     assert done.code == 1
     assert done.err.strip().splitlines() == [
-        "Error: --compile is for a GPU: on a CPU the step is faster as it is.",
+        "Error: --compile is for a CUDA GPU: on a CPU the step is faster as it is.",
         "Leave it out.",
     ]
 

@@ -340,6 +340,24 @@ class TestTrain:
         assert len(flags) > 1
         assert all(each == [True] * layers + [False] * (6 - layers) for each in flags)
 
+    def test_a_run_with_some_layers_checkpointed_is_told_that_all_would_fit(
+        self, train, room, tmp_path, glmtune_command
+    ):
+        room(2**40)
+        model = make_tiny("chatglm3", tmp_path / "base", layers=6)
+        size = ("--set", "training.per_device_train_batch_size=8", "--set", "training.save_steps=1")
+        assert train(*size, model=model).code == 0
+        summary = tmp_path / "run/summary.json"
+        told = json.loads(summary.read_text("utf-8"))
+        none = told["memory_plan"]["bytes"]
+        told["memory_plan"] |= {"checkpointing": True, "checkpointed_layers": 1}
+        summary.write_text(json.dumps(told), "utf-8")
+        room(none * 0.7)
+        resume = ("train", "--resume", "--output", tmp_path / "run", "--set", "training.max_steps=2")
+        refused = glmtune_command(*resume)
+        assert refused.code == 1
+        assert "_checkpointing=true" in refused.err
+
     @pytest.mark.parametrize("kept", [False, True])
     def test_a_resumed_run_is_planned_as_it_will_run(self, train, room, tmp_path, glmtune_command, kept):
         """On a smaller machine too: what was decided for a larger one stays, and so its bytes count."""

@@ -17,7 +17,7 @@ Dtype = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; the checkpo
 Quantization = Annotated[str | None, typer.Option(help="nf4, int8, packed4, packed8; by default as it was tuned.")]
 Device = Annotated[str | None, typer.Option(help="cuda, cpu; a GPU if there is one by default.")]
 Compile = Annotated[
-    bool, typer.Option("--compile", help="Compile the step on a GPU: minutes at first, for many replies.")
+    bool, typer.Option("--compile", help="Compile the step, on a GPU: the first reply waits, later ones are faster.")
 ]
 FamilyName = Annotated[str | None, typer.Option(help=help_of("model.family"))]
 Hub = Annotated[str, typer.Option(help=help_of("model.hub"))]

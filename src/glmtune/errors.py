@@ -44,6 +44,7 @@ class TrainingError(GlmtuneError):
     """Training that had to stop: a loss that is not finite, no space left."""
 
 
-def first_line(error: BaseException, most: int = 200) -> str:
-    """The first line of what an error says, at most so many characters; its type where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:most]
+def first_line(error: BaseException, most: int | None = None) -> str:
+    """The first line of what an error says, its type where it says nothing; cut, and marked so, after `most`."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if most is None or len(line) <= most else f"{line[:most]}…"

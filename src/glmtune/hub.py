@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from glmtune.errors import ModelError
+from glmtune.errors import ModelError, first_line
 
 # What each step needs. The repositories' own Python files are left out everywhere but in "config", where the
 # tokenizer's is read as text to tell ChatGLM2 from ChatGLM3; nothing ever runs them.
@@ -47,7 +47,7 @@ def resolve(path: str | os.PathLike[str], hub: str = "huggingface", parts: str =
     except ModelError:
         raise
     except Exception as error:  # the clients raise a dozen kinds; each means that the checkpoint is not to be had
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise ModelError(
             f"{name}: no such folder here, and {hub} did not give it ({reason}).",
             "Check the spelling and the network, or download it by hand and give the folder.",

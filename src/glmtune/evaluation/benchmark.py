@@ -71,7 +71,7 @@ def measure(
         prompt_tokens: of each row.
         new_tokens: of each row, at least 2.
         batch_size: rows.
-        repeats: after one short warm-up.
+        repeats: after a short warm-up, or two whole replies where the step is compiled.
         on_repeat: told after each.
 
     Raises:
@@ -82,8 +82,9 @@ def measure(
     read = weights_read(model)
     firsts, tokens, bandwidths = [], [], []
     with arranged(model):
-        # A compiled step is compiled for the cache of the longest reply.
-        _times(model, ids, new_tokens if compiled_step(model) else 2)
+        # A step is compiled for the cache of the longest reply, and recorded once it has run.
+        for length in [max(new_tokens, 3)] * 2 if compiled_step(model) else [2]:
+            _times(model, ids, length)
         for _ in range(repeats):
             bandwidths.append(read_bandwidth(model.device))
             first, later = _times(model, ids, new_tokens)

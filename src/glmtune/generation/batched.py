@@ -106,7 +106,7 @@ def in_batches(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            reason = first_line(error)
+            reason = first_line(error, 200)
         else:
             yield result
             start += len(batch)

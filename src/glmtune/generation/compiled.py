@@ -1,8 +1,8 @@
 """A compiled step with a cache of fixed size, for GPUs, where small operations wait for the CPU to launch them.
 
-torch compiles the forward pass of one token per row, and on a GPU records it as a CUDA graph. That takes minutes at the
-first reply and pays over many; so it is asked for (`--compile`), never assumed. What is compiled is the model as it is,
-adapter, prefix and packed weights included. On a CPU the processor's order of matrices (`arrange.py`) is faster.
+torch compiles the forward pass of one token per row, and on a GPU records it as a CUDA graph. That takes its time at
+the first reply and pays over many; so it is asked for (`--compile`), never assumed. What is compiled is the model as it
+is, adapter, prefix and packed weights included. On a CPU the processor's order of matrices (`arrange.py`) is faster.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from transformers.cache_utils import Cache
 
 from glmtune.errors import ConfigError, first_line
 from glmtune.models.loading import to_device
+from glmtune.training.memory import is_out_of_memory
 
 # A cache is made for a multiple of so many places: one compiled step then serves prompts and replies of many lengths.
 _PLACES = 512
+# Steps that are compiled at most: one per number of rows and size of the cache.
+_SIZES = 64
 
 
 class CompiledStep:
@@ -32,7 +35,8 @@ class CompiledStep:
     def __init__(self, model: Any, backend: str = "inductor"):
         graphs = backend == "inductor" and model.device.type == "cuda"
         self._config = model.config
-        self._step = torch.compile(model.__call__, backend=backend, mode="reduce-overhead" if graphs else None)
+        mode = "reduce-overhead" if graphs else None
+        self._step = torch.compile(model.__call__, backend=backend, mode=mode, dynamic=False)
         self._cache: Cache | None = None
         self._made_for = (0, 0)
 
@@ -56,9 +60,13 @@ class CompiledStep:
             ConfigError: torch cannot compile here.
         """
         try:
-            return self._step(**inputs)
+            with torch._dynamo.config.patch(recompile_limit=_SIZES):
+                return self._step(**inputs)
         except torch._dynamo.exc.TorchDynamoException as error:
-            reason = first_line(getattr(error, "inner_exception", error))
+            inner = getattr(error, "inner_exception", error)
+            if is_out_of_memory(inner):
+                raise inner from error
+            reason = first_line(inner, 200)
             raise ConfigError(
                 f"torch cannot compile the model here ({type(error).__name__}: {reason}).", "Leave out --compile."
             ) from error
@@ -84,7 +92,7 @@ def check_compile(device: str | None) -> None:
     """What the commands do with `--compile` before they load a model for this device.
 
     Raises:
-        ConfigError: it is a CPU, or there is no such device.
+        ConfigError: it is no CUDA device.
     """
-    if to_device(device).type == "cpu":
-        raise ConfigError("--compile is for a GPU: on a CPU the step is faster as it is.", "Leave it out.")
+    if to_device(device).type != "cuda":
+        raise ConfigError("--compile is for a CUDA GPU: on a CPU the step is faster as it is.", "Leave it out.")

@@ -155,7 +155,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, name: str = "default",
     try:
         wrapped = get_peft_model(model, config, adapter_name=name)
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise _misfit(folder, first_line(error)) from None
+        raise _misfit(folder, first_line(error, 200)) from None
     if trainable:
         _to_fp32(wrapped)
     else:

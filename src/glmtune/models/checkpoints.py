@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from glmtune.errors import ModelError
+from glmtune.errors import ModelError, first_line
 from glmtune.models.names import COMPUTED, group_by_published
 
 _KINDS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
@@ -247,7 +247,7 @@ def _load_bin(file: Path, device: str) -> dict[str, torch.Tensor]:
     try:
         state = torch.load(file, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and others for a broken file
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        reason = first_line(error, 120)
         raise ModelError(f"{file}: cut short, corrupt or not plain weights ({reason}).", _MEND) from None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ModelError(f"{file}: holds something other than named tensors.", "Give the model's own weight files.")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from glmtune.errors import ModelError
+from glmtune.errors import ModelError, first_line
 from glmtune.families import Family, family_of_folder, get_family
 from glmtune.hub import resolve
 from glmtune.models.auto import family_or_none, native_config, packed_bits
@@ -175,7 +175,7 @@ def _native_shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _too_large(base: Base, target: torch.device, quantization: str | None, error: BaseException) -> ModelError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    reason = first_line(error, 200)
     ways = ["end other programs that use this memory"]
     if target.type != "cpu":
         ways.append("use the CPU")

@@ -72,7 +72,8 @@ class PackedLinear(nn.Module):
         if torch.is_autocast_enabled(kind):
             inputs = inputs.to(torch.get_autocast_dtype(kind))
         inputs_MI = inputs.reshape(-1, self.in_features)
-        if torch.compiler.is_compiling() and self._arranged is None and not self._in_kernel_order:
+        plain = self._arranged is None and not self._in_kernel_order
+        if torch.compiler.is_compiling() and plain and not torch.is_grad_enabled():
             outputs_MO = self._multiply_for_compilers(inputs_MI)
         elif self._arranged is not None and kernels.arranged_is_faster(inputs_MI):
             assert self._arranged_scale is not None

@@ -27,7 +27,7 @@ def out_of_memory(error: BaseException, where: str, config: RunConfig) -> Traini
         where: `at step 3`, for example.
         config: of the run.
     """
-    reason = first_line(error)
+    reason = first_line(error, 200)
     ways = "; ".join(_ways(config))
     return TrainingError(f"Out of memory {where} ({reason}).", f"Try, in this order: {ways}.")
 
@@ -44,7 +44,7 @@ def _ways(config: RunConfig) -> list[str]:
             "(the same optimiser steps, half the activations)"
         )
     if checkpointing_asked(config) is not True:
-        ways.append("training.activation_checkpointing=true (slower by about a third)")
+        ways.append("training.activation_checkpointing=true (all layers: slower by about a third)")
     longest = data.max_length or data.max_source_length + data.max_target_length
     ways.append(f"data.max_length={max(longest // 2, 8)} (now {longest}; longer rows are cut)")
     if config.method == "full":

@@ -78,13 +78,13 @@ def _steps(request: Request) -> Iterator[_Step]:
             "slower evaluations",
             lambda r: replace(r, eval_batch=r.eval_batch and r.eval_batch[:1]),
         )
-    if request.batch and not request.checkpointing:
+    if request.batch and not (request.checkpointing and request.recomputed is None):
         # The newer of two names counts wherever it is set.
         newer = run.training.get("activation_checkpointing") is not None
         yield _Step(
             (f"training.{'activation' if newer else 'gradient'}_checkpointing=true",),
             "about a third slower",
-            lambda r: r.with_arguments(activation_checkpointing=True),
+            lambda r: replace(r.with_arguments(activation_checkpointing=True), recomputed=None),
         )
     size = arguments.per_device_train_batch_size
     while request.batch and size > 1:

@@ -53,7 +53,7 @@ def settle(
         before: summary.json of the run that is resumed: what was decided then stays, so that its numbers stay too.
 
     Returns:
-        For summary.json; `checkpointed_layers` is None where all are, or none is.
+        For summary.json; `checkpointed_layers` is None where all are and no plan could be made.
 
     Raises:
         TooLargeError: the estimate exceeds the memory by more than its error, and `force` is not set.
@@ -61,7 +61,7 @@ def settle(
     layers: int | None = None
     if before is not None and checkpointing_asked(config) == "auto":
         kept = before.get(KEY, {})  # runs from before there were plans had none
-        layers = kept.get("checkpointed_layers")
+        layers = kept.get("checkpointed_layers") or None  # runs from before there were such numbers: all
         on = bool(kept.get("checkpointing"))
         config = replace(config, training={**config.training, "activation_checkpointing": on})
     told: dict[str, Any] | TooLargeError | None = None
@@ -73,9 +73,9 @@ def settle(
     asked = checkpointing_asked(config)
     decided = bool(told and told["checkpointing"]) if asked == "auto" else bool(asked)
     arguments.activation_checkpointing = arguments.gradient_checkpointing = decided
-    if told and asked == "auto":
+    if told:
         layers = told["checkpointed_layers"]
-    return {KEY: {**(told or {}), "checkpointing": decided, "checkpointed_layers": layers if decided else None}}
+    return {KEY: {**(told or {}), "checkpointing": decided, "checkpointed_layers": layers if decided else 0}}
 
 
 def _told(
@@ -111,7 +111,7 @@ def _told(
         "moment": made.moment,
         "parts": {name: size for name, size in made.parts.items() if size},
         "checkpointing": plan.checkpointing,
-        "checkpointed_layers": plan.recomputed if plan.recomputed < plan.layers else None,
+        "checkpointed_layers": plan.recomputed,
     }
 
 

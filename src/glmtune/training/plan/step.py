@@ -38,13 +38,14 @@ def run_steps(
         batch: from `Collate`; None: no training.
         eval_batch: the same for the evaluation; None: there is none.
         adapter: what is trained is beside the base's weights.
-        again: around what the backward pass computes again, where the modes of the caller are off.
+        again: around what the backward pass computes again, where the modes of the caller are off; reentrant
+            checkpointing knows no such thing.
     """
     stack, head = stack_of(model), model.get_output_embeddings()
     trained = sum(any(p.requires_grad for p in layer.parameters(recurse=True)) for layer in stack)
     if arguments.activation_checkpointing:
         given: Any = arguments.activation_checkpointing_kwargs
-        options = {"use_reentrant": False} | dict(given or {})
+        options: dict[str, Any] = {"use_reentrant": False} | dict(given or {})
         if not options["use_reentrant"]:
             options["context_fn"] = lambda: (nullcontext(), again())
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
