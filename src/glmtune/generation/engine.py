@@ -128,10 +128,6 @@ def _forward(bare: Any, work: _Work, first: bool, compiled: CompiledStep | None 
         use_cache=True,  # training switches it off in the config
         is_first_iteration=first,
     )
-    if compiled and inputs.get("attention_mask") is None and work.ids_BS.shape[1] == 1:
-        # transformers leaves the mask of a single token to sdpa, which would show it the cache's empty places.
-        places_S = torch.arange(work.cache.get_max_length(), device=work.ids_BS.device)
-        inputs["attention_mask"] = (places_S == 0).expand(len(work.rows), 1, 1, -1)
     on_cpu = work.ids_BS.device.type == "cpu"
     if on_cpu and not first and not compiled and bare.config._attn_implementation.endswith("sdpa"):
         # Without a mask, transformers asks sdpa to share key-value heads among queries, which its CPU kernel does by
