@@ -24,7 +24,7 @@ class PackedLinear(nn.Module):
 
     In bf16 on the CPU a few rows at a time are multiplied by torch's weight-only kernels, and by a faster one in int8
     after `arrange`. Everywhere else, and for many rows, the weight is unpacked a chunk of rows at a time and
-    multiplied; so on a GPU this saves memory, not time.
+    multiplied; so on a GPU this saves memory, not time. A compiled step is given plain operations, to fuse for one row.
     Gradients pass to the input; no unpacked weight is kept for them.
 
     Args:
