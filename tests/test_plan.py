@@ -173,7 +173,7 @@ def test_auto_checkpoints_as_few_layers_as_need_be(family, small_folder, planned
     none, all_ = asked[False]["bytes"], asked[True]["bytes"]
     assert (asked[False]["checkpointed_layers"], asked[True]["checkpointed_layers"]) == (0, 12)
     counts = []
-    for share in (0.02, 0.3, 0.6, 0.9, 1):
+    for share in (0.02, 0.4, 0.8, 1):
         need = none - share * (none - all_)  # of the memory, of which a tenth is left to the estimate's error
         on_device(need / 0.9 + 1)
         plan = planned(folder, *options)
@@ -183,7 +183,7 @@ def test_auto_checkpoints_as_few_layers_as_need_be(family, small_folder, planned
     on_device(all_)
     assert planned(folder, *options)["checkpointed_layers"] == 12
     assert counts == sorted(counts)
-    assert len(set(counts)) >= 4
+    assert len(set(counts)) == 4
 
 
 def test_the_last_layers_alone_are_checkpointed_all_or_none(small_folder, planned, on_device):

@@ -59,9 +59,14 @@ class CompiledStep:
         Raises:
             ConfigError: torch cannot compile here.
         """
+        # Pieces of growing tensors have other strides at every step, and each would be compiled for.
+        same = {
+            name: value.clone(memory_format=torch.contiguous_format) if isinstance(value, torch.Tensor) else value
+            for name, value in inputs.items()
+        }
         try:
             with torch._dynamo.config.patch(recompile_limit=_SIZES):
-                return self._step(**inputs)
+                return self._step(**same)
         except torch._dynamo.exc.TorchDynamoException as error:
             inner = getattr(error, "inner_exception", error)
             if is_out_of_memory(inner):
