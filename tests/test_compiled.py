@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 import glmtune
 from glmtune.config import PTuningConfig
 from glmtune.errors import ConfigError
+from glmtune.evaluation.benchmark import measure
 from glmtune.generation.arrange import ArrangedLinear, arranged
 from glmtune.generation.compiled import compile_step, compiled_step
 from glmtune.generation.engine import decode, greedy
@@ -130,6 +131,27 @@ def test_a_lack_of_memory_while_compiling_is_told_as_one(ready):
     compile_step(model, backend)
     with pytest.raises(torch.OutOfMemoryError):
         decode(model, prompts, greedy, max_new_tokens=3, stops=(), padding=padding)
+
+
+@pytest.mark.parametrize("form", ["int8", "int4"])
+def test_compiled_training_keeps_no_unpacked_weight(form, ready):
+    model, _, _ = ready("chatglm3", form)
+    layer = model.model.layers[0].mlp.down_proj
+    inputs = torch.randn(3, layer.in_features, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape) or x, lambda x: x):
+        outputs = torch.compile(layer, backend="eager")(inputs)
+    assert torch.equal(outputs, layer(inputs))
+    assert (layer.out_features, layer.in_features) not in kept
+    outputs.sum().backward()
+    assert inputs.grad.abs().sum() > 0
+
+
+def test_speed_is_measured_once_everything_is_compiled(ready):
+    model, _, _ = ready("chatglm3", "plain")
+    graphs, made = _counting(model), []
+    measure(model, prompt_tokens=5, new_tokens=2, repeats=2, on_repeat=lambda: made.append(len(graphs)))
+    assert made[0] == made[1] > 0
 
 
 def test_what_is_compiled_stays_in_the_usual_order(ready):

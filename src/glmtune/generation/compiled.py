@@ -59,14 +59,9 @@ class CompiledStep:
         Raises:
             ConfigError: torch cannot compile here.
         """
-        # Pieces of growing tensors have other strides at every step, and each would be compiled for.
-        same = {
-            name: value.clone(memory_format=torch.contiguous_format) if isinstance(value, torch.Tensor) else value
-            for name, value in inputs.items()
-        }
         try:
             with torch._dynamo.config.patch(recompile_limit=_SIZES):
-                return self._step(**same)
+                return self._step(**inputs)
         except torch._dynamo.exc.TorchDynamoException as error:
             inner = getattr(error, "inner_exception", error)
             if is_out_of_memory(inner):
@@ -84,8 +79,13 @@ def compile_step(model: Any, backend: str = "inductor") -> None:
         model: in eval mode, on the device where it stays; peft's wrapper or not.
         backend: of `torch.compile`.
     """
-    bare = model.get_base_model() if isinstance(model, PeftModel) else model
+    bare = unwrapped(model)
     bare._compiled_step = CompiledStep(bare, backend)
+
+
+def unwrapped(model: Any) -> Any:
+    """The model without peft's wrapper; adapters are part of it."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def compiled_step(model: Any) -> CompiledStep | None:

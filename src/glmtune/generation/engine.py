@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers.cache_utils import Cache
 
 from glmtune.generation.cache import roomy_cache
-from glmtune.generation.compiled import CompiledStep, compiled_step
+from glmtune.generation.compiled import CompiledStep, compiled_step, unwrapped
 
 Choose = Callable[[torch.Tensor, torch.Tensor, Sequence[int]], torch.Tensor]
 """From ids (B, S), logits (B, V) in fp32 and the numbers of the rows to the next ids, (B,)."""
@@ -86,7 +85,7 @@ def decode(
     Returns:
         The new ids of each row, its stop id included if there was one.
     """
-    bare: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    bare = unwrapped(model)
     compiled = compiled_step(bare)
     longest = max(map(len, prompts)) + max_new_tokens
     cache = compiled.empty_cache(len(prompts), longest) if compiled else roomy_cache()

@@ -294,7 +294,8 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
                 "to go on from a filled cache, give generate() the whole rows as input_ids and no prefill_chunk_size"
             )
 
-        positions_B2T = prefix_position_ids(input_ids, attention_mask, self.config)[..., past:]
+        # Contiguous: a compiled step would be compiled anew for the strides of each longer row.
+        positions_B2T = prefix_position_ids(input_ids, attention_mask, self.config)[..., past:].contiguous()
         fixed_size = past_key_values is not None and past_key_values.is_compileable
         if past > 0 and (new > 1 or is_first_iteration):
             answer_BS = answer_flags(input_ids, attention_mask, self.config)
