@@ -74,7 +74,7 @@ def measure_ground(family: str, file: Path, assets: Path) -> dict[str, Any]:
 
     from glmtune import load_tokenizer
     from glmtune.data.sources import open_source
-    from glmtune.families.base import text_ids
+    from glmtune.families.family import text_ids
 
     folder = _folder(assets, family)
     name = "ice_text.model" if family == "chatglm" else "tokenizer.model"

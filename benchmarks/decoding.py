@@ -137,10 +137,10 @@ def by_transformers(model: Any, device: str) -> Iterator[Reply]:
 def by_glmtune(model: Any, device: str) -> Iterator[Reply]:
     """The engine of chat, evaluation and serving, its weights arranged as it arranges them.
 
-    Timed here rather than by `glmtune.evaluation.benchmark`, which takes the median step: of transformers' `generate`
+    Timed here rather than by `glmtune.bench.measure`, which takes the median step: of transformers' `generate`
     only the mean is to be had, and both contenders are measured alike.
     """
-    from glmtune.generation.arrange import arranged
+    from glmtune.generation.cpu_prepack import arranged
     from glmtune.generation.engine import decode, greedy
 
     def reply(batch: int, prompt: int, new: int) -> tuple[float, float]:

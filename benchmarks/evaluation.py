@@ -51,7 +51,7 @@ def answer(args: argparse.Namespace) -> dict[str, Any]:
         Seconds, and the ids of each reply.
     """
     from glmtune.generation.batched import generate
-    from glmtune.generation.open import open_model
+    from glmtune.generation.load import open_model
     from glmtune.generation.reply import Sampling
 
     opened = open_model(str(args.model), dtype=args.precision)

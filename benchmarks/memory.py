@@ -89,7 +89,7 @@ def measure_cell(cell: Cell, device: str, steps: int) -> dict[str, Any]:
     """
     import torch
 
-    from glmtune.models.rows import separate_rows
+    from glmtune.models.packed_attention import separate_rows
 
     precision = {"fp32": torch.float32, "bf16": torch.bfloat16}[cell.precision]
     shape = SHAPES[cell.shape]
@@ -123,10 +123,10 @@ def _settings(cell: Cell, shape: Any, precision: Any, steps: int, folder: Path, 
     import torch
 
     from glmtune.config import RunConfig
-    from glmtune.config_tree import from_tree
+    from glmtune.config_parsing import from_tree
     from glmtune.families import get_family
     from glmtune.methods import method_of
-    from glmtune.rundir import RunDir
+    from glmtune.run_dir import RunDir
     from glmtune.training.arguments import training_arguments
 
     tree = {
@@ -186,7 +186,7 @@ def _random_rows(cell: Cell, shape: Any, steps: int) -> _Rows:
 def _trainer(model: Any, method: Any, arguments: Any, rows: _Rows, callback: Any, family: str) -> Any:
     from glmtune.data.batches import Collate
     from glmtune.families import get_family
-    from glmtune.methods.note import BaseNote
+    from glmtune.methods.base_info import BaseNote
     from glmtune.training.trainer import GlmTrainer
 
     return GlmTrainer(

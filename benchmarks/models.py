@@ -140,7 +140,7 @@ def build(shape: Shape, dtype: Any, device: str, quantization: str | None = None
 
 def _quantize(model: Any, quantization: str, dtype: Any) -> None:
     from glmtune.models.quantized import settle_on_cpu
-    from glmtune.quantization.loading import pack_model
+    from glmtune.quantization.quantizer import pack_model
 
     if quantization in ("packed4", "packed8"):
         pack_model(model, int(quantization[-1]))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from glmtune import cli
+from glmtune.cli.main import main as cli
 
 
 @dataclass

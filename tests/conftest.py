@@ -60,7 +60,7 @@ def private_cache(tmp_path, monkeypatch):
 def unplanned(request, monkeypatch):
     """Trainings of this process start without a memory plan, a third of what a tiny one takes; a run that cannot be
     planned is trained all the same. Those of other processes, and of tests about plans and `train`, are planned."""
-    settle = sys.modules.get("glmtune.training.plan.settle")
+    settle = sys.modules.get("glmtune.training.plan.apply")
     if settle and not request.module.__name__.startswith(("test_plan", "test_train")):
         monkeypatch.setattr(settle, "plan_for", no_plan)
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from glmtune.families import family_of_config
 from glmtune.models.auto import published_config
 from glmtune.models.glm import PublishedGlmConfig
-from glmtune.models.names import to_published
+from glmtune.models.weight_names import to_published
 
 HIDDEN, LAYERS, HEADS, FFN = 64, 2, 4, 128
 

@@ -10,7 +10,7 @@ import torch
 from glmtune.errors import ModelError
 from glmtune.generation import batched
 from glmtune.generation.batched import generate, in_batches
-from glmtune.generation.open import open_model
+from glmtune.generation.load import open_model
 from glmtune.generation.reply import Sampling, generate_reply
 from tiny import FAMILIES
 

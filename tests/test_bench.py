@@ -9,10 +9,10 @@ import sys
 import pytest
 
 import glmtune
+from glmtune.bench import cases as benchmark_run
+from glmtune.bench.cases import Sizes, cases_of, measure_case
+from glmtune.bench.measure import measure, weights_held, weights_read
 from glmtune.errors import ConfigError
-from glmtune.evaluation import benchmark_run
-from glmtune.evaluation.benchmark import measure, weights_held, weights_read
-from glmtune.evaluation.benchmark_run import Sizes, cases_of, measure_case
 from tiny import FAMILIES
 
 SMALL = Sizes(prompt_tokens=6, new_tokens=4, batch_sizes=(1, 3), repeats=2)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import glmtune
 from glmtune.errors import ModelError
 from glmtune.models.loading import inspect_base, load_base
-from glmtune.quantization.loading import is_quantized
+from glmtune.quantization.quantizer import is_quantized
 from tiny import FAMILIES, make_tiny
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason='pip install "glmtune[qlora]"')

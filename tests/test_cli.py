@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import glmtune
-from glmtune.families.base import text_ids
-from glmtune.generation.open import open_model
+from glmtune.families.family import text_ids
+from glmtune.generation.load import open_model
 from glmtune.generation.reply import Sampling, TextStream, generate_reply
 from tiny import FAMILIES
 
@@ -19,7 +19,7 @@ from tiny import FAMILIES
 def _modules_after(*arguments: str) -> set[str]:
     script = f"""
 import sys
-from glmtune import cli
+from glmtune.cli.main import main as cli
 sys.argv = ["glmtune", *{list(arguments)!r}]
 try:
     cli.main()
@@ -52,7 +52,7 @@ def test_versions(glmtune_command):
 
 
 def test_a_conversation_in_the_terminal(tiny):
-    command = f"{sys.executable} -m glmtune.cli chat {tiny('chatglm3')} --max-new-tokens 4"
+    command = f"{sys.executable} -m glmtune.cli.main chat {tiny('chatglm3')} --max-new-tokens 4"
     terminal = pexpect.spawn(command, encoding="utf-8", timeout=60, dimensions=(40, 120))
     terminal.expect("/clear forgets")
     terminal.expect("> ")

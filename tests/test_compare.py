@@ -13,19 +13,19 @@ from rich.console import Console
 
 from glmtune.config import LoraConfig, PTuningConfig
 from glmtune.errors import ConfigError, DataError, RunError
-from glmtune.evaluation import stage as staging
-from glmtune.evaluation.compare import compare, default_compare_output, read_entries
-from glmtune.evaluation.compare_table import print_comparison, print_forgetting, stars
-from glmtune.evaluation.contenders import names_of, open_contenders
-from glmtune.evaluation.output import EvalFolder, read_predictions
+from glmtune.evaluation import model_switcher as staging
+from glmtune.evaluation.candidates import names_of, open_contenders
+from glmtune.evaluation.comparison import compare, default_compare_output, read_entries
+from glmtune.evaluation.comparison_tables import print_comparison, print_forgetting, stars
+from glmtune.evaluation.eval_folder import EvalFolder, read_predictions
+from glmtune.evaluation.model_switcher import Stage
 from glmtune.evaluation.pairs import changed_rows, on_common_rows, pairs_of
-from glmtune.evaluation.stage import Stage
-from glmtune.evaluation.summary import paired_bootstrap
+from glmtune.evaluation.statistics import paired_bootstrap
 from glmtune.generation.reply import Sampling
-from glmtune.methods.load import load_model, load_onto
+from glmtune.methods.base_info import BaseNote
 from glmtune.methods.lora import Lora
-from glmtune.methods.note import BaseNote
 from glmtune.methods.ptuning import PTuning
+from glmtune.methods.tuned_model import load_model, load_onto
 from glmtune.models.loading import inspect_base, load_base
 
 QUIET = Console(quiet=True)

@@ -11,14 +11,14 @@ from command import runner
 from peft import LoraConfig, get_peft_model
 
 import glmtune
+from glmtune.bench.measure import measure
 from glmtune.config import PTuningConfig
 from glmtune.errors import ConfigError
-from glmtune.evaluation.benchmark import measure
-from glmtune.generation.arrange import ArrangedLinear, arranged
-from glmtune.generation.compiled import compile_step, compiled_step
+from glmtune.generation.compiled_step import compile_step, compiled_step
+from glmtune.generation.cpu_prepack import ArrangedLinear, arranged
 from glmtune.generation.engine import decode, greedy
 from glmtune.methods.ptuning import PTuning
-from glmtune.quantization.loading import pack_model
+from glmtune.quantization.quantizer import pack_model
 from tiny import FAMILIES
 
 TEXTS = ["你好", "类型#上衣*材质#牛仔布*颜色#白色", "hello world"]

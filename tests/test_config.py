@@ -10,7 +10,7 @@ import yaml
 from glmtune.config import RunConfig, check, dump_yaml, help_of, load_config
 from glmtune.errors import ConfigError, ModelError
 from glmtune.hub import resolve
-from glmtune.rundir import replaced
+from glmtune.run_dir import replaced
 
 
 def test_defaults_are_filled_in_and_survive_a_round_trip(tmp_path):

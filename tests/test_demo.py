@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 from glmtune.demo.corpus import split_attributes
-from glmtune.generation.open import open_model
+from glmtune.generation.load import open_model
 from glmtune.generation.reply import generate_reply
-from glmtune.rundir import RunDir
+from glmtune.run_dir import RunDir
 
 
 def _replies(target, prompts):
@@ -37,7 +37,7 @@ def test_the_demo_turns_lists_into_advertisements(glmtune_command, tmp_path):
 
 
 def test_a_taken_folder_gets_a_number(tmp_path):
-    from glmtune.demo.run import _free
+    from glmtune.demo.run_demo import _free
 
     assert _free(tmp_path / "a") == tmp_path / "a"
     (tmp_path / "a").mkdir()

@@ -26,11 +26,11 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from conftest import no_plan
 from glmtune.config import RunConfig, load_config
 from glmtune.errors import ConfigError
-from glmtune.rundir import RunDir
+from glmtune.run_dir import RunDir
 from glmtune.training.deepspeed import check_agreement, check_deepspeed, with_deepspeed
 from glmtune.training.distributed import depart
 from glmtune.training.launch import Nodes, launch
-from glmtune.training.shards import check_sharing
+from glmtune.training.sharding import check_sharing
 
 FSDP = {"fsdp": True}
 # Adam makes whole steps of the noise that is the gradient of a key's bias, which softmax does not see.
@@ -102,7 +102,7 @@ def _work(folder: Path) -> None:
     import torch.distributed as dist
 
     from glmtune.training import trainer as trainer_module
-    from glmtune.training.train import train
+    from glmtune.training.run import train
     from glmtune.training.trainer import GlmTrainer
 
     _no_compiler()
@@ -175,7 +175,7 @@ def _environment() -> dict[str, str]:
 def folder(tmp_path_factory, tiny):
     """All jobs done by two processes: `folder/NAME`, and alone with twice the accumulation: `folder/alone/NAME`."""
     from glmtune.demo.corpus import adgen_rows
-    from glmtune.training.train import train
+    from glmtune.training.run import train
 
     folder = tmp_path_factory.mktemp("distributed")
     data = folder / "train.json"
@@ -196,7 +196,7 @@ def folder(tmp_path_factory, tiny):
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GLMTUNE_CACHE", str(folder / "cache"))
-        patch.setattr("glmtune.training.plan.settle.plan_for", no_plan)
+        patch.setattr("glmtune.training.plan.apply.plan_for", no_plan)
         (folder / "alone").mkdir()
         for name in JOBS | IN_16_BITS:
             config = _config(name, folder / "bases", data, folder / "alone" / name, True)

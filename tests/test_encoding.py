@@ -232,7 +232,7 @@ def test_a_call_and_its_result_in_two_messages_give_one_observation(name, load):
 
 
 def test_repeated_rows_stay_on_one_side_of_the_split(load, adgen_file, glmtune_command, tiny, tmp_path):
-    from glmtune.training.prepare import _split
+    from glmtune.training.training_data import _split
 
     path = adgen_file(40)
     tokenizer, family = load("chatglm3")

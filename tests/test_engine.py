@@ -12,13 +12,13 @@ from peft import LoraConfig, get_peft_model
 from transformers import DynamicCache
 
 import glmtune
-from glmtune.generation import arrange as arranging
-from glmtune.generation.arrange import ArrangedLinear, arrange, arranged, layout_for, restore
-from glmtune.generation.cache import roomy_cache
-from glmtune.generation.choose import Sampling, chooser
+from glmtune.generation import cpu_prepack as arranging
+from glmtune.generation.cpu_prepack import ArrangedLinear, arrange, arranged, layout_for, restore
 from glmtune.generation.engine import _forward, _Work, decode, greedy
+from glmtune.generation.kv_cache import roomy_cache
+from glmtune.generation.sampling import Sampling, chooser
 from glmtune.quantization import kernels
-from glmtune.quantization.loading import pack_model, packed_layers
+from glmtune.quantization.quantizer import pack_model, packed_layers
 from tiny import FAMILIES
 
 TEXTS = ["你好", "类型#上衣*材质#牛仔布*颜色#白色", "hello world"]

@@ -16,23 +16,23 @@ from glmtune.config import DataConfig, load_config
 from glmtune.data.sources import open_source
 from glmtune.errors import DataError
 from glmtune.evaluation import evaluate as evaluation
+from glmtune.evaluation.dataset import read_data
+from glmtune.evaluation.eval_folder import EvalFolder, read_predictions
 from glmtune.evaluation.evaluate import summary_of
 from glmtune.evaluation.metrics import score_pair, variety
-from glmtune.evaluation.output import EvalFolder, read_predictions
-from glmtune.evaluation.rows import read_data
+from glmtune.evaluation.model_info import open_target
 from glmtune.evaluation.sampled import score_questions
 from glmtune.evaluation.scoring import score_reply
-from glmtune.evaluation.summary import paired_bootstrap, summarise
-from glmtune.evaluation.target import open_target
+from glmtune.evaluation.statistics import paired_bootstrap, summarise
 from glmtune.families import detect_family
 from glmtune.generation import batched
 from glmtune.generation.batched import Generated
-from glmtune.generation.open import open_model
+from glmtune.generation.load import open_model
 from glmtune.generation.reply import Sampling, generate_reply
 from glmtune.models.tokenizers import load_tokenizer
-from glmtune.rundir import RunDir
+from glmtune.run_dir import RunDir
 from glmtune.training.generated import GeneratedScores, sample_questions
-from glmtune.training.prepare import prepare_rows
+from glmtune.training.training_data import prepare_rows
 from tiny import FAMILIES
 
 

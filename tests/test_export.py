@@ -20,16 +20,16 @@ import glmtune
 from glmtune.config import LoraConfig, PTuningConfig
 from glmtune.errors import ModelError
 from glmtune.export import shards
-from glmtune.export.export import export as write
-from glmtune.export.request import Request
+from glmtune.export.export_request import Request
+from glmtune.export.exporter import export as write
 from glmtune.families import get_family
+from glmtune.methods.base_info import BaseNote
 from glmtune.methods.lora import Lora
-from glmtune.methods.note import BaseNote
 from glmtune.methods.ptuning import PTuning, prefix_of
 from glmtune.models.loading import inspect_base, load_base
-from glmtune.models.names import to_published
 from glmtune.models.quantized import settle_on_cpu
-from glmtune.quantization.loading import is_quantized, pack_model
+from glmtune.models.weight_names import to_published
+from glmtune.quantization.quantizer import is_quantized, pack_model
 from tiny import FAMILIES, make_tiny
 
 LATER = FAMILIES[1:]
@@ -497,7 +497,7 @@ def test_a_damaged_weight_is_found_and_nothing_is_left(tiny, refused, monkeypatc
 
 
 def test_a_wrong_merge_is_found(lora, refused, monkeypatch):
-    room = importlib.import_module("glmtune.export.export")
+    room = importlib.import_module("glmtune.export.exporter")
     merge = room.merge
 
     def forgetful(model):

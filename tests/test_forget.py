@@ -14,18 +14,18 @@ from rich.console import Console
 from glmtune.config import ForgetConfig, load_config
 from glmtune.data.encoding import EncodedRow
 from glmtune.errors import ConfigError, DataError, ModelError, RunError
-from glmtune.evaluation import stage as staging
-from glmtune.evaluation.forget import Probe, spread
-from glmtune.evaluation.forget_run import forget, limits_for, open_pair
-from glmtune.evaluation.kl import diverge, targets_of, trace
-from glmtune.evaluation.probe import CATEGORIES, load_probe
-from glmtune.evaluation.verdict import Sides, advise, judge
+from glmtune.evaluation import model_switcher as staging
+from glmtune.evaluation.forgetting.forget import forget, limits_for, open_pair
+from glmtune.evaluation.forgetting.kl import diverge, targets_of, trace
+from glmtune.evaluation.forgetting.probe import CATEGORIES, load_probe
+from glmtune.evaluation.forgetting.probing import Probe, spread
+from glmtune.evaluation.forgetting.verdict import Sides, advise, judge
 from glmtune.families import IGNORE
-from glmtune.generation.open import open_model
-from glmtune.methods.load import load_onto
-from glmtune.rundir import RunDir
-from glmtune.training.prepare import prepare_rows
+from glmtune.generation.load import open_model
+from glmtune.methods.tuned_model import load_onto
+from glmtune.run_dir import RunDir
 from glmtune.training.resume import with_absolute_paths
+from glmtune.training.training_data import prepare_rows
 
 QUIET = Console(quiet=True)
 SHORT = ForgetConfig(max_new_tokens=6)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from glmtune.rundir import RunDir
+from glmtune.run_dir import RunDir
 from tiny import FAMILIES
 
 FAST = ("training.logging_steps=1", "training.eval_strategy=steps", "training.eval_steps=2", "training.save_steps=2")

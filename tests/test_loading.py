@@ -15,7 +15,7 @@ import glmtune
 from glmtune.errors import ModelError
 from glmtune.models.glm import glm_config
 from glmtune.models.loading import inspect_base
-from glmtune.models.names import to_published
+from glmtune.models.weight_names import to_published
 from tiny import FAMILIES, make_tiny
 
 LATER = [family for family in FAMILIES if family != "chatglm"]

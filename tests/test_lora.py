@@ -18,13 +18,13 @@ from transformers import AutoModelForCausalLM
 from glmtune.config import LoraConfig
 from glmtune.errors import ConfigError, GlmtuneError, ModelError, RunError
 from glmtune.families import get_family
+from glmtune.methods.base_info import BaseNote, read_note
 from glmtune.methods.lora import Lora, load_adapter, saved_base_path
 from glmtune.methods.lora_merge import merge
 from glmtune.methods.lora_official import write_official_adapter
 from glmtune.methods.lora_optimizer import optimizer_groups
-from glmtune.methods.note import BaseNote, read_note
 from glmtune.models.loading import inspect_base, load_base
-from glmtune.quantization.loading import pack_model
+from glmtune.quantization.quantizer import pack_model
 
 FAMILIES = ("chatglm", "chatglm2", "chatglm3", "glm4")
 SETTINGS = LoraConfig(rank=4, alpha=8, dropout=0)

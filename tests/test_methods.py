@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 import glmtune
 from conftest import find_asset
 from glmtune.demo.corpus import adgen_rows
-from glmtune.generation.open import open_model
-from glmtune.rundir import RunDir
+from glmtune.generation.load import open_model
+from glmtune.run_dir import RunDir
 from tiny import FAMILIES, make_tiny
 
 METHODS = {

@@ -17,9 +17,9 @@ from rouge_chinese import Rouge
 from glmtune.evaluation.metrics import score_pair, variety
 from glmtune.evaluation.overlap import overlap_scores
 from glmtune.evaluation.repetition import distinct, has_repeated_tail, repeated_share
-from glmtune.evaluation.summary import paired_bootstrap, summarise
+from glmtune.evaluation.statistics import paired_bootstrap, summarise
+from glmtune.evaluation.tokenize_words import words
 from glmtune.evaluation.tool_scores import score_tools
-from glmtune.evaluation.words import words
 from glmtune.families import ToolCall
 
 OVERLAPS = ["bleu4_characters", "bleu4_words", "rouge_1", "rouge_2", "rouge_l"]
@@ -116,7 +116,7 @@ def test_words_are_whole_and_english_is_cut_at_spaces():
 def test_the_first_words_come_quietly_from_many_threads(tmp_path):
     code = (
         "from concurrent.futures import ThreadPoolExecutor\n"
-        "from glmtune.evaluation.words import words\n"
+        "from glmtune.evaluation.tokenize_words import words\n"
         "cuts = list(ThreadPoolExecutor(8).map(words, ['我来到北京清华大学'] * 8))\n"
         "assert cuts == [['我', '来到', '北京', '清华大学']] * 8, cuts\n"
     )
@@ -238,7 +238,7 @@ def test_the_seed_decides_the_interval():
 def test_draws_in_several_parts_are_as_good(monkeypatch):
     rows = [{"a": float(i % 17)} for i in range(100)]
     whole = summarise(rows).scores["a"]
-    monkeypatch.setattr("glmtune.evaluation.summary._AT_ONCE", 150)
+    monkeypatch.setattr("glmtune.evaluation.statistics._AT_ONCE", 150)
     assert summarise(rows).scores["a"] == whole
 
 

@@ -13,14 +13,14 @@ from typer.testing import CliRunner
 
 from conftest import REPOSITORY
 from glmtune import config as ours
-from glmtune.cli_migrate import register
+from glmtune.cli.migrate import register
 from glmtune.errors import ConfigError
 from glmtune.migrate import modern_training, read_config, read_flags, to_yaml, translate
+from glmtune.migrate.argument_names import TRAINING_KEYS, TRAINING_SWITCHES
 from glmtune.migrate.dialect import OUTSIDE
-from glmtune.migrate.door import DIALECTS, ELSEWHERE
+from glmtune.migrate.entry import DIALECTS, ELSEWHERE
 from glmtune.migrate.finetune_demo import DATA, PEFT, TOP
 from glmtune.migrate.flags import OWN, OWN_OTHERS
-from glmtune.migrate.names import TRAINING_KEYS, TRAINING_SWITCHES
 from glmtune.migrate.training import GONE, OLD_KEYS, OLD_SWITCHES, REFUSED, RENAMED, RESHAPED
 
 PTUNING_SH = """\
@@ -413,7 +413,7 @@ def test_our_own_arguments_are_left_alone(here):
 
 
 def test_our_options_are_those_of_train():
-    from glmtune.cli import app
+    from glmtune.cli.main import app
 
     options = typer.main.get_command(app).commands["train"].params
     shown = {name for option in options for name in option.opts if name.startswith("--")}

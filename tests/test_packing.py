@@ -17,7 +17,7 @@ from glmtune.data.batches import Collate
 from glmtune.data.encoding import EncodedRow
 from glmtune.data.packing import pack
 from glmtune.families import IGNORE, get_family
-from glmtune.models.rows import lay_out, separate_rows
+from glmtune.models.packed_attention import lay_out, separate_rows
 from glmtune.training import loss as loss_module
 from glmtune.training.loss import target_losses
 from tiny import FAMILIES

@@ -11,13 +11,13 @@ import yaml
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from glmtune.config import RunConfig, load_config
-from glmtune.config_tree import from_tree
+from glmtune.config_parsing import from_tree
 from glmtune.errors import ConfigError
-from glmtune.training.plan import settle as settling
+from glmtune.training.plan import apply as settling
 from glmtune.training.plan.device import Device, parse_memory
 from glmtune.training.plan.estimate import Request, estimate
 from glmtune.training.plan.make import make_plan
-from glmtune.training.plan.subject import look_at
+from glmtune.training.plan.model_spec import look_at
 from glmtune.training.plan.trace import Step
 from glmtune.training.trainer import GlmTrainer
 from tiny import make_tiny

@@ -12,23 +12,23 @@ from torch._subclasses.fake_tensor import FakeTensor
 from transformers import PreTrainedModel
 
 from glmtune.config import RunConfig, load_config
-from glmtune.config_tree import from_tree
+from glmtune.config_parsing import from_tree
 from glmtune.methods import method_of
 from glmtune.models.loading import inspect_base, load_base
-from glmtune.models.rows import separate_rows
+from glmtune.models.packed_attention import separate_rows
 from glmtune.models.tokenizers import load_tokenizer
 from glmtune.quantization import kernels
-from glmtune.quantization.linear import PackedLinear
-from glmtune.rundir import RunDir
+from glmtune.quantization.packed_linear import PackedLinear
+from glmtune.run_dir import RunDir
 from glmtune.training.arguments import pick_precision, training_arguments
 from glmtune.training.plan.estimate import _between
 from glmtune.training.plan.make import make_plan
+from glmtune.training.plan.memory_tracker import Watch
+from glmtune.training.plan.model_spec import look_at
 from glmtune.training.plan.step import run_steps
-from glmtune.training.plan.subject import look_at
 from glmtune.training.plan.trace import traced
-from glmtune.training.plan.watch import Watch
-from glmtune.training.prepare import prepare_rows
 from glmtune.training.recompute import recompute_first
+from glmtune.training.training_data import prepare_rows
 from tiny import FAMILIES, make_tiny
 
 

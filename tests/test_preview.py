@@ -12,7 +12,7 @@ import glmtune
 from glmtune.data.conversation import Conversation
 from glmtune.data.encoding import Counts, EncodingRules, encode_conversations
 from glmtune.data.preview import SPECIAL, SPECIAL_LEARNT, PreviewRow, running_text, spell, token_texts
-from glmtune.rundir import RunDir
+from glmtune.run_dir import RunDir
 from tiny import FAMILIES
 
 TURNS = [

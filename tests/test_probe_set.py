@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 
 from glmtune.errors import ConfigError
-from glmtune.evaluation.probe import CATEGORIES, LANGUAGES, check, degenerate, load_probe
-from glmtune.evaluation.probe_checks import passes, plain
+from glmtune.evaluation.forgetting.probe import CATEGORIES, LANGUAGES, check, degenerate, load_probe
+from glmtune.evaluation.forgetting.probe_checks import passes, plain
 
 ITEMS = load_probe()
 BY_ID = {item.id: item for item in ITEMS}

@@ -18,8 +18,8 @@ from glmtune.data.batches import Collate
 from glmtune.data.encoding import EncodedRow
 from glmtune.errors import ConfigError
 from glmtune.families import get_family
-from glmtune.methods.base import trainable_parameters
-from glmtune.methods.note import BaseNote
+from glmtune.methods.base_info import BaseNote
+from glmtune.methods.method import trainable_parameters
 from glmtune.methods.prefix_attention import attach_prefix, prefix_of, remove_prefix, without_prefix
 from glmtune.methods.prefix_encoder import PrefixEncoder, PrefixShape, Projection
 from glmtune.methods.ptuning import (
@@ -27,7 +27,7 @@ from glmtune.methods.ptuning import (
     accepted_when_quantised,
     load_prefix,
 )
-from glmtune.models.rows import separate_rows
+from glmtune.models.packed_attention import separate_rows
 from glmtune.training.loss import target_losses
 from tiny import FAMILIES
 

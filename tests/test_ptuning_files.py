@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import glmtune
 from glmtune.config import PTuningConfig
 from glmtune.errors import ModelError, RunError
-from glmtune.methods.note import BaseNote, read_note
+from glmtune.methods.base_info import BaseNote, read_note
 from glmtune.methods.prefix_attention import prefix_of, remove_prefix
 from glmtune.methods.prefix_encoder import PrefixEncoder, PrefixShape
 from glmtune.methods.ptuning import PTuning, is_prefix_folder, load_prefix, official_base_hint, write_official

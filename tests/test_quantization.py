@@ -17,9 +17,9 @@ from glmtune.errors import ModelError
 from glmtune.models.auto import published_state
 from glmtune.models.loading import inspect_base, load_base
 from glmtune.quantization import kernels
-from glmtune.quantization.linear import PackedLinear
-from glmtune.quantization.loading import is_quantized, pack_model, packed_layers
 from glmtune.quantization.packed import dequantize, pack_int4, quantize, unpack_int4
+from glmtune.quantization.packed_linear import PackedLinear
+from glmtune.quantization.quantizer import is_quantized, pack_model, packed_layers
 from tiny import FAMILIES
 
 LAYER_LINEARS = ("query_key_value.weight", "dense.weight", "dense_h_to_4h.weight", "dense_4h_to_h.weight")

@@ -17,16 +17,16 @@ import report_folders as folders
 import typer
 from typer.testing import CliRunner
 
-from glmtune.cli_report import report as report_command
+from glmtune import report
+from glmtune.cli.report import report as report_command
 from glmtune.errors import ConfigError, RunError
-from glmtune.evaluation import report
-from glmtune.evaluation.probe import CATEGORIES, LANGUAGES
-from glmtune.evaluation.report import write_pngs, write_report
-from glmtune.evaluation.report.charts import tick_text, ticks
-from glmtune.evaluation.report.gather import gather
-from glmtune.evaluation.report.page import render
-from glmtune.evaluation.report.series import smoothed, thinned
-from glmtune.evaluation.report.texts import TEXTS
+from glmtune.evaluation.forgetting.probe import CATEGORIES, LANGUAGES
+from glmtune.report import write_pngs, write_report
+from glmtune.report.charts import tick_text, ticks
+from glmtune.report.gather import gather
+from glmtune.report.page import render
+from glmtune.report.series import smoothed, thinned
+from glmtune.report.texts import TEXTS
 
 KINDS = list(folders.WRITERS)
 VOID = {"meta", "input", "br"}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from glmtune.rundir import RunDir
+from glmtune.run_dir import RunDir
 from glmtune.training.trainer import GlmTrainer
 
 STEPS = 6
@@ -27,7 +27,7 @@ SETTINGS = (
 # Runs the command line, and kills its own process at the first call of a method of the trainer at a given step.
 KILLED = """
 import os, signal, sys
-from glmtune import cli
+from glmtune.cli.main import main as cli
 from glmtune.training.trainer import GlmTrainer
 
 name, step = sys.argv[1], int(sys.argv[2])
@@ -250,7 +250,7 @@ def test_out_of_memory_before_the_first_step(arguments, glmtune_command, monkeyp
     def fail(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB")
 
-    monkeypatch.setattr("glmtune.training.train.probe_logits", fail)
+    monkeypatch.setattr("glmtune.training.run.probe_logits", fail)
     command = arguments("memory")
     result = glmtune_command(*command)
     assert result.code == 1

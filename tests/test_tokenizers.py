@@ -18,7 +18,7 @@ import sentencepiece
 import tiktoken
 
 from glmtune.errors import ModelError
-from glmtune.families.base import text_ids
+from glmtune.families.family import text_ids
 from glmtune.models.tokenizers import build_tokenizer, load_tokenizer
 
 GOLDEN = Path(__file__).resolve().parent / "golden"

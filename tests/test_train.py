@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerState
 
 import glmtune
-from glmtune.rundir import RunDir
+from glmtune.run_dir import RunDir
 from glmtune.training.callbacks import Meter
-from glmtune.training.order import EpochSampler
+from glmtune.training.samplers import EpochSampler
 from glmtune.training.trainer import GlmTrainer
 from tiny import FAMILIES, make_tiny
 
@@ -194,7 +194,7 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(family, packing, 
 
 
 def _start(*arguments):
-    command = [sys.executable, "-m", "glmtune.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "glmtune.cli.main", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -279,8 +279,8 @@ def test_sixteen_bit_adapters_are_small_and_checkpoints_stay_fp32(train):
 def test_the_6b_shape_has_an_adapter_of_seven_megabytes():
     from glmtune.config import LoraConfig
     from glmtune.families import get_family
-    from glmtune.methods.base import trainable_parameters
     from glmtune.methods.lora import Lora
+    from glmtune.methods.method import trainable_parameters
     from glmtune.models.glm import glm_config
 
     published = {
@@ -488,7 +488,7 @@ def test_a_prefix_is_put_in_front_in_chat_as_in_training(train, glmtune_command,
     run, result = train("chatglm3", "training.max_steps=2", "data.prefix=写广告：")
     assert result.code == 0, result.err
     seen = []
-    from glmtune.generation import chat
+    from glmtune.generation import chat_session as chat
 
     original = chat.generate_reply
 

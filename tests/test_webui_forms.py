@@ -16,9 +16,9 @@ pytest.importorskip("gradio")
 from rich.console import Console
 
 from glmtune.config import TRAINING_DEFAULTS, RunConfig, help_of, load_config, to_tree
-from glmtune.config_tree import from_tree
+from glmtune.config_parsing import from_tree
 from glmtune.errors import ConfigError, GlmtuneError
-from glmtune.rundir import RunDir
+from glmtune.run_dir import RunDir
 from glmtune.training.callbacks import TrainingProgress
 from glmtune.webui import forms
 from glmtune.webui.app import build, make_context

@@ -16,7 +16,7 @@ import pytest
 
 pytest.importorskip("gradio")
 
-from glmtune.rundir import RunDir
+from glmtune.run_dir import RunDir
 from glmtune.webui import jobs as jobs_module
 from glmtune.webui.errors import JobError
 from glmtune.webui.jobs import Jobs, memory_of

@@ -14,7 +14,7 @@ pytest.importorskip("gradio")
 
 from fastapi.testclient import TestClient
 
-from glmtune import cli_ui
+from glmtune.cli import ui as cli_ui
 from glmtune.errors import GlmtuneError
 from glmtune.webui import app as app_module
 from glmtune.webui.app import make_app, make_context, serve

@@ -16,17 +16,17 @@ from filelock import FileLock
 from glmtune.config import load_config
 from glmtune.errors import ConfigError, DataError, GlmtuneError, ModelError, RunError
 from glmtune.families import Reply
-from glmtune.families.base import ToolCall
-from glmtune.generation.open import open_model
+from glmtune.families.family import ToolCall
+from glmtune.generation.load import open_model
 from glmtune.generation.reply import Sampling, generate_reply
 from glmtune.webui import evaluate_tab, export_tab
 from glmtune.webui.app import make_context
 from glmtune.webui.chat_models import HeldModels
 from glmtune.webui.conversation import answered, asked, read_tools, shown, stream, unanswered
+from glmtune.webui.curves import Curve, overlay
 from glmtune.webui.errors import PathError
 from glmtune.webui.job_panel import status_html
 from glmtune.webui.jobs import Job
-from glmtune.webui.overlay import Curve, overlay
 from glmtune.webui.pick import renewed, targets
 from glmtune.webui.results import report_frame, results
 from glmtune.webui.run_files import delete_run, differences, read_notes, read_run, write_notes
@@ -69,7 +69,7 @@ def run(context):
 @pytest.fixture(scope="module")
 def tuned(tiny, tmp_path_factory):
     """A tiny base and a LoRA run on it whose replies differ from the base's."""
-    from glmtune.training.train import train
+    from glmtune.training.run import train
 
     folder = tmp_path_factory.mktemp("tuned")
     rows = [{"content": "你好", "summary": "再见再见"}] * 8
@@ -355,7 +355,7 @@ def test_the_commands_know_every_option_of_the_page(context):
     """A renamed option would fail only after the models are loaded."""
     import typer
 
-    from glmtune.cli import app
+    from glmtune.cli.main import app
 
     commands = typer.main.get_command(app).commands
     asked = [_eval_fields(context, kind=kind, tokens=9, output="out") for kind in ("eval", "compare", "forget")]

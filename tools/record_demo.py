@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
-from glmtune.demo.run import run_demo
+from glmtune.demo.run_demo import run_demo
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from glmtune._transformers_hook import install as _install_hook
 
 if TYPE_CHECKING:
     from glmtune.families import detect_family
-    from glmtune.methods.load import load_model
+    from glmtune.methods.tuned_model import load_model
     from glmtune.models.tokenizers import load_tokenizer
 
 __version__ = "0.1.0"
@@ -20,7 +20,7 @@ __all__ = ["__version__", "detect_family", "load_model", "load_tokenizer"]
 
 _HOMES = {
     "detect_family": "glmtune.families",
-    "load_model": "glmtune.methods.load",
+    "load_model": "glmtune.methods.tuned_model",
     "load_tokenizer": "glmtune.models.tokenizers",
 }
 

@@ -1,6 +1,6 @@
 """`python -m glmtune`, which torchrun needs."""
 
-from glmtune.cli import main
+from glmtune.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_type_hints
 
 import yaml
 
-from glmtune.config_tree import as_number, from_tree, read_file, set_key
+from glmtune.config_parsing import as_number, from_tree, read_file, set_key
 from glmtune.errors import ConfigError
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from glmtune.config_tree import nearest
+from glmtune.config_parsing import nearest
 from glmtune.data.files import CATALOG, has_data_suffix, is_glob
 from glmtune.errors import ConfigError, DataError
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from glmtune.data.conversation import Conversation
-from glmtune.data.fitting import Limits, Messages, Render, cut, too_long
+from glmtune.data.truncation import Limits, Messages, Render, cut, too_long
 from glmtune.errors import DataError
 from glmtune.families import IGNORE, Encoded, Family
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from glmtune.config_tree import nearest
+from glmtune.config_parsing import nearest
 from glmtune.data.conversation import Conversation, Row, check_order
 from glmtune.data.formats_chat import check_tags, message_layouts
 from glmtune.data.formats_columns import QUESTION_ANSWER, ROLES, Columns, Layout, PlainText, renamed

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from glmtune.config_tree import nearest
+from glmtune.config_parsing import nearest
 from glmtune.data.conversation import BadRow, Conversation, Row, kind_of
 from glmtune.data.formats_columns import Columns, Layout, column_text, from_json, optional_text, read_tools
 from glmtune.errors import ConfigError

@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from glmtune.config_tree import from_tree
+from glmtune.config_parsing import from_tree
 from glmtune.data.catalog import SourceSpec, locate
 from glmtune.data.conversation import BadRow, Conversation, Fault, Row
 from glmtune.data.files import DataFile, find_files, open_file
 from glmtune.data.formats import Wanted, candidates, detect, read_row
 from glmtune.data.formats_columns import Layout, keys_of
-from glmtune.data.hubs import open_hub
+from glmtune.data.hub_datasets import open_hub
 from glmtune.errors import ConfigError, DataError
 
 __all__ = ["Conversation", "Fault", "Source", "SourceSpec", "open_source", "open_sources", "weighted"]

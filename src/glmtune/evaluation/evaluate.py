@@ -19,19 +19,19 @@ import torch
 from rich.console import Console
 
 from glmtune.errors import ConfigError
+from glmtune.evaluation.dataset import EvalData, EvalRow
+from glmtune.evaluation.eval_folder import EvalFolder, Record, unfinished
+from glmtune.evaluation.eval_progress import EvalProgress
 from glmtune.evaluation.metrics import variety
-from glmtune.evaluation.output import EvalFolder, Record, unfinished
-from glmtune.evaluation.progress import EvalProgress
-from glmtune.evaluation.rows import EvalData, EvalRow
+from glmtune.evaluation.model_info import ModelInfo
+from glmtune.evaluation.reference_loss import teacher_forced_loss
 from glmtune.evaluation.scoring import score_reply
-from glmtune.evaluation.summary import summarise
-from glmtune.evaluation.target import ModelInfo
-from glmtune.evaluation.teacher import teacher_forced_loss
+from glmtune.evaluation.statistics import summarise
 from glmtune.generation.batched import Generated, generate
-from glmtune.generation.open import Opened
+from glmtune.generation.load import Opened
 from glmtune.generation.reply import Sampling
-from glmtune.training.prepare import say
 from glmtune.training.summary import versions
+from glmtune.training.training_data import say
 
 _COUNTED = ("empty", "truncated", "repeated_tail")
 _EVALS = Path("evals")

@@ -11,7 +11,7 @@ from itertools import chain
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from rouge_chinese import Rouge
 
-from glmtune.evaluation.words import words
+from glmtune.evaluation.tokenize_words import words
 
 _SMOOTHING = SmoothingFunction().method3
 _ROUGE_N = Rouge(metrics=["rouge-1", "rouge-2"], stats=["f"])

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from glmtune.evaluation.output import Record
-from glmtune.evaluation.summary import paired_bootstrap
+from glmtune.evaluation.eval_folder import Record
+from glmtune.evaluation.statistics import paired_bootstrap
 
 _BY = "rouge_l"
 """The score by which a row has changed."""

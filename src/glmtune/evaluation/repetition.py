@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from glmtune.evaluation.words import words
+from glmtune.evaluation.tokenize_words import words
 
 _TIMES = 4
 """A unit that often at the end of a reply makes it a loop."""

@@ -6,9 +6,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from glmtune.methods.base_info import BaseNote, write_note
 from glmtune.methods.lora_files import peft_config, read_config, read_weights, write_files
 from glmtune.methods.lora_official import to_native, write_official_adapter
-from glmtune.methods.note import BaseNote, write_note
 from glmtune.methods.prefix_encoder import PrefixEncoder, PrefixShape
 from glmtune.methods.prefix_files import published_state, read_prefix, write_official, write_prefix
 from glmtune.models.loading import Base

@@ -13,8 +13,8 @@ from transformers import GlmConfig
 from glmtune.export.published_config import published_config_of
 from glmtune.export.shards import Piece, native_pieces, published_pieces
 from glmtune.families import MARK
-from glmtune.models.tokenizers.files import write_published_tokenizer, write_tokenizer
-from glmtune.rundir import write_json
+from glmtune.models.tokenizers.tokenizer_files import write_published_tokenizer, write_tokenizer
+from glmtune.run_dir import write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-from glmtune.families.base import IGNORE, Encoded, Family, Message, Reply, ToolCall
 from glmtune.families.detection import (
     FAMILIES,
     MARK,
@@ -14,6 +13,7 @@ from glmtune.families.detection import (
     get_family,
     read_config,
 )
+from glmtune.families.family import IGNORE, Encoded, Family, Message, Reply, ToolCall
 from glmtune.hub import resolve
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from glmtune.families.base import Encoded, Family, Message, require_answer, special_id, text_ids
+from glmtune.families.family import Encoded, Family, Message, require_answer, special_id, text_ids
 from glmtune.families.rounds import Round, answer_text, to_rounds
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import json
 import re
 from typing import Any
 
-from glmtune.families.base import Message, Reply, ToolCall
+from glmtune.families.family import Message, Reply, ToolCall
 from glmtune.families.roles import RoleFamily
 
 TOOLS_HEADING = "Answer the following questions as best as you can. You have access to the following tools:\n"

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.errors import ModelError
-from glmtune.families.base import Family
 from glmtune.families.chatglm import ChatGLM
 from glmtune.families.chatglm2 import ChatGLM2
 from glmtune.families.chatglm3 import ChatGLM3
+from glmtune.families.family import Family
 from glmtune.families.glm4 import GLM4
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (ChatGLM(), ChatGLM2(), ChatGLM3(), GLM4())}

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from glmtune.families.base import Message, Reply, ToolCall
+from glmtune.families.family import Message, Reply, ToolCall
 from glmtune.families.roles import RoleFamily
 
 # The published chat template's own words; a conversation's system message takes the place of the first sentence.

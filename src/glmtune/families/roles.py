@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from glmtune.errors import DataError
-from glmtune.families.base import IGNORE, Encoded, Family, Message, require_answer, special_id, text_ids
+from glmtune.families.family import IGNORE, Encoded, Family, Message, require_answer, special_id, text_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from glmtune.errors import DataError
-from glmtune.families.base import Message
+from glmtune.families.family import Message
 
 
 @dataclass

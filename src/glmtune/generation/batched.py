@@ -10,9 +10,9 @@ import torch
 
 from glmtune.errors import ModelError, first_line
 from glmtune.families import Family
-from glmtune.generation.arrange import arranged
-from glmtune.generation.choose import Sampling, chooser
+from glmtune.generation.cpu_prepack import arranged
 from glmtune.generation.engine import decode
+from glmtune.generation.sampling import Sampling, chooser
 from glmtune.training.memory import is_out_of_memory
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache
 
-from glmtune.generation.cache import roomy_cache
-from glmtune.generation.compiled import CompiledStep, compiled_step, unwrapped
+from glmtune.generation.compiled_step import CompiledStep, compiled_step, unwrapped
+from glmtune.generation.kv_cache import roomy_cache
 
 Choose = Callable[[torch.Tensor, torch.Tensor, Sequence[int]], torch.Tensor]
 """From ids (B, S), logits (B, V) in fp32 and the numbers of the rows to the next ids, (B,)."""

@@ -9,8 +9,8 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 from glmtune.families import Family, Message, Reply
-from glmtune.generation.choose import Sampling, chooser
 from glmtune.generation.engine import decode
+from glmtune.generation.sampling import Sampling, chooser
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

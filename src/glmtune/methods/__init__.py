@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from glmtune.config import RunConfig
     from glmtune.families import Family
-    from glmtune.methods.base import Method
+    from glmtune.methods.method import Method
 
 
 def method_of(config: RunConfig, family: Family, precision: torch.dtype) -> Method:
@@ -20,9 +20,9 @@ def method_of(config: RunConfig, family: Family, precision: torch.dtype) -> Meth
         family: the base's generation.
         precision: of the frozen weights.
     """
+    from glmtune.methods.full_finetuning import Freeze, Full
     from glmtune.methods.lora import Lora
     from glmtune.methods.ptuning import PTuning
-    from glmtune.methods.whole import Freeze, Full
 
     made = {
         "lora": lambda: Lora(config.lora, family),

@@ -13,13 +13,13 @@ from torch import nn
 
 from glmtune.config import LoraConfig
 from glmtune.errors import ConfigError, ModelError, RunError, first_line
-from glmtune.methods.base import Method, State
+from glmtune.methods.base_info import BaseNote, write_note
 from glmtune.methods.lora_files import adapter_state, peft_config, put, read_config, read_weights, write_files
 from glmtune.methods.lora_fused import fuse_updates
 from glmtune.methods.lora_official import module_rows, to_native
 from glmtune.methods.lora_optimizer import optimizer_groups
 from glmtune.methods.lora_targets import resolve_saved, resolve_targets
-from glmtune.methods.note import BaseNote, write_note
+from glmtune.methods.method import Method, State
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

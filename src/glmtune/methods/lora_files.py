@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from glmtune.errors import ModelError, first_line
-from glmtune.methods.base import State
+from glmtune.methods.method import State
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

@@ -20,12 +20,12 @@ from peft import LoraConfig as PeftLoraConfig
 from torch import nn
 
 from glmtune.errors import ModelError
-from glmtune.methods.base import State
+from glmtune.methods.base_info import read_note, write_note
 from glmtune.methods.lora_files import CONFIG, read_config, read_weights, write_weights
 from glmtune.methods.lora_targets import shortest
-from glmtune.methods.note import read_note, write_note
-from glmtune.models.names import FUSED, group_by_published
-from glmtune.rundir import write_json
+from glmtune.methods.method import State
+from glmtune.models.weight_names import FUSED, group_by_published
+from glmtune.run_dir import write_json
 
 A, B = "lora_A.weight", "lora_B.weight"
 _PREFIX = "base_model.model."

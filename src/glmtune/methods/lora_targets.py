@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from glmtune.config_tree import nearest
+from glmtune.config_parsing import nearest
 from glmtune.errors import ConfigError
-from glmtune.models.names import group_by_published
+from glmtune.models.weight_names import group_by_published
 
 ALL_LINEAR = "all-linear"
 """Stands for every linear module but the head."""

@@ -24,7 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from glmtune.errors import ConfigError
 from glmtune.methods.prefix_encoder import PrefixEncoder
-from glmtune.models.rows import SEPARATE, by_rows, eager_with_bool_masks
+from glmtune.models.packed_attention import SEPARATE, by_rows, eager_with_bool_masks
 
 _OURS = "prefix_"
 _ATTENTIONS = ("sdpa", "eager", f"{SEPARATE}sdpa", f"{SEPARATE}eager")

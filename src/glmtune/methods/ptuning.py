@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 
 from glmtune.config import PTuningConfig
 from glmtune.errors import ConfigError, ModelError, RunError
-from glmtune.methods.base import Method, State
-from glmtune.methods.note import BaseNote, write_note
+from glmtune.methods.base_info import BaseNote, write_note
+from glmtune.methods.method import Method, State
 from glmtune.methods.prefix_attention import attach_prefix, prefix_of, remove_prefix, without_prefix
 from glmtune.methods.prefix_encoder import PrefixEncoder, PrefixShape, Projection
 from glmtune.methods.prefix_files import (

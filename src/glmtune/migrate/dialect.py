@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from glmtune.migrate.argument_names import TRAINING_KEYS, TRAINING_SWITCHES
 from glmtune.migrate.draft import Translation
-from glmtune.migrate.names import TRAINING_KEYS, TRAINING_SWITCHES
 from glmtune.migrate.rules import Label, Rules, apply, only, switches, to, unknown, without
 from glmtune.migrate.training import OLD_KEYS, OLD_SWITCHES, script_training
 

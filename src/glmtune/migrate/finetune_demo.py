@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.errors import ConfigError
+from glmtune.migrate.argument_names import TRAINING_KEYS
 from glmtune.migrate.dialect import OUTSIDE, put_training, stop_evaluation_without_data
 from glmtune.migrate.draft import Translation
-from glmtune.migrate.names import TRAINING_KEYS
 from glmtune.migrate.rules import Rules, apply, only, to, unknown, without
 from glmtune.migrate.training import OLD_KEYS
 

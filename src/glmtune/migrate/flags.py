@@ -6,10 +6,10 @@ from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from glmtune.config_tree import set_key
+from glmtune.config_parsing import set_key
 from glmtune.errors import ConfigError
+from glmtune.migrate.argument_names import TRAINING_LISTS
 from glmtune.migrate.draft import Translation
-from glmtune.migrate.names import TRAINING_LISTS
 from glmtune.migrate.values import is_bool_word
 
 OWN = {

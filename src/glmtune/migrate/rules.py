@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from glmtune.config_tree import as_number, nearest
+from glmtune.config_parsing import as_number, nearest
 from glmtune.errors import ConfigError
 from glmtune.migrate.draft import Translation
 from glmtune.migrate.values import is_true

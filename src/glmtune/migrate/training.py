@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from glmtune.config import TRAINING_DEFAULTS
-from glmtune.config_tree import as_number
+from glmtune.config_parsing import as_number
 from glmtune.errors import ConfigError
-from glmtune.migrate.names import TRAINING_SWITCHES
+from glmtune.migrate.argument_names import TRAINING_SWITCHES
 from glmtune.migrate.values import is_true
 
 RENAMED = {

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from glmtune.config import METHOD_RATES, TRAINING_DEFAULTS, RunConfig, to_tree
-from glmtune.config_tree import from_tree
+from glmtune.config_parsing import from_tree
 from glmtune.migrate.draft import Translation
 
 _MISSING = object()

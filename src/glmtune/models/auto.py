@@ -15,9 +15,9 @@ from glmtune.errors import ModelError
 from glmtune.families import MARK, Family, UndecidedError, family_of_config, family_of_folder, read_config
 from glmtune.models.chatglm import ChatGLMConfig, ChatGLMForCausalLM
 from glmtune.models.glm import PublishedGlm, PublishedGlmConfig, glm_config
-from glmtune.models.names import to_published
-from glmtune.quantization.loading import PackedConfig
+from glmtune.models.weight_names import to_published
 from glmtune.quantization.packed import BITS
+from glmtune.quantization.quantizer import PackedConfig
 
 
 def family_or_none(folder: Path, name: str = "") -> Family | None:

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from glmtune.errors import ModelError, first_line
-from glmtune.models.names import COMPUTED, group_by_published
+from glmtune.models.weight_names import COMPUTED, group_by_published
 
 _KINDS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")

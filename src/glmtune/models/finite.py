@@ -7,7 +7,7 @@ from torch import nn
 
 from glmtune.errors import ModelError
 from glmtune.models.checkpoints import Inventory, read_tensors
-from glmtune.models.names import published_name
+from glmtune.models.weight_names import published_name
 
 _MEND = "Download the file again (compare its SHA-256 with the hub's)"
 

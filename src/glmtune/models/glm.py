@@ -9,7 +9,7 @@ from transformers.conversion_mapping import register_checkpoint_conversion_mappi
 
 from glmtune.errors import ModelError
 from glmtune.families import MARK, Family
-from glmtune.models.names import COMPUTED, conversions
+from glmtune.models.weight_names import COMPUTED, conversions
 
 # What GlmForCausalLM computes; a published config that says otherwise would load and be wrong.
 _REQUIRED = {

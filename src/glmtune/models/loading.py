@@ -19,7 +19,6 @@ from glmtune.models.auto import family_or_none, native_config, packed_bits
 from glmtune.models.checkpoints import Inventory, check_shapes, fingerprint, loadable, read_inventory
 from glmtune.models.finite import check_finite, check_finite_on_disk
 from glmtune.models.glm import PublishedGlmConfig
-from glmtune.models.names import published_shapes
 from glmtune.models.quantized import (
     BITSANDBYTES,
     check_packing,
@@ -27,7 +26,8 @@ from glmtune.models.quantized import (
     settle_on_cpu,
     stored_quantization,
 )
-from glmtune.quantization.loading import cast, replace_linears
+from glmtune.models.weight_names import published_shapes
+from glmtune.quantization.quantizer import cast, replace_linears
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

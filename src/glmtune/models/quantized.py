@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 
 from glmtune.errors import ModelError
 from glmtune.models.checkpoints import Inventory
-from glmtune.quantization.loading import PackedConfig
+from glmtune.quantization.quantizer import PackedConfig
 
 if TYPE_CHECKING:
     from glmtune.models.loading import Base

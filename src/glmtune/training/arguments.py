@@ -10,9 +10,9 @@ from transformers import TrainingArguments
 from transformers.training_args import ParallelMode
 
 from glmtune.config import TRAINING_DEFAULTS, RunConfig
-from glmtune.config_tree import nearest
+from glmtune.config_parsing import nearest
 from glmtune.errors import ConfigError, first_line
-from glmtune.rundir import RunDir
+from glmtune.run_dir import RunDir
 
 # The run folder's layout is fixed, and these are what make it so.
 _OURS = {

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from glmtune.rundir import RunDir
+from glmtune.run_dir import RunDir
 from glmtune.training.distributed import anywhere, is_main
 
 _KEPT = ("loss", "grad_norm", "learning_rate")

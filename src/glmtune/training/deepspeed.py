@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from glmtune.config import RunConfig
-from glmtune.config_tree import nearest
+from glmtune.config_parsing import nearest
 from glmtune.errors import ConfigError
 
 _TOP = (

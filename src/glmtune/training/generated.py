@@ -15,7 +15,7 @@ from glmtune.data.encoding import EncodedRow
 from glmtune.errors import ConfigError
 from glmtune.families import IGNORE, Family
 from glmtune.training.distributed import processes
-from glmtune.training.prepare import Rows
+from glmtune.training.training_data import Rows
 
 
 @dataclass(frozen=True)

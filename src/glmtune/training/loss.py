@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from glmtune.models.rows import lay_out, separates_rows, takes_positions
+from glmtune.models.packed_attention import lay_out, separates_rows, takes_positions
 from glmtune.training.head import head_losses
 
 
@@ -17,7 +17,8 @@ def target_losses(model: nn.Module, head: nn.Module, batch: dict[str, Any]) -> t
     """Cross-entropy of every target, (N,) in fp32.
 
     Args:
-        model: any causal model, wrapped or not, whose attention `glmtune.models.rows.separate_rows` has set.
+        model: any causal model, wrapped or not, whose attention was set by
+            `glmtune.models.packed_attention.separate_rows`.
         head: the part of it that turns hidden states into logits.
         batch: from `glmtune.data.batches.Collate`.
     """

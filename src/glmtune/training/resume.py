@@ -9,7 +9,7 @@ from typing import Any
 
 from glmtune.config import RunConfig, load_config
 from glmtune.errors import RunError
-from glmtune.rundir import RunDir, is_run
+from glmtune.run_dir import RunDir, is_run
 
 
 def saved_run(run: RunDir, config: RunConfig, fingerprint: str) -> dict[str, Any]:

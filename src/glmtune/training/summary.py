@@ -12,7 +12,7 @@ import torch
 from glmtune.config import RunConfig
 from glmtune.models.loading import DTYPES, Base
 from glmtune.training.peak import highest_resident
-from glmtune.training.prepare import Rows
+from glmtune.training.training_data import Rows
 
 
 def opening(config: RunConfig, base: Base, rows: Rows, precision: torch.dtype, trainable: int) -> dict[str, Any]:

@@ -20,14 +20,14 @@ from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
 from glmtune.errors import TrainingError
-from glmtune.methods.base import Method, State
-from glmtune.methods.note import BaseNote
+from glmtune.methods.base_info import BaseNote
+from glmtune.methods.method import Method, State
 from glmtune.methods.ptuning import accepted_when_quantised
-from glmtune.training.checkpoints import seal
+from glmtune.training.checkpoint_seals import seal
 from glmtune.training.distributed import processes, wait
 from glmtune.training.loss import target_losses
-from glmtune.training.order import EpochSampler
-from glmtune.training.shards import fsdp_on_cpus, gather, keep_losses_fp32, whole_to_shard
+from glmtune.training.samplers import EpochSampler
+from glmtune.training.sharding import fsdp_on_cpus, gather, keep_losses_fp32, whole_to_shard
 from glmtune.training.sharing import EvenSampler, WithIdle
 
 _PARTIAL = ".saving"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from glmtune.data.histogram import Bin
-from glmtune.evaluation.report.charts import tick_text, ticks
-from glmtune.evaluation.report.markup import Html, el, join
+from glmtune.report.charts import tick_text, ticks
+from glmtune.report.markup import Html, el, join
 
 _WIDTH, _HEIGHT = 960.0, 260.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 12.0, 20.0, 40.0

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.errors import ModelError
-from glmtune.generation.arrange import arrange
-from glmtune.generation.open import Opened, open_model
-from glmtune.methods.load import Target, resolve_target
+from glmtune.generation.cpu_prepack import arrange
+from glmtune.generation.load import Opened, open_model
 from glmtune.methods.prefix_attention import prefix_of, without_prefix
+from glmtune.methods.tuned_model import Target, resolve_target
 
 _WEIGHTS = (".safetensors", ".bin", ".json", ".yaml")
 

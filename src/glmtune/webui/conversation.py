@@ -14,7 +14,7 @@ from transformers import set_seed
 from glmtune.data.encoding import with_prefix
 from glmtune.errors import ConfigError
 from glmtune.families import Reply
-from glmtune.generation.open import Opened
+from glmtune.generation.load import Opened
 from glmtune.generation.reply import Sampling, generate_reply
 
 Messages = list[dict[str, Any]]

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from glmtune.config import RunConfig
-from glmtune.config_tree import from_tree
+from glmtune.config_parsing import from_tree
 from glmtune.data.check import escaped, title
 from glmtune.data.check_rows import SHOWN, Checker, ModelCheck, Report, read
 from glmtune.data.files import holds_encoded
@@ -17,8 +17,8 @@ from glmtune.data.preview import find_row, preview
 from glmtune.data.preview_html import render_html
 from glmtune.data.sources import Source, open_sources
 from glmtune.errors import DataError
-from glmtune.evaluation.report.markup import Html, el
 from glmtune.families import detect_family, get_family
+from glmtune.report.markup import Html, el
 from glmtune.webui import html
 from glmtune.webui.charts import histogram
 from glmtune.webui.texts import text
@@ -49,7 +49,7 @@ def judge_of(run: RunConfig) -> ModelCheck | None:
         return None
     from glmtune.models.quiet import quiet_libraries
     from glmtune.models.tokenizers import load_tokenizer
-    from glmtune.training.prepare import encoding_rules
+    from glmtune.training.training_data import encoding_rules
 
     quiet_libraries()
     model = run.model

@@ -12,7 +12,6 @@ import gradio as gr
 from glmtune.config import RunConfig
 from glmtune.errors import DataError
 from glmtune.webui import html
-from glmtune.webui.chosen import Chosen
 from glmtune.webui.context import Context
 from glmtune.webui.data_check import check_rows, data_run, row_frame
 from glmtune.webui.errors import shown
@@ -20,6 +19,7 @@ from glmtune.webui.fields import build_field
 from glmtune.webui.forms import tree_of
 from glmtune.webui.paths import data_entries, model_or_path
 from glmtune.webui.pick import choices, renewed, this_tab
+from glmtune.webui.selection import Chosen
 from glmtune.webui.texts import text
 from glmtune.webui.words import Words
 

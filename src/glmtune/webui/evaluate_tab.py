@@ -10,8 +10,8 @@ from typing import Any
 import gradio as gr
 
 from glmtune.errors import ConfigError
-from glmtune.evaluation.report.gather import at
-from glmtune.evaluation.report.markup import Html
+from glmtune.report.gather import at
+from glmtune.report.markup import Html
 from glmtune.webui.context import Context
 from glmtune.webui.errors import shown
 from glmtune.webui.job_panel import JobPanel

@@ -12,8 +12,8 @@ from typing import Any
 import gradio as gr
 
 from glmtune.errors import ConfigError, GlmtuneError
+from glmtune.export.export_request import BITS, LAYOUTS, Request, check_possible, needed_bytes, open_source
 from glmtune.export.folder import require_free
-from glmtune.export.request import BITS, LAYOUTS, Request, check_possible, needed_bytes, open_source
 from glmtune.models.loading import DTYPES
 from glmtune.webui.context import Context
 from glmtune.webui.errors import as_html, shown

@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from glmtune.config import TRAINING_DEFAULTS, RunConfig, check
-from glmtune.config_tree import as_number, from_tree, nearest, set_key
+from glmtune.config_parsing import as_number, from_tree, nearest, set_key
 from glmtune.errors import ConfigError
 
 Kind = Literal["text", "integer", "number", "flag", "choice", "list", "lines", "mapping"]

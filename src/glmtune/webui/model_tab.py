@@ -11,13 +11,13 @@ import gradio as gr
 from glmtune.families import detect_family, get_family
 from glmtune.hub import resolve
 from glmtune.webui import html
-from glmtune.webui.chosen import Chosen
 from glmtune.webui.context import Context
 from glmtune.webui.errors import shown
 from glmtune.webui.fields import build_field
 from glmtune.webui.paths import model_or_path
 from glmtune.webui.pick import choices, renewed, this_tab
 from glmtune.webui.plan_panel import weights_html
+from glmtune.webui.selection import Chosen
 from glmtune.webui.texts import text
 from glmtune.webui.words import Words
 

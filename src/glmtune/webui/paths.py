@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from glmtune.data.files import ENCODED
-from glmtune.rundir import is_run
+from glmtune.run_dir import is_run
 from glmtune.webui.errors import PathError
 
 Kind = Literal["runs", "models", "data"]

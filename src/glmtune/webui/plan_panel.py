@@ -12,8 +12,8 @@ from typing import Any
 import gradio as gr
 
 from glmtune.errors import GlmtuneError
-from glmtune.evaluation.report.markup import el
-from glmtune.rundir import write_text
+from glmtune.report.markup import el
+from glmtune.run_dir import write_text
 from glmtune.webui import html
 from glmtune.webui.context import Context
 from glmtune.webui.errors import JobError, shown

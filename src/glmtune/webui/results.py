@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glmtune.evaluation.report.gather import COMPARISON, FORGETTING, METRICS, gather
-from glmtune.evaluation.report.markup import Html, el
-from glmtune.evaluation.report.page import render
+from glmtune.report.gather import COMPARISON, FORGETTING, METRICS, gather
+from glmtune.report.markup import Html, el
+from glmtune.report.page import render
 from glmtune.webui.context import Context
 from glmtune.webui.paths import listed
 

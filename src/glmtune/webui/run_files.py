@@ -12,9 +12,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from glmtune.config_tree import read_file
+from glmtune.config_parsing import read_file
 from glmtune.errors import ConfigError, RunError
-from glmtune.rundir import RunDir, is_run, write_text
+from glmtune.run_dir import RunDir, is_run, write_text
 
 NOTES = "notes.md"
 _NOTES_MOST = 100_000

@@ -9,11 +9,11 @@ from typing import Any
 import gradio as gr
 
 from glmtune.errors import RunError
-from glmtune.evaluation.report.markup import Html, el
-from glmtune.evaluation.report.series import points
+from glmtune.report.markup import Html, el
+from glmtune.report.series import points
 from glmtune.webui.context import Context
+from glmtune.webui.curves import Curve, overlay
 from glmtune.webui.errors import shown
-from glmtune.webui.overlay import Curve, overlay
 from glmtune.webui.paths import inside, listed
 from glmtune.webui.pick import choices, renewed, short, this_tab
 from glmtune.webui.results import report_frame

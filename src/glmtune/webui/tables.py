@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from glmtune.evaluation.report.markup import NOTHING, Html, el, is_number, table
+from glmtune.report.markup import NOTHING, Html, el, is_number, table
 
 CSS = """
 .scroll { overflow-x: auto; border: 1px solid var(--border-color-primary); border-radius: 10px; }

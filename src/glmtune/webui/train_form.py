@@ -9,8 +9,8 @@ from typing import Any
 import gradio as gr
 
 from glmtune.config import RunConfig
-from glmtune.config_tree import from_tree
-from glmtune.rundir import RunDir, default_root, write_text
+from glmtune.config_parsing import from_tree
+from glmtune.run_dir import RunDir, default_root, write_text
 from glmtune.webui.context import Context
 from glmtune.webui.fields import build_field
 from glmtune.webui.forms import (

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from glmtune.rundir import is_run
+from glmtune.run_dir import is_run
 from glmtune.webui import html
 from glmtune.webui.context import Context
 from glmtune.webui.errors import shown

@@ -7,10 +7,9 @@ from typing import Any
 
 import gradio as gr
 
-from glmtune.config_tree import read_file
+from glmtune.config_parsing import read_file
 from glmtune.errors import GlmtuneError
 from glmtune.webui import html
-from glmtune.webui.chosen import Chosen
 from glmtune.webui.context import Context
 from glmtune.webui.errors import shown
 from glmtune.webui.forms import as_yaml, checked
@@ -19,6 +18,7 @@ from glmtune.webui.pick import choices, renewed, this_tab
 from glmtune.webui.plan_panel import build_plan
 from glmtune.webui.run_files import require_run
 from glmtune.webui.security import owner_of
+from glmtune.webui.selection import Chosen
 from glmtune.webui.texts import text
 from glmtune.webui.train_form import Form, build_form, prepared, shown_values, tree_from
 from glmtune.webui.train_panel import TrainPanel

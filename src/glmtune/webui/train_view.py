@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glmtune.evaluation.report.markup import Html, el, is_number, join
-from glmtune.evaluation.report.series import points
-from glmtune.rundir import RunDir
+from glmtune.report.markup import Html, el, is_number, join
+from glmtune.report.series import points
+from glmtune.run_dir import RunDir
 from glmtune.webui import html
+from glmtune.webui.curves import Curve, overlay
 from glmtune.webui.jobs import Job, memory_of
-from glmtune.webui.overlay import Curve, overlay
 from glmtune.webui.texts import text
 
 # As `training.callbacks.TrainingProgress` prints where there is no terminal.

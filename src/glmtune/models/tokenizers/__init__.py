@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from glmtune.errors import ModelError, first_line
 from glmtune.families import family_of_folder, read_config
-from glmtune.families.base import OFFICIAL_IDS
+from glmtune.families.family import OFFICIAL_IDS
 from glmtune.hub import resolve
-from glmtune.models.tokenizers import layouts
+from glmtune.models.tokenizers import backends as layouts
 from glmtune.models.tokenizers.ids import check_fit, image_tokens
 from glmtune.models.tokenizers.official import OfficialChatGLMIds, OfficialIds
 from glmtune.models.tokenizers.sentencepiece_file import read_sentencepiece

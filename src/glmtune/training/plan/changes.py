@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from glmtune.config import RunConfig
 from glmtune.errors import GlmtuneError
 from glmtune.training.plan.estimate import Request, estimate
-from glmtune.training.plan.work import shortened
+from glmtune.training.plan.workload import shortened
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from glmtune.config import RunConfig
 from glmtune.data.batches import Collate, Item
 from glmtune.methods import method_of
 from glmtune.training.plan.device import KEPT_ELSEWHERE, KEPT_IN_16_BITS, Device
-from glmtune.training.plan.sharing import kind_of, share_of
-from glmtune.training.plan.subject import Subject, build
+from glmtune.training.plan.model_spec import Subject, build
+from glmtune.training.plan.process_share import kind_of, share_of
 from glmtune.training.plan.trace import Traced, traced
 
 MARGIN = 0.10

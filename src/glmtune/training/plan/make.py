@@ -13,15 +13,15 @@ from transformers import TrainingArguments
 
 from glmtune.config import RunConfig
 from glmtune.models.tokenizers import load_tokenizer
-from glmtune.rundir import RunDir
+from glmtune.run_dir import RunDir
 from glmtune.training.arguments import checkpointing_asked, pick_precision, training_arguments
 from glmtune.training.plan.changes import Change, cheapest_change
 from glmtune.training.plan.device import Device, matmul_rate, pick_device
 from glmtune.training.plan.estimate import MARGIN, Estimate, Request, estimate
-from glmtune.training.plan.sharing import kind_of
-from glmtune.training.plan.subject import Subject, look_at
-from glmtune.training.plan.work import Work, work_of
-from glmtune.training.prepare import Rows, prepare_rows
+from glmtune.training.plan.model_spec import Subject, look_at
+from glmtune.training.plan.process_share import kind_of
+from glmtune.training.plan.workload import Work, work_of
+from glmtune.training.training_data import Rows, prepare_rows
 
 _LAUNCHER = ("fsdp", "fsdp_config", "deepspeed")
 """What TrainingArguments takes under a launcher only; a plan reads it from the config itself."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from glmtune.training.callbacks import clock
+from glmtune.training.plan.apply import advice, gib, line_of
 from glmtune.training.plan.make import Plan
-from glmtune.training.plan.settle import advice, gib, line_of
 
 _MEANING = {
     "weights": "the base, as it is held",

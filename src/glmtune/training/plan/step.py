@@ -12,8 +12,8 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from glmtune.training.loss import target_losses
-from glmtune.training.plan.subject import stack_of
-from glmtune.training.plan.watch import Watch, followed
+from glmtune.training.plan.memory_tracker import Watch, followed
+from glmtune.training.plan.model_spec import stack_of
 
 Batch = dict[str, Any]
 _STATE_BYTES = {"8bit": 2.0, "4bit": 1.0, "sgd": 0.0, "adafactor": 0.1, "lion": 4.0, "rmsprop": 4.0, "adagrad": 4.0}

@@ -22,11 +22,11 @@ from transformers import TrainingArguments
 
 from glmtune.config import RunConfig
 from glmtune.methods import method_of
-from glmtune.quantization import linear
+from glmtune.quantization import packed_linear as linear
 from glmtune.training import loss
+from glmtune.training.plan.memory_tracker import PARTS, Watch
+from glmtune.training.plan.model_spec import Subject, build
 from glmtune.training.plan.step import Batch, run_steps
-from glmtune.training.plan.subject import Subject, build
-from glmtune.training.plan.watch import PARTS, Watch
 
 _FEW = 3
 """Layers of the smaller trace: the least in which a first, a second and a last but one can be told apart."""

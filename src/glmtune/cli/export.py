@@ -1,0 +1,42 @@
+"""`glmtune export`: folders for other engines."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from glmtune.cli.options import Base, Device, Dtype, FamilyName, Hub, RunOrModel
+
+
+def export(
+    target: RunOrModel,
+    out: Annotated[Path, typer.Argument(help="A new or empty folder.", metavar="OUT")],
+    format: Annotated[
+        str, typer.Option(help="hf: for transformers and vLLM. official: the layout of the published repositories.")
+    ] = "hf",
+    bits: Annotated[int, typer.Option(help="16: not quantised. 8, 4: bitsandbytes (hf) or packed (official).")] = 16,
+    adapter_only: Annotated[bool, typer.Option("--adapter-only", help="Write the adapter without its base.")] = False,
+    base: Base = None,
+    max_shard_size: Annotated[str, typer.Option(help="Largest weight file: 5GB, 500MB.")] = "5GB",
+    dtype: Dtype = None,
+    device: Device = None,
+    family: FamilyName = None,
+    hub: Hub = "huggingface",
+) -> None:
+    """Merge an adapter or convert a model, quantise it, and prove the result by loading it again."""
+    from rich.console import Console
+
+    from glmtune.export.export_request import Request
+    from glmtune.export.exporter import export as write
+    from glmtune.export.finalize import closing_lines
+
+    # The half-written folder is removed on the way out; without this a kill would leave it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    request = Request(format, bits, adapter_only, max_shard_size, dtype, device)
+    done = write(target, out, request, base=base, family=family, hub=hub, console=Console(stderr=True))
+    for line in [*done.said, *closing_lines(done, request)]:
+        typer.echo(line)

@@ -1,0 +1,20 @@
+"""`glmtune report`: the page about a run, an evaluation, a comparison or a forgetting probe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    folder: Annotated[
+        Path, typer.Argument(help="A run, or what eval, compare or forget has written.", metavar="FOLDER")
+    ],
+    lang: Annotated[str, typer.Option(help="zh or en: which language is shown first; the page holds both.")] = "en",
+) -> None:
+    """Write report.html (one file, no network) and its charts as PNGs into the folder; a run may still be going."""
+    from glmtune.report import write_report
+
+    typer.echo(f"Report: {write_report(folder, lang)}")

@@ -1,0 +1,168 @@
+"""What is compared: models that were looked at but not loaded, so that a wrong one is refused before minutes pass."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from glmtune.config import RunConfig
+from glmtune.data.cache import tokenizer_identity
+from glmtune.evaluation.model_info import ModelInfo, folder_digest, run_of, settings_for
+from glmtune.methods.base_info import check_base
+from glmtune.methods.tuned_model import Target, is_adapter, resolve_target
+from glmtune.models.loading import Base, inspect_base
+from glmtune.models.tokenizers import load_tokenizer
+from glmtune.run_dir import RunDir, is_run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A base, or a base with an adapter, and how it is to be held in memory."""
+
+    name: str
+    run: RunDir | None
+    """The run that it is, or is the result of."""
+    config: RunConfig
+    """The run's settings; the defaults for a model that no run made."""
+    found: Target
+    base: Base
+    tokenizer: PreTrainedTokenizerBase
+    adapter_digest: str | None
+
+    @property
+    def stage_key(self) -> tuple[str, str, str | None, bool]:
+        """Contenders with the same key can take turns on one base in memory."""
+        return self.base.family.name, self.base.fingerprint, self.found.quantization, self.found.double_quantization
+
+    @property
+    def identity(self) -> tuple[str, str, str | None, bool, str | None]:
+        """Two contenders that share it give the same replies."""
+        return (*self.stage_key, self.adapter_digest)
+
+    @property
+    def vocabulary(self) -> str:
+        """Contenders that share it read and write the same ids."""
+        return tokenizer_identity(self.tokenizer)
+
+    def info(self, dtype: torch.dtype) -> ModelInfo:
+        """How results name it, once the precision is known."""
+        return ModelInfo.of(self.name, self.base, self.found, self.adapter_digest, dtype)
+
+    def bare(self) -> Contender:
+        """Its base alone, held the same way."""
+        found = replace(self.found, adapter=None, prefix="")
+        return replace(self, name=short_name(self.found.base), run=None, found=found, adapter_digest=None)
+
+
+def open_contenders(
+    targets: Sequence[str],
+    *,
+    base: str | None = None,
+    family: str | None = None,
+    hub: str = "huggingface",
+    quantization: str | None = None,
+    overrides: Sequence[str] = (),
+) -> list[Contender]:
+    """Look at what is to be compared.
+
+    Args:
+        targets: runs, adapters, checkpoint folders or hub ids.
+        base: where the adapters' base lies now; means nothing to whole models.
+        family: the generation, for folders that do not say it.
+        hub: where a hub id is looked up.
+        quantization: how all are held; None: each as it was tuned, and a base as the first adapter on it was.
+        overrides: `data.key=value`, for all.
+
+    Raises:
+        RunError: a run without a result, an adapter without its base, or with another.
+        ModelError: a base that cannot be loaded.
+        ConfigError: an unknown setting.
+    """
+    names = names_of(targets)
+    contenders = [
+        _look_at(target, name, base, family, hub, quantization, list(overrides))
+        for target, name in zip(targets, names, strict=True)
+    ]
+    if quantization:
+        return contenders
+    return [_held_as_adapters(contender, contenders) for contender in contenders]
+
+
+def names_of(targets: Sequence[str]) -> list[str]:
+    """A short name each; namesakes get their parent's name, then a number."""
+    names = [short_name(target) for target in targets]
+    twice = Counter(names)
+    longer = [_with_parent(t) if twice[n] > 1 else n for t, n in zip(targets, names, strict=True)]
+    seen: Counter[str] = Counter()
+    numbered = []
+    for name in longer:
+        seen[name] += 1
+        numbered.append(f"{name} ({seen[name]})" if seen[name] > 1 else name)
+    return numbered
+
+
+def short_name(target: str) -> str:
+    """What a person calls it: the run's name, the folder's, or the hub id."""
+    folder = Path(target).expanduser()
+    if not folder.is_dir():
+        return target
+    folder = folder.resolve()
+    run = run_of(target)
+    if run is None or run.root.resolve() == folder:
+        return folder.name
+    checkpoint = folder.name.startswith("checkpoint-")
+    return f"{run.root.resolve().name}/{folder.name}" if checkpoint else run.root.resolve().name
+
+
+def _with_parent(target: str) -> str:
+    folder = Path(target).expanduser()
+    return f"{folder.resolve().parent.name}/{folder.resolve().name}" if folder.is_dir() else target
+
+
+def _look_at(
+    target: str,
+    name: str,
+    base: str | None,
+    family: str | None,
+    hub: str,
+    quantization: str | None,
+    overrides: list[str],
+) -> Contender:
+    folder = Path(target).expanduser()
+    needs_base = is_run(folder) or is_adapter(folder)
+    config = settings_for(target, overrides)
+    found = resolve_target(target, base=base if needs_base else None, family=family, hub=hub)
+    inspected = inspect_base(found.base, family=found.family, hub=found.hub)
+    if found.adapter is not None:
+        check_base(found.adapter, inspected.fingerprint, inspected.folder)
+    return Contender(
+        name,
+        run_of(target),
+        config,
+        replace(found, quantization=quantization or found.quantization),
+        inspected,
+        load_tokenizer(inspected.folder, family=inspected.family.name),
+        folder_digest(found.adapter) if found.adapter else None,
+    )
+
+
+def _held_as_adapters(contender: Contender, all_: Sequence[Contender]) -> Contender:
+    """A bare base is held as its adapters hold it: what differs then is the tuning alone, and it is loaded once."""
+    if contender.found.adapter is not None or contender.found.quantization:
+        return contender
+    for other in all_:
+        if other.found.adapter is not None and other.base.fingerprint == contender.base.fingerprint:
+            held = other.found
+            quantization, double = held.quantization, held.double_quantization
+            return replace(
+                contender, found=replace(contender.found, quantization=quantization, double_quantization=double)
+            )
+    return contender

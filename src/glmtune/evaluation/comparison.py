@@ -1,0 +1,279 @@
+"""`glmtune compare`: models, adapters and runs on the same rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from glmtune.config import DataConfig
+from glmtune.errors import ConfigError, DataError, RunError
+from glmtune.evaluation.candidates import Contender
+from glmtune.evaluation.dataset import EvalData, read_data
+from glmtune.evaluation.eval_folder import Record, read_predictions
+from glmtune.evaluation.evaluate import evaluate, settings_of, summary_of
+from glmtune.evaluation.forgetting.forget import training_of
+from glmtune.evaluation.forgetting.probing import Before, Probe
+from glmtune.evaluation.model_info import ModelInfo
+from glmtune.evaluation.model_switcher import Stage
+from glmtune.evaluation.pairs import changed_rows, on_common_rows, pairs_of
+from glmtune.evaluation.reuse import copy_evaluation, same_evaluation
+from glmtune.evaluation.scoring import printable
+from glmtune.generation.load import Opened
+from glmtune.generation.reply import Sampling
+from glmtune.run_dir import write_text
+from glmtune.training.training_data import say
+
+_EVALS = Path("evals")
+_NOT_SHARED = ("train", "eval", "eval_fraction", "packing", "prefix")
+"""Data settings that decide no prompt, or only their own model's."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contender with the rows as its generation renders them."""
+
+    contender: Contender
+    data: EvalData
+
+
+def read_entries(
+    contenders: Sequence[Contender], path: str, console: Console, *, limit: int | None = None
+) -> list[Entry]:
+    """Render the same rows for every contender: by the data settings of the first run among them, each with its own
+    `data.prefix`.
+
+    Raises:
+        ConfigError: fewer than two contenders.
+        DataError: data that cannot be read, or a row that does not fit one of the generations.
+    """
+    if len(contenders) < 2:
+        raise ConfigError("There is nothing to compare with: one model was given.", "Give two or more.")
+    leader = next((each for each in contenders if each.run), contenders[0])
+    rules = leader.config.data
+    others = [each.name for each in contenders if each.run and _shared(each.config.data) != _shared(rules)]
+    if others:
+        say(console, f"Rows are read by the data settings of {leader.name}; {', '.join(others)} had others.", "yellow")
+    titles = dict.fromkeys(each.base.family.title for each in contenders)
+    if len(titles) > 1:
+        say(console, f"Different generations ({', '.join(titles)}): the same rows, each in its own prompt.", "yellow")
+    seed = int(leader.config.training["seed"])
+    entries = [
+        Entry(
+            each,
+            read_data(
+                path,
+                replace(rules, prefix=each.config.data.prefix),
+                each.base.family,
+                each.tokenizer,
+                limit=limit,
+                seed=seed,
+            ),
+        )
+        for each in contenders
+    ]
+    for note in entries[0].data.notes:
+        say(console, note)
+    return entries
+
+
+def compare(
+    entries: Sequence[Entry],
+    output: Path,
+    sampling: Sampling,
+    *,
+    probe: Probe | None = None,
+    batch_size: int = 8,
+    dtype: str | None = None,
+    device: str | None = None,
+    console: Console | None = None,
+    command: str = "",
+) -> dict[str, Any]:
+    """Answer the rows with every contender, score the replies against the first one's, and write the comparison.
+
+    A folder that holds a part of the same comparison is continued. Evaluations of the same models on the same rows that
+    lie in a run or in `evals` are taken over.
+
+    Args:
+        entries: from `read_entries`; the first is the baseline.
+        output: the folder.
+        sampling: how tokens are chosen.
+        probe: the forgetting probe, for whatever reads the same ids as the first; None: not asked.
+        batch_size: rows at once.
+        dtype: precision of all; each checkpoint's own when None.
+        device: a GPU if there is one when None.
+        console: where progress goes.
+        command: what repeats the comparison.
+
+    Returns:
+        The content of comparison.json.
+
+    Raises:
+        RunError: the folder holds other replies, or cannot be written.
+        DataError: no row is left that all of them can answer.
+        ModelError: a model that cannot be loaded, or not even memory for one row.
+    """
+    console = console or Console(stderr=True)
+    round_ = _Round(entries, output, sampling, probe, batch_size, console, command)
+    stage = Stage(dtype, device)
+    for i in _by_base([entry.contender for entry in entries]):
+        contender = entries[i].contender
+        held = f" ({contender.found.quantization})" if contender.found.quantization else ""
+        say(console, f"[{i + 1}/{len(entries)}] {contender.name}{held}", "bold")
+        round_.take(i, *stage.show(contender))
+    comparison = round_.comparison()
+    _write(output / "comparison.json", comparison)
+    return comparison
+
+
+def default_compare_output(entries: Sequence[Entry], sampling: Sampling) -> Path:
+    """A folder that the same comparison finds again: in the run, if one run is compared with models; else in `evals`.
+
+    Args:
+        entries: what is compared.
+        sampling: how.
+    """
+    first = entries[0].data
+    decisive = [
+        [entry.contender.identity for entry in entries],
+        [[asdict(entry.data.rules), [row.row for row in entry.data.rows]] for entry in entries],
+        [first.digest, asdict(sampling)],
+    ]
+    digest = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:8]
+    runs = {entry.contender.run.root for entry in entries if entry.contender.run}
+    place = runs.pop() / "eval" if len(runs) == 1 else _EVALS
+    return place / f"compare-{_plain(Path(first.path).name.split('.')[0])}-{digest}"
+
+
+class _Round:
+    """What the contenders have said so far."""
+
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        output: Path,
+        sampling: Sampling,
+        probe: Probe | None,
+        batch_size: int,
+        console: Console,
+        command: str,
+    ):
+        self._entries, self._output, self._sampling = entries, output, sampling
+        self._probe, self._batch_size = probe, batch_size
+        self._console, self._command = console, command
+        self._metrics: dict[int, dict[str, Any]] = {}
+        self._forgetting: dict[int, dict[str, Any]] = {}
+        self._before: Before | None = None
+
+    def take(self, i: int, opened: Opened, model: ModelInfo) -> None:
+        """Let contender `i` answer the rows and, where it makes sense, the probe."""
+        entry, folder = self._entries[i], self._folder(i)
+        settings = settings_of(model, entry.data, self._sampling, 0)
+        earlier = None if folder.exists() else same_evaluation(_places(entry.contender), settings)
+        if earlier is not None:
+            say(self._console, f"{earlier}: evaluated before, taken over.")
+            _taken(earlier, folder)
+        self._metrics[i] = evaluate(
+            *(opened, model, entry.data, folder, self._sampling),
+            batch_size=self._batch_size,
+            console=self._console,
+            command=self._command,
+        )
+        if self._probe is None:
+            return
+        if i == 0:
+            self._before = self._probe.ask_base(opened, model)
+        elif self._before is not None and self._is_tuned(entry.contender):
+            asked = self._probe.ask_tuned(self._before, opened, model, *training_of(entry.contender))
+            self._forgetting[i] = {**asked, "command": self._command, "finished_at": _now()}
+
+    def comparison(self) -> dict[str, Any]:
+        """The content of comparison.json."""
+        models = on_common_rows([read_predictions(self._folder(i)) for i in range(len(self._entries))])
+        rows = len(models[0])
+        if not rows:
+            raise DataError(
+                f"{self._entries[0].data.path}: no row is left that all models can answer within the limits.",
+                "Raise them: --set data.max_source_length=2048",
+            )
+        fewer = max(metrics["data"]["rows"] for metrics in self._metrics.values()) - rows
+        if fewer:
+            say(self._console, f"{fewer} rows are left out: too long for one of the models.", "yellow")
+        return {
+            "kind": "comparison",
+            "data": {**self._metrics[0]["data"], "rows": rows},
+            "models": [_on(self._metrics[i], records) for i, records in enumerate(models)],
+            "pairs": pairs_of(models),
+            "changed": changed_rows(models),
+            "forgetting": [self._forgetting.get(i) for i in range(len(models))],
+            "command": self._command,
+            "finished_at": _now(),
+        }
+
+    def _is_tuned(self, contender: Contender) -> bool:
+        """Whether it can have forgotten what the first one knows: it reads the same ids, and is another model."""
+        first = self._entries[0].contender
+        same_ids = (first.base.family.name, first.vocabulary) == (contender.base.family.name, contender.vocabulary)
+        return same_ids and first.identity != contender.identity
+
+    def _folder(self, i: int) -> Path:
+        return self._output / f"{i}-{_plain(self._entries[i].contender.name)}"
+
+
+def _by_base(contenders: Sequence[Contender]) -> list[int]:
+    """The order in which every base is loaded once: the first one's adapters, then the next base's."""
+    keys = [contender.stage_key for contender in contenders]
+    return sorted(range(len(keys)), key=lambda i: (keys.index(keys[i]), i))
+
+
+def _shared(data: DataConfig) -> dict[str, Any]:
+    return {key: value for key, value in asdict(data).items() if key not in _NOT_SHARED}
+
+
+def _places(contender: Contender) -> list[Path]:
+    """Folders that may hold an evaluation of the contender."""
+    found = [*contender.run.root.glob("eval/*/")] if contender.run else []
+    return sorted(found) + sorted(_EVALS.glob("*/")) + sorted(_EVALS.glob("compare-*/*/"))
+
+
+def _taken(earlier: Path, folder: Path) -> None:
+    try:
+        copy_evaluation(earlier, folder)
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+
+
+def _on(metrics: dict[str, Any], records: list[Record]) -> dict[str, Any]:
+    """The metrics over the rows that all models share."""
+    metrics = {key: value for key, value in metrics.items() if key != "settings"}  # only a finished one's has them
+    if metrics["data"]["rows"] == len(records):
+        return metrics
+    return {**metrics, **summary_of(records), "data": {**metrics["data"], "rows": len(records)}}
+
+
+def _write(path: Path, comparison: dict[str, Any]) -> None:
+    try:
+        write_text(path, printable(json.dumps(comparison, ensure_ascii=False, indent=2)) + "\n")
+    except OSError as error:
+        raise _unwritable(path.parent, error) from None
+
+
+def _unwritable(folder: Path, error: OSError) -> RunError:
+    return RunError(
+        f"{folder}: cannot be written ({error.strerror or error}).", "Free some space, or choose another --output."
+    )
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "data"
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -1,0 +1,153 @@
+"""Evaluation data: every trained turn as a prompt with its reference, and the rows that the loss is taken over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glmtune.config import DataConfig
+from glmtune.data.conversation import Conversation
+from glmtune.data.encoding import Counts, EncodedRow, EncodingRules, encode_conversations, with_prefix
+from glmtune.data.files import holds_encoded
+from glmtune.data.sources import Source, open_sources, weighted
+from glmtune.errors import DataError
+from glmtune.evaluation.scoring import read_reference
+from glmtune.families import IGNORE, Family, ToolCall
+from glmtune.training.training_data import encoding_rules
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class EvalRow:
+    """A turn to be answered. `row` counts the turns of the data from 0."""
+
+    row: int
+    where: str
+    prompt: list[dict[str, Any]]
+    """All messages before the answer, with the data's own answers; the length limits cut `prompt_ids` only."""
+    tools: list[Any] | None
+    reference: str
+    """The answer as training sees it: cut by the length limits, and in the tokenizer's own spelling. ChatGLM-6B's turns
+    a full-width comma into an ASCII one, and a reply can only have that."""
+    calls: list[ToolCall]
+    """The calls in the reference."""
+    prompt_ids: list[int]
+
+
+@dataclass(frozen=True)
+class EvalData:
+    """Data to evaluate on, rendered for one family and tokenizer."""
+
+    path: str
+    digest: str
+    """Of the content; the file's place is no part of it."""
+    rows: list[EvalRow]
+    encoded: list[EncodedRow]
+    """What the loss is taken over: the same conversations as training would see them."""
+    rules: EncodingRules
+    counts: Counts
+    """What the length limits took from the rows."""
+    notes: list[str]
+    """What the user should know of the data."""
+
+
+def read_data(
+    path: str,
+    config: DataConfig,
+    family: Family,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    limit: int | None = None,
+    seed: int = 42,
+) -> EvalData:
+    """Read a data set and render its prompts by training's own rules.
+
+    Args:
+        path: whatever `data.eval` may name.
+        config: limits, columns, prefix, and which answers count.
+        family: the model's generation.
+        tokenizer: its tokenizer.
+        limit: the first so many conversations only.
+        seed: of sampling, where the data set says that a part of it is meant.
+
+    Raises:
+        DataError: a file that cannot be read, a row that does not fit the family, or nothing to compare replies with.
+    """
+    if holds_encoded(Path(path)):
+        raise DataError(f"{path}: holds encoded rows.", "Give the file that they were made from.")
+    sources = open_sources(path, config.columns, config.format, seed)
+    conversations = list(islice(weighted(sources), limit))
+    rules = encoding_rules(config)
+    encoded = list(encode_conversations(conversations, family, tokenizer, rules, Counts()))
+    counts = Counts()
+    rows = list(_rows(conversations, family, tokenizer, rules, counts))
+    if not any(row.reference for row in rows):
+        raise _nothing(path, conversations, counts)
+    return EvalData(path, _digest(sources), rows, encoded, rules, counts, list(_notes(sources)))
+
+
+def _rows(
+    conversations: Sequence[Conversation],
+    family: Family,
+    tokenizer: PreTrainedTokenizerBase,
+    rules: EncodingRules,
+    counts: Counts,
+) -> Iterator[EvalRow]:
+    """The turns that fit, each as training would cut it if it were the only one that is learnt."""
+    turns = [turn for conversation in conversations for turn in _turns(conversation, rules)]
+    for number, turn in enumerate(turns):
+        turn.number = number
+    for row in encode_conversations(turns, family, tokenizer, replace(rules, train_on="last"), counts):
+        turn = turns[row.conversation]
+        *before, answer = turn.messages
+        start = next(place for place, label in enumerate(row.labels) if label != IGNORE)
+        reference, calls = read_reference(list(row.input_ids[start:]), tokenizer, family)
+        if answer["role"] == "tool":  # as it is known, even where the limits cut what is written of it
+            calls = [ToolCall(answer["name"], answer.get("parameters") or {})]
+        yield EvalRow(
+            row.conversation,
+            row.where,
+            with_prefix(before, rules.prefix),
+            turn.tools,
+            reference,
+            calls,
+            list(row.input_ids[:start]),
+        )
+
+
+def _turns(conversation: Conversation, rules: EncodingRules) -> Iterator[Conversation]:
+    """A conversation up to each of its trained answers, the answer last; plain text has none."""
+    messages = conversation.messages
+    trained = [i for i, m in enumerate(messages) if m["role"] in ("assistant", "tool") and m.get("loss", True)]
+    for end in trained[-1:] if rules.train_on == "last" else trained:
+        # What is known of a call's result comes after it.
+        answer = {key: value for key, value in messages[end].items() if key != "observation"}
+        yield Conversation([*messages[:end], answer], conversation.where, conversation.tools)
+
+
+def _nothing(path: str, conversations: Sequence[Conversation], counts: Counts) -> DataError:
+    if counts.rows_dropped:
+        return DataError(
+            f"{path}: no row is left, all {counts.rows_dropped} are too long.",
+            "Raise the limits: --set data.max_source_length=2048",
+        )
+    if any(conversation.text is not None for conversation in conversations):
+        return DataError(f"{path}: plain text, without answers to compare with.", "Give questions with their answers.")
+    return DataError(f"{path}: no answers to compare with, all of them are empty.", "Fill in the answers.")
+
+
+def _digest(sources: list[Source]) -> str:
+    return "-".join(source.digest()[:16] for source in sources)
+
+
+def _notes(sources: list[Source]) -> Iterator[str]:
+    for source in sources:
+        yield f"{source.name}: {source.format}"
+        yield from source.notes
+        if source.broken_count:
+            yield f"{source.name}: {source.broken_count} lines are no rows and left out; the first: {source.broken[0]}"

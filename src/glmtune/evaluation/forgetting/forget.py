@@ -1,0 +1,167 @@
+"""`glmtune forget`: which base a tuned model is held against, and where the result goes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from glmtune.config import ForgetConfig, RunConfig, check
+from glmtune.config_parsing import from_tree, read_file, set_key
+from glmtune.errors import ConfigError, RunError
+from glmtune.evaluation.candidates import Contender, open_contenders
+from glmtune.evaluation.forgetting.probe import ProbeItem
+from glmtune.evaluation.forgetting.probing import Probe
+from glmtune.evaluation.model_info import run_of
+from glmtune.evaluation.model_switcher import Stage
+from glmtune.evaluation.scoring import printable
+from glmtune.run_dir import write_text
+
+EXIT_CODES = {"pass": 0, "warn": 0, "fail": 3}
+"""A warning stops no pipeline. 1 is an error and 2 a wrong option."""
+
+
+def forget(
+    tuned: Contender,
+    base: Contender,
+    items: Sequence[ProbeItem],
+    limits: ForgetConfig,
+    *,
+    batch_size: int = 8,
+    dtype: str | None = None,
+    device: str | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Put the probe to a base, then to what was tuned from it.
+
+    Args:
+        tuned: a run, an adapter or a whole model.
+        base: what it was tuned from, see `open_pair`.
+        items: the questions.
+        limits: for the verdict.
+        batch_size: questions at once.
+        dtype: precision of both; the checkpoint's own when None.
+        device: a GPU if there is one when None.
+        console: where progress goes.
+
+    Returns:
+        The content of forgetting.json, but for `command` and `finished_at`.
+
+    Raises:
+        RunError: the two do not read the same ids.
+        ModelError: one of them cannot be loaded, or there is not even memory for one question.
+    """
+    require_same_vocabulary(base, tuned)
+    probe = Probe(items, limits, batch_size, console or Console(stderr=True))
+    stage = Stage(dtype, device)
+    before = probe.ask_base(*stage.show(base))
+    opened, model = stage.show(tuned)
+    return probe.ask_tuned(before, opened, model, *training_of(tuned))
+
+
+def open_pair(
+    target: str,
+    *,
+    base: str | None = None,
+    family: str | None = None,
+    hub: str = "huggingface",
+    quantization: str | None = None,
+) -> tuple[Contender, Contender]:
+    """A tuned model and its base, looked at but not loaded.
+
+    Args:
+        target: a run, an adapter, or a whole model that was tuned.
+        base: of an adapter, where its base lies now; of a whole model, what it was tuned from.
+        family: the generation, for folders that do not say it.
+        hub: where a hub id is looked up.
+        quantization: how both are held; as it was tuned when None.
+
+    Raises:
+        ConfigError: nothing says what a whole model was tuned from.
+        RunError: a run without a result, or an adapter of another base.
+    """
+    shared: dict[str, Any] = {"family": family, "hub": hub, "quantization": quantization}
+    tuned = open_contenders([target], base=base, **shared)[0]
+    if tuned.found.adapter is not None:
+        return tuned, tuned.bare()
+    where = base or (tuned.config.model.path if tuned.run else None)
+    if where is None:
+        raise ConfigError(f"{target}: a whole model, and nothing says what it was tuned from.", "Give it with --base.")
+    return tuned, open_contenders([where], **shared)[0]
+
+
+def limits_for(target: str, overrides: Sequence[str]) -> ForgetConfig:
+    """The run's own thresholds, or the defaults, with `forget.key=value` on top.
+
+    Raises:
+        ConfigError: an override of something else, an unknown key or a wrong value.
+    """
+    run = run_of(target)
+    tree: dict[str, Any] = {"model": "any", "data": "any"}
+    if run is not None:
+        tree["forget"] = read_file(run.config).get("forget") or {}
+    for override in overrides:
+        if not override.strip().startswith("forget."):
+            known = ", ".join(field.name for field in dataclasses.fields(ForgetConfig))
+            raise ConfigError(f"--set {override}: the probe has no such setting.", f"It takes forget.* with {known}.")
+        set_key(tree, override)
+    config: RunConfig = from_tree(RunConfig, tree, str(run.config) if run else "options")
+    check(config)
+    return config.forget
+
+
+def require_same_vocabulary(base: Contender, tuned: Contender) -> None:
+    """Raises:
+    RunError: the models do not read the same ids, so the one was not tuned from the other.
+    """
+    if (base.base.family.name, base.vocabulary) != (tuned.base.family.name, tuned.vocabulary):
+        raise RunError(
+            f"{tuned.name} ({tuned.base.family.title}) was not tuned from {base.name} ({base.base.family.title}): "
+            "they have other vocabularies.",
+            "Give the base that it was tuned from.",
+        )
+
+
+def training_of(contender: Contender) -> tuple[RunConfig | None, int | None]:
+    """The settings and the number of steps of the run behind a contender, for advice."""
+    run = contender.run
+    if run is None:
+        return None, None
+    try:
+        steps = json.loads(run.summary.read_text("utf-8")).get("steps")
+    except (OSError, ValueError):
+        steps = None
+    return contender.config, steps
+
+
+def default_forget_output(target: str, contender: Contender) -> Path:
+    """The run's own folder, where its report shows the probe, for a run; a new one in `evals` for anything else."""
+    run = contender.run
+    if run is not None and run.root.resolve() == Path(target).expanduser().resolve():
+        return run.root
+    name = re.sub(r"[^\w.-]+", "-", contender.name).strip("-.") or "model"
+    return Path("evals") / f"forget-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def write_forgetting(folder: Path, result: dict[str, Any], command: str) -> Path:
+    """Write forgetting.json.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    path = folder / "forgetting.json"
+    whole = {**result, "command": command, "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, printable(json.dumps(whole, ensure_ascii=False, indent=2)) + "\n")
+    except OSError as error:
+        raise RunError(
+            f"{folder}: cannot be written ({error.strerror or error}).", "Free some space, or choose another --output."
+        ) from None
+    return path

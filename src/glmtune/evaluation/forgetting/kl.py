@@ -1,0 +1,175 @@
+"""How far a tuned model is from its base, token by token, on texts that the base wrote.
+
+The whole distributions of two models over a vocabulary of 65,024 and more would fill gigabytes. A model's final hidden
+states say the same through its head, in a sixteenth of the room or less, so those of the base are kept with the head,
+and neither two models nor any distribution has to be held.
+
+Shapes: N targets, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from glmtune.data.batches import Collate
+from glmtune.data.encoding import EncodedRow
+from glmtune.errors import ModelError
+from glmtune.families import IGNORE, Family
+from glmtune.generation.batched import in_batches
+from glmtune.models.packed_attention import separate_rows
+from glmtune.training.loss import target_losses
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_AT_ONCE = 256
+"""Targets whose distributions are held at a time."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a model thought at every target of some rows."""
+
+    rows: Sequence[EncodedRow]
+    hidden: list[torch.Tensor]
+    """Of each row (N, H), on the CPU."""
+    head: nn.Module
+    loss: float
+    """Mean cross-entropy per target in nats, NaN of none."""
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A model against the one that was traced."""
+
+    kl: float
+    """Mean KL(traced || this) per target in nats, NaN of none."""
+    loss: float
+
+
+def trace(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    family: Family,
+    rows: Sequence[EncodedRow],
+    *,
+    batch_size: int = 8,
+    on_done: Callable[[int], None] | None = None,
+) -> Trace:
+    """Read the rows with a model and keep what it thought.
+
+    Args:
+        model: in eval mode, without adapter.
+        tokenizer: its tokenizer.
+        family: its generation.
+        rows: what it reads.
+        batch_size: rows at once; halved when memory does not suffice.
+        on_done: called with the number of rows of each finished batch.
+
+    Raises:
+        ModelError: there is not even memory for one row.
+    """
+    hidden: list[Any] = [None] * len(rows)
+    total = 0.0
+    for batch, hidden_NH, losses_N in _passes(model, tokenizer, family, rows, batch_size, on_done):
+        total += float(losses_N.double().sum())
+        for i, part in zip(batch, hidden_NH.cpu().split([targets_of(rows[i]) for i in batch]), strict=True):
+            hidden[i] = part.clone()
+    return Trace(rows, hidden, model.get_output_embeddings(), _mean(total, rows))
+
+
+def diverge(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    family: Family,
+    before: Trace,
+    *,
+    batch_size: int = 8,
+    on_done: Callable[[int], None] | None = None,
+) -> Divergence:
+    """Compare a model with the one that was traced, on the same rows. Arguments are those of `trace`.
+
+    Raises:
+        ModelError: the two have vocabularies of different sizes, or there is not even memory for one row.
+    """
+    head = model.get_output_embeddings()
+    kl, total = 0.0, 0.0
+    for batch, hidden_NH, losses_N in _passes(model, tokenizer, family, before.rows, batch_size, on_done):
+        total += float(losses_N.double().sum())
+        theirs_NH = torch.cat([before.hidden[i] for i in batch])
+        kl += _summed_kl(before.head, theirs_NH, head, hidden_NH)
+    return Divergence(_mean(kl, before.rows), _mean(total, before.rows))
+
+
+def targets_of(row: EncodedRow) -> int:
+    """How many tokens of a row are predicted. Nothing predicts the first."""
+    return sum(label != IGNORE for label in list(row.labels)[1:])
+
+
+@torch.no_grad()
+def _summed_kl(head: nn.Module, before_NH: torch.Tensor, tuned_head: nn.Module, tuned_NH: torch.Tensor) -> float:
+    """KL(before || tuned), summed over all targets."""
+    total = 0.0
+    for one_NH, other_NH in zip(before_NH.split(_AT_ONCE), tuned_NH.split(_AT_ONCE), strict=True):
+        before_NV = head(one_NH.to(other_NH.device)).float()
+        tuned_NV = tuned_head(other_NH).float()
+        if before_NV.shape != tuned_NV.shape:
+            raise ModelError(
+                f"The models' vocabularies differ in size ({before_NV.shape[-1]} and {tuned_NV.shape[-1]}).",
+                "Only models that were tuned from one base can be compared token by token.",
+            )
+        before_NV, tuned_NV = before_NV.log_softmax(-1), tuned_NV.log_softmax(-1)
+        kl_N = F.kl_div(tuned_NV, before_NV, reduction="none", log_target=True).sum(-1)
+        total += float(kl_N.clamp(min=0).double().sum())  # rounding makes a hair less than 0 of none
+    return total
+
+
+def _passes(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    family: Family,
+    rows: Sequence[EncodedRow],
+    batch_size: int,
+    on_done: Callable[[int], None] | None,
+) -> Iterator[tuple[Sequence[int], torch.Tensor, torch.Tensor]]:
+    """Batches of row numbers, longest first, with the final hidden states (N, H) and the losses (N,) of their
+    targets."""
+    separate_rows(model)
+    collate = Collate(family)
+    head = model.get_output_embeddings()
+
+    def compute(batch: Sequence[int]) -> tuple[Sequence[int], torch.Tensor, torch.Tensor]:
+        tensors = {name: value.to(model.device) for name, value in collate([[(i, rows[i])] for i in batch]).items()}
+        with torch.no_grad(), _watched(head) as seen:
+            losses_N = target_losses(model, head, tensors)
+        return batch, seen[0].flatten(0, 1)[tensors["target_positions"]], losses_N
+
+    order = sorted((i for i, row in enumerate(rows) if targets_of(row)), key=lambda i: -len(rows[i].input_ids))
+    for done in in_batches(order, batch_size, compute):
+        yield done
+        if on_done:
+            on_done(len(done[0]))
+
+
+@contextmanager
+def _watched(head: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """What goes into the head while the context lasts."""
+    seen: list[torch.Tensor] = []
+    handle = head.register_forward_hook(lambda _, arguments, __: seen.append(arguments[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def _mean(total: float, rows: Sequence[EncodedRow]) -> float:
+    count = sum(targets_of(row) for row in rows)
+    return total / count if count else math.nan

@@ -1,0 +1,83 @@
+"""The forgetting probe: short questions that a chat model can answer, asked before and after fine-tuning.
+
+The items were written for this project. They ask for what tuning on one narrow task tends to wear away: facts, plain
+instructions, sums, code, common sense, declining what is harmful, small talk; in Chinese and English, as many of each.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from glmtune.errors import ConfigError
+from glmtune.evaluation.forgetting.probe_checks import passes
+from glmtune.evaluation.repetition import has_repeated_tail, repeated_share
+
+LANGUAGES = ("zh", "en")
+CATEGORIES = ("knowledge", "instructions", "arithmetic", "code", "reasoning", "safety", "chat")
+
+_UNKNOWN = re.compile(r"<unk>|\[unk\]|[⁇\ufffd]", re.IGNORECASE)
+_MOSTLY_UNKNOWN = 0.1
+_MOSTLY_REPEATED = 0.5
+
+
+@dataclass(frozen=True)
+class ProbeItem:
+    """One question."""
+
+    id: str
+    lang: str
+    category: str
+    prompt: str
+    reference: str
+    """A good short answer, for the loss under teacher forcing."""
+    check: Mapping[str, Any]
+    """What a right reply must hold: a `type` of `probe_checks` and its keys."""
+
+
+def load_probe(langs: Collection[str] | None = None, categories: Collection[str] | None = None) -> list[ProbeItem]:
+    """The items that ship with the package, in a fixed order.
+
+    Args:
+        langs: of `LANGUAGES`; all when None.
+        categories: of `CATEGORIES`; all when None.
+
+    Raises:
+        ConfigError: an unknown language or category.
+    """
+    langs = _known("language", langs, LANGUAGES)
+    categories = _known("category", categories, CATEGORIES)
+    lines = files("glmtune.evaluation.forgetting").joinpath("probe_items.jsonl").read_text("utf-8").splitlines()
+    items = [ProbeItem(**json.loads(line)) for line in lines]
+    return [item for item in items if item.lang in langs and item.category in categories]
+
+
+def _known(what: str, asked: Collection[str] | None, known: Collection[str]) -> Collection[str]:
+    if asked is None:
+        return known
+    for name in asked:
+        if name not in known:
+            raise ConfigError(f"The probe has no {what} {name!r}.", f"It has {', '.join(known)}.")
+    return asked
+
+
+def check(item: ProbeItem, reply: str) -> bool:
+    """Whether `reply` answers `item`."""
+    return passes(item.check, reply)
+
+
+def degenerate(reply: str) -> str | None:
+    """What is broken about a reply whatever was asked: "empty"; "unk", more than one character in ten is the mark of an
+    unknown token; "loop", it ends in one or half of its 4-word runs stood before; None for a text."""
+    text = reply.strip()
+    if not text:
+        return "empty"
+    if len(_UNKNOWN.findall(text)) > _MOSTLY_UNKNOWN * len(_UNKNOWN.sub("?", text)):
+        return "unk"
+    if has_repeated_tail(text) or repeated_share(text) > _MOSTLY_REPEATED:
+        return "loop"
+    return None

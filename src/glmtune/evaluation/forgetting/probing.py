@@ -1,0 +1,243 @@
+"""The forgetting probe: the same general questions put to a base and to what was tuned from it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+
+from glmtune.config import ForgetConfig, RunConfig
+from glmtune.data.conversation import Conversation
+from glmtune.data.encoding import Counts, EncodedRow, EncodingRules, encode_conversations
+from glmtune.errors import ConfigError
+from glmtune.evaluation.eval_progress import EvalProgress
+from glmtune.evaluation.forgetting.kl import Trace, diverge, trace
+from glmtune.evaluation.forgetting.probe import ProbeItem, check, degenerate
+from glmtune.evaluation.forgetting.verdict import Sides, advise, judge
+from glmtune.evaluation.model_info import ModelInfo
+from glmtune.evaluation.reference_loss import teacher_forced_loss
+from glmtune.evaluation.scoring import printable
+from glmtune.generation.batched import Generated, generate
+from glmtune.generation.load import Opened
+from glmtune.generation.reply import Sampling
+from glmtune.training.training_data import say
+
+_WHOLE = EncodingRules(max_source_length=1 << 20, max_target_length=1 << 20)
+"""The probe's questions are short; nothing is cut."""
+_KINDS = ("loop", "unk", "empty")
+_EXAMPLES = 20
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A model's answers to the probe."""
+
+    model: ModelInfo
+    texts: list[str]
+    right: list[bool]
+    broken: list[str | None]
+    """What is broken about a reply, see `probe.degenerate`."""
+    loss: float
+    """Of the references, mean per target in nats."""
+
+
+@dataclass(frozen=True)
+class Before:
+    """The base, asked; `Probe.ask_tuned` compares with it."""
+
+    answered: Answered
+    thoughts: Trace
+    """On its own replies."""
+
+
+class Probe:
+    """Questions for a base and for any number of models tuned from it, one in memory at a time.
+
+    Questions are put as they are, greedily answered, without a run's `data.prefix`: what is asked is whether the model
+    can still do what it could before it was tuned.
+
+    Args:
+        items: the questions.
+        limits: for the verdict, and the longest reply.
+        batch_size: questions at once.
+        console: where progress goes.
+
+    Raises:
+        ConfigError: no questions.
+    """
+
+    def __init__(self, items: Sequence[ProbeItem], limits: ForgetConfig, batch_size: int, console: Console):
+        if not items:
+            raise ConfigError("The probe has no questions.", "Leave out --limit or --questions.")
+        self._items, self._limits = items, limits
+        self._batch_size, self._console = batch_size, console
+
+    def ask_base(self, opened: Opened, model: ModelInfo) -> Before:
+        """Ask the base, and keep what it thinks of its own replies.
+
+        Raises:
+            ModelError: there is not even memory for one question.
+        """
+        replies = self._generate(opened, model)
+        rows = [self._row(opened, item, reply) for item, reply in zip(self._items, replies, strict=True)]
+        with self._progress(model, "own replies") as progress:
+            thoughts = trace(
+                *(opened.model, opened.tokenizer, opened.family, rows),
+                batch_size=self._batch_size,
+                on_done=progress.add,
+            )
+        return Before(self._answered(opened, model, replies), thoughts)
+
+    def ask_tuned(
+        self, before: Before, opened: Opened, model: ModelInfo, run: RunConfig | None = None, steps: int | None = None
+    ) -> dict[str, Any]:
+        """Ask a tuned model and judge it.
+
+        Args:
+            before: its base, asked.
+            opened: the tuned model; the base need not be in memory any more.
+            model: how it is named.
+            run: the run that tuned it, for advice; None where there was none.
+            steps: that the run took.
+
+        Returns:
+            The content of forgetting.json, but for `command` and `finished_at`.
+
+        Raises:
+            ModelError: there is not even memory for one question, or it is no model of the base's vocabulary.
+        """
+        after = self._answered(opened, model, self._generate(opened, model))
+        with self._progress(model, "base's replies") as progress:
+            apart = diverge(
+                *(opened.model, opened.tokenizer, opened.family, before.thoughts),
+                batch_size=self._batch_size,
+                on_done=progress.add,
+            )
+        base = before.answered
+        sides = Sides(
+            (base.right, after.right),
+            ([kind is not None for kind in base.broken], [kind is not None for kind in after.broken]),
+            (before.thoughts.loss, apart.loss),
+            apart.kl,
+        )
+        verdict, reasons = judge(sides, self._limits)
+        return {
+            "kind": "forgetting",
+            "base": base.model.as_dict(),
+            "tuned": model.as_dict(),
+            "items": len(self._items),
+            "loss": _pair(base.loss, after.loss),
+            "reply_loss": _pair(*sides.reply_loss),
+            "kl": _finite(apart.kl),
+            "accuracy": {**_shares(sides.right), **self._by_kind(sides.right)},
+            "degenerate": {"base": _counted(base.broken), "tuned": _counted(after.broken)},
+            "verdict": verdict,
+            "reasons": reasons,
+            "advice": advise(verdict, run, steps),
+            "thresholds": asdict(self._limits),
+            "examples": self._examples(base, after),
+        }
+
+    def _generate(self, opened: Opened, model: ModelInfo) -> list[Generated]:
+        prompts = [self._prompt(opened, item) for item in self._items]
+        with self._progress(model, "questions") as progress:
+            return generate(
+                *(opened.model, opened.tokenizer, opened.family, prompts, Sampling(self._limits.max_new_tokens)),
+                batch_size=self._batch_size,
+                on_done=lambda batch: progress.add(len(batch)),
+                warn=lambda text: say(self._console, text, "yellow"),
+            )
+
+    def _answered(self, opened: Opened, model: ModelInfo, replies: Sequence[Generated]) -> Answered:
+        texts = [_text(opened, reply) for reply in replies]
+        asked = [
+            Conversation([_question(item), {"role": "assistant", "content": item.reference}], item.id)
+            for item in self._items
+        ]
+        rows = list(encode_conversations(asked, opened.family, opened.tokenizer, _WHOLE, Counts()))
+        loss, _ = teacher_forced_loss(opened.model, opened.tokenizer, opened.family, rows, batch_size=self._batch_size)
+        right = [check(item, text) for item, text in zip(self._items, texts, strict=True)]
+        return Answered(model, texts, right, [degenerate(text) for text in texts], loss)
+
+    def _prompt(self, opened: Opened, item: ProbeItem) -> list[int]:
+        return opened.family.encode_prompt([_question(item)], opened.tokenizer)
+
+    def _row(self, opened: Opened, item: ProbeItem, reply: Generated) -> EncodedRow:
+        """The question and the very tokens of the reply; the end is a target where the model ended by itself."""
+        prompt = self._prompt(opened, item)
+        end = opened.family.stop_ids(opened.tokenizer)[:1] if reply.stop == "stop" else []
+        row = opened.family.row(prompt, [*reply.ids, *end])
+        return EncodedRow(row.input_ids, row.labels, row.context, reply.index, item.id)
+
+    def _progress(self, model: ModelInfo, what: str) -> EvalProgress:
+        return EvalProgress(self._console, f"probe of {model.name}: {what}", len(self._items))
+
+    def _by_kind(self, right: tuple[Sequence[bool], Sequence[bool]]) -> dict[str, Any]:
+        def shares(kind: Callable[[ProbeItem], str]) -> dict[str, Any]:
+            names = dict.fromkeys(kind(item) for item in self._items)
+            chosen = {name: [kind(item) == name for item in self._items] for name in names}
+            return {name: _shares((_only(right[0], flags), _only(right[1], flags))) for name, flags in chosen.items()}
+
+        return {"by_category": shares(lambda item: item.category), "by_language": shares(lambda item: item.lang)}
+
+    def _examples(self, base: Answered, tuned: Answered) -> list[dict[str, Any]]:
+        """Questions with other answers than before: what it could and cannot any more first, then what is broken."""
+
+        def order(i: int) -> tuple[bool, bool]:
+            return not (base.right[i] and not tuned.right[i]), tuned.broken[i] is None
+
+        changed = [i for i in range(len(self._items)) if base.texts[i] != tuned.texts[i]]
+        return [
+            {
+                "id": self._items[i].id,
+                "prompt": self._items[i].prompt,
+                "base": base.texts[i],
+                "tuned": tuned.texts[i],
+                "base_right": base.right[i],
+                "tuned_right": tuned.right[i],
+            }
+            for i in sorted(changed, key=order)[:_EXAMPLES]
+        ]
+
+
+def spread(items: Sequence[ProbeItem], limit: int | None) -> list[ProbeItem]:
+    """So many of the items, evenly over all of them, so that every kind stays in."""
+    if limit is None or limit >= len(items):
+        return list(items)
+    return [items[i * len(items) // limit] for i in range(limit)]
+
+
+def _question(item: ProbeItem) -> dict[str, str]:
+    return {"role": "user", "content": item.prompt}
+
+
+def _text(opened: Opened, reply: Generated) -> str:
+    """The reply as chat shows it; a call of a tool, which nobody offered, as it was written."""
+    read = opened.family.parse_reply(reply.text)
+    return printable(reply.text.strip() if read.tool_calls else read.content)
+
+
+def _shares(right: tuple[Sequence[bool], Sequence[bool]]) -> dict[str, float]:
+    return {side: sum(flags) / len(flags) for side, flags in zip(("base", "tuned"), right, strict=True)}
+
+
+def _only(flags: Sequence[bool], chosen: Sequence[bool]) -> list[bool]:
+    return [flag for flag, wanted in zip(flags, chosen, strict=True) if wanted]
+
+
+def _counted(broken: Sequence[str | None]) -> dict[str, int]:
+    found = Counter(broken)
+    return {kind: found[kind] for kind in _KINDS}
+
+
+def _pair(base: float, tuned: float) -> dict[str, float | None]:
+    return {"base": _finite(base), "tuned": _finite(tuned)}
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows no other numbers."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,128 @@
+"""What is evaluated: a model that was opened, and how its results name it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glmtune.config import DataConfig, RunConfig, check
+from glmtune.config_parsing import from_tree, read_file, set_key
+from glmtune.errors import ConfigError
+from glmtune.generation.load import Opened, open_parts
+from glmtune.methods.tuned_model import Target
+from glmtune.models.loading import DTYPES, Base
+from glmtune.run_dir import RunDir, is_run
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The `model` of metrics.json."""
+
+    name: str
+    path: str
+    """Of the base."""
+    family: str
+    fingerprint: str
+    adapter: str | None
+    adapter_digest: str | None
+    """Of the files in `adapter`; training further in the same folder changes it."""
+    quantization: str | None
+    dtype: str
+
+    @classmethod
+    def of(cls, name: str, base: Base, found: Target, adapter_digest: str | None, dtype: torch.dtype) -> ModelInfo:
+        """How results name a base and what was put onto it.
+
+        Args:
+            name: a short one.
+            base: the checkpoint.
+            found: what the user named, its quantisation decided.
+            adapter_digest: `folder_digest` of the adapter.
+            dtype: that it computes in.
+        """
+        return cls(
+            name,
+            str(base.folder.resolve()),
+            base.family.name,
+            base.fingerprint,
+            str(found.adapter) if found.adapter else None,
+            adapter_digest,
+            found.quantization or (f"packed{base.packed_bits}" if base.packed_bits else None),
+            next((short for short, kind in DTYPES.items() if kind is dtype), str(dtype)),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the replies, whatever the folders are called and wherever they lie."""
+        keys = ("family", "fingerprint", "adapter_digest", "quantization", "dtype")
+        return {key: getattr(self, key) for key in keys}
+
+
+def open_target(target: str, **options: Any) -> tuple[Opened, ModelInfo]:
+    """Open a run, an adapter, a checkpoint folder or a hub id.
+
+    Args:
+        target: what the user named.
+        options: those of `open_model`, whose errors these are too.
+    """
+    opened, found, base = open_parts(target, **options)
+    digest = folder_digest(found.adapter) if found.adapter else None
+    return opened, ModelInfo.of(_name(target), base, found, digest, opened.model.dtype)
+
+
+def folder_digest(folder: Path) -> str:
+    """A hash of the weights and settings in an adapter's folder."""
+    hasher = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.suffix in (".safetensors", ".bin", ".json") and not path.name.startswith("."):
+            hasher.update(path.name.encode())
+            with path.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    hasher.update(block)
+    return hasher.hexdigest()[:16]
+
+
+def run_of(target: str) -> RunDir | None:
+    """The run that a target is, or is the result or a checkpoint of."""
+    folder = Path(target).expanduser()
+    if is_run(folder):
+        return RunDir(folder)
+    # A config.yaml beside any other folder need not have to do with it.
+    named = folder.resolve()
+    if named.name in ("adapter", "model") and is_run(named.parent):
+        return RunDir(named.parent)
+    if named.parent.name == "checkpoints" and is_run(named.parent.parent):
+        return RunDir(named.parent.parent)
+    return None
+
+
+def settings_for(target: str, overrides: list[str]) -> RunConfig:
+    """The run's own settings, or the defaults for a model that no run made, with `data.key=value` on top.
+
+    Raises:
+        ConfigError: an override of something else, an unknown key or a wrong value.
+    """
+    run = run_of(target)
+    tree: dict[str, Any] = read_file(run.config) if run else {"model": {"path": target}, "data": {"train": "none"}}
+    known = DataConfig.__dataclass_fields__.keys() - {"train", "eval", "eval_fraction", "packing"}
+    for override in overrides:
+        section, _, key = override.partition("=")[0].strip().partition(".")
+        if section != "data" or key.split(".")[0] not in known:
+            raise ConfigError(
+                f"--set {override}: an evaluation has no such setting.",
+                f"It takes data.* with {', '.join(sorted(known))}.",
+            )
+        set_key(tree, override)
+    config: RunConfig = from_tree(RunConfig, tree, str(run.config) if run else "options")
+    check(config)
+    return config
+
+
+def _name(target: str) -> str:
+    return Path(target).expanduser().resolve().name if Path(target).expanduser().is_dir() else target

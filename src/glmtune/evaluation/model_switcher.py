@@ -1,0 +1,94 @@
+"""One model in memory at a time; adapters of one base take turns on it."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from glmtune.evaluation.candidates import Contender
+from glmtune.evaluation.model_info import ModelInfo
+from glmtune.generation.load import Opened
+from glmtune.methods.lora import load_adapter
+from glmtune.methods.ptuning import is_prefix_folder, load_prefix, remove_prefix
+from glmtune.methods.tuned_model import load_onto
+
+
+class Stage:
+    """Shows contenders one after another. A base stays loaded while the next one needs it too.
+
+    Args:
+        dtype: precision; each checkpoint's own when None.
+        device: a GPU if there is one when None.
+    """
+
+    def __init__(self, dtype: str | None = None, device: str | None = None):
+        self._dtype, self._device = dtype, device
+        self._key: object = None
+        self._base: Any = None
+        self._take_off: Callable[[], None] | None = None
+
+    def show(self, contender: Contender) -> tuple[Opened, ModelInfo]:
+        """The contender, ready to answer. What was shown before must not be used any more.
+
+        Raises:
+            ModelError: it cannot be loaded.
+            RunError: its adapter belongs to another base.
+        """
+        if self._take_off is not None:
+            self._take_off()
+            self._take_off = None
+        if contender.stage_key != self._key:
+            self.clear()
+            self._base = load_onto(
+                contender.base,
+                None,
+                dtype=self._dtype,
+                device=self._device,
+                quantization=contender.found.quantization,
+                double_quantization=contender.found.double_quantization,
+            )
+            self._key = contender.stage_key
+        model = self._base if contender.found.adapter is None else self._put_on(contender.found.adapter)
+        opened = Opened(model, contender.tokenizer, contender.base.family, contender.found.prefix)
+        return opened, contender.info(model.dtype)
+
+    def clear(self) -> None:
+        """Free the memory."""
+        self._base = self._key = self._take_off = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _put_on(self, adapter: Path) -> Any:
+        base = self._base
+        if is_prefix_folder(adapter):
+            model = load_prefix(base, adapter).eval()
+            self._take_off = lambda: _drop_prefix(base)
+            return model
+        # peft leaves modules that were trained whole in place when an adapter goes, and trained biases, which it writes
+        # over the base's own.
+        modules = dict(base.named_modules())
+        biases = {name: p.detach().clone() for name, p in base.named_parameters() if name.endswith("bias")}
+        wrapped = load_adapter(base, adapter).eval()
+        self._take_off = lambda: _drop_lora(wrapped, modules, biases)
+        return wrapped
+
+
+def _drop_prefix(model: Any) -> None:
+    remove_prefix(model)
+
+
+def _drop_lora(wrapped: Any, modules: dict[str, nn.Module], biases: dict[str, torch.Tensor]) -> None:
+    base = wrapped.unload()
+    for name, module in modules.items():
+        if base.get_submodule(name) is not module:
+            base.set_submodule(name, module)
+    own = dict(base.named_parameters())
+    with torch.no_grad():
+        for name, value in biases.items():
+            own[name].copy_(value)

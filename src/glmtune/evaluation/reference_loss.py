@@ -1,0 +1,63 @@
+"""The loss of the references themselves, as training's evaluation takes it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from glmtune.data.batches import Collate
+from glmtune.data.encoding import EncodedRow
+from glmtune.families import Family
+from glmtune.generation.batched import in_batches
+from glmtune.models.packed_attention import separate_rows
+from glmtune.training.loss import target_losses
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def teacher_forced_loss(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    family: Family,
+    rows: Sequence[EncodedRow],
+    *,
+    batch_size: int = 8,
+    on_done: Callable[[int], None] | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> tuple[float, int]:
+    """Mean cross-entropy in nats over all targets of all rows (NaN of none), and how many targets there are.
+
+    Args:
+        model: in eval mode, not wrapped for data parallelism.
+        tokenizer: its tokenizer.
+        family: its generation.
+        rows: from `encode_conversations`.
+        batch_size: rows at once; halved when memory does not suffice.
+        on_done: called with the number of rows of each finished batch.
+        warn: told once that batches got smaller.
+
+    Raises:
+        ModelError: there is not even memory for one row.
+    """
+    separate_rows(model)
+    collate = Collate(family)
+    head = model.get_output_embeddings()
+
+    def compute(batch: Sequence[EncodedRow]) -> tuple[int, float, int]:
+        tensors = {name: value.to(model.device) for name, value in collate([[(0, row)] for row in batch]).items()}
+        with torch.no_grad():
+            losses_N = target_losses(model, head, tensors)
+        return len(batch), float(losses_N.double().sum()), len(losses_N)
+
+    total, targets = 0.0, 0
+    by_length = sorted(rows, key=lambda row: -len(row.input_ids))
+    for done, batch_sum, batch_targets in in_batches(by_length, batch_size, compute, warn):
+        total += batch_sum
+        targets += batch_targets
+        if on_done:
+            on_done(done)
+    return (total / targets if targets else math.nan), targets

@@ -1,0 +1,167 @@
+"""What is to be exported, and everything that can be refused before a weight is read."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from glmtune.errors import ConfigError, ModelError
+from glmtune.export.published_config import has_published_layout
+from glmtune.export.shards import shard_bytes
+from glmtune.methods.base_info import check_base
+from glmtune.methods.ptuning import is_prefix_folder
+from glmtune.methods.tuned_model import resolve_target
+from glmtune.models.loading import DTYPES, Base, inspect_base, to_device, to_dtype
+from glmtune.models.quantized import quantization_arguments
+from glmtune.models.tokenizers import load_tokenizer
+from glmtune.models.tokenizers.tokenizer_files import require_published
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+LAYOUTS = ("hf", "official")
+BITS = (16, 8, 4)
+BITSANDBYTES = {8: "int8", 4: "nf4"}
+"""How `hf` folders hold so many bits."""
+_SPARE = 50_000_000
+"""Bytes for the tokenizer and the small files."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """How to write it. The fields are the options of `glmtune export`."""
+
+    layout: str = "hf"
+    bits: int = 16
+    """16 means unquantised, in `dtype`."""
+    adapter_only: bool = False
+    max_shard_size: str = "5GB"
+    dtype: str | None = None
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """What to write: a base and, perhaps, an adapter on it."""
+
+    base: Base
+    tokenizer: PreTrainedTokenizerBase
+    adapter: Path | None
+    is_prefix: bool
+    held_in: str | None
+    """How the run quantised its base."""
+
+    @property
+    def is_lora(self) -> bool:
+        return self.adapter is not None and not self.is_prefix
+
+    def dtype(self, request: Request) -> torch.dtype:
+        """The precision of what is not quantised."""
+        return to_dtype(request.dtype) or self.base.inventory.dtype
+
+
+def open_source(target: str, base: str | None, family: str | None, hub: str) -> Source:
+    """Find base, adapter and tokenizer behind a `RUN_OR_MODEL`; no weight is read.
+
+    Raises:
+        ModelError: the base or its tokenizer is broken.
+        RunError: the run has no result, or its base is gone or another one.
+    """
+    found = resolve_target(target, base=base, family=family, hub=hub)
+    inspected = inspect_base(found.base, family=found.family, hub=found.hub)
+    if found.adapter is not None:
+        check_base(found.adapter, inspected.fingerprint, inspected.folder)
+    return Source(
+        inspected,
+        load_tokenizer(inspected.folder, family=inspected.family.name),
+        found.adapter,
+        found.adapter is not None and is_prefix_folder(found.adapter),
+        found.quantization,
+    )
+
+
+def check_possible(source: Source, request: Request, out: Path) -> None:
+    """Refuse what cannot be written.
+
+    Raises:
+        ConfigError: an option that does not exist, or has no meaning here.
+        ModelError: the base cannot take that form, a library is missing, or the disk is too small.
+    """
+    if request.layout not in LAYOUTS:
+        raise ConfigError(f"--format {request.layout}: no such layout.", f"Known: {', '.join(LAYOUTS)}.")
+    if request.bits not in BITS:
+        raise ConfigError(f"--bits {request.bits}: not possible.", f"Known: {', '.join(map(str, BITS))}.")
+    if request.adapter_only and source.adapter is None:
+        raise ConfigError("--adapter-only: there is no adapter here.", "Leave it out to write the whole model.")
+    shard_bytes(request.max_shard_size)
+    to_device(request.device)
+    dtype = source.dtype(request)
+    if dtype not in DTYPES.values():
+        raise ConfigError(f"--dtype {str(dtype).removeprefix('torch.')}: not possible.", f"Known: {', '.join(DTYPES)}.")
+    if request.layout == "official":
+        _require_official(source.base)
+    if not request.adapter_only:
+        if request.layout == "official":
+            require_published(source.base.folder)
+        _require_bits(source, request)
+        _require_space(out, needed_bytes(source, request))
+
+
+def needed_bytes(source: Source, request: Request) -> int:
+    """How much disk the export takes at its largest, from shapes alone."""
+    wide = source.dtype(request).itemsize
+    whole = packed = 0
+    for name, shape in source.base.native_shapes.items():
+        numbers = math.prod(shape)
+        if len(shape) > 1 and ".layers." in name:
+            numbers *= 2 if source.base.packed_bits == 4 else 1  # a byte holds two of them
+            packed += numbers * request.bits // 8 if request.bits < 16 else numbers * wide
+        else:
+            packed += numbers * wide
+        whole += numbers * wide
+    # bitsandbytes quantises while it reads, so a merged model is written in full precision first.
+    first = whole if source.is_lora and request.layout == "hf" and request.bits < 16 else 0
+    return packed + first + _SPARE
+
+
+def _require_official(base: Base) -> None:
+    if not has_published_layout(base.config):
+        raise ModelError(
+            f"{base.folder}: a {base.config.model_type} model was never published in the official layout.",
+            "Use --format hf.",
+        )
+
+
+def _require_bits(source: Source, request: Request) -> None:
+    base, packed = source.base, source.base.packed_bits
+    if packed and source.is_lora:
+        raise ModelError(
+            f"{base.folder}: its weights are int{packed}; an adapter cannot be merged into them.",
+            "Give the full-precision repository of the same model with --base, or use --adapter-only.",
+        )
+    if packed and (request.layout, request.bits) not in (("official", packed), ("hf", 16)):
+        raise ModelError(
+            f"{base.folder}: its weights are int{packed} already.",
+            f"Use --format official --bits {packed}, or --format hf --bits 16, which does not bring back what is lost.",
+        )
+    if request.layout == "hf" and request.bits < 16:
+        if source.is_prefix:
+            raise ModelError(
+                f"{source.adapter}: a P-Tuning prefix cannot stand beside a base that bitsandbytes quantised.",
+                "Use --bits 16 and quantise while loading, or --format official.",
+            )
+        quantization_arguments(base, BITSANDBYTES[request.bits], source.dtype(request), True)  # names what is missing
+
+
+def _require_space(out: Path, needed: int) -> None:
+    folder = next(parent for parent in out.absolute().parents if parent.is_dir())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ModelError(
+            f"{folder}: {free / 1e9:.1f} GB free, the export takes {needed / 1e9:.1f} GB.",
+            "Free some space, or write to another disk.",
+        )

@@ -1,0 +1,255 @@
+"""`glmtune export`: merge, convert, quantise, write, and prove that what was written is what was meant."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from glmtune.export import export_checks as proof
+from glmtune.export.adapters import PREFIX_FOLDER, how_to_load_prefix, note_of, write_lora, write_prefix_folder
+from glmtune.export.export_progress import Steps, steps
+from glmtune.export.export_request import BITSANDBYTES, Request, Source, check_possible, open_source
+from glmtune.export.folder import fresh_folder, require_free
+from glmtune.export.layouts import main_dtype, model_pieces, write_hf_files, write_official_files
+from glmtune.export.logit_probe import MERGE_TOLERANCE, RELOAD_TOLERANCE, probe, probe_rows
+from glmtune.export.published_config import published_config_of
+from glmtune.export.shards import shard_bytes, write_shards
+from glmtune.export.unpack import unpack_model
+from glmtune.methods.lora import load_adapter
+from glmtune.methods.lora_merge import merge
+from glmtune.methods.ptuning import load_prefix, remove_prefix
+from glmtune.models.loading import inspect_base, load_base, to_device
+from glmtune.models.quantized import settle_on_cpu
+from glmtune.models.quiet import quiet_libraries
+from glmtune.models.tokenizers import load_tokenizer
+from glmtune.quantization.quantizer import pack_model
+from glmtune.run_dir import write_text
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    folder: Path
+    source: Source
+    said: list[str]
+    """What was measured and what the user should know, in sentences."""
+
+
+def export(
+    target: str,
+    out: Path,
+    request: Request,
+    *,
+    base: str | None = None,
+    family: str | None = None,
+    hub: str = "huggingface",
+    console: Console | None = None,
+) -> Exported:
+    """Write whatever a user names as a folder for use elsewhere, and prove it by loading it again.
+
+    Args:
+        target: a run, an adapter, a checkpoint folder or a hub id.
+        out: a new or empty folder.
+        request: the form.
+        base: overrides where an adapter's base lies.
+        family: the generation, for folders that do not say it.
+        hub: where a hub id is looked up.
+        console: where progress is shown.
+
+    Raises:
+        ConfigError: an option that does not exist, or has no meaning here.
+        ModelError: the base cannot take that form, the disk is too small, or a proof failed; then nothing is left.
+        RunError: `out` is in use, or the adapter belongs to another base.
+    """
+    quiet_libraries()
+    out = out.expanduser().absolute()
+    require_free(out)
+    source = open_source(target, base, family, hub)
+    check_possible(source, request, out)
+    with fresh_folder(out) as folder, steps(console or Console(quiet=True)) as shown:
+        work = _Export(source, request, folder, out, shown)
+        if request.adapter_only:
+            work.write_adapter_alone()
+        else:
+            work.write_whole()
+    return Exported(out, source, work.said)
+
+
+class _Export:
+    """One export. Only one model is in memory at a time: `self._model`."""
+
+    def __init__(self, source: Source, request: Request, folder: Path, out: Path, shown: Steps):
+        self._source, self._request, self._folder, self._out, self._shown = source, request, folder, out, shown
+        self._device = to_device(request.device)
+        self._rows = probe_rows(source.base.family, source.tokenizer)
+        self._model: Any = None
+        self.said: list[str] = []
+
+    def write_whole(self) -> None:
+        """The model, its files, and the prefix where there is one."""
+        source, request = self._source, self._request
+        logits, tuned = self._full_model()
+        quantises = request.bits < 16 and not source.base.packed_bits
+        if quantises:
+            self._quantise()
+        dtype = main_dtype(self._model)
+        self._write_model(self._folder, request.layout)
+        if quantises:
+            full, logits = logits, probe(self._model, self._rows)
+            self.said.append(proof.effect_of_bits(logits, full, f"{request.bits} bits"))
+        self._shown.begin("Loading what was written")
+        self._free()
+        self._model = self._reload()
+        self.said.append(
+            proof.require_same(probe(self._model, self._rows), logits, RELOAD_TOLERANCE[dtype], "the folder")
+        )
+        proof.require_tokenizer(probe_rows(source.base.family, self._written_tokenizer()), self._rows)
+        if source.is_prefix:
+            self._write_prefix_beside(tuned, dtype)
+        self._free()
+
+    def write_adapter_alone(self) -> None:
+        """The adapter without its base, proved on the base."""
+        source = self._source
+        assert source.adapter is not None
+        if source.is_prefix:
+            base = source.base
+            self._write_prefix(self._folder, note_of(base, base.folder))
+        else:
+            write_lora(source.adapter, source.base, self._request.layout, self._folder)
+        self._shown.begin("Comparing it with the original")
+        before, after = (self._logits_with(adapter) for adapter in (source.adapter, self._folder))
+        # Published matrices are fused, so the adapter's sums may run in another order.
+        self.said.append(proof.require_same(after, before, MERGE_TOLERANCE[source.dtype(self._request)], "the adapter"))
+
+    def _logits_with(self, adapter: Path) -> torch.Tensor:
+        base = load_base(self._source.base, dtype=self._request.dtype, device=self._device)
+        put = load_prefix if self._source.is_prefix else load_adapter
+        logits = probe(put(base, adapter).eval(), self._rows)
+        del base
+        self._free()
+        return logits
+
+    def _full_model(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Load the base, with an adapter in it for good; its logits, and those of base and prefix."""
+        source, request = self._source, self._request
+        self._shown.begin("Loading the model")
+        self._model = load_base(source.base, dtype=request.dtype, device=self._device)
+        if source.base.packed_bits and request.bits == 16:
+            self._model = unpack_model(self._model, main_dtype(self._model))
+            self.said.append(
+                f"The base was in {source.base.packed_bits} bits; what that lost does not come back in 16."
+            )
+        self._shown.begin("Computing logits")
+        logits = probe(self._model, self._rows)
+        if source.adapter is None:
+            return logits, logits
+        if source.is_lora:
+            logits = self._merged(logits)
+            return logits, logits
+        if source.held_in and request.bits == 16:
+            self.said.append(f"The prefix was trained on the base in {source.held_in}; here the base is unquantised.")
+        tuned = probe(load_prefix(self._model, source.adapter).eval(), self._rows)
+        remove_prefix(self._model)
+        proof.require_effect(tuned, logits, source.adapter)
+        return logits, tuned
+
+    def _merged(self, base: torch.Tensor) -> torch.Tensor:
+        source = self._source
+        assert source.adapter is not None
+        if source.held_in:
+            self.said.append(
+                f"Trained on the base in {source.held_in}; merged into its full precision, {source.base.folder}."
+            )
+        wrapped = load_adapter(self._model, source.adapter).eval()
+        tuned = probe(wrapped, self._rows)
+        proof.require_effect(tuned, base, source.adapter)
+        self._shown.begin("Merging the adapter")
+        self._model = merge(wrapped).eval()
+        merged = probe(self._model, self._rows)
+        self.said += proof.require_merged(merged, tuned, base, main_dtype(self._model))
+        return merged
+
+    def _quantise(self) -> None:
+        bits = self._request.bits
+        self._shown.begin(f"Quantising to {bits} bits")
+        if self._request.layout == "official":
+            self._model = pack_model(self._model, bits)
+        else:
+            self._load_quantised(BITSANDBYTES[bits])
+
+    def _load_quantised(self, quantization: str) -> None:
+        """Through a folder in full precision where there is a merged model: bitsandbytes quantises while it reads."""
+        base, dtype = self._source.base, self._request.dtype
+        if not self._source.is_lora:
+            self._free()
+            self._model = load_base(base, quantization=quantization, dtype=dtype, device=self._device)
+            return
+        with TemporaryDirectory(dir=self._folder, prefix=".full-") as name:
+            self._write_model(Path(name), "hf")
+            self._free()
+            whole = inspect_base(name, family=base.family.name)
+            self._model = load_base(whole, quantization=quantization, dtype=dtype, device=self._device)
+
+    def _write_model(self, folder: Path, layout: str) -> None:
+        source, request, model = self._source, self._request, self._model
+        pieces = model_pieces(model, layout)
+        self._shown.begin("Writing", sum(piece.size for piece in pieces))
+        write_shards(pieces, folder, shard_bytes(request.max_shard_size), self._shown.advance)
+        if layout == "hf":
+            write_hf_files(model, source.base, source.tokenizer, folder)
+        else:
+            bits = request.bits if request.bits < 16 else None
+            write_official_files(source.base, main_dtype(model), bits, folder)
+
+    def _reload(self) -> Any:
+        if self._request.layout == "hf" and self._request.bits < 16:
+            model: Any = AutoModelForCausalLM.from_pretrained(self._folder, device_map={"": self._device})
+            if self._request.bits == 4 and self._device.type == "cpu":
+                settle_on_cpu(model)
+            return model.eval()
+        written = inspect_base(self._folder, family=self._source.base.family.name)
+        return load_base(written, device=self._device)
+
+    def _written_tokenizer(self) -> Any:
+        if self._request.layout == "hf":
+            return AutoTokenizer.from_pretrained(self._folder)
+        return load_tokenizer(self._folder, family=self._source.base.family.name)
+
+    def _write_prefix_beside(self, tuned: torch.Tensor, dtype: torch.dtype) -> None:
+        """The prefix in a folder of its own; `self._model` is the written base."""
+        request, prefix = self._request, self._folder / PREFIX_FOLDER
+        written = inspect_base(self._folder, family=self._source.base.family.name)
+        self._write_prefix(prefix, note_of(written, self._out))
+        logits = probe(load_prefix(self._model, prefix).eval(), self._rows)
+        if request.bits < 16 and not self._source.base.packed_bits:
+            self.said.append(proof.effect_of_bits(logits, tuned, "base and prefix"))
+        else:
+            self.said.append(proof.require_same(logits, tuned, RELOAD_TOLERANCE[dtype], "base and prefix"))
+        lines = how_to_load_prefix(self._out / PREFIX_FOLDER, request.layout)
+        write_text(prefix / "README.txt", "\n".join(lines) + "\n")
+        self.said += lines[:2]
+
+    def _write_prefix(self, folder: Path, note: Any) -> None:
+        source, request = self._source, self._request
+        base = source.base
+        assert source.adapter is not None
+        published: dict[str, Any] = {}
+        if request.layout == "official":
+            bits = request.bits if request.bits < 16 else None
+            published = published_config_of(base.folder, base.config, base.family, source.dtype(request), bits)
+        write_prefix_folder(source.adapter, base, request.layout, folder, published, note)
+
+    def _free(self) -> None:
+        self._model = None
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()

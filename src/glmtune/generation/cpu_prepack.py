@@ -1,0 +1,246 @@
+"""Weights in the order that the CPU's kernels read fastest, while a model answers.
+
+`F.linear` takes a matrix as it lies. With one row of input its time goes into rearranging the matrix, or into a kernel
+made for other shapes; arranged once, the matrix is read at nearly the memory's speed (docs/bench.md). Arranged and
+plain form are never held together for more than one matrix, and the plain one comes back bit for bit; a matrix that
+would not is left alone.
+
+Shapes: M rows of input (all dimensions but the last), O outputs, I inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from glmtune.generation.compiled_step import compiled_step
+from glmtune.quantization.packed_linear import PackedLinear
+from glmtune.training.memory import is_out_of_memory
+
+# Narrower matrices gain nothing.
+_NARROWEST = 32
+
+
+@dataclass(frozen=True)
+class Layout:
+    """An order of a library's own."""
+
+    pack: Callable[[torch.Tensor], Any]
+    unpack: Callable[[Any], torch.Tensor]
+    """The inverse of `pack`."""
+    multiply: Callable[[torch.Tensor, Any, torch.Tensor | None], torch.Tensor]
+    """From input (..., I), packed weight and bias to (..., O)."""
+    finite_only: bool = False
+    """An infinity would come back as the largest number."""
+
+
+class ArrangedLinear(nn.Module):
+    """Stands in for an `nn.Linear`; has no backward pass of its own.
+
+    Args:
+        linear: whose weight it takes over and later gives back.
+        layout: for the weight's precision.
+    """
+
+    def __init__(self, linear: nn.Linear, layout: Layout):
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self._linear = [linear]  # in a list, so that it is no submodule
+        self._layout = layout
+        self._dtype = linear.weight.dtype
+        self._packed = layout.pack(linear.weight.detach())
+        self.bias = linear.bias
+        linear.weight.data = linear.weight.new_empty(0)
+        self.train(linear.training)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """A copy of the weight in its plain form, (O, I); made anew for each look."""
+        return self._layout.unpack(self._packed)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(..., I) to (..., O), in the weight's precision."""
+        inputs = inputs.to(self._dtype)
+        if torch.is_grad_enabled() and inputs.requires_grad:
+            return F.linear(inputs, self.weight, self.bias)
+        bias = None if self.bias is None else self.bias.detach().to(self._dtype)
+        return self._layout.multiply(inputs, self._packed, bias)
+
+    def plain(self) -> nn.Linear:
+        """The layer that it stood in for, with its weight; used up by this."""
+        (linear,) = self._linear
+        linear.weight.data = self.weight
+        self._packed = None
+        return linear
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}weight"] = self.weight
+
+
+def arrange(model: nn.Module) -> list[nn.Module]:
+    """Arrange what can be: matrices on the CPU that one layer alone uses; nothing of a model with a compiled step.
+
+    Args:
+        model: will answer, and is not trained, merged or moved before `restore`.
+
+    Returns:
+        The layers that were changed, for `restore`. After an error none is.
+    """
+    changed: list[nn.Module] = []
+    if compiled_step(model):
+        return changed
+    try:
+        _arrange(model, changed)
+    except BaseException:
+        restore(model, changed)
+        raise
+    return changed
+
+
+def _arrange(model: nn.Module, changed: list[nn.Module]) -> None:
+    """Adds each layer to `changed` as soon as it is."""
+    shared, adapters = _shared(model), _of_adapters(model)
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())  # an embedding's
+    for name, module in list(model.named_modules()):
+        if isinstance(module, PackedLinear):
+            if module.arrange(dtype):
+                changed.append(module)
+        elif type(module) is nn.Linear and id(module) not in adapters and _is_plain(module, shared):
+            layout = layout_for(module.weight.dtype)
+            if layout and not _is_read_elsewhere(model, name) and _comes_back(module.weight, layout):
+                changed.append(ArrangedLinear(module, layout))
+                _put(model, name, changed[-1])
+
+
+def restore(model: nn.Module, changed: list[nn.Module]) -> None:
+    """Undo `arrange`."""
+    remaining = {id(module) for module in changed}
+    for module in changed:
+        if isinstance(module, PackedLinear):
+            module.restore()
+    for name, module in list(model.named_modules()):
+        if isinstance(module, ArrangedLinear) and id(module) in remaining:
+            _put(model, name, module.plain())
+
+
+@contextmanager
+def arranged(model: nn.Module) -> Iterator[None]:
+    """Arranged while inside, as it was afterwards. Inside another one, or without the memory, nothing happens."""
+    try:
+        changed = arrange(model)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        changed = []
+    try:
+        yield
+    finally:
+        restore(model, changed)
+
+
+@cache
+def layout_for(dtype: torch.dtype) -> Layout | None:
+    """The order for matrices of this precision; None where this machine or this torch has none that computes right."""
+    layout = {torch.float32: _ONEDNN, torch.bfloat16: _ONEDNN, torch.float16: _FBGEMM}.get(dtype)
+    if layout is None:
+        return None
+    # Seen, not assumed: these are not public functions of torch. Small whole numbers have one right result.
+    weight_OI = (torch.arange(96 * 64).reshape(96, 64) % 13 - 6).to(dtype)
+    inputs_MI = (torch.arange(3 * 64).reshape(3, 64) % 3 - 1).to(dtype)
+    bias_O = (torch.arange(96) % 5).to(dtype)
+    expected_MO = (inputs_MI.float() @ weight_OI.float().T + bias_O.float()).to(dtype)
+    try:
+        packed = layout.pack(weight_OI)
+        right = torch.equal(layout.multiply(inputs_MI, packed, bias_O), expected_MO)
+        right = right and torch.equal(layout.unpack(packed), weight_OI)
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return None
+    return layout if right else None
+
+
+def _onednn_pack(weight_OI: torch.Tensor) -> torch.Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight_OI, 1)
+
+
+def _onednn_multiply(inputs: torch.Tensor, packed: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(inputs, packed, bias_O, "none", [], "")
+
+
+def _fbgemm_pack(weight_OI: torch.Tensor) -> Any:
+    return torch.ops.quantized.linear_prepack_fp16(weight_OI.float(), None)
+
+
+def _fbgemm_unpack(packed: Any) -> torch.Tensor:
+    return torch.ops.quantized.linear_unpack_fp16(packed)[0].half()
+
+
+def _fbgemm_multiply(inputs: torch.Tensor, packed: Any, bias_O: torch.Tensor | None) -> torch.Tensor:
+    """fp16 weights, fp32 arithmetic: few processors multiply fp16."""
+    outputs = torch.ops.quantized.linear_dynamic_fp16(inputs.float(), packed)
+    return (outputs if bias_O is None else outputs.add_(bias_O)).half()
+
+
+_ONEDNN = Layout(_onednn_pack, lambda packed: packed.to_dense(), _onednn_multiply)
+_FBGEMM = Layout(_fbgemm_pack, _fbgemm_unpack, _fbgemm_multiply, finite_only=True)
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
+
+
+def _is_plain(linear: nn.Linear, shared: set[int]) -> bool:
+    """Whether nothing but its own forward pass uses the layer's weight."""
+    weight = linear.weight
+    return (
+        type(weight) is nn.Parameter
+        and weight.device.type == "cpu"
+        and id(weight) not in shared
+        # Sharded training keeps many weights in one piece of memory, where they must stay.
+        and weight.untyped_storage().nbytes() == weight.nbytes
+        and weight.ndim == 2
+        and min(weight.shape) >= _NARROWEST
+        and not linear._forward_hooks
+        and not linear._forward_pre_hooks
+    )
+
+
+def _comes_back(weight_OI: torch.Tensor, layout: Layout) -> bool:
+    return not layout.finite_only or bool(weight_OI.isfinite().all())
+
+
+def _of_adapters(model: nn.Module) -> set[int]:
+    """What peft's layers hold beside the layer they adapt; peft asks its weights for their precision at every token."""
+    inside: set[int] = set()
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            inside |= {id(m) for m in layer.modules()} - {id(m) for m in layer.get_base_layer().modules()}
+    return inside
+
+
+def _shared(model: nn.Module) -> set[int]:
+    """Weights that stand in several places, an embedding that is also the head say."""
+    seen: set[int] = set()
+    twice: set[int] = set()
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            (twice if id(parameter) in seen else seen).add(id(parameter))
+    return twice
+
+
+def _is_read_elsewhere(model: nn.Module, name: str) -> bool:
+    """Whether an adapter around the layer looks at its weight for every token: DoRA takes its norm."""
+    parent = model.get_submodule(name.rpartition(".")[0])
+    return any(getattr(parent, "use_dora", {}).values())

@@ -1,0 +1,90 @@
+"""Whatever a user names, ready to answer: model, tokenizer and family together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from transformers import set_seed
+
+from glmtune.families import Family
+from glmtune.methods.tuned_model import Target, load_onto, resolve_target
+from glmtune.models.loading import Base, inspect_base
+from glmtune.models.quiet import quiet_libraries
+from glmtune.models.tokenizers import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass
+class Opened:
+    """A model with what it needs to be talked to."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    family: Family
+    prefix: str = ""
+    """What the run put in front of every first question; chat does the same."""
+
+
+def open_model(
+    target: str,
+    *,
+    base: str | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    family: str | None = None,
+    hub: str = "huggingface",
+    seed: int | None = None,
+    quantization: str | None = None,
+) -> Opened:
+    """Open a run, an adapter, a checkpoint folder or a hub id.
+
+    Args:
+        target: what the user named.
+        base: overrides where an adapter's base lies.
+        dtype: precision; the checkpoint's own when None.
+        device: a GPU if there is one when None.
+        family: the generation, for folders that do not say it.
+        hub: where a hub id is looked up.
+        seed: seeds the sampling.
+        quantization: see `load_model`; None: as the run had its base, else as the checkpoint is.
+
+    Raises:
+        ModelError: the base or its tokenizer cannot be loaded.
+        RunError: the adapter is unfinished, its base gone, or another one.
+    """
+    opened, _, _ = open_parts(
+        target, base=base, dtype=dtype, device=device, family=family, hub=hub, quantization=quantization
+    )
+    if seed is not None:
+        set_seed(seed)
+    return opened
+
+
+def open_parts(
+    target: str,
+    *,
+    base: str | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    family: str | None = None,
+    hub: str = "huggingface",
+    quantization: str | None = None,
+) -> tuple[Opened, Target, Base]:
+    """`open_model`, with what was found behind the name: the target, its quantisation decided, and the checkpoint."""
+    quiet_libraries()
+    found = resolve_target(target, base=base, family=family, hub=hub)
+    found = replace(found, quantization=quantization or found.quantization)
+    inspected = inspect_base(found.base, family=found.family, hub=found.hub)
+    tokenizer = load_tokenizer(inspected.folder, family=inspected.family.name)
+    model = load_onto(
+        inspected,
+        found.adapter,
+        dtype=dtype,
+        device=device,
+        quantization=found.quantization,
+        double_quantization=found.double_quantization,
+    )
+    return Opened(model, tokenizer, inspected.family, found.prefix), found, inspected

@@ -1,0 +1,159 @@
+"""Tuning of the base's own weights: all of them (full) or those of the last layers (freeze).
+
+Checkpoints hold the trained weights alone, in fp32; the result of a run is a whole model folder, which loads like any
+base and needs the old one no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors import safe_open
+from torch import nn
+
+from glmtune.config import FreezeConfig
+from glmtune.errors import ConfigError, RunError
+from glmtune.methods.base_info import BaseNote, write_note
+from glmtune.methods.method import Method, State
+from glmtune.models.loading import inspect_base, load_base
+from glmtune.models.tokenizers.tokenizer_files import write_tokenizer
+
+SHARD_SIZE = "5GB"
+
+
+class Full(Method):
+    """Every weight is trained."""
+
+    keeps: ClassVar[str] = "model"
+
+    def load_dtype(self, precision: torch.dtype) -> torch.dtype | None:
+        return torch.float32  # by way of bf16, weights published in fp16 would lose three bits
+
+    def save_dtype(self, precision: torch.dtype, own: torch.dtype) -> torch.dtype | None:
+        return own
+
+    def prepare(self, model: Any) -> Any:
+        _require_plain(model)
+        # Optimisers lose small steps in 16 bits; mixed precision computes in them all the same.
+        return model.float().requires_grad_(True)
+
+    def write(self, model: Any, folder: Path, note: BaseNote, state: State | None = None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_torch_state_dict(
+            _own_storage(self.trained(model, state)),
+            folder,
+            filename_pattern="trained{suffix}.safetensors",
+            max_shard_size=SHARD_SIZE,
+        )
+        write_note(folder, note)
+
+    def save(
+        self, model: Any, folder: Path, note: BaseNote, dtype: torch.dtype | None = None, state: State | None = None
+    ) -> None:
+        whole = model.state_dict() if state is None else state
+        # On the CPU: beside the optimiser's state a GPU has no room for the model in another precision.
+        cast = {name: value.to("cpu", dtype or value.dtype) for name, value in whole.items()}
+        model.config.use_cache = True  # the Trainer turns it off
+        model.save_pretrained(str(folder), state_dict=_own_storage(cast), max_shard_size=SHARD_SIZE)
+        write_tokenizer(Path(note.path), note.family, folder)
+        write_note(folder, note)
+
+    def read(self, model: Any, folder: Path) -> None:
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        seen = set()
+        for name, value in self.stored(folder):
+            if name in trained:
+                if trained[name].shape != value.shape:
+                    raise RunError(f"{folder}: {name} is {tuple(value.shape)}, not {tuple(trained[name].shape)}.")
+                trained[name].data.copy_(value)
+                seen.add(name)
+        if set(trained) - seen:
+            raise RunError(
+                f"{folder}: lacks weights that this run trains: {', '.join(sorted(set(trained) - seen)[:4])}.",
+                "It belongs to a run with other settings.",
+            )
+
+    def stored(self, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise RunError(f"{folder}: no weights here.", "Give a checkpoint of a freeze or full run.")
+        for file in files:
+            with safe_open(file, "pt") as source:
+                for name in source.keys():  # noqa: SIM118 (not a dict)
+                    yield name, source.get_tensor(name)
+
+    def trained(self, model: Any, state: State | None = None) -> State:
+        names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        whole = model.state_dict() if state is None else state
+        return {name: whole[name] for name in names}
+
+
+class Freeze(Full):
+    """The last layers are trained, the rest stays as it is.
+
+    Args:
+        config: how many layers.
+        precision: of the layers that stay as they are.
+    """
+
+    def __init__(self, config: FreezeConfig, precision: torch.dtype):
+        self._count = config.trainable_layers
+        self._precision = precision
+
+    def load_dtype(self, precision: torch.dtype) -> torch.dtype | None:
+        return None  # the trained layers start from the weights as published
+
+    def prepare(self, model: Any) -> Any:
+        _require_plain(model)
+        layers = _layers(model)
+        if self._count > len(layers):
+            raise ConfigError(
+                f"freeze.trainable_layers is {self._count}; the model has {len(layers)} layers.",
+                "Lower it, or use method full.",
+            )
+        trained = layers[-self._count :]
+        for layer in trained:
+            layer.float()
+        model.requires_grad_(False)
+        trained.requires_grad_(True)
+        for parameter in model.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(self._precision)
+        return model
+
+    def save(
+        self, model: Any, folder: Path, note: BaseNote, dtype: torch.dtype | None = None, state: State | None = None
+    ) -> None:
+        """As `Full.save`; the layers that were not trained are read from the base again, for the run may have held
+        them in a precision that rounded them."""
+        base: Any = load_base(inspect_base(note.path, family=note.family), dtype=dtype, device="cpu")
+        super().save(base, folder, note, dtype, base.state_dict() | self.trained(model, state))
+
+
+def _layers(model: nn.Module) -> nn.ModuleList:
+    """The stack of transformer layers: the longest list of modules there is."""
+    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return max(stacks, key=len)
+
+
+def _require_plain(model: nn.Module) -> None:
+    packed = [name for name, p in model.state_dict().items() if not p.is_floating_point() and name.endswith("weight")]
+    if packed:
+        raise ConfigError(
+            f"This base is quantised ({packed[0]} holds integers), so its own weights cannot be trained.",
+            "Use its full-precision repository, or method ptuning, or method qlora on the full-precision one.",
+        )
+
+
+def _own_storage(state: State) -> State:
+    """Query, key and value are views of one published matrix; a file wants each on its own. Copies lie on the CPU."""
+    return {
+        name: value.contiguous()
+        if value.untyped_storage().nbytes() == value.nbytes
+        else value.to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, value in ((name, value.detach()) for name, value in state.items())
+    }

@@ -1,0 +1,189 @@
+"""From whatever has weights (a folder, a hub id, a run, an adapter) to a model that answers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from glmtune.config import load_config
+from glmtune.errors import RunError
+from glmtune.methods.base_info import check_base, read_note
+from glmtune.methods.lora import load_adapter, saved_base_path
+from glmtune.methods.ptuning import is_prefix_folder, load_prefix, official_base_hint
+from glmtune.models.loading import Base, inspect_base, load_base
+from glmtune.run_dir import RunDir, is_run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass
+class Target:
+    """What `RUN_OR_MODEL` stands for: a base and, perhaps, an adapter on it."""
+
+    base: str
+    adapter: Path | None = None
+    family: str | None = None
+    hub: str = "huggingface"
+    prefix: str = ""
+    """The text that the run put in front of every first question."""
+    quantization: str | None = None
+    """How the run held its base."""
+    double_quantization: bool = True
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    adapter: str | os.PathLike[str] | None = None,
+    quantization: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    *,
+    family: str | None = None,
+    hub: str = "huggingface",
+) -> PreTrainedModel:
+    """Load a model of any layout, with an adapter if one is given.
+
+    Args:
+        path: a published folder, a transformers folder, a hub id, a run or an adapter folder (then with its base).
+        adapter: a run, a peft folder or a P-Tuning folder (the published scripts' too) to put onto the model.
+        quantization: `nf4` or `int8` (bitsandbytes), `packed4` or `packed8` (the scheme of the published int4 and
+            int8 repositories): hold the layers' matrices in so many bits. None: as the checkpoint has them.
+        dtype: `fp32`, `bf16`, `fp16` or a torch dtype; the checkpoint's own when None.
+        device: a GPU if there is one when None.
+        family: the generation, for folders that do not say it.
+        hub: where a hub id is looked up: `huggingface` or `modelscope`.
+
+    Returns:
+        `GlmForCausalLM` or `ChatGLMForCausalLM` in eval mode; a `PeftModel` around it when there is a LoRA adapter.
+
+    Raises:
+        ModelError: the folder cannot be loaded as it is.
+        RunError: the adapter belongs to another base.
+    """
+    target = resolve_target(path, family=family, hub=hub)
+    if adapter is not None:
+        folder = trained_folder(Path(adapter), "adapter")
+        target = Target(target.base, folder, target.family, target.hub)
+    base = inspect_base(target.base, family=target.family, hub=target.hub)
+    return load_onto(base, target.adapter, dtype=dtype, device=device, quantization=quantization)
+
+
+def load_onto(
+    base: Base,
+    adapter: Path | None,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    quantization: str | None = None,
+    double_quantization: bool = True,
+) -> PreTrainedModel:
+    """Load an inspected base and, once the fingerprints agree, its adapter.
+
+    Raises:
+        RunError: the adapter belongs to another base.
+    """
+    if adapter is not None:
+        check_base(adapter, base.fingerprint, base.folder)
+    model = load_base(
+        base, dtype=dtype, device=device, quantization=quantization, double_quantization=double_quantization
+    )
+    if adapter is None:
+        return model
+    put: Callable[..., Any] = load_prefix if is_prefix_folder(adapter) else load_adapter
+    return put(model, adapter).eval()
+
+
+def resolve_target(
+    path: str | os.PathLike[str],
+    *,
+    base: str | None = None,
+    family: str | None = None,
+    hub: str = "huggingface",
+) -> Target:
+    """Find base and adapter behind a `RUN_OR_MODEL`.
+
+    Args:
+        path: see `load_model`.
+        base: overrides where an adapter's base lies.
+
+    Raises:
+        RunError: a run without a result, or an adapter whose base is not to be found.
+    """
+    folder = Path(path).expanduser()
+    if is_run(folder):
+        return _run_target(folder, base, family)
+    if is_adapter(folder):
+        return _adapter_target(folder, base, family, hub)
+    if base:
+        raise RunError(f"{path}: has no adapter, so --base has no meaning.", "Give a run or an adapter folder.")
+    return Target(str(path), None, family, hub)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds something that needs a base: a peft adapter or a P-Tuning prefix."""
+    return (folder / "adapter_config.json").is_file() or is_prefix_folder(folder)
+
+
+def trained_folder(folder: Path, keeps: str) -> Path:
+    """The result of a run, or the folder itself when it is no run.
+
+    Args:
+        folder: a run, or what one trained.
+        keeps: `adapter` or `model`: what is wanted.
+
+    Raises:
+        RunError: the run has none, or not yet.
+    """
+    if not is_run(folder):
+        return folder
+    run = RunDir(folder)
+    if any(run.result(keeps).glob("*.json")):
+        return run.result(keeps)
+    other = "model" if keeps == "adapter" else "adapter"
+    if run.result(other).is_dir():
+        raise RunError(f"{folder}: the run trained a whole {other}, not an {keeps}.", f"Give {run.result(other)}.")
+    last = run.last_checkpoint()
+    hint = f"Its newest checkpoint can be used: {last}." if last else "Continue it: glmtune train --resume --output RUN"
+    raise RunError(f"{folder}: the run is not finished, so it has no {keeps} yet.", hint)
+
+
+def _run_target(folder: Path, base: str | None, family: str | None) -> Target:
+    config = load_config(folder / "config.yaml")
+    family = family or config.model.family
+    if config.method in ("freeze", "full"):
+        return Target(str(trained_folder(folder, "model")), None, family, prefix=config.data.prefix)
+    adapter = trained_folder(folder, "adapter")
+    if not base:
+        _require_there(folder, config.model.path)
+    return Target(
+        base or config.model.path,
+        adapter,
+        family,
+        config.model.hub,
+        config.data.prefix,
+        config.model.quantization,
+        config.model.double_quantization,
+    )
+
+
+def _adapter_target(folder: Path, base: str | None, family: str | None, hub: str) -> Target:
+    note = read_note(folder)
+    saved = official_base_hint(folder) if is_prefix_folder(folder) else saved_base_path(folder)
+    where = base or (note.path if note else saved)
+    if not where:
+        raise RunError(f"{folder}: the adapter does not say where its base lies.", "Give it with --base.")
+    if not base:
+        _require_there(folder, where)
+    return Target(where, folder, family or (note.family if note else None), hub)
+
+
+def _require_there(folder: Path, base: str) -> None:
+    """A relative path may be a hub id; runs and notes have their local folders absolute."""
+    if os.path.isabs(base) and not Path(base).is_dir():
+        raise RunError(f"{folder}: its base {base} is not there any more.", "Give its new place with --base.")

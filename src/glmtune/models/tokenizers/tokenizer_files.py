@@ -1,0 +1,110 @@
+"""A tokenizer written beside weights: the fast one that any library loads, and the published file it was made from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from glmtune.errors import ModelError
+from glmtune.families import read_config
+from glmtune.models.tokenizers import load_tokenizer
+from glmtune.models.tokenizers.backends import UNIGRAM
+from glmtune.models.tokenizers.ids import image_tokens
+from glmtune.models.tokenizers.sentencepiece_file import read_sentencepiece
+from glmtune.run_dir import write_json
+
+PUBLISHED_FILES = ("ice_text.model", "tokenizer.model")
+_CONFIG = "tokenizer_config.json"
+_COMMON = {"remove_space": False, "do_lower_case": False}
+_LATER = {"tokenizer_class": "ChatGLMTokenizer", **_COMMON}
+# What the published tokenizer_config.json of each generation says beside the place of its code.
+_PUBLISHED: dict[str, dict[str, Any]] = {
+    "chatglm": {
+        "bos_token": "<sop>",
+        "eos_token": "<eop>",
+        "end_token": "</s>",
+        "gmask_token": "[gMASK]",
+        "mask_token": "[MASK]",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        **_LATER,
+    },
+    "chatglm2": _LATER,
+    "chatglm3": _LATER,
+    "glm4": {
+        **_COMMON,
+        "tokenizer_class": "ChatGLM4Tokenizer",
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+        "padding_side": "left",
+    },
+}
+
+
+def write_tokenizer(base: Path, family: str, folder: Path) -> None:
+    """Save the tokenizer of checkpoint folder `base` into `folder`.
+
+    Raises:
+        ModelError: see `load_tokenizer`.
+    """
+    load_tokenizer(base, family=family).save_pretrained(str(folder))
+    _name_as_transformers_4_does(folder / _CONFIG)
+    copy_published(base, folder)
+
+
+def copy_published(base: Path, folder: Path) -> list[str]:
+    """Copy the published tokenizer's file, where the base has one.
+
+    Returns:
+        The names of the files copied.
+    """
+    names = [name for name in PUBLISHED_FILES if (base / name).is_file()]
+    for name in names:
+        shutil.copyfile(base / name, folder / name)
+    return names
+
+
+def require_published(base: Path) -> None:
+    """Raises:
+    ModelError: the folder does not have the published tokenizer's file.
+    """
+    if not any((base / name).is_file() for name in PUBLISHED_FILES):
+        raise ModelError(
+            f"{base}: has no published tokenizer file ({' or '.join(PUBLISHED_FILES)}), which --format official needs.",
+            "Put the one of the model's original repository there, or use --format hf.",
+        )
+
+
+def write_published_tokenizer(base: Path, family: str, folder: Path) -> None:
+    """The tokenizer as it was published: its file, and its own tokenizer_config.json or one made again.
+
+    Raises:
+        ModelError: see `require_published`.
+    """
+    require_published(base)
+    copy_published(base, folder)
+    own = _read(base / _CONFIG)
+    if str(own.get("tokenizer_class", "")) == _PUBLISHED[family]["tokenizer_class"]:
+        shutil.copyfile(base / _CONFIG, folder / _CONFIG)
+        return
+    made = dict(_PUBLISHED[family])
+    if family == "chatglm":  # its published code would assume the 20,000 of the earliest release
+        model = read_sentencepiece(base / PUBLISHED_FILES[0], UNIGRAM)
+        made["num_image_tokens"] = image_tokens(model, read_config(base), None)
+    made["auto_map"] = {"AutoTokenizer": [f"tokenization_chatglm.{made['tokenizer_class']}", None]}
+    write_json(folder / _CONFIG, made)
+
+
+def _name_as_transformers_4_does(path: Path) -> None:
+    """Two names that transformers 5 gave new, in the old spelling, which both versions read (vLLM may bring 4)."""
+    saved = _read(path)
+    saved["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(saved.get("extra_special_tokens"), list):
+        saved["additional_special_tokens"] = saved.pop("extra_special_tokens")
+    write_json(path, saved)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else {}

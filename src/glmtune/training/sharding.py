@@ -1,0 +1,151 @@
+"""Weights that processes share out (FSDP2, DeepSpeed): what can be shared, gathering them, and reading into them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.experimental import implicit_replication
+from transformers import TrainingArguments
+
+from glmtune.config import RunConfig
+from glmtune.errors import ConfigError
+from glmtune.methods.method import State
+from glmtune.training.deepspeed import zero_stage
+from glmtune.training.distributed import is_main, processes
+
+_ALTERNATIVE = "Leave it out: every GPU then holds the whole quantised base, which is what made it small."
+
+
+def uses_fsdp(config: RunConfig) -> bool:
+    """Whether the run, or `accelerate launch`, asks for FSDP."""
+    return bool(config.training.get("fsdp")) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
+def shares_weights(config: RunConfig) -> bool:
+    """Whether no process holds all weights: FSDP and ZeRO-3."""
+    return uses_fsdp(config) or zero_stage(config) >= 3
+
+
+def check_sharing(config: RunConfig, quantised: bool) -> None:
+    """Raises:
+    ConfigError: what the run asks of FSDP or DeepSpeed cannot work.
+
+    Args:
+        config: of the run.
+        quantised: the base is published in an integer layout.
+    """
+    fsdp = config.training.get("fsdp_config") or {}
+    kind = "training.fsdp" if uses_fsdp(config) else "training.deepspeed"
+    if uses_fsdp(config) and processes() == 1:
+        raise ConfigError("training.fsdp needs several processes.", "Start them: glmtune train --nproc 2 ...")
+    if shares_weights(config) and (config.model.quantization or quantised):
+        raise ConfigError(f"{kind} cannot share out the packed weights of a quantised base.", _ALTERNATIVE)
+    if shares_weights(config) and config.generate.rows:
+        raise ConfigError(
+            f"generate.rows: no process holds the whole model under {kind}, so none can write replies.",
+            "Leave it out, and score the result with `glmtune eval`.",
+        )
+    if isinstance(fsdp, dict) and str(fsdp.get("version") or fsdp.get("fsdp_version") or 2) != "2":
+        raise ConfigError("training.fsdp_config.version must be 2.", "torch gives up FSDP 1; leave the key out.")
+    if isinstance(fsdp, dict) and fsdp.get("activation_checkpointing"):
+        raise ConfigError(
+            "training.fsdp_config.activation_checkpointing renames the weights that are saved.",
+            "Use training.activation_checkpointing=true.",
+        )
+
+
+@contextmanager
+def fsdp_on_cpus(arguments: TrainingArguments) -> Iterator[None]:
+    """Let accelerate shard among CPUs: torch can, but accelerate's list of devices leaves them out, and it then trains
+    without sharding and says nothing."""
+    state: Any = PartialState()
+    if arguments.fsdp_plugin_args is not None and state.distributed_type is DistributedType.MULTI_CPU:
+        state.distributed_type = DistributedType.MULTI_GPU
+    yield
+
+
+def keep_losses_fp32(model: nn.Module, head: nn.Module) -> None:
+    """Let a sharded model hand out its losses as they are: accelerate has FSDP round what modules return to the
+    precision that they compute in, and it is the head and what is around it that return losses."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule) and any(inner is head for inner in module.modules()):
+            state: Any = module._get_fsdp_state()
+            state._mp_policy = dataclasses.replace(state._mp_policy, output_dtype=torch.float32)
+
+
+def exchange_only_trained(model: nn.Module) -> None:
+    """Keep data parallelism from sending frozen weights and buffers around: every process has read the same base, and
+    gloo and NCCL do not know every integer type."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    frozen.update(name for name, _ in model.named_buffers())
+    model._ddp_params_and_buffers_to_ignore = frozen  # type: ignore[assignment]
+
+
+def gather(model: nn.Module, wanted: Callable[[str], bool]) -> State:
+    """Whole weights on the CPU of the main process; nothing in the others. All processes must call it.
+
+    Args:
+        model: with weights that are shared out or not.
+        wanted: says of a name in the state dict whether its weight is needed.
+    """
+    main, state = is_main(), {}
+    _reshard(model)
+    own = dict(model.named_parameters(remove_duplicate=False))
+    for name, value in model.state_dict().items():
+        if wanted(name):
+            whole = _whole(own.get(name, value))
+            if main:
+                state[name] = whole.detach().to("cpu", copy=True)  # a gathered weight may have padding behind it
+    return state
+
+
+@contextmanager
+def whole_to_shard(model: nn.Module) -> Iterator[None]:
+    """Let weights be copied onto their shards as if the model were whole."""
+    if not any(isinstance(module, FSDPModule) for module in model.modules()):
+        yield
+        return
+    _reshard(model)
+    with implicit_replication():
+        yield
+
+
+def _reshard(model: nn.Module) -> None:
+    """Go back to shards: after an evaluation some weights are whole still, in memory that FSDP frees when it likes."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def _whole(value: torch.Tensor) -> torch.Tensor:
+    if isinstance(value, DTensor):
+        return value.full_tensor()
+    if hasattr(value, "ds_id"):  # ZeRO-3
+        return _from_deepspeed(value)
+    if value.requires_grad and hasattr(value, "_hp_mapping"):  # trained by DeepSpeed in 16 bits, with a copy in fp32
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        full: torch.Tensor = safe_get_full_fp32_param(value)
+        return full
+    return value
+
+
+def _from_deepspeed(value: torch.Tensor) -> torch.Tensor:
+    import deepspeed
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    master: torch.Tensor | None = safe_get_full_fp32_param(value) if value.requires_grad else None
+    if master is not None:
+        return master
+    with deepspeed.zero.GatheredParameters([value]):
+        return value.detach().clone()
