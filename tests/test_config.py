@@ -10,7 +10,7 @@ import yaml
 from glmtune.config import RunConfig, check, dump_yaml, help_of, load_config
 from glmtune.errors import ConfigError, ModelError
 from glmtune.hub import resolve
-from glmtune.run_dir import replaced
+from glmtune.utils.io import replace_folder
 
 
 def test_defaults_are_filled_in_and_survive_a_round_trip(tmp_path):
@@ -146,7 +146,7 @@ def test_lora_on_packed_weights_is_refused_before_anything_is_read():
 
 def test_a_folder_that_failed_half_way_leaves_nothing(tmp_path):
     def fill():
-        with replaced(tmp_path / "model") as folder:
+        with replace_folder(tmp_path / "model") as folder:
             (folder / "part").write_text("x")
             raise OSError("No space left on device")
 

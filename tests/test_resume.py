@@ -283,7 +283,7 @@ def test_a_folder_that_another_process_trains_in(resumed, arguments, glmtune_com
         assert glmtune_command(*command).code == 0
         _unfinish(run)
         command = ["train", "--resume", "--output", run.root]
-    with run.held(new=not resumed):
+    with run.lock(new=not resumed):
         result = glmtune_command(*command)
     assert result.code == 1
     assert "another process is training" in result.err

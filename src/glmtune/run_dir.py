@@ -16,19 +16,16 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glmtune.errors import RunError
+from glmtune.utils.io import LOCK_FILE, file_timestamp, lock_folder, slugify, write_text
 
 if TYPE_CHECKING:
-    from filelock import FileLock
-
-_LOCK = ".lock"
+    pass
 
 
 class RunDir:
@@ -85,45 +82,28 @@ class RunDir:
         """Raises:
         RunError: the folder exists and holds something.
         """
-        if self.root.exists() and (not self.root.is_dir() or any(path.name != _LOCK for path in self.root.iterdir())):
+        if self.root.exists() and (
+            not self.root.is_dir() or any(path.name != LOCK_FILE for path in self.root.iterdir())
+        ):
             raise RunError(
                 f"{self.root}: in use already; a run is never written over another.",
                 "Choose another --output, continue this one with --resume, or remove it.",
             )
 
     @contextmanager
-    def held(self, new: bool) -> Iterator[None]:
-        """Make the folder if it is not there, and keep other processes from training in it.
+    def lock(self, new: bool) -> Iterator[None]:
+        """Create the folder if it is not there, and keep other processes from training in it.
 
         Args:
             new: the folder must hold nothing yet.
 
         Raises:
-            RunError: it cannot be made, is not empty, or another process trains in it.
+            RunError: it cannot be created, is not empty, or another process trains in it.
         """
-        lock = self._lock()
-        try:
+        with lock_folder(self.root, "training"):
             if new:
                 self.require_new()
             yield
-        finally:
-            lock.release()
-
-    def _lock(self) -> FileLock:
-        """The lock of the folder, taken; the system frees it when the process ends, however it ends."""
-        from filelock import FileLock, Timeout  # here, for every command imports this file
-
-        lock = FileLock(self.root / _LOCK, timeout=0)
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except Timeout:
-            raise RunError(
-                f"{self.root}: another process is training in this folder.", "Wait for it, or choose another --output."
-            ) from None
-        except OSError as error:
-            raise RunError(f"{self.root}: cannot be made ({error.strerror}).", "Choose another --output.") from None
-        return lock
 
     def last_checkpoint(self) -> Path | None:
         """The newest checkpoint."""
@@ -165,36 +145,9 @@ class RunDir:
 
 def default_root(model: str, method: str) -> Path:
     """A new folder's name: the model's own, the method and the time."""
-    name = re.sub(r"[^\w.-]+", "-", Path(model).name).strip("-") or "model"
-    return Path("runs") / f"{name}-{method}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return Path("runs") / f"{slugify(Path(model).name, 'model')}-{method}-{file_timestamp()}"
 
 
 def is_run(path: str | os.PathLike[str]) -> bool:
     """Whether a folder is a run's."""
     return (Path(path) / "config.yaml").is_file()
-
-
-@contextmanager
-def replaced(folder: Path) -> Iterator[Path]:
-    """A new folder to fill, which takes the place of `folder` once it is whole; half of one is removed."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")

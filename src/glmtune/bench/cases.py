@@ -217,9 +217,9 @@ def _last_object(text: str) -> dict[str, Any]:
 
 def main() -> None:
     """One case: an order on standard input, a line of JSON on standard output."""
-    from glmtune.models.quiet import quiet_libraries
+    from glmtune.utils.console import silence_libraries
 
-    quiet_libraries()
+    silence_libraries()
     order = json.loads(sys.stdin.read())
     sizes = order["sizes"] | {"batch_sizes": tuple(order["sizes"]["batch_sizes"])}
     try:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from glmtune.errors import RunError
-from glmtune.run_dir import write_text
+from glmtune.utils.io import write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

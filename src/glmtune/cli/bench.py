@@ -40,9 +40,9 @@ def bench(
 
     from glmtune.bench.cases import Case, Sizes, cases_of, run_cases
     from glmtune.bench.results import as_json, print_table, write
-    from glmtune.models.quiet import quiet_libraries
+    from glmtune.utils.console import silence_libraries
 
-    quiet_libraries()
+    silence_libraries()
     sizes = Sizes(prompt_tokens, new_tokens, _numbers(batch_sizes), repeats)
     asked = [variant.strip() for variant in variants.split(",") if variant.strip()]
     cases = cases_of(targets, asked, sizes, base=base, dtype=dtype, device=device, compiled=compile_)

@@ -52,11 +52,11 @@ def compare(
     from glmtune.evaluation.forgetting.probe import load_probe
     from glmtune.evaluation.forgetting.probing import Probe, spread
     from glmtune.generation.reply import Sampling
-    from glmtune.models.quiet import quiet_libraries
     from glmtune.report import write_report
     from glmtune.training.training_data import say
+    from glmtune.utils.console import silence_libraries
 
-    quiet_libraries()
+    silence_libraries()
     progress = Console(stderr=True, soft_wrap=True)
     contenders = open_contenders(
         targets, base=base, family=family, hub=hub, quantization=quantization, overrides=set_ or []
@@ -128,11 +128,11 @@ def forget(
     from glmtune.evaluation.forgetting.forget import forget as ask_both
     from glmtune.evaluation.forgetting.probe import load_probe
     from glmtune.evaluation.forgetting.probing import spread
-    from glmtune.models.quiet import quiet_libraries
     from glmtune.report import write_report
     from glmtune.training.training_data import say
+    from glmtune.utils.console import silence_libraries
 
-    quiet_libraries()
+    silence_libraries()
     progress = Console(stderr=True, soft_wrap=True)
     limits = limits_for(target, set_ or [])
     items = spread(load_probe(questions), limit)

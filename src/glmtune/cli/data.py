@@ -96,7 +96,7 @@ def preview(
     from glmtune.data.preview import find_row, print_preview
     from glmtune.data.preview import preview as preview_row
     from glmtune.data.preview_html import render_html
-    from glmtune.run_dir import write_text
+    from glmtune.utils.io import write_text
 
     source, conversation = find_row(_open(run, run.data.train), row, file)
     judge = _model_check(run)
@@ -190,11 +190,11 @@ def _open(run: RunConfig, entries: Any) -> list[Source]:
 def _model_check(run: RunConfig) -> ModelCheck:
     from glmtune.data.check_rows import ModelCheck
     from glmtune.families import detect_family, get_family
-    from glmtune.models.quiet import quiet_libraries
     from glmtune.models.tokenizers import load_tokenizer
     from glmtune.training.training_data import encoding_rules
+    from glmtune.utils.console import silence_libraries
 
-    quiet_libraries()
+    silence_libraries()
     model = run.model
     family = get_family(model.family) if model.family else detect_family(model.path, model.hub)
     return ModelCheck(family, load_tokenizer(model.path, model.hub, family.name), encoding_rules(run.data))

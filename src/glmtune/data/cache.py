@@ -19,7 +19,7 @@ from glmtune.data.sources import Source, weighted
 from glmtune.data.store import RowStore, write_rows
 from glmtune.errors import DataError
 from glmtune.families import Family
-from glmtune.run_dir import write_json
+from glmtune.utils.io import write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

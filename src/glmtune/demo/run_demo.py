@@ -22,8 +22,9 @@ from glmtune.evaluation.comparison import compare, read_entries
 from glmtune.evaluation.comparison_tables import print_comparison
 from glmtune.generation.reply import Sampling
 from glmtune.report import write_report
-from glmtune.run_dir import RunDir, write_text
+from glmtune.run_dir import RunDir
 from glmtune.training.run import train
+from glmtune.utils.io import write_text
 
 SHOWN = 4
 SIZES = {"train": 3200, "dev": 64}

@@ -28,8 +28,8 @@ from glmtune.evaluation.reuse import copy_evaluation, same_evaluation
 from glmtune.evaluation.scoring import printable
 from glmtune.generation.load import Opened
 from glmtune.generation.reply import Sampling
-from glmtune.run_dir import write_text
 from glmtune.training.training_data import say
+from glmtune.utils.io import write_text
 
 _EVALS = Path("evals")
 _NOT_SHARED = ("train", "eval", "eval_fraction", "packing", "prefix")

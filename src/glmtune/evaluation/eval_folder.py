@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from glmtune.errors import RunError
 from glmtune.evaluation.scoring import printable
-from glmtune.run_dir import write_text
+from glmtune.utils.io import write_text
 
 Record = dict[str, Any]
 

@@ -8,7 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from glmtune.training.callbacks import clock
+from glmtune.utils.console import format_duration
 
 _EVERY = 10.0
 """Seconds between two lines."""
@@ -56,7 +56,9 @@ class EvalProgress:
         elif now - self._told >= _EVERY or self._done == self._total:
             self._told = now
             left = (now - self._start) / (self._done - self._before) * (self._total - self._done)
-            self._console.print(f"{self._what} {self._done}/{self._total}  ETA {clock(left)}", highlight=False)
+            self._console.print(
+                f"{self._what} {self._done}/{self._total}  ETA {format_duration(left)}", highlight=False
+            )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -27,10 +27,10 @@ from glmtune.methods.lora_merge import merge
 from glmtune.methods.ptuning import load_prefix, remove_prefix
 from glmtune.models.loading import inspect_base, load_base, to_device
 from glmtune.models.quantized import settle_on_cpu
-from glmtune.models.quiet import quiet_libraries
 from glmtune.models.tokenizers import load_tokenizer
 from glmtune.quantization.quantizer import pack_model
-from glmtune.run_dir import write_text
+from glmtune.utils.console import silence_libraries
+from glmtune.utils.io import write_text
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def export(
         ModelError: the base cannot take that form, the disk is too small, or a proof failed; then nothing is left.
         RunError: `out` is in use, or the adapter belongs to another base.
     """
-    quiet_libraries()
+    silence_libraries()
     out = out.expanduser().absolute()
     require_free(out)
     source = open_source(target, base, family, hub)

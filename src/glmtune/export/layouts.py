@@ -14,7 +14,7 @@ from glmtune.export.published_config import published_config_of
 from glmtune.export.shards import Piece, native_pieces, published_pieces
 from glmtune.families import MARK
 from glmtune.models.tokenizers.tokenizer_files import write_published_tokenizer, write_tokenizer
-from glmtune.run_dir import write_json
+from glmtune.utils.io import write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

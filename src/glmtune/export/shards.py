@@ -17,7 +17,7 @@ import torch
 
 from glmtune.errors import ConfigError
 from glmtune.models.weight_names import group_by_published
-from glmtune.run_dir import write_json
+from glmtune.utils.io import write_json
 
 INDEX = "model.safetensors.index.json"
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}

@@ -10,8 +10,8 @@ from transformers import set_seed
 from glmtune.families import Family
 from glmtune.methods.tuned_model import Target, load_onto, resolve_target
 from glmtune.models.loading import Base, inspect_base
-from glmtune.models.quiet import quiet_libraries
 from glmtune.models.tokenizers import load_tokenizer
+from glmtune.utils.console import silence_libraries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -74,7 +74,7 @@ def open_parts(
     quantization: str | None = None,
 ) -> tuple[Opened, Target, Base]:
     """`open_model`, with what was found behind the name: the target, its quantisation decided, and the checkpoint."""
-    quiet_libraries()
+    silence_libraries()
     found = resolve_target(target, base=base, family=family, hub=hub)
     found = replace(found, quantization=quantization or found.quantization)
     inspected = inspect_base(found.base, family=found.family, hub=found.hub)

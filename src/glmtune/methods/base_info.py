@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from glmtune.errors import RunError
-from glmtune.run_dir import write_json
+from glmtune.utils.io import write_json
 
 NOTE = "glmtune.json"
 """Lies beside an adapter and says which base it was trained on."""

@@ -25,7 +25,7 @@ from glmtune.methods.lora_files import CONFIG, read_config, read_weights, write_
 from glmtune.methods.lora_targets import shortest
 from glmtune.methods.method import State
 from glmtune.models.weight_names import FUSED, group_by_published
-from glmtune.run_dir import write_json
+from glmtune.utils.io import write_json
 
 A, B = "lora_A.weight", "lora_B.weight"
 _PREFIX = "base_model.model."

@@ -21,7 +21,7 @@ from glmtune.errors import ModelError
 from glmtune.methods.lora_files import CONFIG as LORA_CONFIG
 from glmtune.methods.prefix_encoder import PrefixEncoder, PrefixShape
 from glmtune.models.checkpoints import read_inventory
-from glmtune.run_dir import write_json
+from glmtune.utils.io import write_json
 
 WEIGHTS = "prefix_encoder.safetensors"
 CONFIG = "prefix_config.json"

@@ -9,7 +9,7 @@ from glmtune.report.gather import gather
 from glmtune.report.page import render
 from glmtune.report.pngs import draw_pngs
 from glmtune.report.texts import LANGUAGES
-from glmtune.run_dir import write_text
+from glmtune.utils.io import write_text
 
 __all__ = ["write_pngs", "write_report"]
 

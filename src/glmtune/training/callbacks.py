@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from glmtune.run_dir import RunDir
 from glmtune.training.distributed import anywhere, is_main
+from glmtune.utils.console import format_duration
 
 _KEPT = ("loss", "grad_norm", "learning_rate")
 _SHOWN = {"eval_rouge_l": "ROUGE-L", "eval_bleu4_characters": "BLEU-4"}
@@ -139,14 +140,14 @@ class TrainingProgress:
         """Move the bar."""
         self._left = seconds_left
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, eta=clock(seconds_left))
+            self._bar.update(self._task, completed=done, eta=format_duration(seconds_left))
 
     def log(self, entry: dict[str, Any]) -> None:
         """Show a logged step."""
         text = describe(entry)
         if self._bar is None or self._task is None:
             step = f"step {entry['step']}/{self._total}"
-            self._console.print(f"{step}  {text}  ETA {clock(self._left)}", highlight=False)
+            self._console.print(f"{step}  {text}  ETA {format_duration(self._left)}", highlight=False)
         elif "loss" in entry:
             self._bar.update(self._task, numbers=text)
         else:
@@ -227,11 +228,3 @@ def describe(entry: dict[str, Any]) -> str:
     if "tokens_per_second" in entry:
         parts.append(f"{entry['tokens_per_second']:,.0f} tokens/s")
     return "  ".join(parts)
-
-
-def clock(seconds: float | None) -> str:
-    """Seconds as h:mm:ss."""
-    if seconds is None:
-        return "-:--:--"
-    whole = int(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

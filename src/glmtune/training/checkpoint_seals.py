@@ -8,8 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from glmtune.run_dir import RunDir, write_json
+from glmtune.run_dir import RunDir
 from glmtune.training.training_data import say
+from glmtune.utils.io import write_json
 
 SEAL = "checksums.json"
 _PIECE = 1 << 24

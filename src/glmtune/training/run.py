@@ -30,9 +30,8 @@ from glmtune.methods.method import Method, State, trainable_parameters
 from glmtune.methods.tuned_model import trained_folder
 from glmtune.models.loading import Base, inspect_base, load_base
 from glmtune.models.packed_attention import separate_rows
-from glmtune.models.quiet import quiet_libraries
 from glmtune.models.tokenizers import load_tokenizer
-from glmtune.run_dir import RunDir, default_root, replaced, write_json, write_text
+from glmtune.run_dir import RunDir, default_root
 from glmtune.training.arguments import pick_precision, reporters, training_arguments
 from glmtune.training.callbacks import MetricsCallback, StopCallback, TrainingProgress
 from glmtune.training.checkpoint_seals import newest_whole
@@ -50,6 +49,8 @@ from glmtune.training.summary import closing, opening, precision_name
 from glmtune.training.trainer import GlmTrainer
 from glmtune.training.training_data import Rows, prepare_rows, say
 from glmtune.training.verify import probe_logits, require_change, require_saved
+from glmtune.utils.console import silence_libraries
+from glmtune.utils.io import replace_folder, write_json, write_text
 
 
 @dataclass
@@ -99,7 +100,7 @@ def train(
         GlmtuneError: anything a user can mend: config, data, checkpoint, run folder, a loss that is not finite.
     """
     with one_voice():
-        quiet_libraries()
+        silence_libraries()
         check(config)
         join(config.training)
         outcome = _train(with_deepspeed(config), resume, voice(console or Console()), score, force)
@@ -135,7 +136,7 @@ def _train(config: RunConfig, resume: bool, console: Console, score: ScoreReplie
     set_seed(arguments.seed)
     with console.status("Loading the model"):
         prepared = _prepare(config, base, precision, arguments, rows)
-    with run.held(new=before is None) if is_main() else nullcontext():
+    with run.lock(new=before is None) if is_main() else nullcontext():
         return _fill(run, config, base, precision, arguments, prepared, rows, scores, planned, resume, console)
 
 
@@ -295,7 +296,7 @@ def _save_and_prove(
 def _save(prepared: Prepared, run: RunDir, dtype: torch.dtype | None, state: State | None) -> None:
     folder = run.result(prepared.method.keeps)
     try:
-        with replaced(folder) as temporary:
+        with replace_folder(folder) as temporary:
             prepared.method.save(prepared.model, temporary, prepared.note, dtype, state)
     except (OSError, SafetensorError) as error:
         raise TrainingError(

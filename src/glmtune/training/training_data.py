@@ -22,7 +22,7 @@ from glmtune.data.sources import Source, open_sources
 from glmtune.data.store import RowStore
 from glmtune.errors import DataError
 from glmtune.families import Family
-from glmtune.training.callbacks import clock
+from glmtune.utils.console import format_duration
 
 # Bytes of data files from which on encoding takes more than a few seconds.
 _LARGE = 10_000_000
@@ -168,7 +168,7 @@ def _encoding_progress(sources: list[Source], show: Callable[[str], None]) -> Ca
         if done == 0 and size > _LARGE:
             total = sum(source.count() for source in sources)
         left = (time.monotonic() - start) / done * (total - done) if done and total else None
-        of = f" of {total:,}, ETA {clock(left)}" if total else ""
+        of = f" of {total:,}, ETA {format_duration(left)}" if total else ""
         show(f"Encoding rows: {done:,}{of}")
 
     return progress

@@ -47,11 +47,11 @@ def judge_of(run: RunConfig) -> ModelCheck | None:
     """
     if not run.model.path:
         return None
-    from glmtune.models.quiet import quiet_libraries
     from glmtune.models.tokenizers import load_tokenizer
     from glmtune.training.training_data import encoding_rules
+    from glmtune.utils.console import silence_libraries
 
-    quiet_libraries()
+    silence_libraries()
     model = run.model
     family = get_family(model.family) if model.family else detect_family(model.path, model.hub)
     return ModelCheck(family, load_tokenizer(model.path, model.hub, family.name), encoding_rules(run.data))

@@ -24,7 +24,8 @@ from typing import Any, Literal
 import psutil
 from filelock import FileLock
 
-from glmtune.run_dir import RunDir, is_run, write_json
+from glmtune.run_dir import RunDir, is_run
+from glmtune.utils.io import write_json
 from glmtune.webui.errors import JobError
 
 State = Literal["queued", "running", "finished", "failed", "stopped"]

@@ -13,7 +13,7 @@ import gradio as gr
 
 from glmtune.errors import GlmtuneError
 from glmtune.report.markup import el
-from glmtune.run_dir import write_text
+from glmtune.utils.io import write_text
 from glmtune.webui import html
 from glmtune.webui.context import Context
 from glmtune.webui.errors import JobError, shown

@@ -14,7 +14,8 @@ from filelock import FileLock, Timeout
 
 from glmtune.config_parsing import read_file
 from glmtune.errors import ConfigError, RunError
-from glmtune.run_dir import RunDir, is_run, write_text
+from glmtune.run_dir import RunDir, is_run
+from glmtune.utils.io import write_text
 
 NOTES = "notes.md"
 _NOTES_MOST = 100_000

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from glmtune.run_dir import write_json
+from glmtune.utils.io import write_json
 
 
 def run(exit_file: Path, command: list[str]) -> int:

@@ -10,7 +10,8 @@ import gradio as gr
 
 from glmtune.config import RunConfig
 from glmtune.config_parsing import from_tree
-from glmtune.run_dir import RunDir, default_root, write_text
+from glmtune.run_dir import RunDir, default_root
+from glmtune.utils.io import write_text
 from glmtune.webui.context import Context
 from glmtune.webui.fields import build_field
 from glmtune.webui.forms import (

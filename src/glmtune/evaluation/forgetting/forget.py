@@ -21,7 +21,7 @@ from glmtune.evaluation.forgetting.probing import Probe
 from glmtune.evaluation.model_info import run_of
 from glmtune.evaluation.model_switcher import Stage
 from glmtune.evaluation.scoring import printable
-from glmtune.run_dir import write_text
+from glmtune.utils.io import write_text
 
 EXIT_CODES = {"pass": 0, "warn": 0, "fail": 3}
 """A warning stops no pipeline. 1 is an error and 2 a wrong option."""

@@ -13,7 +13,7 @@ from glmtune.models.tokenizers import load_tokenizer
 from glmtune.models.tokenizers.backends import UNIGRAM
 from glmtune.models.tokenizers.ids import image_tokens
 from glmtune.models.tokenizers.sentencepiece_file import read_sentencepiece
-from glmtune.run_dir import write_json
+from glmtune.utils.io import write_json
 
 PUBLISHED_FILES = ("ice_text.model", "tokenizer.model")
 _CONFIG = "tokenizer_config.json"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from glmtune.training.callbacks import clock
 from glmtune.training.plan.apply import advice, gib, line_of
 from glmtune.training.plan.make import Plan
+from glmtune.utils.console import format_duration
 
 _MEANING = {
     "weights": "the base, as it is held",
@@ -42,9 +42,8 @@ def work_lines(plan: Plan) -> list[str]:
         f"Steps: {work.steps}, about {work.tokens:,} tokens.",
     ]
     if plan.seconds is not None:
-        lines.append(
-            f"Time: at least {clock(plan.seconds)} (rough: the matrix products alone, at the rate measured here)."
-        )
+        least = format_duration(plan.seconds)
+        lines.append(f"Time: at least {least} (rough: the matrix products alone, at the rate measured here).")
     return lines
 
 

@@ -1,0 +1,158 @@
+"""What a command prints while it works: messages, a status line, progress bars; and numbers as people read them.
+
+There is one console per process. A command chooses it with `use_console`; everything below prints to it, so that no
+function has to pass it on. In processes of a multi-process run other than the main one it prints nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_CONSOLE: ContextVar[Console | None] = ContextVar("console", default=None)
+
+# Seconds between two lines of progress where the output is no terminal.
+_LINE_INTERVAL = 10.0
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one of a multi-process run that writes files and prints."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def get_console() -> Console:
+    """The console that messages and progress go to: the one of `use_console`, else standard output."""
+    from rich.console import Console  # 40 ms, which `--help` does not have
+
+    if not is_main_process():
+        return Console(quiet=True)
+    console = _CONSOLE.get()
+    if console is None:
+        console = Console(soft_wrap=True)
+        _CONSOLE.set(console)
+    return console
+
+
+@contextmanager
+def use_console(console: Console) -> Iterator[None]:
+    """Send messages and progress of the block to `console`."""
+    token = _CONSOLE.set(console)
+    try:
+        yield
+    finally:
+        _CONSOLE.reset(token)
+
+
+@contextmanager
+def use_stderr() -> Iterator[None]:
+    """Send messages and progress of the block to standard error: for commands whose result is on standard output."""
+    from rich.console import Console
+
+    with use_console(Console(stderr=True, soft_wrap=True)):
+        yield
+
+
+@contextmanager
+def use_quiet_console() -> Iterator[None]:
+    """Print no messages and no progress in the block."""
+    from rich.console import Console
+
+    with use_console(Console(quiet=True)):
+        yield
+
+
+def print_message(text: str, style: str = "") -> None:
+    """Print text as it is: a path may hold what rich would take for markup."""
+    get_console().print(text, style=style, highlight=False, markup=False)
+
+
+def print_warning(text: str) -> None:
+    """Print text that the user should act on."""
+    print_message(text, "yellow")
+
+
+def show_status(text: str) -> AbstractContextManager[Any]:
+    """Show a status line during the block; `.update(text)` of what it gives changes it."""
+    return get_console().status(text)
+
+
+class ProgressBar:
+    """Counts items: a bar with the time left, or a line every ten seconds where the output is no terminal.
+
+    Args:
+        description: what is done with the items.
+        total: number of items; None if it is not known.
+        completed: items that were done before, which do not count for the time left.
+        unit: "items", or "bytes" for a bar without numbers.
+    """
+
+    def __init__(self, description: str, total: int | None, completed: int = 0, unit: str = "items"):
+        self.description, self.total, self.completed = description, total, completed
+        self._unit = unit
+        self._first = completed
+        self._bar: Any = None
+        self._start = self._last_line = time.monotonic()
+
+    def __enter__(self) -> ProgressBar:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import TimeRemainingColumn as Eta
+
+        console = get_console()
+        if console.is_terminal:
+            count = [MofNCompleteColumn()] if self._unit == "items" else []
+            bar = (TextColumn("[bold]{task.description}"), BarColumn(), *count)
+            self._bar = Progress(*bar, TimeElapsedColumn(), TextColumn("ETA"), Eta(), console=console)
+            # Added as done, earlier items would make the first estimate far too short.
+            self._task = self._bar.add_task(self.description, total=self.total)
+            self._bar.update(self._task, completed=self.completed)
+            self._bar.start()
+        return self
+
+    def add(self, count: int) -> None:
+        """Count further items."""
+        self.completed += count
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.completed)
+        elif self._unit == "items" and (now - self._last_line >= _LINE_INTERVAL or self.completed == self.total):
+            self._last_line = now
+            left = None
+            if self.total is not None and self.completed > self._first:
+                left = (now - self._start) / (self.completed - self._first) * (self.total - self.completed)
+            print_message(f"{self.description} {self.completed}/{self.total}  ETA {format_duration(left)}")
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def format_duration(seconds: float | None) -> str:
+    """Seconds as h:mm:ss."""
+    if seconds is None:
+        return "-:--:--"
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def format_bytes(count: float) -> str:
+    """Bytes of files and memory in binary units: 512 MiB, 13.4 GiB."""
+    if count >= 2**30:
+        return f"{count / 2**30:,.1f} GiB"
+    return f"{count / 2**20:,.0f} MiB" if count >= 10 * 2**20 else f"{count / 2**20:,.1f} MiB"
+
+
+def silence_libraries() -> None:
+    """Silence transformers' log and bars, and the deprecations that it and peft raise about each other."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft|accelerate")

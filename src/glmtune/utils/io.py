@@ -1,0 +1,177 @@
+"""Files: written whole or not at all, read with the place of a mistake, locked against other processes.
+
+Imported by every command, so heavy packages are imported inside functions.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from glmtune.errors import GlmtuneError, RunError
+
+LOCK_FILE = ".lock"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    with open_atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+@contextmanager
+def open_atomic(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path` to write to; it takes the name of `path` if the block ends without an error.
+
+    For writers that want a path of their own, such as `Figure.savefig(temporary, format="png")`.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replace_folder(folder: Path) -> Iterator[Path]:
+    """Give a new folder to fill; it takes the place of `folder` if the block ends without an error."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_json_object(
+    path: Path, error: type[GlmtuneError] = GlmtuneError, hint: str | None = "Write or download the file again."
+) -> dict[str, Any]:
+    """Read a JSON object from a file in UTF-8, with or without a byte order mark.
+
+    Args:
+        path: of the file.
+        error: the class to raise.
+        hint: how to fix it, for the error's second line.
+
+    Raises:
+        error: the file cannot be read, is not UTF-8 or not JSON, or holds something else than an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as problem:
+        raise error(f"{path}: cannot be read ({problem.strerror or problem}).", hint) from None
+    except json.JSONDecodeError as problem:
+        raise error(f"{path}:{problem.lineno}: not valid JSON ({problem.msg}).", hint) from None
+    except UnicodeDecodeError:
+        raise error(f"{path}: not UTF-8 text.", hint) from None
+    except (ValueError, RecursionError):  # a number of too many digits, lists in lists without end
+        raise error(f"{path}: not valid JSON.", hint) from None
+    if not isinstance(value, dict):
+        raise error(f"{path}: must hold a JSON object, not {_json_kind(value)}.", hint)
+    return value
+
+
+def find_json_object(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object whose absence or damage does not matter; None in both cases."""
+    try:
+        return read_json_object(path)
+    except GlmtuneError:
+        return None
+
+
+def _json_kind(value: Any) -> str:
+    kinds = {list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number"}
+    return kinds.get(type(value), "null")
+
+
+@contextmanager
+def explain_write_errors(path: Path, option: str = "--output") -> Iterator[None]:
+    """Turn an `OSError` of the block into an error that the user can fix.
+
+    Args:
+        path: what is written, for the message.
+        option: of the command line that chooses another place.
+
+    Raises:
+        RunError: in place of the `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{path}: cannot be written ({error.strerror or error}).", f"Free some space, or choose another {option}."
+        ) from None
+
+
+@contextmanager
+def lock_folder(folder: Path, activity: str) -> Iterator[None]:
+    """Create a folder if it is not there, and keep other processes out of it during the block.
+
+    The system releases the lock when the process ends, however it ends.
+
+    Args:
+        folder: to lock.
+        activity: what another process would be doing there, for the message: "training".
+
+    Raises:
+        RunError: another process holds the lock, or the folder cannot be created.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK_FILE, timeout=0)
+    with explain_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout:  # an OSError
+            raise RunError(
+                f"{folder}: another process is {activity} in this folder.", "Wait for it, or choose another --output."
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds the lock of a folder."""
+    from filelock import FileLock, Timeout
+
+    if not (folder / LOCK_FILE).is_file():
+        return False
+    try:
+        with FileLock(folder / LOCK_FILE, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def slugify(name: str, default: str) -> str:
+    """A name as part of a file name: letters, digits, `_`, `.` and `-`; `default` if nothing is left of it."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or default
+
+
+def file_timestamp() -> str:
+    """The local time as part of a file name: 20261127-093000."""
+    return time.strftime("%Y%m%d-%H%M%S")
+
+
+def iso_timestamp() -> str:
+    """The local time in ISO 8601: 2026-11-27T09:30:00+0800."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
