@@ -1,4 +1,4 @@
-# Two commands do all the set-up: `make demo` and `make test`. Both work in an environment of their own, .venv.
+# `make demo` and `make test` install what they need in a virtual environment, .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -20,7 +20,7 @@ format: .venv/installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# torch goes first and alone: whatever build of the pinned version pip finds, nothing later replaces it.
+# torch is installed first and alone, so that the later packages do not replace its build.
 .venv/torch: constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) torch

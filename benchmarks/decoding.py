@@ -1,12 +1,12 @@
-"""Decoding by precision and batch size, next to transformers' own `generate` on the same random model.
+"""Decoding speed by precision and batch size, compared with transformers' `generate` on the same random model.
 
     PYTHONPATH=src python benchmarks/decoding.py [--shape reference] [--json OUT]
     PYTHONPATH=src python benchmarks/decoding.py --device cuda --shape chatglm3-6b
 
 What limits decoding at batch 1 is reading the weights: every token needs all matrices of the layers and the head, and
-of the embedding one row. The share of the limit is those bytes over the time of a token, next to the read bandwidth
-measured in turn with it (a shared machine's moves by half within minutes). Keys and values that are read
-as well are left out of the count.
+one row of the embedding. The share of the limit is those bytes over the time of a token, by the read bandwidth measured
+between the replies (that of a shared machine changes by half within minutes). Keys and values, which are read too, are
+not counted.
 """
 
 from __future__ import annotations
@@ -19,32 +19,44 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from machine import read_rate, synchronize
-from models import SHAPES, build
-from sitting import circumstances, finish, in_turn, middle, parser, run_json, small_print, source_path, table
+from harness import (
+    describe_environment,
+    format_footer,
+    format_table,
+    make_parser,
+    make_pythonpath,
+    median,
+    print_progress,
+    report_result,
+    run_interleaved,
+    run_json,
+)
+from machine import measure_read_rate, synchronize
+from models import SHAPES, build_model
 
-# How weights are held, and what is computed in. int8 and int4 are the published repositories' scheme.
+# Precision of the products, and quantisation. packed8 and packed4 are the scheme of the published int8 and int4 models.
 VARIANTS = {
     "fp32": ("fp32", None),
     "bf16": ("bf16", None),
-    "int8": ("bf16", "packed8"),
-    "int4": ("bf16", "packed4"),
+    "packed8": ("bf16", "packed8"),
+    "packed4": ("bf16", "packed4"),
     "nf4": ("bf16", "nf4"),
 }
+OLD_VARIANTS = {"int8": "packed8", "int4": "packed4"}
 ROUNDS = 5
 _BANDWIDTH_S = 0.2
 Reply = Callable[[int, int, int], tuple[float, float]]
-"""From rows, tokens of a prompt and new ones to the seconds until the first and until the last of them."""
+"""(batch size, prompt tokens, new tokens) -> seconds until the first and until the last new token."""
 
-PLAIN = ("fp32", "bf16")
-"""What transformers' `generate` is measured with: quantised layers are ours."""
+UNQUANTIZED = ("fp32", "bf16")
+"""Variants that transformers' `generate` is measured in: the quantised layers are glmtune's."""
 
 
 @dataclass(frozen=True)
 class Cell:
     """One process: a model is built once and decodes with every batch size."""
 
-    who: str
+    engine: str
     shape: str
     variant: str
     batch_sizes: tuple[int, ...]
@@ -53,14 +65,14 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return f"{self.who} {self.variant}"
+        return f"{self.engine} {self.variant}"
 
 
 # --- one cell, in a process of its own ---
 
 
 def measure_cell(cell: Cell, device: str) -> dict[str, Any]:
-    """Build, warm up, decode.
+    """Build a model and measure replies of every batch size.
 
     Returns:
         `weight_bytes` that a token reads, and per batch size `first_s` (latency of the first token), `token_s` (of
@@ -69,23 +81,25 @@ def measure_cell(cell: Cell, device: str) -> dict[str, Any]:
     import torch
 
     precision, quantization = VARIANTS[cell.variant]
-    model = build(SHAPES[cell.shape], {"fp32": torch.float32, "bf16": torch.bfloat16}[precision], device, quantization)
-    how = {"glmtune": by_glmtune, "transformers": by_transformers}[cell.who]
-    with how(model, device) as reply:
-        timings = {str(size): in_rounds(reply, size, cell, device) for size in cell.batch_sizes}
-    return {"weight_bytes": read_bytes(model), "batch_sizes": timings}
+    model = build_model(
+        SHAPES[cell.shape], {"fp32": torch.float32, "bf16": torch.bfloat16}[precision], device, quantization
+    )
+    engine = {"glmtune": use_glmtune, "transformers": use_transformers}[cell.engine]
+    with engine(model, device) as reply:
+        timings = {str(size): measure_rounds(reply, size, cell, device) for size in cell.batch_sizes}
+    return {"weight_bytes": count_read_bytes(model), "batch_sizes": timings}
 
 
-def in_rounds(reply: Reply, batch: int, cell: Cell, device: str) -> dict[str, float]:
-    """One of `ROUNDS` replies, the bandwidth measured between them: that whose share of it is the middle one."""
+def measure_rounds(reply: Reply, batch: int, cell: Cell, device: str) -> dict[str, float]:
+    """Measure `ROUNDS` replies with the bandwidth between them; the reply of the median share of the bandwidth."""
     reply(batch, cell.prompt, 2)
     rounds = []
-    before = read_rate(device, least=_BANDWIDTH_S)
+    before = measure_read_rate(device, least=_BANDWIDTH_S)
     for _ in range(ROUNDS):
-        first, whole = reply(batch, cell.prompt, cell.new)
-        after = read_rate(device, least=_BANDWIDTH_S)
+        first, total = reply(batch, cell.prompt, cell.new)
+        after = measure_read_rate(device, least=_BANDWIDTH_S)
         rounds.append(
-            {"first_s": first, "token_s": (whole - first) / (cell.new - 1), "read_bytes": (before + after) / 2}
+            {"first_s": first, "token_s": (total - first) / (cell.new - 1), "read_bytes": (before + after) / 2}
         )
         before = after
     # The round of the median share: its bandwidth belongs to its tokens.
@@ -93,9 +107,9 @@ def in_rounds(reply: Reply, batch: int, cell: Cell, device: str) -> dict[str, fl
     return rounds[ROUNDS // 2]
 
 
-def read_bytes(model: Any) -> int:
-    """Bytes of everything but the embedding: what one token's forward pass reads."""
-    held = [*model.parameters(), *model.buffers()]
+def count_read_bytes(model: Any) -> int:
+    """Bytes of all weights and buffers but the embedding: what the forward pass of a token reads."""
+    tensors = [*model.parameters(), *model.buffers()]
     scales = [
         tensor
         for parameter in model.parameters()
@@ -103,15 +117,15 @@ def read_bytes(model: Any) -> int:
         for tensor in (state.absmax, state.state2.absmax if state.nested else None)
         if tensor is not None
     ]
-    return sum(t.nbytes for t in [*held, *scales]) - model.get_input_embeddings().weight.nbytes
+    return sum(t.nbytes for t in [*tensors, *scales]) - model.get_input_embeddings().weight.nbytes
 
 
 @contextmanager
-def by_transformers(model: Any, device: str) -> Iterator[Reply]:
+def use_transformers(model: Any, device: str) -> Iterator[Reply]:
     """`model.generate`, greedy, no early stop."""
     import torch
 
-    def seconds(ids: Any, tokens: int) -> float:
+    def time_generate(ids: Any, tokens: int) -> float:
         synchronize(device)
         start = time.perf_counter()
         with torch.inference_mode():
@@ -127,24 +141,24 @@ def by_transformers(model: Any, device: str) -> Iterator[Reply]:
         return time.perf_counter() - start
 
     def reply(batch: int, prompt: int, new: int) -> tuple[float, float]:
-        ids = random_ids(model, batch, prompt)
-        return seconds(ids, 1), seconds(ids, new)
+        ids = make_random_ids(model, batch, prompt)
+        return time_generate(ids, 1), time_generate(ids, new)
 
     yield reply
 
 
 @contextmanager
-def by_glmtune(model: Any, device: str) -> Iterator[Reply]:
-    """The engine of chat, evaluation and serving, its weights arranged as it arranges them.
+def use_glmtune(model: Any, device: str) -> Iterator[Reply]:
+    """The engine of chat, evaluation and serving, with prepacked weights.
 
-    Timed here rather than by `glmtune.bench.measure`, which takes the median step: of transformers' `generate`
-    only the mean is to be had, and both contenders are measured alike.
+    Not timed by `glmtune.bench.measure`, which takes the median step: of transformers' `generate` only the mean can be
+    measured, and both engines are measured in the same way.
     """
-    from glmtune.generation.cpu_prepack import arranged
-    from glmtune.generation.engine import decode, greedy
+    from glmtune.generation.cpu_prepack import prepacked
+    from glmtune.generation.engine import decode_tokens, pick_greedy
 
     def reply(batch: int, prompt: int, new: int) -> tuple[float, float]:
-        prompts = random_ids(model, batch, prompt).tolist()
+        prompts = make_random_ids(model, batch, prompt).tolist()
         ends: list[float] = []
 
         def on_step(_: dict[int, int]) -> None:
@@ -153,58 +167,58 @@ def by_glmtune(model: Any, device: str) -> Iterator[Reply]:
 
         synchronize(device)
         start = time.perf_counter()
-        decode(model, prompts, greedy, max_new_tokens=new, stops=(), padding=0, on_step=on_step)
+        decode_tokens(model, prompts, pick_greedy, max_new_tokens=new, stops=(), padding=0, on_step=on_step)
         return ends[0] - start, ends[-1] - start
 
-    with arranged(model):
+    with prepacked(model):
         yield reply
 
 
-def random_ids(model: Any, batch: int, prompt: int) -> Any:
-    """Ids of no meaning, (batch, prompt), none of them special."""
+def make_random_ids(model: Any, batch: int, prompt: int) -> Any:
+    """Random ids, (batch, prompt), without special ones."""
     import torch
 
     torch.manual_seed(0)
     return torch.randint(10, min(model.config.vocab_size, 60_000), (batch, prompt), device=model.device)
 
 
-# --- the sitting ---
+# --- all cells ---
 
 
-def cells(args: argparse.Namespace) -> list[Cell]:
-    """Contenders: glmtune in every variant, transformers in the plain ones."""
+def list_cells(args: argparse.Namespace) -> list[Cell]:
+    """glmtune in every variant, transformers in those without quantisation."""
     variants = args.variants or [name for name in VARIANTS if name != "nf4" or args.device == "cuda"]
     pairs = [("glmtune", name) for name in variants]
-    pairs += [("transformers", name) for name in variants if name in PLAIN]
-    return [Cell(who, args.shape, name, tuple(args.batch_sizes), args.prompt, args.new) for who, name in pairs]
+    pairs += [("transformers", name) for name in variants if name in UNQUANTIZED]
+    return [Cell(engine, args.shape, name, tuple(args.batch_sizes), args.prompt, args.new) for engine, name in pairs]
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """All cells in turn."""
-    named = {cell.name: cell for cell in cells(args)}
+def measure_cells(args: argparse.Namespace) -> dict[str, Any]:
+    """Run all cells, interleaved."""
+    cells = {cell.name: cell for cell in list_cells(args)}
     machine = run_json("machine.py", "--child", "--device", args.device, prefix=args.prefix)
 
     def run(name: str) -> dict[str, Any]:
-        given = ["--cell", json.dumps(asdict(named[name])), "--device", args.device]
-        return run_json("decoding.py", *given, prefix=args.prefix, env={"PYTHONPATH": source_path()})
+        arguments = ["--cell", json.dumps(asdict(cells[name])), "--device", args.device]
+        return run_json("decoding.py", *arguments, prefix=args.prefix, env={"PYTHONPATH": make_pythonpath()})
 
-    found = in_turn(list(named), args.repeats, run)
-    facts = {"shape": args.shape, "prompt": args.prompt, "new": args.new, "batch_sizes": args.batch_sizes}
-    return {**circumstances("decoding.py"), "machine": machine, **facts, "contenders": found}
+    results = run_interleaved(list(cells), args.repeats, run)
+    settings = {"shape": args.shape, "prompt": args.prompt, "new": args.new, "batch_sizes": args.batch_sizes}
+    return {**describe_environment("decoding.py"), "machine": machine, **settings, "contenders": results}
 
 
-def report(result: dict[str, Any]) -> str:
+def format_report(result: dict[str, Any]) -> str:
     """The figures as a markdown table; ratios are to transformers in bf16 at the same batch size, else to the first."""
-    contenders = {name: c["runs"] for name, c in result["contenders"].items() if c["runs"]}
-    against = "transformers bf16" if "transformers bf16" in contenders else next(iter(contenders), "")
+    candidates = {name: entry["runs"] for name, entry in result["contenders"].items() if entry["runs"]}
+    against = "transformers bf16" if "transformers bf16" in candidates else next(iter(candidates), "")
     rows = []
-    for name, turns in contenders.items():
+    for name, runs in candidates.items():
         for size in map(str, result["batch_sizes"]):
-            token, first = (middle([t["batch_sizes"][size][key] for t in turns]) for key in ("token_s", "first_s"))
-            other = middle([t["batch_sizes"][size]["token_s"] for t in contenders[against]])
-            read = turns[0]["weight_bytes"]
-            rates = [t["batch_sizes"][size] for t in turns]
-            share = middle([read / rate["token_s"] / rate["read_bytes"] for rate in rates])
+            token, first = (median([t["batch_sizes"][size][key] for t in runs]) for key in ("token_s", "first_s"))
+            other = median([t["batch_sizes"][size]["token_s"] for t in candidates[against]])
+            read = runs[0]["weight_bytes"]
+            rates = [t["batch_sizes"][size] for t in runs]
+            share = median([read / rate["token_s"] / rate["read_bytes"] for rate in rates])
             rows.append(
                 [
                     f"{name}, batch {size}",
@@ -217,27 +231,38 @@ def report(result: dict[str, Any]) -> str:
                 ]
             )
     head = ["decoding", "tokens/s", f"against {against}", "ms a step", "first token, ms", "MiB read a step"]
-    failed = [f"{name}: {c['failed']}" for name, c in result["contenders"].items() if "failed" in c]
-    said = f"{result['shape']} shape, {result['prompt']} tokens of prompt, {result['new']} new ones."
-    return "\n".join([*table([*head, "share of the read bandwidth"], rows), "", *failed, said, *small_print(result)])
+    failed = [f"{name}: {entry['failed']}" for name, entry in result["contenders"].items() if "failed" in entry]
+    caption = f"{result['shape']} shape, {result['prompt']} tokens of prompt, {result['new']} new ones."
+    return "\n".join(
+        [*format_table([*head, "share of the read bandwidth"], rows), "", *failed, caption, *format_footer(result)]
+    )
+
+
+def parse_variant(name: str) -> str:
+    """A name of `VARIANTS`; names of earlier versions are replaced, with a notice."""
+    if name in OLD_VARIANTS:
+        print_progress(f"--variants: {name} is now called {OLD_VARIANTS[name]}")
+    return OLD_VARIANTS.get(name, name)
 
 
 def main() -> None:
-    made = parser(__doc__)
-    made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    made.add_argument("--shape", choices=SHAPES, default="reference")
-    made.add_argument("--variants", nargs="+", choices=VARIANTS, help="default: all, nf4 on a GPU only")
-    made.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32])
-    made.add_argument("--prompt", type=int, default=32, help="tokens of a prompt")
-    made.add_argument("--new", type=int, default=64, help="tokens of a reply")
-    made.add_argument("--cell", type=json.loads, help=argparse.SUPPRESS)
-    args = made.parse_args()
+    parser = make_parser(__doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--shape", choices=SHAPES, default="reference")
+    parser.add_argument(
+        "--variants", nargs="+", type=parse_variant, choices=VARIANTS, help="default: all, nf4 on a GPU only"
+    )
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--prompt", type=int, default=32, help="tokens of a prompt")
+    parser.add_argument("--new", type=int, default=64, help="tokens of a reply")
+    parser.add_argument("--cell", type=json.loads, help=argparse.SUPPRESS)
+    args = parser.parse_args()
     if args.new < 2:
-        made.error("--new: at least 2, for the first token is told apart")
+        parser.error("--new: at least 2, because the first token is measured separately")
     if args.cell:
         print(json.dumps(measure_cell(Cell(**args.cell), args.device)))
         return
-    finish(measure(args), args.json, report)
+    report_result(measure_cells(args), args.json, format_report)
 
 
 if __name__ == "__main__":

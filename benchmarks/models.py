@@ -1,7 +1,7 @@
-"""Random checkpoints of the published shapes: built on the device, or written to a folder as they are published.
+"""Random models of the published shapes: built on the device, or written to a folder in the published layout.
 
-Speed and memory do not depend on what the weights are, so nothing is downloaded. `reference` is the small ChatGLM3 on
-which trainers are compared on a CPU; the others are the published models.
+Speed and memory do not depend on the values of the weights, so nothing is downloaded. `reference` is the small ChatGLM3
+on which trainers are compared on a CPU; the others are the published models.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes that decide a model's cost."""
+    """The sizes that determine a model's cost."""
 
     family: str
     hidden: int
@@ -34,7 +34,7 @@ class Shape:
 
     @property
     def layer_linears(self) -> int:
-        """Weights in the matrices of one layer, through all of which every token goes."""
+        """Weights in the matrices of one layer, all of which every token is multiplied with."""
         attention = self.hidden * (self.hidden + 2 * self.groups * self.head_dim) + self.hidden * self.hidden
         gates = 1 if self.family == "chatglm" else 2
         return attention + (gates + 1) * self.hidden * self.ffn
@@ -46,7 +46,7 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """All matrices; norms and biases are left out (below a thousandth)."""
+        """Weights in all matrices; norms and biases are not counted (less than a thousandth)."""
         return self.layers * self.layer_linears + 2 * self.head
 
 
@@ -61,7 +61,7 @@ SHAPES = {
 
 
 def published_config(shape: Shape) -> dict[str, Any]:
-    """The config.json of a published folder of this shape."""
+    """The config.json of a published folder with this shape."""
     common = {
         "model_type": "chatglm",
         "glmtune_family": shape.family,
@@ -73,7 +73,7 @@ def published_config(shape: Shape) -> dict[str, Any]:
     }
     if shape.family == "chatglm":
         marks = {"bos_token_id": 4, "eos_token_id": 5, "mask_token_id": 0, "gmask_token_id": 1}
-        first = shape.vocabulary - 528  # where the published vocabulary has its special tokens
+        first = shape.vocabulary - 528  # special ids of the published vocabulary start here
         ids = {key: first + offset if first > 0 else offset for key, offset in marks.items()}
         own = {"inner_hidden_size": shape.ffn, "max_sequence_length": 2048, "position_encoding_2d": True}
         return common | ids | own | {"pad_token_id": 3, "vocab_size": shape.vocabulary}
@@ -93,7 +93,7 @@ def published_config(shape: Shape) -> dict[str, Any]:
     }
 
 
-def shape_of(folder: Path) -> Shape:
+def read_shape(folder: Path) -> Shape:
     """The shape of a published folder, from its config.json."""
     from glmtune import detect_family
 
@@ -110,36 +110,36 @@ def shape_of(folder: Path) -> Shape:
     )
 
 
-def build(shape: Shape, dtype: Any, device: str, quantization: str | None = None) -> Any:
-    """A model with random weights, built where it is to stay.
+def build_model(shape: Shape, dtype: Any, device: str, quantization: str | None = None) -> Any:
+    """Build a model with random weights on its device.
 
     Args:
         shape: its sizes.
-        dtype: of its weights; of what is computed with quantised ones.
+        dtype: of the weights, or of the products with quantised weights.
         device: `cpu` or `cuda`.
-        quantization: as `load_model` has it. The matrices are made in `dtype` first and replaced one by one, so the
-            peak of *building* says nothing of loading.
+        quantization: as of `load_model`. The matrices are made in `dtype` and replaced one by one, so the peak while
+            building is not that of loading.
     """
     import torch
     from transformers import AutoModelForCausalLM, GlmConfig, GlmForCausalLM
 
     from glmtune.families import get_family
-    from glmtune.models.auto import published_config as native_config
+    from glmtune.models.auto import read_published_config as native_config
 
     torch.manual_seed(0)
     config = native_config(published_config(shape), get_family(shape.family))
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    if isinstance(model, GlmForCausalLM):  # as loading hands it over, see glmtune.models.glm
+    if isinstance(model, GlmForCausalLM):  # as loading returns it, see glmtune.models.glm
         model.__class__, model.config.__class__ = GlmForCausalLM, GlmConfig
     if quantization:
-        _quantize(model, quantization, dtype)
+        _quantize_model(model, quantization, dtype)
     model.config._name_or_path = model.name_or_path = "random"
     return model.eval()
 
 
-def _quantize(model: Any, quantization: str, dtype: Any) -> None:
-    from glmtune.models.quantized import settle_on_cpu
+def _quantize_model(model: Any, quantization: str, dtype: Any) -> None:
+    from glmtune.models.quantized import prepare_quantized_cpu
     from glmtune.quantization.quantizer import pack_model
 
     if quantization in ("packed4", "packed8"):
@@ -149,13 +149,13 @@ def _quantize(model: Any, quantization: str, dtype: Any) -> None:
     from transformers import BitsAndBytesConfig
     from transformers.quantizers.auto import AutoHfQuantizer
 
-    wanted = BitsAndBytesConfig(
+    bnb_config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
-    for name, linear in list(_layer_linears(model)):
+    for name, linear in list(_list_layer_linears(model)):
         layer = bitsandbytes.nn.Linear4bit(
             linear.in_features, linear.out_features, linear.bias is not None, compute_dtype=dtype, quant_type="nf4"
         )
@@ -163,31 +163,31 @@ def _quantize(model: Any, quantization: str, dtype: Any) -> None:
             linear.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True
         )
         layer.bias = linear.bias
-        model.set_submodule(name, layer.to(linear.weight.device))  # moving is what quantises
-    # What transformers leaves on a model that it has quantised while loading: trainers and peft look for it.
-    model.config.quantization_config = wanted
-    model.hf_quantizer = AutoHfQuantizer.from_config(wanted, pre_quantized=False)
+        model.set_submodule(name, layer.to(linear.weight.device))  # moving it quantises it
+    # Set as by transformers on a model that it quantised while loading: trainers and peft read it.
+    model.config.quantization_config = bnb_config
+    model.hf_quantizer = AutoHfQuantizer.from_config(bnb_config, pre_quantized=False)
     model.is_loaded_in_4bit = model.is_quantized = True
-    model.quantization_method = wanted.quant_method
+    model.quantization_method = bnb_config.quant_method
     if model.device.type == "cpu":
-        settle_on_cpu(model)
+        prepare_quantized_cpu(model)
 
 
-def _layer_linears(model: Any) -> Iterator[tuple[str, Any]]:
+def _list_layer_linears(model: Any) -> Iterator[tuple[str, Any]]:
     from torch import nn
 
     head = model.get_output_embeddings()
     return ((name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head)
 
 
-def cache() -> Path:
-    """Where written models stay between runs: `GLMTUNE_BENCH_MODELS`, else beside the user's other caches."""
-    named = os.environ.get("GLMTUNE_BENCH_MODELS")
-    return Path(named) if named else Path.home() / ".cache" / "glmtune" / "bench-models"
+def find_cache() -> Path:
+    """The folder of written models: `GLMTUNE_BENCH_MODELS`, else `~/.cache/glmtune/bench-models`."""
+    folder = os.environ.get("GLMTUNE_BENCH_MODELS")
+    return Path(folder) if folder else Path.home() / ".cache" / "glmtune" / "bench-models"
 
 
-def published_folder(name: str, assets: Path, precision: str = "fp32") -> Path:
-    """A folder in the published layout with a shape's random weights and the published tokenizer, written once.
+def write_published_folder(name: str, assets: Path, precision: str = "fp32") -> Path:
+    """Write a folder in the published layout with random weights and the published tokenizer, if it is not there.
 
     Args:
         name: a key of `SHAPES`.
@@ -195,38 +195,38 @@ def published_folder(name: str, assets: Path, precision: str = "fp32") -> Path:
         precision: of the weights on disk.
 
     Raises:
-        FileNotFoundError: the tokenizer is not there.
+        FileNotFoundError: the tokenizer is missing.
     """
-    shape, folder = SHAPES[name], cache() / f"{name}-{precision}"
+    shape, folder = SHAPES[name], find_cache() / f"{name}-{precision}"
     source = assets / "assets" / f"{shape.family}-6b"
     if (folder / "config.json").is_file():
         return folder
     if not source.is_dir():
         raise FileNotFoundError(f"{source} is missing; name the folder of the assets with --assets or GLMTUNE_ASSETS")
-    _write(shape, folder, precision)
+    _write_weights(shape, folder, precision)
     for file in source.iterdir():
         if file.name != "config.json":
             shutil.copyfile(file, folder / file.name)
     config = published_config(shape) | {"torch_dtype": {"fp32": "float32", "bf16": "bfloat16"}[precision]}
-    (folder / "config.json").write_text(json.dumps(config, indent=1), "utf-8")  # last: it says that all is there
+    (folder / "config.json").write_text(json.dumps(config, indent=1), "utf-8")  # last: it marks the folder as complete
     return folder
 
 
-def _write(shape: Shape, folder: Path, precision: str) -> None:
+def _write_weights(shape: Shape, folder: Path, precision: str) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from glmtune.models.auto import published_state
+    from glmtune.models.auto import open_published_state
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = build(shape, {"fp32": torch.float32, "bf16": torch.bfloat16}[precision], device)
+    model = build_model(shape, {"fp32": torch.float32, "bf16": torch.bfloat16}[precision], device)
     folder.mkdir(parents=True, exist_ok=True)
-    state = {key: value.contiguous() for key, value in published_state(model).items()}
+    state = {key: value.contiguous() for key, value in open_published_state(model).items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def native_folder(published: Path, folder: Path) -> Path:
-    """The same model and tokenizer as a plain transformers folder, which is what other trainers can read."""
+def write_native_folder(published: Path, folder: Path) -> Path:
+    """Write the same model and tokenizer as a transformers folder, which other trainers can read."""
     if (folder / "config.json").is_file():
         return folder
     from glmtune import load_model, load_tokenizer

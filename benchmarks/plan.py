@@ -1,4 +1,4 @@
-"""Memory plans against runs: what `glmtune train` said it would need, and the most that its process had in memory.
+"""Memory plans compared with runs: what `glmtune train` plans, and the peak memory of its process.
 
     GLMTUNE_ASSETS=FOLDER PYTHONPATH=src python benchmarks/plan.py [--cells 0-3] [--json OUT]
 
@@ -34,39 +34,39 @@ class Cell:
 
     @property
     def name(self) -> str:
-        said = " ".join(setting.removeprefix("training.") for setting in self.settings)
-        return f"{self.family} {self.layers} x {self.hidden}: {said}"
+        settings = " ".join(setting.removeprefix("training.") for setting in self.settings)
+        return f"{self.family} {self.layers} x {self.hidden}: {settings}"
 
 
-_ON, _OFF = "training.gradient_checkpointing=true", "training.gradient_checkpointing=false"
-_FOUR = "training.per_device_train_batch_size=4"
+_CHECKPOINTING, _NO_CHECKPOINTING = "training.gradient_checkpointing=true", "training.gradient_checkpointing=false"
+_BATCH_4 = "training.per_device_train_batch_size=4"
 CELLS = [
-    Cell("chatglm3", 512, 8, ("method=lora", _OFF)),
-    Cell("chatglm3", 512, 8, ("method=lora", _OFF, _FOUR)),
-    Cell("chatglm3", 512, 8, ("method=lora", _ON, _FOUR)),
-    Cell("chatglm3", 512, 8, ("method=full", _OFF)),
-    Cell("chatglm3", 512, 8, ("method=full", _ON, _FOUR)),
-    Cell("chatglm3", 512, 8, ("method=ptuning", _OFF, _FOUR)),
-    Cell("chatglm3", 512, 8, ("method=freeze", _OFF, _FOUR)),
-    Cell("chatglm3", 512, 8, ("method=lora", _OFF, _FOUR, "data.packing=false")),
-    Cell("chatglm3", 512, 8, ("method=lora", _OFF, _FOUR, "model.precision=bf16")),
-    Cell("chatglm3", 512, 8, ("method=qlora", _OFF, _FOUR)),
-    Cell("chatglm3", 768, 12, ("method=lora", _OFF, "training.per_device_train_batch_size=2")),
-    Cell("chatglm2", 512, 8, ("method=ptuning", "model.quantization=packed4", _OFF, _FOUR)),
-    Cell("chatglm", 512, 6, ("method=lora", _OFF, "training.per_device_train_batch_size=2")),
-    Cell("chatglm", 512, 6, ("method=full", _OFF)),
-    Cell("chatglm", 512, 6, ("method=ptuning", _ON, _FOUR)),
+    Cell("chatglm3", 512, 8, ("method=lora", _NO_CHECKPOINTING)),
+    Cell("chatglm3", 512, 8, ("method=lora", _NO_CHECKPOINTING, _BATCH_4)),
+    Cell("chatglm3", 512, 8, ("method=lora", _CHECKPOINTING, _BATCH_4)),
+    Cell("chatglm3", 512, 8, ("method=full", _NO_CHECKPOINTING)),
+    Cell("chatglm3", 512, 8, ("method=full", _CHECKPOINTING, _BATCH_4)),
+    Cell("chatglm3", 512, 8, ("method=ptuning", _NO_CHECKPOINTING, _BATCH_4)),
+    Cell("chatglm3", 512, 8, ("method=freeze", _NO_CHECKPOINTING, _BATCH_4)),
+    Cell("chatglm3", 512, 8, ("method=lora", _NO_CHECKPOINTING, _BATCH_4, "data.packing=false")),
+    Cell("chatglm3", 512, 8, ("method=lora", _NO_CHECKPOINTING, _BATCH_4, "model.precision=bf16")),
+    Cell("chatglm3", 512, 8, ("method=qlora", _NO_CHECKPOINTING, _BATCH_4)),
+    Cell("chatglm3", 768, 12, ("method=lora", _NO_CHECKPOINTING, "training.per_device_train_batch_size=2")),
+    Cell("chatglm2", 512, 8, ("method=ptuning", "model.quantization=packed4", _NO_CHECKPOINTING, _BATCH_4)),
+    Cell("chatglm", 512, 6, ("method=lora", _NO_CHECKPOINTING, "training.per_device_train_batch_size=2")),
+    Cell("chatglm", 512, 6, ("method=full", _NO_CHECKPOINTING)),
+    Cell("chatglm", 512, 6, ("method=ptuning", _CHECKPOINTING, _BATCH_4)),
 ]
 
 
-def make_model(cell: Cell, folder: Path) -> Path:
+def write_model(cell: Cell, folder: Path) -> Path:
     """A random checkpoint in the published layout."""
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM
 
-    from glmtune.families import family_of_config
-    from glmtune.models.auto import published_config, published_state
+    from glmtune.families import family_from_config
+    from glmtune.models.auto import read_published_config, open_published_state
 
     source = Path(os.environ["GLMTUNE_ASSETS"]) / "assets" / f"{cell.family}-6b"
     shutil.copytree(source, folder, copy_function=shutil.copyfile)
@@ -78,19 +78,20 @@ def make_model(cell: Cell, folder: Path) -> Path:
     config["torch_dtype"] = "float32"
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
     torch.manual_seed(0)
-    native: Any = published_config(config, family_of_config(config, clues=[str(config["_name_or_path"])]))
-    state = published_state(AutoModelForCausalLM.from_config(native, dtype=torch.float32))
+    native: Any = read_published_config(config, family_from_config(config, names=[str(config["_name_or_path"])]))
+    state = open_published_state(AutoModelForCausalLM.from_config(native, dtype=torch.float32))
     save_file({name: value.contiguous().clone() for name, value in state.items()}, folder / "model.safetensors")
     return folder
 
 
-def measure(cell: Cell, folder: Path) -> dict[str, Any]:
-    """Train two steps; bytes planned and seen."""
-    from glmtune.demo.corpus import adgen_rows
+def measure_cell(cell: Cell, folder: Path) -> dict[str, Any]:
+    """Train two steps; the planned and the measured bytes."""
+    sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))
+    from demo_corpus.corpus import make_adgen_rows
 
-    model = make_model(cell, folder / "model")
+    model = write_model(cell, folder / "model")
     data, run = folder / "rows.json", folder / "run"
-    data.write_text(json.dumps(adgen_rows(300, seed=1), ensure_ascii=False), "utf-8")
+    data.write_text(json.dumps(make_adgen_rows(300, seed=1), ensure_ascii=False), "utf-8")
     command = [sys.executable, "-m", "glmtune", "train", "--model", str(model), "--data", str(data)]
     command += ["--output", str(run), "--force", "--set", "training.max_steps=2"]
     for setting in cell.settings:
@@ -98,42 +99,42 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
     environment = {**os.environ, "GLMTUNE_CACHE": str(folder / "cache")}
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-        _, status, used = os.wait4(process.pid, 0)
+        _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError((folder / "log").read_text()[-3000:])
     plan = json.loads((run / "summary.json").read_text("utf-8"))["memory_plan"]
-    seen = used.ru_maxrss * 1024
+    peak = usage.ru_maxrss * 1024
     return {
         "cell": cell.name,
         "planned": plan["bytes"],
-        "seen": seen,
-        "error": plan["bytes"] / seen - 1,
+        "seen": peak,
+        "error": plan["bytes"] / peak - 1,
         "moment": plan["moment"],
         "parts": plan["parts"],
     }
 
 
 def main() -> None:
-    """Measure the cells asked for and print them."""
+    """Measure the chosen cells and print them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", default=f"0-{len(CELLS) - 1}", help="first-last, from 0")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     first, _, last = arguments.cells.partition("-")
-    found = []
-    print(f"{'cell':88} {'planned':>8} {'seen':>8} {'error':>7}   MiB")
+    results = []
+    print(f"{'cell':88} {'planned':>8} {'peak':>8} {'error':>7}   MiB")
     for cell in CELLS[int(first) : int(last or first) + 1]:
         with tempfile.TemporaryDirectory() as folder:
-            result = measure(cell, Path(folder))
-        found.append(result)
-        planned, seen = result["planned"] / MIB, result["seen"] / MIB
+            result = measure_cell(cell, Path(folder))
+        results.append(result)
+        planned, peak = result["planned"] / MIB, result["seen"] / MIB
         print(
-            f"{cell.name:88} {planned:8.0f} {seen:8.0f} {100 * result['error']:6.1f}%  {result['moment']}", flush=True
+            f"{cell.name:88} {planned:8.0f} {peak:8.0f} {100 * result['error']:6.1f}%  {result['moment']}", flush=True
         )
         print("   ", {name: round(size / MIB) for name, size in result["parts"].items()}, flush=True)
     if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command line, called in this process: imports are paid for once."""
+"""The command line, called in this process, so that packages are imported once."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from dataclasses import dataclass
 
 import pytest
 
-from glmtune.cli.main import main as cli
+from glmtune.cli import main as cli
 
 
 @dataclass
-class Result:
-    """What a command printed and how it ended."""
+class CommandResult:
+    """Exit code and output of a command."""
 
     code: int
     out: str
     err: str
 
 
-def runner(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """`run("train", "--model", ...)`."""
+def make_runner(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., CommandResult]:
+    """Return a function that runs a command: `run("train", "--model", ...)`."""
 
-    def run(*arguments: object) -> Result:
+    def run(*arguments: object) -> CommandResult:
         monkeypatch.setattr(sys, "argv", ["glmtune", *map(str, arguments)])
         monkeypatch.setenv("COLUMNS", "400")
         capsys.readouterr()
@@ -33,6 +33,6 @@ def runner(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         except SystemExit as exit:
             code = int(exit.code or 0)
         captured = capsys.readouterr()
-        return Result(code, captured.out, captured.err)
+        return CommandResult(code, captured.out, captured.err)
 
     return run

@@ -1,4 +1,4 @@
-"""Models under P-Tuning v2, prompts for them, and prefixes as others publish them."""
+"""Models prepared for P-Tuning v2, prompts, and prefixes in the published format."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ OFFICIAL = ("chatglm", "chatglm2")
 KINDS = ("plain", "proj")
 
 
-def write_published(name, kind, golden, folder):
-    """A folder as the published training scripts write it, out of the golden numbers."""
+def write_published_prefix(name, kind, golden, folder):
+    """Write a prefix of the golden files as the published training scripts do."""
     folder.mkdir()
     torch.save(load_file(golden / name / f"prefix_{kind}.safetensors"), folder / "pytorch_model.bin")
     config = {"_name_or_path": f"THUDM/{name}-6b", "pre_seq_len": 6, "prefix_projection": kind == "proj"}
@@ -25,21 +25,21 @@ def write_published(name, kind, golden, folder):
     return folder
 
 
-def prepared(folder, attention="sdpa", seed=1, tokens=5, projection=False, dropout=0.0, **load):
-    """A model under method ptuning with a prefix of fixed random numbers."""
+def prepare_ptuning(folder, attention="sdpa", seed=1, tokens=5, projection=False, dropout=0.0, **load):
+    """Load a model and prepare it for method ptuning, with random prefix values from a seed."""
     model = glmtune.load_model(folder, **load)
     model.set_attn_implementation(attention)
     torch.manual_seed(seed)
     return PTuning(PTuningConfig(tokens, projection, dropout)).prepare(model)
 
 
-def logits_of(model, **inputs):
+def compute_logits(model, **inputs):
     with torch.no_grad():
         return model(**inputs).logits
 
 
-def prompts(name, folder, count=3):
-    """Prompts of the family's own making, of several lengths, and the same as a left-padded batch."""
+def make_prompts(name, folder, count=3):
+    """Return encoded prompts of different lengths, one tensor each, and the same prompts as a left-padded batch."""
     tokenizer = glmtune.load_tokenizer(folder)
     questions = ["白色上衣", "裙", "牛仔裤和白色裙子都要"][:count]
     rows = [get_family(name).encode_prompt([{"role": "user", "content": q}], tokenizer) for q in questions]

@@ -9,8 +9,8 @@ import torch
 
 from glmtune.errors import ModelError
 from glmtune.generation import batched
-from glmtune.generation.batched import generate, in_batches
-from glmtune.generation.load import open_model
+from glmtune.generation.batched import generate_batched, run_in_batches
+from glmtune.generation.load import load_for_generation
 from glmtune.generation.reply import Sampling, generate_reply
 from tiny import FAMILIES
 
@@ -30,7 +30,7 @@ def opened(tiny):
 
     def get(family):
         if family not in made:
-            made[family] = open_model(str(tiny(family)), device="cpu", dtype="fp32")
+            made[family] = load_for_generation(str(tiny(family)), device="cpu", dtype="fp32")
         return made[family]
 
     return get
@@ -42,7 +42,7 @@ def _prompts(opened):
 
 
 def _run(opened, sampling, **options):
-    replies = generate(opened.model, opened.tokenizer, opened.family, _prompts(opened), sampling, **options)
+    replies = generate_batched(opened.model, opened.tokenizer, opened.family, _prompts(opened), sampling, **options)
     assert [reply.index for reply in replies] == list(range(len(QUESTIONS)))
     return replies
 
@@ -68,7 +68,7 @@ def test_replies_are_those_of_chat(family, opened):
 def test_every_stop_id_ends_a_reply(family, opened, monkeypatch):
     """Whichever of them comes: a row is cut there, its stop id is no part of it, and the others go on."""
     one = opened(family)
-    stops = one.family.stop_ids(one.tokenizer)
+    stops = one.family.get_stop_ids(one.tokenizer)
     letters = one.family.encode_prompt([{"role": "user", "content": "ab"}], one.tokenizer)[-3:-1]
 
     def fake(model, prompts, choose, **options):
@@ -94,7 +94,7 @@ def test_sampled_replies_depend_on_their_seed_alone(family, opened):
     torch.manual_seed(5)
     before = torch.get_rng_state()
     one = opened(family)
-    last = generate(one.model, one.tokenizer, one.family, _prompts(one)[4:5], sampling, seeds=[4])
+    last = generate_batched(one.model, one.tokenizer, one.family, _prompts(one)[4:5], sampling, seeds=[4])
     assert last[0].ids == together[4].ids
     assert torch.equal(torch.get_rng_state(), before), "sampling must leave a training's random numbers alone"
 
@@ -108,12 +108,12 @@ def test_draws_have_the_model_s_probabilities(opened):
     kept = int((chances.cumsum(0) < 0.6).sum()) + 1
     expected = dict(zip(order[:kept].tolist(), (chances[:kept] / chances[:kept].sum()).tolist(), strict=True))
     draws = 1500
-    replies = generate(
+    replies = generate_batched(
         *(one.model, one.tokenizer, one.family, [prompt] * draws),
         Sampling(1, temperature=2.0, top_p=0.6),
         batch_size=500,
     )
-    stops = one.family.stop_ids(one.tokenizer)
+    stops = one.family.get_stop_ids(one.tokenizer)
     drawn = Counter(reply.ids[0] if reply.ids else stops[0] for reply in replies)
     assert set(drawn) <= set(expected) | {stops[0]}
     for token, chance in list(expected.items())[:5]:
@@ -125,7 +125,7 @@ def test_draws_have_the_model_s_probabilities(opened):
 def test_out_of_memory_halves_the_batch_and_loses_nothing(opened, monkeypatch, error):
     one = opened("chatglm2")
     alone = _run(one, Sampling(6), batch_size=6)
-    real, sizes, said, done = batched.decode, [], [], []
+    real, sizes, said, done = batched.decode_tokens, [], [], []
 
     def small(model, prompts, *arguments, **options):
         sizes.append(len(prompts))
@@ -147,7 +147,7 @@ def test_no_memory_for_one_row_is_an_error():
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(ModelError, match="Out of memory with a single row"):
-        list(in_batches([1, 2, 3], 4, never))
+        list(run_in_batches([1, 2, 3], 4, never))
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory():
@@ -155,4 +155,4 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
         raise RuntimeError("shapes do not fit")
 
     with pytest.raises(RuntimeError, match="shapes do not fit"):
-        list(in_batches([1, 2], 2, broken))
+        list(run_in_batches([1, 2], 2, broken))

@@ -10,30 +10,30 @@ import pytest
 
 import glmtune
 from glmtune.bench import cases as benchmark_run
-from glmtune.bench.cases import Sizes, cases_of, measure_case
-from glmtune.bench.measure import measure, weights_held, weights_read
+from glmtune.bench.cases import BenchmarkSizes, make_cases, measure_case
+from glmtune.bench.measure import count_read_bytes, count_weight_bytes, measure_model
 from glmtune.errors import ConfigError
 from tiny import FAMILIES
 
-SMALL = Sizes(prompt_tokens=6, new_tokens=4, batch_sizes=(1, 3), repeats=2)
+SMALL = BenchmarkSizes(prompt_tokens=6, new_tokens=4, batch_sizes=(1, 3), repeats=2)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_measurement_adds_up(family, tiny):
     model = glmtune.load_model(tiny(family), dtype="fp32", device="cpu")
-    found = measure(model, prompt_tokens=6, new_tokens=4, batch_size=3, repeats=2)
+    found = measure_model(model, prompt_tokens=6, new_tokens=4, batch_size=3, repeats=2)
     assert (found.batch_size, found.prompt_tokens, found.new_tokens, found.repeats) == (3, 6, 4, 2)
     assert found.prefill_tokens_per_s == pytest.approx(18 / found.first_token_s)
     assert found.decode_tokens_per_s == pytest.approx(3 / found.token_s)
     assert found.limit_share == pytest.approx(found.read_bytes / found.token_s / found.bandwidth)
     embedding = model.get_input_embeddings().weight
-    assert found.read_bytes == weights_read(model) == weights_held(model) - embedding.numel() * 4
+    assert found.read_bytes == count_read_bytes(model) == count_weight_bytes(model) - embedding.numel() * 4
 
 
 def test_a_head_that_is_the_embedding_is_read(tiny):
     model = glmtune.load_model(tiny("chatglm3"), dtype="fp32", device="cpu")
     model.lm_head.weight = model.model.embed_tokens.weight
-    assert weights_read(model) == weights_held(model)
+    assert count_read_bytes(model) == count_weight_bytes(model)
 
 
 @pytest.fixture
@@ -50,25 +50,25 @@ def run(tmp_path, tiny, adgen_file, glmtune_command):
 def in_this_process(monkeypatch):
     """Processes of their own cost seconds; one test below starts one."""
 
-    def here(cases, sizes, told=None):
+    def run_here(cases, sizes, on_case=None):
         return [measure_case(case, sizes) for case in cases]
 
-    monkeypatch.setattr(benchmark_run, "run_cases", here)
+    monkeypatch.setattr(benchmark_run, "run_cases", run_here)
 
 
 def test_a_run_is_measured_as_base_adapter_and_merged(run, tmp_path, glmtune_command, in_this_process):
     sizes = ("--prompt-tokens", 6, "--new-tokens", 4, "--repeats", 1, "--batch-sizes", "1,2")
-    done = glmtune_command("bench", run, *sizes, "--out", tmp_path / "out")
+    done = glmtune_command("bench", run, *sizes, "--output", tmp_path / "out")
     assert done.code == 0, done.err
     figures = json.loads((tmp_path / "out/bench.json").read_text("utf-8"))
     forms = [(each["form"], each["variant"]) for each in figures["results"]]
     assert forms == [
         *(("base", "16-bit"), ("adapter", "16-bit"), ("merged", "16-bit")),
-        *(("base", "int8"), ("base", "int4")),
+        *(("base", "packed8"), ("base", "packed4")),
     ]
     weights = {form: each["weights"] for form, each in zip(forms, figures["results"], strict=True)}
     assert weights["base", "16-bit"] == weights["merged", "16-bit"] < weights["adapter", "16-bit"]
-    assert weights["base", "int4"] < weights["base", "int8"] < weights["base", "16-bit"]
+    assert weights["base", "packed4"] < weights["base", "packed8"] < weights["base", "16-bit"]
     assert [m["batch_size"] for m in figures["results"][0]["measured"]] == [1, 2]
     assert (tmp_path / "out/bench.png").read_bytes().startswith(b"\x89PNG")
     assert done.out.count("merged") == 2
@@ -89,7 +89,8 @@ def test_a_process_of_its_own_and_json_on_the_output(tiny, tmp_path, glmtune_com
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (("--variants", "int88"), "no variant 'int88'. Did you mean int8?"),
+        (("--variants", "int88"), "no variant 'int88'. Did you mean packed8?"),
+        (("--variants", "pack8"), "Did you mean packed8?"),
         (("--variants", ","), "Nothing to measure"),
         (("--batch-sizes", "1,x"), "--batch-sizes 1,x"),
         (("--batch-sizes", "0"), "--batch-sizes 0"),
@@ -107,17 +108,18 @@ def test_mistakes_are_told(options, told, tiny, tmp_path, glmtune_command):
 
 
 def test_a_quantised_checkpoint_is_measured_as_it_is(tiny, tmp_path, glmtune_command):
-    out = tmp_path / "int4"
+    out = tmp_path / "packed4"
     assert glmtune_command("export", tiny("chatglm3"), out, "--format", "official", "--bits", 4).code == 0
-    (case,) = cases_of([str(out)], ["16-bit", "int8", "int4"], SMALL)
-    assert (case.variant, case.quantization) == ("int4", None)
+    (case,) = make_cases([str(out)], ["16-bit", "packed8", "packed4"], SMALL)
+    assert (case.variant, case.quantization) == ("packed4", None)
     assert measure_case(case, SMALL)["measured"][1]["batch_size"] == 3
+    assert make_cases([str(out)], ["int4"], SMALL) == [case]  # the name of earlier versions
     with pytest.raises(ConfigError, match="Nothing to measure"):
-        cases_of([str(out)], ["16-bit"], SMALL)
+        make_cases([str(out)], ["16-bit"], SMALL)
 
 
 def test_what_a_process_cannot_do_names_the_case(tiny, monkeypatch):
-    (case,) = cases_of([str(tiny("chatglm3"))], ["fp32"], SMALL)
+    (case,) = make_cases([str(tiny("chatglm3"))], ["fp32"], SMALL)
     broken = type(case)(**{**case.__dict__, "target": "/nowhere/at/all"})
     with pytest.raises(glmtune.errors.GlmtuneError, match=r"chatglm3.*base, fp32"):
         benchmark_run.run_cases([broken], SMALL)
@@ -125,7 +127,7 @@ def test_what_a_process_cannot_do_names_the_case(tiny, monkeypatch):
 
 def test_the_peak_of_a_process_is_not_that_of_the_one_that_started_it():
     code = (
-        "from glmtune.training.peak import highest_resident as peak; a = peak(); b = b'1' * (1 << 27); print(a, peak())"
+        "from glmtune.training.memory import read_peak_rss as peak; a = peak(); b = b'1' * (1 << 27); print(a, peak())"
     )
     here = bytearray(b"1") * (1 << 28)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""The benchmarks run at all, and their formulae say what they are said to say. Nothing is asserted about time."""
+"""The benchmarks run, and their formulas are right. Nothing is asserted about time."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import torch
 
 from conftest import REPOSITORY
 
-ROOM = REPOSITORY / "benchmarks"
-sys.path.append(str(ROOM))  # last, for its files have everyday names
+BENCHMARKS = REPOSITORY / "benchmarks"
+sys.path.append(str(BENCHMARKS))  # last: names of its files are common ones
 
-import bare  # noqa: E402
+import bare_loop  # noqa: E402
 import decoding  # noqa: E402
+import harness  # noqa: E402
 import memory  # noqa: E402
 import models  # noqa: E402
-import sitting  # noqa: E402
+import task  # noqa: E402
 import training  # noqa: E402
-import work  # noqa: E402
 
 SCRIPTS = ("data.py", "machine.py", "training.py", "memory.py", "decoding.py", "evaluation.py")
 TINY = models.SHAPES["tiny"]
@@ -29,7 +29,7 @@ TINY = models.SHAPES["tiny"]
 
 def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOM / script), *map(str, arguments)]
+    command = [sys.executable, str(BENCHMARKS / script), *map(str, arguments)]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
 
 
@@ -49,7 +49,7 @@ def test_parameters_of_the_shapes_are_those_of_the_models():
         if name == "tiny" or shape.layers > 30:
             continue
         with torch.device("meta"):
-            built = models.build(shape, torch.float32, "meta")
+            built = models.build_model(shape, torch.float32, "meta")
         matrices = sum(p.numel() for p in built.parameters() if p.dim() == 2)
         assert shape.parameters == matrices, name
 
@@ -57,50 +57,54 @@ def test_parameters_of_the_shapes_are_those_of_the_models():
 def test_operations_of_a_forward_pass_are_those_that_torch_counts():
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = models.build(TINY, torch.float32, "cpu")
+    model = models.build_model(TINY, torch.float32, "cpu")
     model.set_attn_implementation("eager")  # plain products: the counter does not know the CPU's fused attention
     length = 24
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(input_ids=torch.randint(10, 500, (1, length)))
-    linears = work.token_flops(TINY) * length + 2.0 * TINY.head * length
+    linears = task.count_token_flops(TINY) * length + 2.0 * TINY.head * length
     # torch counts attention as if it were not causal: every pair.
     pairs = length * length / (length * (length + 1) / 2)
-    assert counter.get_total_flops() == pytest.approx(linears + pairs * work.attention_flops(TINY, length), rel=1e-3)
+    assert counter.get_total_flops() == pytest.approx(
+        linears + pairs * task.count_attention_flops(TINY, length), rel=1e-3
+    )
 
 
 def test_full_training_needs_half_as_much_again_and_a_longer_row_more():
-    full, prefix = (work.step_flops(TINY, method, work.Work(), 32, 16) for method in ("full", "ptuning"))
-    matrices = work.token_flops(TINY) * 32 + 2.0 * TINY.head * 16
+    full, prefix = (task.count_step_flops(TINY, method, task.LoraTask(), 32, 16) for method in ("full", "ptuning"))
+    matrices = task.count_token_flops(TINY) * 32 + 2.0 * TINY.head * 16
     assert full - prefix == pytest.approx(matrices)
-    assert work.sample_flops(TINY, work.Work(), 64, 16) > 2 * work.sample_flops(TINY, work.Work(), 32, 0)
+    assert task.count_sample_flops(TINY, task.LoraTask(), 64, 16) > 2 * task.count_sample_flops(
+        TINY, task.LoraTask(), 32, 0
+    )
 
 
 def test_bytes_read_leave_out_the_embedding():
-    model = models.build(TINY, torch.bfloat16, "cpu")
+    model = models.build_model(TINY, torch.bfloat16, "cpu")
     every = sum(p.nbytes for p in model.parameters()) + sum(b.nbytes for b in model.buffers())
-    assert decoding.read_bytes(model) == every - 2 * TINY.head
-    packed = models.build(TINY, torch.bfloat16, "cpu", "packed8")
-    assert decoding.read_bytes(packed) < decoding.read_bytes(model)
+    assert decoding.count_read_bytes(model) == every - 2 * TINY.head
+    packed = models.build_model(TINY, torch.bfloat16, "cpu", "packed8")
+    assert decoding.count_read_bytes(packed) < decoding.count_read_bytes(model)
 
 
-def test_contenders_take_turns_and_one_that_fails_is_left_out():
-    turns = []
+def test_runs_are_interleaved_and_a_failed_candidate_is_not_run_again():
+    order = []
 
     def once(name):
-        turns.append(name)
+        order.append(name)
         if name == "b":
-            raise sitting.Failed("cannot be installed: ERROR: no such release")
+            raise harness.BenchmarkError("cannot be installed: ERROR: no such release")
         return {"seconds": 1.0}
 
-    found = sitting.in_turn(["a", "b", "c"], 2, once)
-    assert turns == ["a", "b", "c", "a", "c"]
+    found = harness.run_interleaved(["a", "b", "c"], 2, once)
+    assert order == ["a", "b", "c", "a", "c"]
     assert found["b"] == {"runs": [], "failed": "cannot be installed: ERROR: no such release"}
     assert len(found["a"]["runs"]) == 2
 
 
 def test_median_and_spread():
-    assert sitting.with_spread([1.0, 2.0, 1.2]) == "1.20 ±42%"
-    assert sitting.with_spread([2.0]) == "2.00"
+    assert harness.format_median([1.0, 2.0, 1.2]) == "1.20 ±42%"
+    assert harness.format_median([2.0]) == "2.00"
 
 
 # --- the bare loop ---
@@ -111,7 +115,7 @@ def test_the_bare_loop_computes_the_loss_of_padded_rows():
     from peft import LoraConfig, get_peft_model
     from transformers import AttentionInterface
 
-    model = models.build(TINY, torch.float32, "cpu")
+    model = models.build_model(TINY, torch.float32, "cpu")
     generator = torch.Generator().manual_seed(1)
     rows = []
     for length in (9, 5, 12):
@@ -123,10 +127,10 @@ def test_the_bare_loop_computes_the_loss_of_padded_rows():
         targets = int((labels[:, 1:] != -100).sum())
         total += float(model(input_ids=ids, labels=labels).loss.detach()) * targets
         count += targets
-    AttentionInterface.register("by_row", bare.attend_by_row)
+    AttentionInterface.register("by_row", bare_loop.attend_per_row)
     model.set_attn_implementation("by_row")
     tuned = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
-    assert float(bare.loss_of(tuned, bare.lay_end_to_end(rows, "cpu")).detach()) == pytest.approx(
+    assert float(bare_loop.compute_loss(tuned, bare_loop.pack_batch(rows, "cpu")).detach()) == pytest.approx(
         total / count, rel=1e-5
     )
 
@@ -138,7 +142,7 @@ def test_training_with_a_peer_that_is_not_there(tiny, adgen_file, tmp_path):
     out = tmp_path / "out.json"
     given = ["--model", tiny("chatglm3"), "--data", adgen_file(12), "--rows", 8, "--held-out", 4, "--repeats", 1]
     chosen = ["glmtune fp32", "bare fp32", "trl fp32 packed"]
-    done = run("training.py", *given, "--same-order", "--dropout", 0, "--json", out, "--contenders", *chosen)
+    done = run("training.py", *given, "--same-order", "--dropout", 0, "--json", out, "--trainers", *chosen)
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text("utf-8"))
     found = result["contenders"]
@@ -146,15 +150,15 @@ def test_training_with_a_peer_that_is_not_there(tiny, adgen_file, tmp_path):
     assert "trl fp32 packed: not run" in done.stdout
     assert not [found[name]["failed"] for name in chosen[:2] if "failed" in found[name]]
     ours, loop = (found[name]["runs"][0] for name in chosen[:2])
-    assert ours["losses"][0] == pytest.approx(loop["losses"][0], rel=1e-4)  # the same batch, nothing learnt yet
+    assert ours["losses"][0] == pytest.approx(loop["losses"][0], rel=1e-4)  # the same batch, before any training
     assert found["bare fp32"]["held_out_loss"] < result["base_held_out_loss"]
     assert str(tmp_path) not in json.dumps({key: result[key] for key in result if key != "contenders"})
 
 
-def test_decoding_by_both_contenders():
+def test_decoding_by_both_engines():
     found = {
-        who: decoding.measure_cell(decoding.Cell(who, "tiny", "fp32", (1, 2), 4, 3), "cpu")
-        for who in ("glmtune", "transformers")
+        engine: decoding.measure_cell(decoding.Cell(engine, "tiny", "fp32", (1, 2), 4, 3), "cpu")
+        for engine in ("glmtune", "transformers")
     }
     for result in found.values():
         assert set(result["batch_sizes"]) == {"1", "2"}
@@ -171,12 +175,12 @@ def test_a_memory_cell_of_each_method():
 
 
 def test_published_settings_name_shapes_that_exist():
-    for cell in memory.published_cells("bf16"):
+    for cell in memory.list_published_cells("bf16"):
         assert cell.shape in models.SHAPES
         assert cell.prompt + cell.answer <= 768
 
 
-def test_the_report_tells_contenders_apart():
+def test_the_report_compares_trainers():
     turn = {"seconds": 32.0, "losses": [3.0, 2.0], "device_peak_bytes": None}
     turn |= {"process": {"wall_s": 40.0, "peak_bytes": 2**30}}
     found = {
@@ -185,14 +189,19 @@ def test_the_report_tells_contenders_apart():
         "llamafactory fp32": {"runs": [turn | {"seconds": 64.0}], "held_out_loss": None},
     }
     machine = {"device": "CPU", "matmul_flops": {"fp32": 1e11, "bf16": 2e11}, "read_bytes": 1e10, "copy_bytes": 1e10}
-    result = {**sitting.circumstances("training.py"), "machine": machine, "contenders": found, "flops_per_sample": 1e10}
+    result = {
+        **harness.describe_environment("training.py"),
+        "machine": machine,
+        "contenders": found,
+        "flops_per_sample": 1e10,
+    }
     result |= {"work": {"rows": 64}, "tokens": 10, "targets": 5, "base_held_out_loss": 3.0}
-    text = training.report(result)
+    text = training.format_report(result)
     assert "| glmtune fp32 | 4.00 | 2.00 x | 2.00 x | 40% |" in text
     assert "| llamafactory fp32 | 1.00 | 0.50 x |" in text
 
 
-def test_answers_in_batches(tmp_path):
+def test_replies_in_batches(tmp_path):
     out = tmp_path / "out.json"  # no ADGEN in its folder: synthetic questions
     given = ["--assets", tmp_path, "--prompts", 4, "--max-new-tokens", 4, "--batch-sizes", 4, "--repeats", 1]
     done = run("evaluation.py", *given, "--json", out)

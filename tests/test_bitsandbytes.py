@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 import glmtune
 from glmtune.errors import ModelError
-from glmtune.models.loading import inspect_base, load_base
-from glmtune.quantization.quantizer import is_quantized
+from glmtune.models.loading import inspect_checkpoint, load_base
+from glmtune.quantization.quantizer import is_packed_model
 from tiny import FAMILIES, make_tiny
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason='pip install "glmtune[qlora]"')
@@ -51,7 +51,7 @@ def quantization(request):
 
 @pytest.fixture
 def model(family, quantization, wide):
-    return load_base(inspect_base(wide(family)), quantization=quantization, dtype="bf16", device="cpu")
+    return load_base(inspect_checkpoint(wide(family)), quantization=quantization, dtype="bf16", device="cpu")
 
 
 def _quantised(model):
@@ -60,7 +60,7 @@ def _quantised(model):
 
 
 def test_the_layers_are_quantised_and_nothing_else(model, family, quantization, wide):
-    assert is_quantized(model) == quantization
+    assert is_packed_model(model) == quantization
     full = glmtune.load_model(wide(family))
     linears = {name for name, module in full.named_modules() if isinstance(module, torch.nn.Linear)}
     assert set(_quantised(model)) == {name for name in linears if "lm_head" not in name}
@@ -107,25 +107,25 @@ def test_one_step_of_lora_trains_through_it(model, family):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
-    assert is_quantized(peft_model) is not None
+    assert is_packed_model(peft_model) is not None
 
 
 def test_scales_are_quantised_only_when_asked(wide):
     for double in (True, False):
-        model = load_base(inspect_base(wide("chatglm3")), quantization="nf4", double_quantization=double)
+        model = load_base(inspect_checkpoint(wide("chatglm3")), quantization="nf4", double_quantization=double)
         states = [module.weight.quant_state.nested for module in _quantised(model).values()]
         assert states == [double] * len(states)
 
 
 def test_sizes_that_bitsandbytes_gets_wrong_on_the_cpu_are_refused(tiny):
     with pytest.raises(ModelError, match=r"q_proj has 32 inputs[\s\S]*packed4 or a GPU"):
-        load_base(inspect_base(tiny("chatglm3")), quantization="nf4", device="cpu")
-    assert is_quantized(load_base(inspect_base(tiny("chatglm3")), quantization="int8", device="cpu")) == "int8"
+        load_base(inspect_checkpoint(tiny("chatglm3")), quantization="nf4", device="cpu")
+    assert is_packed_model(load_base(inspect_checkpoint(tiny("chatglm3")), quantization="int8", device="cpu")) == "int8"
 
 
 def test_gradients_are_the_same_after_an_evaluation(family, wide):
     """bitsandbytes, left alone, rearranges 4-bit weights when it first evaluates, into a form without a backward."""
-    model = load_base(inspect_base(wide(family)), quantization="nf4", dtype="bf16", device="cpu")
+    model = load_base(inspect_checkpoint(wide(family)), quantization="nf4", dtype="bf16", device="cpu")
     model.requires_grad_(False)
     ids = _rows(model, family)
     embeddings = model.get_input_embeddings().weight.requires_grad_()
@@ -150,4 +150,4 @@ def test_a_weight_that_is_no_number_is_named_before_it_vanishes_in_four_bits(fam
     state[name][7, 3] = float("nan")
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=f"model.safetensors: {name} holds a NaN"):
-        load_base(inspect_base(folder), quantization=quantization)
+        load_base(inspect_checkpoint(folder), quantization=quantization)

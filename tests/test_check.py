@@ -7,10 +7,17 @@ from itertools import pairwise
 
 import pytest
 
-from glmtune.data.check import CHECKS, EXCERPT, KINDS, check_conversation, escaped, excerpt
+from glmtune.data.check_kinds import (
+    CHECKS,
+    KINDS,
+    MAX_EXCERPT,
+    check_conversation,
+    escape_controls,
+    find_mojibake,
+    make_excerpt,
+)
 from glmtune.data.conversation import Conversation
-from glmtune.data.histogram import Lengths, bars, bins
-from glmtune.data.mojibake import find_mojibake
+from glmtune.data.histogram import LengthCounts, make_bins, render_bars
 
 USER, ANSWER = {"role": "user", "content": "你好"}, {"role": "assistant", "content": "您好！"}
 CALL = {"role": "tool", "name": "weather", "parameters": {"city": "北京"}}
@@ -120,34 +127,34 @@ def test_good_text_is_not_taken_for_mojibake(text):
 
 def test_an_excerpt_is_short_and_harmless():
     text = "x" * 500 + "\x1b[31m</s>\r\n\u202e" + "y" * 500
-    shown = excerpt(text, 500)
-    assert len(shown) <= EXCERPT
+    shown = make_excerpt(text, 500)
+    assert len(shown) <= MAX_EXCERPT
     assert "\\x1b[31m</s>\\r\\n\\u202e" in shown
     assert shown[0] == shown[-1] == "…"
-    assert excerpt("short") == "short"
-    assert len(excerpt("\x01" * 60)) <= EXCERPT
-    assert escaped("好é😀") == "好é😀"
+    assert make_excerpt("short") == "short"
+    assert len(make_excerpt("\x01" * 60)) <= MAX_EXCERPT
+    assert escape_controls("好é😀") == "好é😀"
 
 
 def test_lengths_are_counted_exactly():
-    lengths = Lengths()
+    lengths = LengthCounts()
     for length in range(1, 101):
-        lengths.add(length)
+        lengths.add_length(length)
     assert lengths.as_dict() == {"min": 1, "mean": 50.5, "p50": 50, "p90": 90, "p95": 95, "p99": 99, "max": 100}
-    assert Lengths().as_dict()["max"] == 0
-    assert bins(Lengths()) == []
+    assert LengthCounts().as_dict()["max"] == 0
+    assert make_bins(LengthCounts()) == []
 
 
 def test_bins_hold_every_row_once_and_a_giant_does_not_squeeze_them():
-    lengths = Lengths()
+    lengths = LengthCounts()
     for length in [*range(100, 400), 90_000]:
-        lengths.add(length)
-    found = bins(lengths)
+        lengths.add_length(length)
+    found = make_bins(lengths)
     assert sum(item.count for item in found) == 301
     assert found[-1].last == 90_000
     assert found[-1].count == 1
     assert all(one.last + 1 == two.first for one, two in pairwise(found))
-    drawn = bars(found, width=20)
+    drawn = render_bars(found, width=20)
     assert len(drawn) == len(found)
     assert max(line.count("█") for line in drawn) == 20
     assert drawn[-1].endswith(" 1")
@@ -202,7 +209,7 @@ def test_a_clean_file_has_no_finding(check, adgen_file, glmtune_command):
     assert sum(count for _, _, count in report["lengths"]["histogram"]) == 30
     shown = glmtune_command("data", "check", path)
     assert shown.code == 0
-    assert "Nothing found in 30 rows." in shown.out
+    assert "No problems in 30 rows." in shown.out
     assert "█" in shown.out
 
 
@@ -231,7 +238,7 @@ def test_faults_doubles_and_damage_are_reported_with_their_lines(check, rows, gl
     assert (report["counts"]["errors"], report["counts"]["warnings"]) == (5, 2)
     shown = glmtune_command("data", "check", path)
     assert shown.code == 1
-    assert f"{path}:2  broken JSON" in shown.out
+    assert f"{path}:2  invalid JSON" in shown.out
     assert "5 errors, 2 warnings in 9 rows." in shown.out
 
 
@@ -269,7 +276,7 @@ def test_a_broken_array_is_reported_with_the_rows_before_it(check, tmp_path, glm
     ]
     fixed = glmtune_command("data", "check", path, "--fix", tmp_path / "out.jsonl")
     assert fixed.code == 1
-    assert ":303: broken JSON" in fixed.err
+    assert ":303: invalid JSON" in fixed.err
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
 
 
@@ -296,7 +303,7 @@ def test_overlap_with_the_evaluation_rows(check, rows):
     assert code == 1
     assert [(item["severity"], item["kind"], item["line"], item["message"]) for item in report["findings"]] == [
         ("error", "eval-overlap", 1, f"the evaluation data has the same question and answer in {held}:2"),
-        ("warning", "eval-same-prompt", 2, f"the evaluation data asks the same in {held}:4"),
+        ("warning", "eval-same-prompt", 2, f"the evaluation data has the same question in {held}:4"),
     ]
     assert report["counts"]["eval_rows"] == 3
     assert check(train, "--eval-data", rows("other.jsonl", _row("五", "甲")))[0] == 0
@@ -322,7 +329,7 @@ def test_with_a_model_lengths_are_tokens_and_limits_are_judged(check, rows, tiny
     assert {item["severity"] for item in report["findings"]} == {"error"}
     assert "more than 40 and 40" in report["findings"][0]["message"]
     code, report = check(path, *model, *limits, "--set", "data.overlength=drop")
-    assert "it is left out" in report["findings"][0]["message"]
+    assert "it is dropped" in report["findings"][0]["message"]
     assert check(path, *model)[1]["findings"] == []
     together = check(path, *model, "--set", "data.max_length=50")[1]
     assert _found(together) == [("over-limit", 2), ("over-limit", 3)]
@@ -377,9 +384,9 @@ def test_fix_loses_no_row_and_leaves_a_clean_file(check, rows, tmp_path, name, g
     for other in (out, tmp_path / "clean"):  # neither the clean file nor the refused one may be overwritten
         refusal = glmtune_command("data", "check", path, "--fix", other.with_suffix(".jsonl"))
         assert refusal.code == 1
-        assert "overwrites nothing" in refusal.err
+        assert "does not overwrite files" in refusal.err
     out.unlink()
-    assert "overwrites nothing" in glmtune_command("data", "check", path, "--fix", out).err
+    assert "does not overwrite files" in glmtune_command("data", "check", path, "--fix", out).err
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted([name, "clean.refused.jsonl"])
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import glmtune
-from glmtune.families.family import text_ids
-from glmtune.generation.load import open_model
+from glmtune.families.family import tokenize_text
+from glmtune.generation.load import load_for_generation
 from glmtune.generation.reply import Sampling, TextStream, generate_reply
 from tiny import FAMILIES
 
@@ -19,7 +19,7 @@ from tiny import FAMILIES
 def _modules_after(*arguments: str) -> set[str]:
     script = f"""
 import sys
-from glmtune.cli.main import main as cli
+from glmtune.cli import main as cli
 sys.argv = ["glmtune", *{list(arguments)!r}]
 try:
     cli.main()
@@ -43,7 +43,7 @@ def test_every_command_is_listed_and_explained(glmtune_command):
     for command in ("train", "chat", "demo", "version"):
         assert command in listing
         assert "--help" in glmtune_command(command, "--help").out
-    assert "Continue the run in --output where it stopped" in glmtune_command("train", "--help").out
+    assert "Resume the run in --output from its last step" in glmtune_command("train", "--help").out
 
 
 def test_versions(glmtune_command):
@@ -75,7 +75,7 @@ def test_streamed_pieces_are_whole_characters_and_make_up_the_text(family, tiny)
     """Rare characters are several byte tokens; a piece must never show half of one."""
     tokenizer = glmtune.load_tokenizer(tiny(family))
     text = "你好，hello 𠮷👍🏽 上衣\n颜色 é end"
-    ids = text_ids(tokenizer, text)
+    ids = tokenize_text(tokenizer, text)
     pieces: list[str] = []
     stream = TextStream(tokenizer, pieces.append)
     stream.put(torch.tensor([[1, 2]]))  # the prompt, which is not shown
@@ -88,7 +88,7 @@ def test_streamed_pieces_are_whole_characters_and_make_up_the_text(family, tiny)
 
 
 def test_a_reply_is_streamed_while_it_is_written(tiny):
-    opened = open_model(str(tiny("chatglm3")), device="cpu")
+    opened = load_for_generation(str(tiny("chatglm3")), device="cpu")
     messages = [{"role": "user", "content": "你好"}]
     pieces: list[str] = []
     parts = (opened.model, opened.tokenizer, opened.family, messages)

@@ -14,19 +14,19 @@ from rich.console import Console
 from glmtune.config import LoraConfig, PTuningConfig
 from glmtune.errors import ConfigError, DataError, RunError
 from glmtune.evaluation import model_switcher as staging
-from glmtune.evaluation.candidates import names_of, open_contenders
-from glmtune.evaluation.comparison import compare, default_compare_output, read_entries
-from glmtune.evaluation.comparison_tables import print_comparison, print_forgetting, stars
+from glmtune.evaluation.candidates import list_names, open_candidates
+from glmtune.evaluation.comparison import compare_models, default_compare_output, read_entries
+from glmtune.evaluation.comparison_tables import print_comparison, print_forgetting, format_stars
 from glmtune.evaluation.eval_folder import EvalFolder, read_predictions
-from glmtune.evaluation.model_switcher import Stage
-from glmtune.evaluation.pairs import changed_rows, on_common_rows, pairs_of
-from glmtune.evaluation.statistics import paired_bootstrap
+from glmtune.evaluation.model_switcher import ModelSwitcher
+from glmtune.evaluation.pairs import list_changed_rows, select_common_rows, compare_pairs
+from glmtune.evaluation.statistics import compare_by_bootstrap
 from glmtune.generation.reply import Sampling
-from glmtune.methods.base_info import BaseNote
+from glmtune.methods.base_info import BaseInfo
 from glmtune.methods.lora import Lora
 from glmtune.methods.ptuning import PTuning
-from glmtune.methods.tuned_model import load_model, load_onto
-from glmtune.models.loading import inspect_base, load_base
+from glmtune.methods.tuned_model import load_model, load_with_adapter
+from glmtune.models.loading import inspect_checkpoint, load_base
 
 QUIET = Console(quiet=True)
 
@@ -36,7 +36,7 @@ def adapter(tiny, tmp_path):
     """`adapter(family, name, method, **options)`: a random adapter of a tiny base."""
 
     def make(family, name="one", method="lora", *, seed=1, scale=0.3, **options):
-        found = inspect_base(tiny(family))
+        found = inspect_checkpoint(tiny(family))
         torch.manual_seed(seed)
         tuner = (
             PTuning(PTuningConfig(num_virtual_tokens=3, dropout=0.0, **options))
@@ -48,7 +48,7 @@ def adapter(tiny, tmp_path):
             for parameter in model.parameters():
                 if parameter.requires_grad:
                     parameter.add_(torch.randn_like(parameter), alpha=scale)
-        tuner.write(model, tmp_path / name, BaseNote(str(tiny(family)), found.fingerprint, family))
+        tuner.write(model, tmp_path / name, BaseInfo(str(tiny(family)), found.fingerprint, family))
         return tmp_path / name
 
     return make
@@ -93,7 +93,7 @@ def _logits(model):
 
 
 def _entries(targets, data, **options):
-    return read_entries(open_contenders([str(t) for t in targets]), str(data), QUIET, **options)
+    return read_entries(open_candidates([str(t) for t in targets]), str(data), **options)
 
 
 # Switching in place
@@ -105,7 +105,7 @@ def _loads(monkeypatch):
 
     def load(base, *args, **kwargs):
         loaded.append(base.folder)
-        return load_onto(base, *args, **kwargs)
+        return load_with_adapter(base, *args, **kwargs)
 
     monkeypatch.setattr(staging, "load_onto", load)
     return loaded
@@ -127,9 +127,9 @@ def test_switching_in_place_is_loading_anew_bit_for_bit(adapter, tiny, family, m
     ]
     apart = [_logits(load_model(target)) for target in targets]
     loaded = _loads(monkeypatch)
-    stage = Stage()
-    for contender, expected in zip(open_contenders([str(t) for t in targets]), apart, strict=True):
-        opened, info = stage.show(contender)
+    stage = ModelSwitcher()
+    for contender, expected in zip(open_candidates([str(t) for t in targets]), apart, strict=True):
+        opened, info = stage.load(contender)
         assert torch.equal(_logits(opened.model), expected), contender.name
         assert info.adapter_digest == contender.adapter_digest
     assert loaded == [tiny(family)]
@@ -140,9 +140,9 @@ def test_every_base_is_loaded_once_and_never_two(adapter, tiny, adgen_file, tmp_
     """Adapters of two bases in turn: all of the first base go first."""
     targets = [tiny("chatglm3"), tiny("glm4"), adapter("chatglm3", "a"), adapter("glm4", "b")]
     loaded, order = _loads(monkeypatch), []
-    real = Stage.show
-    monkeypatch.setattr(Stage, "show", lambda self, each: (order.append(each.name), real(self, each))[1])
-    found = compare(_entries(targets, adgen_file(3)), tmp_path / "out", Sampling(3), console=QUIET)
+    real = ModelSwitcher.load
+    monkeypatch.setattr(ModelSwitcher, "show", lambda self, each: (order.append(each.name), real(self, each))[1])
+    found = compare_models(_entries(targets, adgen_file(3)), tmp_path / "out", Sampling(3))
     assert loaded == [tiny("chatglm3"), tiny("glm4")]
     names = [model["model"]["name"] for model in found["models"]]
     assert order == [names[0], names[2], names[1], names[3]]
@@ -175,7 +175,7 @@ def test_a_comparison_holds_scores_differences_and_changed_rows(run_compare, ada
         scores = [[record["scores"]["bleu4_characters"] for record in records[i]] for i in (0, b)]
         pair = by_name["bleu4_characters", b]
         assert pair["a"] == 0
-        assert pair["difference"] == asdict(paired_bootstrap(*scores))
+        assert pair["difference"] == asdict(compare_by_bootstrap(*scores))
     assert found["forgetting"] == [None, None, None]
     row = found["changed"][0]
     assert set(row) == {"row", "where", "prompt", "reference", "replies", "scores"}
@@ -265,10 +265,8 @@ def test_a_prefix_is_the_runs_own_and_the_other_rules_the_first_runs(train, tiny
     data = adgen_file(4)
     first = train("chatglm3", data, "data.max_source_length=40", "data.prefix=类型", output="first")
     second = train("chatglm3", data, "data.max_source_length=24", "data.prefix=问", output="second")
-    console = Console(file=(tmp_path / "said").open("w"), width=300)
-    contenders = open_contenders([str(each) for each in (tiny("chatglm3"), first, second)])
-    entries = read_entries(contenders, str(data), console)
-    console.file.flush()
+    contenders = open_candidates([str(each) for each in (tiny("chatglm3"), first, second)])
+    entries = read_entries(contenders, str(data))
     assert [entry.data.rules.max_source_length for entry in entries] == [40, 40, 40]
     assert [entry.data.rules.prefix for entry in entries] == ["", "类型", "问"]
     question = entries[0].data.rows[0].prompt[0]["content"]
@@ -292,10 +290,10 @@ def test_where_a_comparison_goes(train, tiny, adapter, adgen_file):
 
 def test_a_bare_base_is_held_as_its_adapter_holds_it(train, tiny, adgen_file):
     run = train("chatglm3", adgen_file(3), "model.quantization=packed8", "method=ptuning")
-    held = open_contenders([str(tiny("chatglm3")), str(run)])
+    held = open_candidates([str(tiny("chatglm3")), str(run)])
     assert [each.found.quantization for each in held] == ["packed8", "packed8"]
-    assert held[0].stage_key == held[1].stage_key
-    asked = open_contenders([str(tiny("chatglm3")), str(run)], quantization="packed4")
+    assert held[0].base_key == held[1].base_key
+    asked = open_candidates([str(tiny("chatglm3")), str(run)], quantization="packed4")
     assert [each.found.quantization for each in asked] == ["packed4", "packed4"]
 
 
@@ -313,13 +311,13 @@ def test_a_real_gain_is_significant_and_noise_is_not():
     torch.manual_seed(0)
     base = (50 + 10 * torch.randn(200)).tolist()
     noise = (50 + 10 * torch.randn(200)).tolist()
-    better, same = pairs_of(
+    better, same = compare_pairs(
         [_records(base), _records([s + 5 + n / 25 for s, n in zip(base, noise, strict=True)]), _records(noise)]
     )
     assert better["difference"]["p"] < 0.001
     assert better["difference"]["wins"] == 200
     assert same["difference"]["p"] > 0.05
-    assert (stars(0.0009), stars(0.005), stars(0.03), stars(0.05)) == ("***", "**", "*", "")
+    assert (format_stars(0.0009), format_stars(0.005), format_stars(0.03), format_stars(0.05)) == ("***", "**", "*", "")
 
 
 def test_scores_that_some_rows_lack_are_paired_where_both_have_them():
@@ -327,7 +325,7 @@ def test_scores_that_some_rows_lack_are_paired_where_both_have_them():
     one[0]["scores"]["tool_name"] = other[0]["scores"]["tool_name"] = 100.0
     one[1]["scores"]["tool_name"] = 0.0
     one[2]["scores"]["only_here"] = 0.0
-    found = {pair["score"]: pair["difference"] for pair in pairs_of([one, other])}
+    found = {pair["score"]: pair["difference"] for pair in compare_pairs([one, other])}
     assert set(found) == {"rouge_l", "tool_name"}
     assert (found["tool_name"]["ties"], found["tool_name"]["wins"]) == (1, 0)
     assert [found["rouge_l"][key] for key in ("wins", "losses", "ties")] == [1, 1, 1]
@@ -335,23 +333,25 @@ def test_scores_that_some_rows_lack_are_paired_where_both_have_them():
 
 def test_rows_that_changed_most_come_first():
     models = [_records([10.0, 20.0, 30.0, 40.0]), _records([11.0, 20.0, 0.0, 45.0]), _records([10.0, 20.0, 30.0, 90.0])]
-    assert [row["row"] for row in changed_rows(models)] == [3, 2, 0]  # row 1 has one reply
-    assert [row["row"] for row in changed_rows(models, most=1)] == [3]
+    assert [row["row"] for row in list_changed_rows(models)] == [3, 2, 0]  # row 1 has one reply
+    assert [row["row"] for row in list_changed_rows(models, most=1)] == [3]
 
 
 def test_rows_that_one_model_lacks_are_left_out():
     one, other = _records([1.0, 2.0, 3.0]), _records([1.0, 2.0, 3.0])[1:]
-    assert [[record["row"] for record in records] for records in on_common_rows([one, other])] == [[1, 2], [1, 2]]
+    assert [[record["row"] for record in records] for records in select_common_rows([one, other])] == [[1, 2], [1, 2]]
 
 
 def test_the_table_tells_better_from_worse(tmp_path):
     console = Console(file=(tmp_path / "out").open("w"), width=200, soft_wrap=True)
     compared = made_up_comparison()
     compared["changed"][0]["replies"][0] = "长" * 120 + "尾"
-    print_comparison(compared, console)
+    with use_console(console):
+        print_comparison(compared)
     probed = made_up_forgetting("fail")
     probed["accuracy"]["by_category"] = {"code": {"base": 0.91, "tuned": 0.55}}
-    print_forgetting(probed, console)
+    with use_console(console):
+        print_forgetting(probed)
     console.file.close()
     out = (tmp_path / "out").read_text()
     assert "25.08 +5.08 ***  2/1/0" in out
@@ -371,10 +371,10 @@ def test_names_are_short_and_different(tmp_path):
     (run / "checkpoints" / "checkpoint-5").mkdir(parents=True)
     (run / "config.yaml").write_text("model: m\ndata: d\n")
     folders = [tmp_path / each for each in ("x/model-a", "y/model-a", "z/b")]
-    assert names_of([*map(str, folders), "org/name"]) == ["x/model-a", "y/model-a", "b", "org/name"]
-    assert names_of([str(folders[2]), str(folders[2])]) == ["z/b", "z/b (2)"]
-    assert names_of([str(run), str(run / "checkpoints" / "checkpoint-5")]) == ["run", "run/checkpoint-5"]
-    assert names_of([str(run / "adapter")]) == ["run"]
+    assert list_names([*map(str, folders), "org/name"]) == ["x/model-a", "y/model-a", "b", "org/name"]
+    assert list_names([str(folders[2]), str(folders[2])]) == ["z/b", "z/b (2)"]
+    assert list_names([str(run), str(run / "checkpoints" / "checkpoint-5")]) == ["run", "run/checkpoint-5"]
+    assert list_names([str(run / "adapter")]) == ["run"]
 
 
 # Bad input
@@ -405,13 +405,13 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_loaded(tiny, trai
     with pytest.raises(RunError, match="not finished"):
         _entries([tiny("chatglm3"), run], data)
     with pytest.raises(RunError, match="was trained on a base with fingerprint"):
-        open_contenders([str(tiny("glm4")), str(adapter("chatglm3"))], base=str(tiny("glm4")))
+        open_candidates([str(tiny("glm4")), str(adapter("chatglm3"))], base=str(tiny("glm4")))
     empty = data.with_name("empty.json")
     empty.write_text("")
     with pytest.raises(DataError):
         _entries([tiny("chatglm3"), tiny("glm4")], empty)
     with pytest.raises(ConfigError, match="no such setting"):
-        open_contenders([str(tiny("glm4"))], overrides=["lora.rank=3"])
+        open_candidates([str(tiny("glm4"))], overrides=["lora.rank=3"])
     assert loaded == []
 
 
@@ -421,7 +421,7 @@ def test_rows_that_no_two_models_share(tiny, adgen_file, tmp_path):
     entries[0].data.rows[2:] = []
     entries[1].data.rows[:2] = []
     with pytest.raises(DataError, match="no row is left that all models can answer"):
-        compare(entries, tmp_path / "out", Sampling(2), console=QUIET)
+        compare_models(entries, tmp_path / "out", Sampling(2))
 
 
 def test_a_folder_with_another_comparison_is_refused(run_compare, tiny, adapter, adgen_file):

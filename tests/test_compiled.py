@@ -7,16 +7,16 @@ import shutil
 
 import pytest
 import torch
-from command import runner
+from command import make_runner
 from peft import LoraConfig, get_peft_model
 
 import glmtune
-from glmtune.bench.measure import measure
+from glmtune.bench.measure import measure_model
 from glmtune.config import PTuningConfig
 from glmtune.errors import ConfigError
-from glmtune.generation.compiled_step import compile_step, compiled_step
-from glmtune.generation.cpu_prepack import ArrangedLinear, arranged
-from glmtune.generation.engine import decode, greedy
+from glmtune.generation.compiled_step import compile_step, find_compiled_step
+from glmtune.generation.cpu_prepack import PrepackedLinear, prepacked
+from glmtune.generation.engine import decode_tokens, pick_greedy
 from glmtune.methods.ptuning import PTuning
 from glmtune.quantization.quantizer import pack_model
 from tiny import FAMILIES
@@ -89,38 +89,38 @@ CASES = [(family, form) for form in FORMS for family in (FAMILIES if form == "pl
 def test_replies_are_those_of_the_plain_loop(family, form, ready):
     model, prompts, padding = ready(family, form)
     options = {"max_new_tokens": 9, "padding": padding}
-    free = decode(model, prompts, greedy, stops=(), **options)
+    free = decode_tokens(model, prompts, pick_greedy, stops=(), **options)
     stops = [free[0][3]]
-    expected = decode(model, prompts, greedy, stops=stops, **options)
-    alone = decode(model, prompts[1:2], greedy, stops=(), **options)
+    expected = decode_tokens(model, prompts, pick_greedy, stops=stops, **options)
+    alone = decode_tokens(model, prompts[1:2], pick_greedy, stops=(), **options)
     graphs = _counting(model)
-    assert decode(model, prompts, greedy, stops=(), **options) == free
+    assert decode_tokens(model, prompts, pick_greedy, stops=(), **options) == free
     assert graphs
     made = len(graphs)
-    assert decode(model, prompts, greedy, stops=stops, **options) == expected
-    decode(model, prompts, greedy, stops=(), max_new_tokens=14, padding=padding)
+    assert decode_tokens(model, prompts, pick_greedy, stops=stops, **options) == expected
+    decode_tokens(model, prompts, pick_greedy, stops=(), max_new_tokens=14, padding=padding)
     assert len(graphs) == made  # nothing was compiled again, for no step
-    assert decode(model, prompts[1:2], greedy, stops=(), **options) == alone
+    assert decode_tokens(model, prompts[1:2], pick_greedy, stops=(), **options) == alone
     assert expected != free
 
 
 def test_a_longer_reply_gets_a_larger_cache(ready):
     model, prompts, padding = ready("chatglm3", "plain")
     length = 512 - len(prompts[0])
-    expected = decode(model, prompts[:1], greedy, max_new_tokens=length + 4, stops=(), padding=padding)
+    expected = decode_tokens(model, prompts[:1], pick_greedy, max_new_tokens=length + 4, stops=(), padding=padding)
     compile_step(model, "eager")
-    sizes = [compiled_step(model).empty_cache(1, places).get_max_length() for places in (1, 512, 513)]
+    sizes = [find_compiled_step(model).new_cache(1, places).get_max_length() for places in (1, 512, 513)]
     assert sizes == [512, 512, 1024]
-    assert decode(model, prompts[:1], greedy, max_new_tokens=4, stops=(), padding=padding) == [expected[0][:4]]
-    assert decode(model, prompts[:1], greedy, max_new_tokens=length + 4, stops=(), padding=padding) == expected
+    assert decode_tokens(model, prompts[:1], pick_greedy, max_new_tokens=4, stops=(), padding=padding) == [expected[0][:4]]
+    assert decode_tokens(model, prompts[:1], pick_greedy, max_new_tokens=length + 4, stops=(), padding=padding) == expected
 
 
 @pytest.mark.parametrize("form", ["plain", "prefix"])
 def test_a_prompt_of_one_token_sees_no_empty_places(form, ready):
     model, _, padding = ready("chatglm3", form)
-    expected = decode(model, [[7], [9]], greedy, max_new_tokens=4, stops=(), padding=padding)
+    expected = decode_tokens(model, [[7], [9]], pick_greedy, max_new_tokens=4, stops=(), padding=padding)
     compile_step(model, "eager")
-    assert decode(model, [[7], [9]], greedy, max_new_tokens=4, stops=(), padding=padding) == expected
+    assert decode_tokens(model, [[7], [9]], pick_greedy, max_new_tokens=4, stops=(), padding=padding) == expected
 
 
 def test_a_lack_of_memory_while_compiling_is_told_as_one(ready):
@@ -130,7 +130,7 @@ def test_a_lack_of_memory_while_compiling_is_told_as_one(ready):
     model, prompts, padding = ready("chatglm3", "plain")
     compile_step(model, backend)
     with pytest.raises(torch.OutOfMemoryError):
-        decode(model, prompts, greedy, max_new_tokens=3, stops=(), padding=padding)
+        decode_tokens(model, prompts, pick_greedy, max_new_tokens=3, stops=(), padding=padding)
 
 
 @pytest.mark.parametrize("form", ["int8", "int4"])
@@ -150,15 +150,15 @@ def test_compiled_training_keeps_no_unpacked_weight(form, ready):
 def test_speed_is_measured_once_everything_is_compiled(ready):
     model, _, _ = ready("chatglm3", "plain")
     graphs, made = _counting(model), []
-    measure(model, prompt_tokens=5, new_tokens=2, repeats=2, on_repeat=lambda: made.append(len(graphs)))
+    measure_model(model, prompt_tokens=5, new_tokens=2, repeats=2, on_repeat=lambda: made.append(len(graphs)))
     assert made[0] == made[1] > 0
 
 
 def test_what_is_compiled_stays_in_the_usual_order(ready):
     model, _, _ = ready("chatglm3", "plain")
     compile_step(model, "eager")
-    with arranged(model):
-        assert not any(isinstance(module, ArrangedLinear) for module in model.modules())
+    with prepacked(model):
+        assert not any(isinstance(module, PrepackedLinear) for module in model.modules())
 
 
 def test_where_torch_cannot_compile_the_error_names_the_way_out(ready):
@@ -168,14 +168,14 @@ def test_where_torch_cannot_compile_the_error_names_the_way_out(ready):
     model, prompts, padding = ready("chatglm3", "plain")
     compile_step(model, backend)
     with pytest.raises(ConfigError, match=r"no compiler[\s\S]*Leave out --compile"):
-        decode(model, prompts, greedy, max_new_tokens=3, stops=(), padding=padding)
+        decode_tokens(model, prompts, pick_greedy, max_new_tokens=3, stops=(), padding=padding)
 
 
 @pytest.mark.parametrize(
     "command", [["chat", "--prompt", "hi"], ["eval", "--data", "none.json"], ["bench", "--variants", "fp32"]]
 )
 def test_on_a_cpu_it_is_refused_before_anything_is_loaded(command, tiny, monkeypatch, capsys):
-    run = runner(monkeypatch, capsys)
+    run = make_runner(monkeypatch, capsys)
     done = run(command[0], tiny("chatglm3"), *command[1:], "--compile", "--device", "cpu")
     assert done.code == 1
     assert done.err.strip().splitlines() == [
@@ -189,6 +189,6 @@ def test_compiled_code_gives_the_same_replies(form, ready):
     if shutil.which("g++") is None:
         pytest.skip("torch makes C++ here, and there is no g++")
     model, prompts, padding = ready("chatglm3", form)
-    expected = decode(model, prompts[:1], greedy, max_new_tokens=6, stops=(), padding=padding)
+    expected = decode_tokens(model, prompts[:1], pick_greedy, max_new_tokens=6, stops=(), padding=padding)
     compile_step(model)
-    assert decode(model, prompts[:1], greedy, max_new_tokens=6, stops=(), padding=padding) == expected
+    assert decode_tokens(model, prompts[:1], pick_greedy, max_new_tokens=6, stops=(), padding=padding) == expected

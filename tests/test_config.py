@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from glmtune.config import RunConfig, check, dump_yaml, help_of, load_config
+from glmtune.config import RunConfig, check_config, dump_yaml, get_help, load_config
 from glmtune.errors import ConfigError, ModelError
-from glmtune.hub import resolve
+from glmtune.hub import resolve_checkpoint
 from glmtune.utils.io import replace_folder
 
 
@@ -87,7 +87,7 @@ def test_wrong_keys_and_types_name_the_way_out(override, message):
 )
 def test_values_out_of_range(override, message):
     with pytest.raises(ConfigError) as caught:
-        check(load_config(None, ["model=m", "data=d", override]))
+        check_config(load_config(None, ["model=m", "data=d", override]))
     assert message in str(caught.value)
 
 
@@ -114,7 +114,7 @@ def test_every_field_has_help():
 
     keys = list(fields(RunConfig))
     assert "data.max_source_length" in keys
-    assert all(help_of(key) for key in keys)
+    assert all(get_help(key) for key in keys)
 
 
 def test_every_shipped_config_is_valid():
@@ -122,7 +122,7 @@ def test_every_shipped_config_is_valid():
     assert shipped
     for path in shipped:
         config = load_config(path)
-        check(config)
+        check_config(config)
 
         from glmtune.training.arguments import check_training_keys
 
@@ -134,14 +134,14 @@ def test_the_page_about_the_config_is_up_to_date(monkeypatch):
     monkeypatch.syspath_prepend(str(root / "tools"))
     import write_config_docs
 
-    assert (root / "docs" / "config.md").read_text("utf-8") == write_config_docs.render()
+    assert (root / "docs" / "config.md").read_text("utf-8") == write_config_docs.render_page()
 
 
 def test_lora_on_packed_weights_is_refused_before_anything_is_read():
     config = load_config(overrides=["model=m", "data=d", "model.quantization=packed4"])
     with pytest.raises(ConfigError, match="packed4"):
-        check(config)
-    check(load_config(overrides=["model=m", "data=d", "model.quantization=packed4", "method=ptuning"]))
+        check_config(config)
+    check_config(load_config(overrides=["model=m", "data=d", "model.quantization=packed4", "method=ptuning"]))
 
 
 def test_a_folder_that_failed_half_way_leaves_nothing(tmp_path):
@@ -158,6 +158,6 @@ def test_a_folder_that_failed_half_way_leaves_nothing(tmp_path):
 def test_a_mistyped_folder_is_not_looked_for_on_a_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    monkeypatch.setattr("glmtune.hub._from_huggingface", lambda *_: pytest.fail("a hub was asked"))
+    monkeypatch.setattr("glmtune.hub._download_from_huggingface", lambda *_: pytest.fail("a hub was asked"))
     with pytest.raises(ModelError, match="runs/nope: no such folder"):
-        resolve("runs/nope")
+        resolve_checkpoint("runs/nope")

@@ -1,19 +1,20 @@
-"""The demo, whole: a base that lists attributes becomes one that advertises them."""
+"""The whole demo: a base that lists attributes is trained to write advertisements."""
 
 from __future__ import annotations
 
 import json
 
-from glmtune.demo.corpus import split_attributes
-from glmtune.generation.load import open_model
+from demo_corpus.corpus import split_attributes
+from glmtune.demo.run_demo import find_free_folder
+from glmtune.generation.load import load_for_generation
 from glmtune.generation.reply import generate_reply
 from glmtune.run_dir import RunDir
 
 
-def _replies(target, prompts):
-    opened = open_model(str(target), device="cpu")
-    ask = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    return [generate_reply(opened.model, opened.tokenizer, opened.family, messages).content for messages in ask]
+def _generate_replies(target, prompts):
+    opened = load_for_generation(str(target), device="cpu")
+    requests = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    return [generate_reply(opened.model, opened.tokenizer, opened.family, messages).content for messages in requests]
 
 
 def test_the_demo_turns_lists_into_advertisements(glmtune_command, tmp_path):
@@ -27,18 +28,16 @@ def test_the_demo_turns_lists_into_advertisements(glmtune_command, tmp_path):
 
     rows = [json.loads(line) for line in (folder / "dev.json").read_text("utf-8").splitlines()][4:24]
     prompts = [row["content"] for row in rows]
-    base, tuned = _replies(folder / "base", prompts), _replies(run.root, prompts)
+    base, tuned = _generate_replies(folder / "base", prompts), _generate_replies(run.root, prompts)
     assert sum("：" in reply and reply.startswith("*") for reply in base) >= 16
     assert sum(reply.endswith("。") and "*" not in reply and "：" not in reply for reply in tuned) >= 16
-    wanted = [(reply, value) for reply, row in zip(tuned, prompts, strict=True) for _, value in split_attributes(row)]
-    assert sum(value in reply for reply, value in wanted) >= 0.8 * len(wanted)
-    trained = {json.loads(line)["content"] for line in (folder / "train.json").read_text("utf-8").splitlines()}
-    assert not trained & set(prompts)
+    expected = [(reply, value) for reply, row in zip(tuned, prompts, strict=True) for _, value in split_attributes(row)]
+    assert sum(value in reply for reply, value in expected) >= 0.8 * len(expected)
+    train_prompts = {json.loads(line)["content"] for line in (folder / "train.json").read_text("utf-8").splitlines()}
+    assert not train_prompts & set(prompts)
 
 
-def test_a_taken_folder_gets_a_number(tmp_path):
-    from glmtune.demo.run_demo import _free
-
-    assert _free(tmp_path / "a") == tmp_path / "a"
+def test_an_existing_folder_gets_a_number(tmp_path):
+    assert find_free_folder(tmp_path / "a") == tmp_path / "a"
     (tmp_path / "a").mkdir()
-    assert _free(tmp_path / "a") == tmp_path / "a-2"
+    assert find_free_folder(tmp_path / "a") == tmp_path / "a-2"

@@ -1,4 +1,4 @@
-"""The demo's texts say what they must, and its base lies on disk as the published checkpoints do."""
+"""The demo's texts hold every value of their prompts; its base has the layout of the published checkpoints."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ import pytest
 import sentencepiece
 from safetensors import safe_open
 
-from glmtune.demo import corpus, vocabulary
+import glmtune.demo
+from demo_corpus import corpus, vocabulary
+from write_demo_data import render_files
 
-BASE = Path(corpus.__file__).parent / "base"
+DEMO = Path(glmtune.demo.__file__).parent
+BASE = DEMO / "base"
 SPECIAL_TOKENS = 9
 
 
 @pytest.fixture(scope="module")
 def rows():
-    return corpus.adgen_rows(2000, seed=1)
+    return corpus.make_adgen_rows(2000, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -49,19 +52,19 @@ def test_advertisements_do_not_contradict_themselves(rows):
 
 
 def test_rows_depend_on_the_seed_alone():
-    assert corpus.adgen_rows(50, seed=3) == corpus.adgen_rows(80, seed=3)[:50]
-    assert corpus.adgen_rows(50, seed=3) != corpus.adgen_rows(50, seed=4)
-    assert corpus.dialogues(50, seed=3) == corpus.dialogues(50, seed=3)
+    assert corpus.make_adgen_rows(50, seed=3) == corpus.make_adgen_rows(80, seed=3)[:50]
+    assert corpus.make_adgen_rows(50, seed=3) != corpus.make_adgen_rows(50, seed=4)
+    assert corpus.make_dialogues(50, seed=3) == corpus.make_dialogues(50, seed=3)
 
 
 def test_splits_share_no_content():
-    splits = corpus.adgen_splits({"train": 300, "dev": 60, "test": 40}, seed=2)
+    splits = corpus.make_adgen_splits({"train": 300, "dev": 60, "test": 40}, seed=2)
     assert {name: len(rows) for name, rows in splits.items()} == {"train": 300, "dev": 60, "test": 40}
     contents = [row["content"] for row in itertools.chain(*splits.values())]
     assert len(set(contents)) == len(contents)
 
 
-def test_a_value_is_found_only_where_it_was_meant():
+def test_a_value_is_part_of_no_other_phrase():
     templates = itertools.chain(
         *vocabulary.CLAUSES.values(),
         *(vocabulary.OPENINGS, vocabulary.CLOSINGS, vocabulary.TOP_CLOSINGS, vocabulary.STYLE_CLOSINGS),
@@ -73,32 +76,32 @@ def test_a_value_is_found_only_where_it_was_meant():
             assert value in owner or value not in phrase, (value, phrase)
 
 
-def test_the_vocabulary_has_no_loose_ends():
-    named = {v for table in vocabulary.GARMENTS.values() for values in table.values() for v in values}
-    assert named == set(vocabulary.EFFECTS)
-    terms = named | {key for table in vocabulary.GARMENTS.values() for key in table}
+def test_every_value_of_the_vocabulary_is_used():
+    values = {v for table in vocabulary.GARMENTS.values() for options in table.values() for v in options}
+    assert values == set(vocabulary.EFFECTS)
+    terms = values | {key for table in vocabulary.GARMENTS.values() for key in table}
     assert set(itertools.chain(*vocabulary.EXCLUSIVE)) <= terms
 
 
 def test_the_base_never_sees_an_advertisement():
-    for messages in corpus.dialogues(3000, seed=5):
+    for messages in corpus.make_dialogues(3000, seed=5):
         roles = [m["role"] for m in messages if m["role"] != "system"]
         assert roles == ["user", "assistant"] * (len(roles) // 2)
         for question, answer in itertools.pairwise(messages):
             if question["content"].startswith("类型#") and "\n" not in question["content"]:
-                assert answer["content"] == corpus.bullet_list(corpus.split_attributes(question["content"]))
+                assert answer["content"] == corpus.format_bullet_list(corpus.split_attributes(question["content"]))
 
 
 def test_the_texts_need_no_unknown_piece(rows, pieces):
     texts = [text for row in rows for text in row.values()]
-    texts += [m["content"] for messages in corpus.dialogues(2000, seed=6) for m in messages]
-    bytes_seen = 0
+    texts += [m["content"] for messages in corpus.make_dialogues(2000, seed=6) for m in messages]
+    byte_count = 0
     for text in texts:
         ids = pieces.encode(text)
         assert pieces.unk_id() not in ids
         assert pieces.decode(ids) == text
-        bytes_seen += sum(pieces.is_byte(i) for i in ids) - text.count("\n")
-    assert bytes_seen == 0, "a character is missing from the vocabulary"
+        byte_count += sum(pieces.is_byte(i) for i in ids) - text.count("\n")
+    assert byte_count == 0, "a character is missing from the vocabulary"
 
 
 def test_the_tokenizer_has_the_published_options(pieces, config):
@@ -132,9 +135,14 @@ def test_the_base_has_the_official_layout(config):
             f"{prefix}mlp.dense_4h_to_h.weight": [hidden, ffn],
         }
     with safe_open(str(BASE / "model.safetensors"), "pt") as file:
-        found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        assert {name: part.get_shape() for name, part in found.items()} == expected
-        assert {part.get_dtype() for part in found.values()} == {"F16"}
+        tensors = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        assert {name: part.get_shape() for name, part in tensors.items()} == expected
+        assert {part.get_dtype() for part in tensors.values()} == {"F16"}
+
+
+def test_the_data_files_are_what_the_generator_writes():
+    committed = {path.name: path.read_text("utf-8") for path in (DEMO / "data").iterdir()}
+    assert committed == render_files()
 
 
 def test_the_base_is_small():

@@ -23,14 +23,14 @@ import torch
 from safetensors.torch import load_file
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from conftest import no_plan
+from conftest import raise_no_plan
 from glmtune.config import RunConfig, load_config
 from glmtune.errors import ConfigError
 from glmtune.run_dir import RunDir
-from glmtune.training.deepspeed import check_agreement, check_deepspeed, with_deepspeed
-from glmtune.training.distributed import depart
-from glmtune.training.launch import Nodes, launch
-from glmtune.training.sharding import check_sharing
+from glmtune.training.deepspeed import check_deepspeed, require_same_settings, resolve_deepspeed
+from glmtune.training.distributed import hard_exit
+from glmtune.training.launch import NodeRank, launch_processes
+from glmtune.training.sharding import check_sharding
 
 FSDP = {"fsdp": True}
 # Adam makes whole steps of the noise that is the gradient of a key's bias, which softmax does not see.
@@ -109,15 +109,15 @@ def _work(folder: Path) -> None:
     seen: list[int] = []
     whole: list[bool] = []
     original = GlmTrainer._track_num_input_tokens
-    target_losses = trainer_module.target_losses
+    step_loss = trainer_module.step_loss
 
     def more_than_16_bits(*arguments):
-        losses = target_losses(*arguments)
+        losses = step_loss(*arguments)
         if len(losses):  # idle blocks have none
             whole.append(bool((losses.bfloat16().float() != losses).any()))
         return losses
 
-    trainer_module.target_losses = more_than_16_bits
+    trainer_module.step_loss = more_than_16_bits
 
     def remember(self, inputs):
         seen.extend(row for row in inputs["rows"].flatten().tolist() if row >= 0)
@@ -174,12 +174,12 @@ def _environment() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tiny):
     """All jobs done by two processes: `folder/NAME`, and alone with twice the accumulation: `folder/alone/NAME`."""
-    from glmtune.demo.corpus import adgen_rows
+    from demo_corpus.corpus import make_adgen_rows
     from glmtune.training.run import train
 
     folder = tmp_path_factory.mktemp("distributed")
     data = folder / "train.json"
-    rows = adgen_rows(22, seed=1)  # 19 to train on: no multiple of any batch
+    rows = make_adgen_rows(22, seed=1)  # 19 to train on: no multiple of any batch
     data.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n", "utf-8")
     (folder / "bases").mkdir()
     for family, *_ in JOBS.values():
@@ -196,7 +196,7 @@ def folder(tmp_path_factory, tiny):
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GLMTUNE_CACHE", str(folder / "cache"))
-        patch.setattr("glmtune.training.plan.apply.plan_for", no_plan)
+        patch.setattr("glmtune.training.plan.apply.plan_run", raise_no_plan)
         (folder / "alone").mkdir()
         for name in JOBS | IN_16_BITS:
             config = _config(name, folder / "bases", data, folder / "alone" / name, True)
@@ -350,20 +350,20 @@ def test_a_process_that_departs_ends_in_order():
 def test_more_processes_than_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ConfigError, match=r"4 processes on a machine with 2 visible GPUs") as error:
-        launch(4, ["train"])
+        launch_processes(4, ["train"])
     assert "--nproc 2" in error.value.hint
 
 
 @pytest.mark.parametrize(
     ("nodes", "told"),
     [
-        (Nodes(2, 2, "host"), "--node-rank is 2; with --nnodes 2 it is 0 to 1"),
-        (Nodes(2, 1), "--nnodes needs an address"),
+        (NodeRank(2, 2, "host"), "--node-rank is 2; with --nnodes 2 it is 0 to 1"),
+        (NodeRank(2, 1), "--nnodes needs an address"),
     ],
 )
 def test_machines_that_cannot_meet(nodes, told):
     with pytest.raises(ConfigError, match=told):
-        launch(1, ["train"], nodes)
+        launch_processes(1, ["train"], nodes)
 
 
 GOOD = {"zero_optimization": {"stage": 2}}
@@ -397,19 +397,19 @@ def _with(**training) -> RunConfig:
 def test_a_deepspeed_file_must_be_there_and_json_and_started_by_a_launcher(tmp_path, monkeypatch):
     pytest.importorskip("deepspeed")
     with pytest.raises(ConfigError, match="needs a launcher"):
-        with_deepspeed(_with(deepspeed=GOOD))
+        resolve_deepspeed(_with(deepspeed=GOOD))
     monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(ConfigError, match=r"none\.json cannot be read"):
-        with_deepspeed(_with(deepspeed=str(tmp_path / "none.json")))
+        resolve_deepspeed(_with(deepspeed=str(tmp_path / "none.json")))
     (tmp_path / "cut.json").write_text('{"zero_optimization":')
     with pytest.raises(ConfigError, match=r"cut\.json: not JSON"):
-        with_deepspeed(_with(deepspeed=str(tmp_path / "cut.json")))
+        resolve_deepspeed(_with(deepspeed=str(tmp_path / "cut.json")))
 
 
 def test_without_the_package(monkeypatch):
     monkeypatch.setattr("glmtune.training.deepspeed.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="needs DeepSpeed") as error:
-        with_deepspeed(_with(deepspeed=GOOD))
+        resolve_deepspeed(_with(deepspeed=GOOD))
     assert 'pip install "glmtune[deepspeed]"' in error.value.hint
 
 
@@ -423,12 +423,12 @@ def test_without_the_package(monkeypatch):
 )
 def test_what_contradicts_training(settings, told, tmp_path, monkeypatch):
     pytest.importorskip("deepspeed")
-    from glmtune.training.arguments import training_arguments
+    from glmtune.training.arguments import make_arguments
 
     config = _with(deepspeed=GOOD | settings, learning_rate=1e-4, use_cpu=True)
-    arguments = training_arguments(config, RunDir(tmp_path), torch.float32)
+    arguments = make_arguments(config, RunDir(tmp_path), torch.float32)
     with pytest.raises(ConfigError, match=re.escape(told)):
-        check_agreement(config, arguments)
+        require_same_settings(config, arguments)
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -449,9 +449,9 @@ def test_the_shipped_files_are_good(stage):
 )
 def test_what_cannot_be_shared_out(training, quantised, told):
     with pytest.raises(ConfigError, match=told):
-        check_sharing(_with(**training), quantised)
+        check_sharding(_with(**training), quantised)
 
 
 if __name__ == "__main__":
     _work(Path(sys.argv[1]))
-    depart(0)
+    hard_exit(0)

@@ -15,11 +15,11 @@ import pytest
 import glmtune
 from glmtune.config import DataConfig, load_config
 from glmtune.data.catalog import SourceSpec
-from glmtune.data.encoding import Counts, EncodingRules, encode_conversations
-from glmtune.data.formats_columns import ROLES
+from glmtune.data.column_formats import COLUMN_ROLES
+from glmtune.data.encoding import EncodingCounts, EncodingRules, encode_conversations
 from glmtune.data.sources import open_source, open_sources
 from glmtune.errors import DataError
-from glmtune.families import IGNORE, get_family
+from glmtune.families import IGNORE_INDEX, get_family
 from tiny import FAMILIES
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "data.md"
@@ -32,7 +32,7 @@ _BLOCK = re.compile(
     r"(?P<fence>`{3,})(?:json|text)\n(?P<body>.*?)(?P=fence)\n",
     re.DOTALL,
 )
-_BAD_ROW = re.compile(r"^\| `(.+)` \| (left out|stops) \| `(.+)` \|$", re.MULTILINE)
+_BAD_ROW = re.compile(r"^\| `(.+)` \| (skipped|stops) \| `(.+)` \|$", re.MULTILINE)
 
 
 @dataclass
@@ -72,7 +72,7 @@ def said_of(case: Case, tokenizer, folder: Path) -> str:
     path.write_text(json.dumps(json.loads(case.row), ensure_ascii=False) + "\n", encoding="utf-8")
     rules = replace(ROOMY, **case.settings)
     try:
-        rows = encode_conversations(open_source(path), get_family(case.family), tokenizer, rules, Counts())
+        rows = encode_conversations(open_source(path), get_family(case.family), tokenizer, rules, EncodingCounts())
         return "\n---\n".join(_shown(row.input_ids, row.labels, tokenizer) for row in rows)
     except DataError as error:
         return f"{error.message} {error.hint}".replace(f"{folder}/", "")
@@ -91,7 +91,7 @@ def _shown(ids: list[int], labels: list[int], tokenizer) -> str:
 
     for token, label in zip(ids, labels, strict=True):
         learnt = label == token
-        if label not in (IGNORE, token):  # ChatGLM2's end of an earlier answer, which stands in the labels only
+        if label not in (IGNORE_INDEX, token):  # ChatGLM2's end of an earlier answer, which stands in the labels only
             text += f"{flush()}→{tokenizer.convert_ids_to_tokens(label)}"
         if learnt != inside:
             text, inside = text + flush() + ("⟦" if learnt else "⟧"), learnt
@@ -114,7 +114,7 @@ def test_every_block_of_the_page_is_looked_at():
     assert len({case.row for case in CASES}) > 10
     blocks = list(_BLOCK.finditer(TEXT))
     assert len(blocks) == len(re.findall(r"^`{3,}(?:json|text)$", TEXT, re.MULTILINE))
-    assert len(_BAD_ROW.findall(TEXT)) == len(re.findall(r"^\| .* \| (?:left out|stops) \|", TEXT, re.MULTILINE)) > 5
+    assert len(_BAD_ROW.findall(TEXT)) == len(re.findall(r"^\| .* \| (?:skipped|stops) \|", TEXT, re.MULTILINE)) > 5
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -133,8 +133,8 @@ def test_bad_rows_are_said_as_the_page_says(row, what, message, tmp_path):
     source = open_source(path)
     try:
         rows = len(list(source))
-        (said,) = source.broken
-        assert (rows, what) == (1, "left out")
+        (said,) = source.invalid_lines
+        assert (rows, what) == (1, "skipped")
     except DataError as error:
         said = error.message
         assert what == "stops"
@@ -145,13 +145,13 @@ def test_settings_and_columns_on_the_page_are_all_there_are():
     named = set(re.findall(r"(?<![\w/])data\.(\w+)", TEXT)) | set(re.findall(r"^  (\w+):", TEXT, re.MULTILINE))
     assert named - {"KEY"} == {option.name for option in fields(DataConfig)}
     roles = re.search(r"The roles are (.*?)\.\s", TEXT, re.DOTALL)
-    assert tuple(re.findall(r"`(\w+)`", roles[1])) == ROLES
+    assert tuple(re.findall(r"`(\w+)`", roles[1])) == COLUMN_ROLES
 
 
 def test_formats_on_the_page_exist(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text('{"content": "一", "summary": "壹", "text": "字"}', encoding="utf-8")
-    listed = re.search(r"`data\.format` names a\nformat where the guess would be wrong: (.*?)\.\n", TEXT, re.DOTALL)
+    listed = re.search(r"`data\.format` sets the\nformat if it is not detected correctly: (.*?)\.\n", TEXT, re.DOTALL)
     formats = re.findall(r"`([\w/]+)`", listed[1])
     assert len(formats) == 8
     for name in formats:

@@ -7,12 +7,12 @@ import json
 import pytest
 
 import glmtune
-from glmtune.data.cache import encode_sources, open_encoded, tokenizer_identity
+from glmtune.data.cache import encode_sources, hash_tokenizer, open_encoded_data
 from glmtune.data.conversation import Conversation
-from glmtune.data.encoding import Counts, EncodingRules, encode_conversations
-from glmtune.data.sources import open_sources, weighted
+from glmtune.data.encoding import EncodingCounts, EncodingRules, encode_conversations
+from glmtune.data.sources import open_sources, sample_sources
 from glmtune.errors import DataError
-from glmtune.families import IGNORE, get_family
+from glmtune.families import IGNORE_INDEX, get_family
 from tiny import FAMILIES
 
 ROOMY = EncodingRules(1000, 1000)
@@ -32,7 +32,7 @@ def load(tiny):
 
 
 def _encode(messages, family, tokenizer, rules=ROOMY, tools=None, text=None):
-    counts = Counts()
+    counts = EncodingCounts()
     conversation = Conversation(messages, "rows.json:7", tools=tools, text=text)
     return list(encode_conversations([conversation], family, tokenizer, rules, counts)), counts
 
@@ -40,8 +40,8 @@ def _encode(messages, family, tokenizer, rules=ROOMY, tools=None, text=None):
 def _trained(row, tokenizer):
     """The stretches that are learnt, as text, the special tokens that end them included."""
     stretches, current = [], []
-    for label in [*row.labels, IGNORE]:
-        if label != IGNORE:
+    for label in [*row.labels, IGNORE_INDEX]:
+        if label != IGNORE_INDEX:
             current.append(label)
         elif current:
             stretches.append(tokenizer.decode(current).strip())
@@ -64,7 +64,7 @@ def test_every_answer_is_learnt_with_its_end(load):
         rows, counts = _encode(TURNS, family, tokenizer)
         assert [_trained(row, tokenizer) for row in rows] == expected[name]
         assert counts.rows == len(rows)
-        assert counts.targets == sum(label != IGNORE for row in rows for label in row.labels)
+        assert counts.targets == sum(label != IGNORE_INDEX for row in rows for label in row.labels)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -83,7 +83,7 @@ def test_chatglm2_keeps_the_official_prompt_and_labels_ends_beside_it(load):
     prompt = family.encode_prompt(TURNS[:-1], tokenizer)
     assert row.input_ids[: len(prompt)] == prompt
     assert 2 not in row.input_ids[:-1]
-    changed = [(i, label) for i, label in enumerate(row.labels) if label not in (IGNORE, row.input_ids[i])]
+    changed = [(i, label) for i, label in enumerate(row.labels) if label not in (IGNORE_INDEX, row.input_ids[i])]
     assert [label for _, label in changed] == [2]
     position = changed[0][0]
     assert tokenizer.decode(row.input_ids[:position]).endswith("答：上衣好。")
@@ -107,7 +107,7 @@ def test_loss_flags_and_answers_without_any(name, load):
     assert len(rows) == 1
     assert len(_trained(rows[0], tokenizer)) == 1
     silent = [{**m, "loss": False} for m in TURNS]
-    with pytest.raises(DataError, match=r"rows\.json:7: nothing to learn here"):
+    with pytest.raises(DataError, match=r"rows\.json:7: nothing to train on"):
         _encode(silent, family, tokenizer)
 
 
@@ -132,12 +132,12 @@ def test_plain_text_is_learnt_whole_and_in_pieces(name, load):
     tokenizer, family = load(name)
     text = "白色上衣红色裙子。" * 12
     (whole,), _ = _encode([], family, tokenizer, text=text)
-    assert tokenizer.decode([i for i in whole.labels if i != IGNORE], skip_special_tokens=True).strip() == text
+    assert tokenizer.decode([i for i in whole.labels if i != IGNORE_INDEX], skip_special_tokens=True).strip() == text
     pieces, counts = _encode([], family, tokenizer, EncodingRules(20, 12), text=text)
     assert len(pieces) > 2
     assert all(len(piece.input_ids) <= 32 for piece in pieces)
-    joined = [label for piece in pieces for label in piece.labels if label != IGNORE]
-    assert joined == [label for label in whole.labels if label != IGNORE]
+    joined = [label for piece in pieces for label in piece.labels if label != IGNORE_INDEX]
+    assert joined == [label for label in whole.labels if label != IGNORE_INDEX]
     assert counts.tokens_cut == 0
 
 
@@ -246,7 +246,7 @@ def test_repeated_rows_stay_on_one_side_of_the_split(load, adgen_file, glmtune_c
 
 def test_an_encoded_folder_keeps_its_rules_and_says_so(load, adgen_file, glmtune_command, tiny, tmp_path):
     base, folder = tiny("chatglm3"), tmp_path / "enc"
-    tokenize = ("data", "tokenize", adgen_file(8), "--model", base, "--save", folder, "--set", "data.prefix=写：")
+    tokenize = ("data", "tokenize", adgen_file(8), "--model", base, "--output", folder, "--set", "data.prefix=写：")
     assert glmtune_command(*tokenize).code == 0
     train = ("train", "--model", base, "--data", folder, "--set", "training.max_steps=2", "--output")
     refused = glmtune_command(*train, tmp_path / "a")
@@ -257,9 +257,9 @@ def test_an_encoded_folder_keeps_its_rules_and_says_so(load, adgen_file, glmtune
 
 def test_a_padded_call_does_not_change_the_tokenizers_identity(load):
     tokenizer, _ = load("chatglm3")
-    before = tokenizer_identity(tokenizer)
+    before = hash_tokenizer(tokenizer)
     tokenizer(["a", "bb"], padding=True, truncation=True, max_length=3)
-    assert tokenizer_identity(tokenizer) == before
+    assert hash_tokenizer(tokenizer) == before
 
 
 def test_a_cache_that_cannot_be_written_is_an_error(load, adgen_file, tmp_path, monkeypatch):
@@ -277,7 +277,7 @@ def test_a_renamed_file_is_found_in_the_cache_under_its_new_name(load, adgen_fil
     renamed = path.rename(path.with_name("renamed.json"))
     second = encode_sources(_sources(renamed), family, tokenizer, ROOMY)
     assert second.rows.path == first.rows.path
-    assert [source["name"] for source in second.meta.sources] == [str(renamed)]
+    assert [source["name"] for source in second.info.sources] == [str(renamed)]
 
 
 # --- limits ---
@@ -303,7 +303,7 @@ def test_then_the_start_of_the_newest_question(name, load):
     whole = family.encode(messages, tokenizer)
     limit = whole.prompt_length - 30
     (row,), counts = _encode(messages, family, tokenizer, EncodingRules(limit, 1000))
-    prompt = [i for i, label in zip(row.input_ids, row.labels, strict=True) if label == IGNORE]
+    prompt = [i for i, label in zip(row.input_ids, row.labels, strict=True) if label == IGNORE_INDEX]
     assert limit - 4 < len(prompt) <= limit  # a character may be several byte tokens
     assert "尾巴" in tokenizer.decode(prompt)
     empty = family.encode([{"role": "user", "content": ""}, messages[1]], tokenizer)
@@ -316,9 +316,9 @@ def test_a_long_answer_keeps_its_end_token(name, load):
     tokenizer, family = load(name)
     messages = [{"role": "user", "content": "问"}, {"role": "assistant", "content": "很长的回答" * 20}]
     (row,), counts = _encode(messages, family, tokenizer, EncodingRules(500, 10))
-    targets = [label for label in row.labels if label != IGNORE]
+    targets = [label for label in row.labels if label != IGNORE_INDEX]
     assert len(targets) == 10
-    assert targets[-1] == row.input_ids[-1] == family.stop_ids(tokenizer)[0]
+    assert targets[-1] == row.input_ids[-1] == family.get_stop_ids(tokenizer)[0]
     assert targets[:9] == family.encode_answer(messages[-1], tokenizer)[:9]
     assert counts.answers_cut == 1
 
@@ -333,7 +333,7 @@ def test_one_limit_for_both_is_kept_and_used(name, question, answer, load):
     assert len(row.input_ids) <= 200
     assert len(row.input_ids) > min(len(whole.input_ids), 200) - 8
     assert row.input_ids[-1] == whole.input_ids[-1]
-    prompt = sum(label == IGNORE for label in row.labels)
+    prompt = sum(label == IGNORE_INDEX for label in row.labels)
     assert prompt >= min(whole.prompt_length, 90)
 
 
@@ -357,7 +357,7 @@ def test_a_cut_tool_call_keeps_its_end_token(name, load):
     tokenizer, family = load(name)
     call = {"role": "tool", "name": "find", "parameters": {"q": "很长" * 200}, "observation": "x" * 300}
     (row,), counts = _encode([TURNS[1], call], family, tokenizer, EncodingRules(500, 40), tools=TOOLS)
-    targets = [label for label in row.labels if label != IGNORE]
+    targets = [label for label in row.labels if label != IGNORE_INDEX]
     assert len(targets) == 40
     assert tokenizer.decode(targets[-1:]) == "<|observation|>"
     assert row.input_ids[-40:] == targets
@@ -404,13 +404,13 @@ def test_a_second_start_maps_what_the_first_encoded(load, adgen_file, monkeypatc
     tokenizer, family = load("chatglm3")
     path = adgen_file(30)
     first = encode_sources(_sources(path), family, tokenizer, ROOMY)
-    monkeypatch.setattr("glmtune.data.cache._encode_into", None)  # calling it would fail
+    monkeypatch.setattr("glmtune.data.cache._encode_to_folder", None)  # calling it would fail
     second = encode_sources(_sources(path), family, tokenizer, ROOMY)
     assert second.rows.path == first.rows.path
-    assert second.meta == first.meta
+    assert second.info == first.info
     assert len(second.rows) == 30
-    direct = Counts()
-    wanted = list(encode_conversations(weighted(_sources(path)), family, tokenizer, ROOMY, direct))
+    direct = EncodingCounts()
+    wanted = list(encode_conversations(sample_sources(_sources(path)), family, tokenizer, ROOMY, direct))
     for number, row in enumerate(wanted):
         kept = second.rows[number]
         assert (list(kept.input_ids), list(kept.labels)) == (row.input_ids, row.labels)
@@ -426,8 +426,8 @@ def test_two_at_once_encode_once(load, adgen_file, monkeypatch):
     tokenizer, family = load("chatglm3")
     path = adgen_file(60)
     calls = []
-    original = cache._encode_into
-    monkeypatch.setattr(cache, "_encode_into", lambda *arguments: (calls.append(1), original(*arguments)))
+    original = cache._encode_to_folder
+    monkeypatch.setattr(cache, "_encode_to_folder", lambda *arguments: (calls.append(1), original(*arguments)))
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: encode_sources(_sources(path), family, tokenizer, ROOMY), range(4)))
     assert len(calls) == 1
@@ -454,8 +454,8 @@ def test_a_failed_or_killed_encoding_leaves_nothing_that_looks_whole(load, tmp_p
     path.write_text("\n".join(json.dumps(row) for row in rows), "utf-8")
     with pytest.raises(DataError, match=r"rows\.json:2"):
         encode_sources(_sources(path), family, tokenizer, ROOMY, folder=tmp_path / "out")
-    with pytest.raises(DataError, match="not a whole encoded data set"):
-        open_encoded(tmp_path / "out")
+    with pytest.raises(DataError, match="not a complete encoded data set"):
+        open_encoded_data(tmp_path / "out")
     rows[1]["summary"] = "贰"
     path.write_text("\n".join(json.dumps(row) for row in rows), "utf-8")
     assert len(encode_sources(_sources(path), family, tokenizer, ROOMY, folder=tmp_path / "out").rows) == 2

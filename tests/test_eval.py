@@ -10,29 +10,28 @@ from importlib.resources import as_file, files
 
 import pytest
 from filelock import FileLock
-from rich.console import Console
 
 from glmtune.config import DataConfig, load_config
 from glmtune.data.sources import open_source
 from glmtune.errors import DataError
 from glmtune.evaluation import evaluate as evaluation
-from glmtune.evaluation.dataset import read_data
+from glmtune.evaluation.dataset import read_eval_data
 from glmtune.evaluation.eval_folder import EvalFolder, read_predictions
-from glmtune.evaluation.evaluate import summary_of
-from glmtune.evaluation.metrics import score_pair, variety
-from glmtune.evaluation.model_info import open_target
+from glmtune.evaluation.evaluate import summarize_records
+from glmtune.evaluation.metrics import score_pair, measure_variety
+from glmtune.evaluation.model_info import load_target
 from glmtune.evaluation.sampled import score_questions
 from glmtune.evaluation.scoring import score_reply
-from glmtune.evaluation.statistics import paired_bootstrap, summarise
+from glmtune.evaluation.statistics import compare_by_bootstrap, summarize_scores
 from glmtune.families import detect_family
 from glmtune.generation import batched
-from glmtune.generation.batched import Generated
-from glmtune.generation.load import open_model
+from glmtune.generation.batched import GeneratedReply
+from glmtune.generation.load import load_for_generation
 from glmtune.generation.reply import Sampling, generate_reply
 from glmtune.models.tokenizers import load_tokenizer
 from glmtune.run_dir import RunDir
 from glmtune.training.generated import GeneratedScores, sample_questions
-from glmtune.training.training_data import prepare_rows
+from glmtune.training.training_data import prepare_data
 from tiny import FAMILIES
 
 
@@ -90,7 +89,7 @@ def _metrics(folder):
 
 
 def _data(path, opened, **config):
-    return read_data(str(path), DataConfig(**config), opened.family, opened.tokenizer)
+    return read_eval_data(str(path), DataConfig(**config), opened.family, opened.tokenizer)
 
 
 # The folder
@@ -105,7 +104,7 @@ def test_the_folder_holds_replies_in_the_order_of_the_data_and_their_scores(run_
     assert [record["row"] for record in records] == list(range(9))
 
     answers = [json.loads(line) for line in data.read_text("utf-8").splitlines()]
-    opened = open_model(str(tiny("chatglm3")))
+    opened = load_for_generation(str(tiny("chatglm3")))
     for record, answer in zip(records, answers, strict=True):
         assert record["prompt"] == [{"role": "user", "content": answer["content"]}]
         assert record["reference"] == answer["summary"]
@@ -115,10 +114,10 @@ def test_the_folder_holds_replies_in_the_order_of_the_data_and_their_scores(run_
         assert record["scores"] == score_pair(record["prediction"], answer["summary"], truncated=cut)
         assert record["prompt_tokens"] == len(opened.family.encode_prompt(record["prompt"], opened.tokenizer))
 
-    assert metrics["scores"] == {n: asdict(s) for n, s in summarise([r["scores"] for r in records]).scores.items()}
-    assert metrics["variety"] == variety(record["prediction"] for record in records)
+    assert metrics["scores"] == {n: asdict(s) for n, s in summarize_scores([r["scores"] for r in records]).scores.items()}
+    assert metrics["variety"] == measure_variety(record["prediction"] for record in records)
     assert metrics["data"]["rows"] == 9
-    assert metrics["data"]["digest"].startswith(open_source(data).digest()[:16])
+    assert metrics["data"]["digest"].startswith(open_source(data).compute_digest()[:16])
     assert metrics["model"]["family"] == "chatglm3"
     assert metrics["perplexity"] == pytest.approx(math.exp(metrics["loss"]))
     assert metrics["sampling"]["max_new_tokens"] == 6
@@ -296,7 +295,7 @@ def test_every_trained_turn_is_a_row_with_the_data_s_own_history(run_eval, rows_
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prompts_are_cut_as_in_training(family, rows_file, tiny):
-    opened = open_model(str(tiny(family)))
+    opened = load_for_generation(str(tiny(family)))
     long = "很长的问题" * 40
     data = _data(
         rows_file([_chat("旧问题" * 20, "旧答案" * 20, "新问题", "答案"), _chat(long, "答案")]),
@@ -306,7 +305,7 @@ def test_prompts_are_cut_as_in_training(family, rows_file, tiny):
     )
     config = load_config(None, [f"data.train={data.path}", "data.max_source_length=64", "data.prefix=请答："])
     config.data.eval_fraction, config.data.packing, config.data.train_on = 0, False, "last"
-    rows = prepare_rows(config, opened.family, opened.tokenizer, Console(quiet=True))
+    rows = prepare_data(config, opened.family, opened.tokenizer)
     trained = [list(rows.train.rows[i].input_ids) for i in range(2)]
     by_turn = {row.row: row for row in data.rows}
     for turn, whole in ((1, trained[0]), (2, trained[1])):
@@ -407,7 +406,7 @@ def test_data_without_answers_is_an_error_of_a_line(run_eval, tmp_path, name, te
 
 
 def test_encoded_rows_are_refused(run_eval, adgen_file, glmtune_command, tiny, tmp_path):
-    glmtune_command("data", "tokenize", adgen_file(4), "--model", tiny("chatglm3"), "--save", tmp_path / "encoded")
+    glmtune_command("data", "tokenize", adgen_file(4), "--model", tiny("chatglm3"), "--output", tmp_path / "encoded")
     result, _ = run_eval(tmp_path / "encoded")
     assert result.code == 1
     assert "holds encoded rows" in result.err
@@ -437,7 +436,7 @@ def _replies(monkeypatch, texts):
     """Let the model write `texts`, whatever it is asked, all of them cut at the limit."""
 
     def fake(model, tokenizer, family, prompts, sampling, **options):
-        replies = [Generated(i, [5] * 7, texts[i % len(texts)], "length") for i in range(len(prompts))]
+        replies = [GeneratedReply(i, [5] * 7, texts[i % len(texts)], "length") for i in range(len(prompts))]
         options["on_done"](replies)
         return replies
 
@@ -493,7 +492,7 @@ def _tool_rows():
 
 @pytest.mark.parametrize("family", ["chatglm3", "glm4"])
 def test_calls_are_rows_with_scores_of_their_own(family, rows_file, tiny):
-    opened = open_model(str(tiny(family)))
+    opened = load_for_generation(str(tiny(family)))
     data = _data(rows_file(_tool_rows()), opened)
     call, answer = data.rows
     assert call.reference.startswith("weather\n")
@@ -502,7 +501,7 @@ def test_calls_are_rows_with_scores_of_their_own(family, rows_file, tiny):
     assert answer.prompt[1]["observation"] == "晴"
 
     def scored(row, text):
-        return score_reply(Generated(0, [], text, "stop"), row.reference, row.calls, opened.family, tools=True)
+        return score_reply(GeneratedReply(0, [], text, "stop"), row.reference, row.calls, opened.family, tools=True)
 
     prediction, right = scored(call, call.reference)
     assert prediction == call.reference
@@ -528,7 +527,7 @@ def test_tool_scores_reach_the_metrics_and_rows_without_tools_have_none(run_eval
 
 
 def test_tools_for_a_generation_without_them_are_an_error_with_their_line(rows_file, tiny):
-    opened = open_model(str(tiny("chatglm2")))
+    opened = load_for_generation(str(tiny("chatglm2")))
     path = rows_file(_tool_rows())
     with pytest.raises(DataError, match="has no format for tools") as error:
         _data(path, opened)
@@ -553,7 +552,7 @@ def test_a_tuned_model_scores_better_than_its_base(train, run_eval, adgen_file, 
         for name, target in (("before", base), ("after", run.root))
     )
     for score in ("rouge_l", "bleu4_characters"):
-        gain = paired_bootstrap(*([record["scores"][score] for record in rows] for rows in (before, after)))
+        gain = compare_by_bootstrap(*([record["scores"][score] for record in rows] for rows in (before, after)))
         assert gain.mean > 0
         assert gain.p < 0.01
     losses = [_metrics(tmp_path / name)["loss"] for name in ("before", "after")]
@@ -563,9 +562,9 @@ def test_a_tuned_model_scores_better_than_its_base(train, run_eval, adgen_file, 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scores_in_training_are_those_of_an_evaluation(family, tiny, adgen_file, tmp_path):
     data = adgen_file(6, "dev.json")
-    opened, model = open_target(str(tiny(family)))
+    opened, model = load_target(str(tiny(family)))
     config = load_config(None, [f"data.train={data}", f"data.eval={data}"])
-    blocks = prepare_rows(config, opened.family, opened.tokenizer, Console(quiet=True)).eval
+    blocks = prepare_data(config, opened.family, opened.tokenizer).eval
     scorer = GeneratedScores(
         *(blocks, 99, 0, score_questions),
         tokenizer=opened.tokenizer,
@@ -578,7 +577,7 @@ def test_scores_in_training_are_those_of_an_evaluation(family, tiny, adgen_file,
     scores = scorer(opened.model)
     opened.model.config.use_cache = True
     whole = evaluation.evaluate(
-        opened, model, _data(data, opened), tmp_path / "out", Sampling(8), console=Console(quiet=True)
+        opened, model, _data(data, opened), tmp_path / "out", Sampling(8)
     )
     assert scores == pytest.approx({name: score["mean"] for name, score in whole["scores"].items()})
 
@@ -587,16 +586,16 @@ def test_the_sample_is_the_same_every_time_and_of_any_size(tiny, adgen_file, row
     family, tokenizer = detect_family(tiny("chatglm3")), load_tokenizer(tiny("chatglm3"))
     data = adgen_file(20, "dev.json")
     config = load_config(None, [f"data.train={data}", f"data.eval={data}"])
-    blocks = prepare_rows(config, family, tokenizer, Console(quiet=True)).eval
+    blocks = prepare_data(config, family, tokenizer).eval
     some = sample_questions(blocks, 5, seed=1)
     assert some == sample_questions(blocks, 5, seed=1)
     assert some != sample_questions(blocks, 5, seed=2)
     assert len(sample_questions(blocks, 99, seed=1)) == 20
-    asked = {tuple(row.prompt_ids) for row in read_data(str(data), DataConfig(), family, tokenizer).rows}
+    asked = {tuple(row.prompt_ids) for row in read_eval_data(str(data), DataConfig(), family, tokenizer).rows}
     assert {tuple(question.prompt_ids) for question in some} <= asked
 
 
 def test_summary_of_records_is_what_the_metrics_hold(run_eval, adgen_file):
     _, folder = run_eval(adgen_file(5))
     metrics = _metrics(folder)
-    assert metrics == {**metrics, **summary_of(read_predictions(folder))}
+    assert metrics == {**metrics, **summarize_records(read_predictions(folder))}

@@ -20,16 +20,16 @@ import glmtune
 from glmtune.config import LoraConfig, PTuningConfig
 from glmtune.errors import ModelError
 from glmtune.export import shards
-from glmtune.export.export_request import Request
-from glmtune.export.exporter import export as write
+from glmtune.export.export_request import ExportRequest
+from glmtune.export.exporter import export_model as write
 from glmtune.families import get_family
-from glmtune.methods.base_info import BaseNote
+from glmtune.methods.base_info import BaseInfo
 from glmtune.methods.lora import Lora
-from glmtune.methods.ptuning import PTuning, prefix_of
-from glmtune.models.loading import inspect_base, load_base
-from glmtune.models.quantized import settle_on_cpu
-from glmtune.models.weight_names import to_published
-from glmtune.quantization.quantizer import is_quantized, pack_model
+from glmtune.methods.ptuning import PTuning, find_prefix
+from glmtune.models.loading import inspect_checkpoint, load_base
+from glmtune.models.quantized import prepare_quantized_cpu
+from glmtune.models.weight_names import convert_to_published
+from glmtune.quantization.quantizer import is_packed_model, pack_model
 from tiny import FAMILIES, make_tiny
 
 LATER = FAMILIES[1:]
@@ -106,12 +106,12 @@ def refused(export, tmp_path):
 
 
 def _save(method, base_folder, family, folder, touch):
-    base = inspect_base(base_folder)
+    base = inspect_checkpoint(base_folder)
     model = method.prepare(load_base(base, device="cpu"))
     torch.manual_seed(0)
     touch(model)
     folder.mkdir(parents=True)
-    method.save(model, folder, BaseNote(str(base_folder), base.fingerprint, family))
+    method.save(model, folder, BaseInfo(str(base_folder), base.fingerprint, family))
     return folder
 
 
@@ -126,7 +126,7 @@ def make_lora(base, family, folder, std=0.05):
 
 def make_prefix(base, family, folder):
     def touch(model):
-        prefix_of(model).embedding.weight.data.normal_()
+        find_prefix(model).embedding.weight.data.normal_()
 
     return _save(PTuning(PTuningConfig(num_virtual_tokens=5)), base, family, folder, touch)
 
@@ -227,7 +227,7 @@ def test_plain_transformers_loads_the_hf_layout(family, lora, tiny, done, tmp_pa
         said["text"] == tokenizer("你好 <|user|> hello", add_special_tokens=False, split_special_tokens=True).input_ids
     )
     assert said["chat"] == chosen.encode_prompt(TALK[:1], tokenizer)
-    assert said["stop"] == chosen.stop_ids(tokenizer)
+    assert said["stop"] == chosen.get_stop_ids(tokenizer)
     assert said["pad"] == tokenizer.pad_token_id
     assert not {"auto_map", "quantization_bit"} & _config(folder).keys()
 
@@ -254,7 +254,7 @@ def test_packed_weights_are_those_packed_in_memory(family, bits, lora, tiny, don
     assert f"{bits} bits against full precision" in out
     assert "the same logits exactly" in out
     packed = pack_model(glmtune.load_model(merged, device="cpu"), bits)
-    state = packed.state_dict() if family == "chatglm" else to_published(packed.state_dict())
+    state = packed.state_dict() if family == "chatglm" else convert_to_published(packed.state_dict())
     _same(_weights(folder), dict(state))
     ids = _ids(merged, family)
     assert torch.equal(_logits(glmtune.load_model(folder, device="cpu"), ids), _logits(packed, ids))
@@ -278,7 +278,7 @@ def test_a_packed_base_can_be_unpacked_but_not_packed_otherwise(tiny, done, refu
     assert "quantization_bit" not in _config(plain)
     ids = _ids(packed, "chatglm2")
     loaded = glmtune.load_model(plain, device="cpu")
-    assert is_quantized(loaded) is None
+    assert is_packed_model(loaded) is None
     assert torch.allclose(_logits(loaded, ids), _logits(glmtune.load_model(packed, device="cpu"), ids), atol=1e-5)
     shutil.rmtree(again)
     for options in (("--format", "official"), ("--format", "official", "--bits", 8), ("--bits", 4)):
@@ -313,8 +313,8 @@ def test_bitsandbytes_folders_load_by_themselves(family, bits, name, wide, done,
     folder, out = done(adapter, "--bits", bits, "--dtype", "bf16")
     assert f"{bits} bits against full precision" in out
     model = AutoModelForCausalLM.from_pretrained(folder, device_map={"": "cpu"}).eval()
-    assert is_quantized(model) == name
-    settle_on_cpu(model)  # bitsandbytes' faster kernel there rounds otherwise
+    assert is_packed_model(model) == name
+    prepare_quantized_cpu(model)  # bitsandbytes' faster kernel there rounds otherwise
     ids = _ids(wide(family), family)
     found, tuned = _logits(model, ids).float(), _logits(glmtune.load_model(adapter, device="cpu"), ids)
     base = _logits(glmtune.load_model(wide(family), device="cpu"), ids)
@@ -364,7 +364,7 @@ def test_a_run_of_method_freeze_is_its_own_model(tiny, done, glmtune_command, ad
     )
     assert trained.code == 0, trained.err
     folder, _ = done(run, "--format", "official")
-    _same(_weights(folder), to_published(_weights(run / "model")))
+    _same(_weights(folder), convert_to_published(_weights(run / "model")))
     assert not torch.equal(
         _weights(folder)["transformer.encoder.layers.1.self_attention.dense.weight"],
         _weights(tiny("chatglm3"))["transformer.encoder.layers.1.self_attention.dense.weight"],
@@ -486,13 +486,13 @@ def test_nothing_is_written_over(tiny, export, tmp_path):
 
 
 def test_a_damaged_weight_is_found_and_nothing_is_left(tiny, refused, monkeypatch):
-    write = shards.Piece.write
+    write = shards.TensorPiece.write
 
     def damaged(piece, stream):
         hurt = piece.name == "model.layers.1.self_attn.o_proj.weight"
-        write(shards.Piece(piece.name, (piece.parts[0] * 1.01,)) if hurt else piece, stream)
+        write(shards.TensorPiece(piece.name, (piece.parts[0] * 1.01,)) if hurt else piece, stream)
 
-    monkeypatch.setattr(shards.Piece, "write", damaged)
+    monkeypatch.setattr(shards.TensorPiece, "write", damaged)
     assert "another model than the one in memory" in refused(tiny("chatglm3"))
 
 
@@ -514,9 +514,9 @@ def test_an_export_that_is_stopped_leaves_nothing(tiny, tmp_path, monkeypatch):
     def stopped(piece, stream):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shards.Piece, "write", stopped)
+    monkeypatch.setattr(shards.TensorPiece, "write", stopped)
     with pytest.raises(KeyboardInterrupt):
-        write(str(tiny("chatglm3")), tmp_path / "out", Request())
+        write(str(tiny("chatglm3")), tmp_path / "out", ExportRequest())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -554,7 +554,7 @@ def test_what_cannot_be_is_refused_in_a_line(tiny, copied, refused, lora, prefix
     assert "P-Tuning prefix" in refused(prefix("chatglm2"), "--bits", 4)
 
     native = tmp_path_factory.mktemp("native") / "glm"
-    base = load_base(inspect_base(tiny("chatglm3")), device="cpu")
+    base = load_base(inspect_checkpoint(tiny("chatglm3")), device="cpu")
     base.save_pretrained(native)
     glmtune.load_tokenizer(tiny("chatglm3")).save_pretrained(native)
     assert "no published tokenizer file" in refused(native, "--format", "official")
@@ -578,8 +578,8 @@ def test_what_cannot_be_is_refused_in_a_line(tiny, copied, refused, lora, prefix
 def test_the_writer_makes_files_that_others_read(tmp_path):
     parts = torch.arange(6.0).reshape(2, 3), torch.arange(3.0).reshape(1, 3)
     state = {"odd": torch.tensor([1, 2, 3], dtype=torch.int8), "scalar": torch.tensor(7, dtype=torch.int64)}
-    pieces = [shards.Piece("fused", parts), *shards.native_pieces(state)]
-    pieces.append(shards.Piece("turned", (torch.arange(6, dtype=torch.bfloat16).reshape(2, 3).T,)))
+    pieces = [shards.TensorPiece("fused", parts), *shards.list_native_pieces(state)]
+    pieces.append(shards.TensorPiece("turned", (torch.arange(6, dtype=torch.bfloat16).reshape(2, 3).T,)))
     written = []
     shards.write_shards(pieces, tmp_path, 10**6, written.append)
     found = load_file(tmp_path / "model.safetensors")

@@ -9,7 +9,7 @@ import pytest
 
 import glmtune
 from glmtune.errors import DataError, ModelError
-from glmtune.families import FAMILIES, IGNORE, get_family
+from glmtune.families import FAMILIES, IGNORE_INDEX, get_family
 from tiny import FAMILIES as NAMES
 
 GENERATIONS = {"chatglm1": "chatglm", "chatglm2": "chatglm2", "chatglm3": "chatglm3"}
@@ -72,7 +72,7 @@ def test_a_row_is_the_prompt_then_the_answer_and_its_end(name, tiny):
     answer = family.encode_answer(TURNS[-1], tokenizer)
     assert encoded.input_ids == prompt + answer
     assert encoded.labels[len(prompt) :] == answer
-    assert answer[-1] == family.stop_ids(tokenizer)[0]
+    assert answer[-1] == family.get_stop_ids(tokenizer)[0]
     assert len(encoded.labels) == len(encoded.input_ids)
 
 
@@ -90,7 +90,7 @@ def test_loss_false_takes_an_answer_out(name, tiny):
     tokenizer, family = glmtune.load_tokenizer(tiny(name)), get_family(name)
     silent = [*TURNS[:-1], {**TURNS[-1], "loss": False}]
     last = len(family.encode_answer(TURNS[-1], tokenizer))
-    assert set(family.encode(silent, tokenizer).labels[-last:]) == {IGNORE}
+    assert set(family.encode(silent, tokenizer).labels[-last:]) == {IGNORE_INDEX}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -175,8 +175,8 @@ def test_the_repositorys_python_is_read_but_not_run(tmp_path):
     [
         ({"model_type": "llama"}, "not a ChatGLM"),
         ({"model_type": "chatglm"}, "without the keys"),
-        (LATER, "nothing says whether this is ChatGLM2 or ChatGLM3"),
-        ({**LATER, "glmtune_family": "chatglm9"}, "no model family 'chatglm9'"),
+        (LATER, "cannot tell whether this is ChatGLM2 or ChatGLM3"),
+        ({**LATER, "glmtune_family": "chatglm9"}, "Unknown model family 'chatglm9'"),
     ],
 )
 def test_what_cannot_be_told_is_an_error(tmp_path, config, message):

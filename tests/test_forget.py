@@ -15,17 +15,18 @@ from glmtune.config import ForgetConfig, load_config
 from glmtune.data.encoding import EncodedRow
 from glmtune.errors import ConfigError, DataError, ModelError, RunError
 from glmtune.evaluation import model_switcher as staging
-from glmtune.evaluation.forgetting.forget import forget, limits_for, open_pair
-from glmtune.evaluation.forgetting.kl import diverge, targets_of, trace
+from glmtune.evaluation.forgetting.forget import measure_forgetting, read_limits, open_pair
+from glmtune.evaluation.forgetting.kl import measure_divergence, count_targets, trace_tokens
 from glmtune.evaluation.forgetting.probe import CATEGORIES, load_probe
-from glmtune.evaluation.forgetting.probing import Probe, spread
-from glmtune.evaluation.forgetting.verdict import Sides, advise, judge
-from glmtune.families import IGNORE
-from glmtune.generation.load import open_model
-from glmtune.methods.tuned_model import load_onto
+from glmtune.evaluation.forgetting.probing import ForgettingProbe, spread_items
+from glmtune.evaluation.forgetting.verdict import BothSides, suggest_remedies, judge_forgetting
+from glmtune.families import IGNORE_INDEX
+from glmtune.generation.load import load_for_generation
+from glmtune.methods.tuned_model import load_with_adapter
 from glmtune.run_dir import RunDir
-from glmtune.training.resume import with_absolute_paths
-from glmtune.training.training_data import prepare_rows
+from glmtune.training.resume import resolve_paths
+from glmtune.training.training_data import prepare_data
+from glmtune.utils.console import use_console
 
 QUIET = Console(quiet=True)
 SHORT = ForgetConfig(max_new_tokens=6)
@@ -37,7 +38,7 @@ MILD = ("training.learning_rate=1e-7", "training.max_steps=2")
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory):
     """`trained(family, "key=value", ...)`: a finished run on eight advertisements, made once."""
-    from command import runner
+    from command import make_runner
 
     made = {}
 
@@ -45,15 +46,15 @@ def trained(tiny, tmp_path_factory):
         if (family, settings) not in made:
             folder = tmp_path_factory.mktemp("runs") / "run"
             data = folder.parent / "train.json"
-            from glmtune.demo.corpus import adgen_rows
+            from demo_corpus.corpus import make_adgen_rows
 
-            lines = [json.dumps(row, ensure_ascii=False) for row in adgen_rows(8, seed=1)]
+            lines = [json.dumps(row, ensure_ascii=False) for row in make_adgen_rows(8, seed=1)]
             data.write_text("\n".join(lines) + "\n", "utf-8")
             fast = ("training.gradient_accumulation_steps=1", "data.eval_fraction=0", "lora.dropout=0", *settings)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("GLMTUNE_CACHE", str(folder.parent / "cache"))
                 capture = type("Capture", (), {"readouterr": lambda self: type("Two", (), {"out": "", "err": ""})()})()
-                result = runner(patch, capture)(
+                result = make_runner(patch, capture)(
                     *("train", "--model", tiny(family), "--data", data, "--output", folder),
                     *(part for setting in fast for part in ("--set", setting)),
                 )
@@ -78,7 +79,7 @@ def _rows(opened, texts):
 
 def _log_probabilities(model, row):
     """Of every target of a row, (N, V), by a plain forward."""
-    start = row.labels.count(IGNORE)
+    start = row.labels.count(IGNORE_INDEX)
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([row.input_ids]), attention_mask=torch.ones(1, len(row.input_ids))).logits
     return logits[0, start - 1 : -1].float().log_softmax(-1)
@@ -92,20 +93,20 @@ def _log_probabilities(model, row):
 def test_divergence_and_losses_are_those_of_a_direct_computation(trained, tiny, family, method):
     settings = ("method=ptuning", "ptuning.num_virtual_tokens=4") if method == "ptuning" else ()
     run = trained(family, "training.learning_rate=0.02", "training.max_steps=8", *settings)
-    base, tuned = open_model(str(tiny(family))), open_model(str(run.root))
+    base, tuned = load_for_generation(str(tiny(family))), load_for_generation(str(run.root))
     rows = _rows(base, ["一条短裙", "版型宽松的上衣，简约又显瘦，适合秋天", "a"])
     arguments = (base.tokenizer, base.family)
-    before = trace(base.model, *arguments, rows, batch_size=2)
-    after = diverge(tuned.model, *arguments, before, batch_size=3)
+    before = trace_tokens(base.model, *arguments, rows, batch_size=2)
+    after = measure_divergence(tuned.model, *arguments, before, batch_size=3)
 
     kl, losses = [], ([], [])
     for row in rows:
         ours, theirs = (_log_probabilities(opened.model, row) for opened in (base, tuned))
         kl += (ours.exp() * (ours - theirs)).sum(-1).tolist()
-        targets = [label for label in row.labels if label != IGNORE]
+        targets = [label for label in row.labels if label != IGNORE_INDEX]
         for side, log_p in zip(losses, (ours, theirs), strict=True):
             side += [-float(log_p[place, token]) for place, token in enumerate(targets)]
-    assert len(kl) == sum(map(targets_of, rows))
+    assert len(kl) == sum(map(count_targets, rows))
     assert after.kl == pytest.approx(sum(kl) / len(kl), rel=1e-3)
     assert after.kl > 1e-3
     assert before.loss == pytest.approx(sum(losses[0]) / len(kl), rel=1e-4)
@@ -113,25 +114,25 @@ def test_divergence_and_losses_are_those_of_a_direct_computation(trained, tiny, 
 
 
 def test_a_model_does_not_diverge_from_itself(tiny):
-    opened = open_model(str(tiny("glm4")))
+    opened = load_for_generation(str(tiny("glm4")))
     rows = _rows(opened, ["一条短裙", "上衣"])
-    before = trace(opened.model, opened.tokenizer, opened.family, rows)
-    assert diverge(opened.model, opened.tokenizer, opened.family, before).kl == pytest.approx(0, abs=1e-7)
+    before = trace_tokens(opened.model, opened.tokenizer, opened.family, rows)
+    assert measure_divergence(opened.model, opened.tokenizer, opened.family, before).kl == pytest.approx(0, abs=1e-7)
 
 
 def test_vocabularies_of_different_sizes_are_refused(tiny):
-    one, other = open_model(str(tiny("glm4"))), open_model(str(tiny("chatglm2")))
-    before = trace(one.model, one.tokenizer, one.family, _rows(one, ["一"]))
+    one, other = load_for_generation(str(tiny("glm4"))), load_for_generation(str(tiny("chatglm2")))
+    before = trace_tokens(one.model, one.tokenizer, one.family, _rows(one, ["一"]))
     with pytest.raises(ModelError, match="differ in size"):
-        diverge(other.model, one.tokenizer, one.family, before)
+        measure_divergence(other.model, one.tokenizer, one.family, before)
 
 
 def test_a_reply_of_no_tokens_counts_for_nothing(tiny):
     """A base that ends at once, cut by the length, has no target to compare on."""
-    opened = open_model(str(tiny("chatglm3")))
+    opened = load_for_generation(str(tiny("chatglm3")))
     prompt = opened.family.encode_prompt([{"role": "user", "content": "你好"}], opened.tokenizer)
-    before = trace(
-        opened.model, opened.tokenizer, opened.family, [EncodedRow(prompt, [IGNORE] * len(prompt), 0, 0, "")]
+    before = trace_tokens(
+        opened.model, opened.tokenizer, opened.family, [EncodedRow(prompt, [IGNORE_INDEX] * len(prompt), 0, 0, "")]
     )
     assert math.isnan(before.loss)
 
@@ -141,7 +142,7 @@ def test_a_reply_of_no_tokens_counts_for_nothing(tiny):
 
 def _sides(**changes):
     right = [True] * 80 + [False] * 20
-    same = Sides((right, right), ([False] * 100, [False] * 100), (0.3, 0.3), 0.05)
+    same = BothSides((right, right), ([False] * 100, [False] * 100), (0.3, 0.3), 0.05)
     return replace(same, **changes)
 
 
@@ -168,7 +169,7 @@ def _share(count):
     ],
 )
 def test_the_verdict_is_the_gravest_of_the_numbers(changes, verdict, said):
-    found, reasons = judge(_sides(**changes), ForgetConfig())
+    found, reasons = judge_forgetting(_sides(**changes), ForgetConfig())
     assert found == verdict
     assert said in " ".join(reasons)
     assert bool(reasons) == (verdict != "pass")
@@ -179,26 +180,26 @@ def test_a_loss_of_answers_that_chance_explains_is_none():
     base = [True] * 50 + [False] * 50
     tuned = [False] * 28 + [True] * 22 + [True] * 22 + [False] * 28
     assert sum(base) - sum(tuned) == 6
-    assert judge(_sides(right=(base, tuned)), ForgetConfig())[0] == "pass"
+    assert judge_forgetting(_sides(right=(base, tuned)), ForgetConfig())[0] == "pass"
 
 
 def test_thresholds_are_the_configs():
-    assert judge(_sides(kl=0.6), ForgetConfig(kl_warn=0.7))[0] == "pass"
-    assert judge(_sides(kl=0.6), ForgetConfig(kl_fail=0.55))[0] == "fail"
+    assert judge_forgetting(_sides(kl=0.6), ForgetConfig(kl_warn=0.7))[0] == "pass"
+    assert judge_forgetting(_sides(kl=0.6), ForgetConfig(kl_fail=0.55))[0] == "fail"
 
 
 def test_advice_names_numbers_of_the_run():
     config = load_config(None, ["model=m", "data=d", "training.learning_rate=1e-3", "lora.rank=16", "lora.alpha=32"])
-    assert advise("pass", config, 400) == []
-    told = " ".join(advise("fail", config, 400))
+    assert suggest_remedies("pass", config, 400) == []
+    told = " ".join(suggest_remedies("fail", config, 400))
     assert "--set replay.data=GENERAL.jsonl --set replay.share=0.3" in told
     assert "from 0.001 to 0.0002" in told
     assert "100 instead of 400" in told
     assert "--set lora.rank=4 --set lora.alpha=8" in told
-    assert "from 0.001 to 0.0005" in " ".join(advise("warn", config, 400))
+    assert "from 0.001 to 0.0005" in " ".join(suggest_remedies("warn", config, 400))
     config.replay.data = "general.jsonl"
-    assert "--set replay.share=0.2 instead of 0.1" in advise("warn", config, 400)[0]
-    assert "lower learning rate" in " ".join(advise("warn", None))
+    assert "--set replay.share=0.2 instead of 0.1" in suggest_remedies("warn", config, 400)[0]
+    assert "lower learning rate" in " ".join(suggest_remedies("warn", None))
 
 
 # The command
@@ -255,12 +256,12 @@ def test_a_whole_model_is_held_against_its_base_and_never_beside_it(trained, tin
     def load(found, *args, **kwargs):
         loaded.append(found.folder)
         assert [model() for model in alive] == [None] * len(alive)
-        model = load_onto(found, *args, **kwargs)
+        model = load_with_adapter(found, *args, **kwargs)
         alive.append(weakref.ref(model))
         return model
 
     monkeypatch.setattr(staging, "load_onto", load)
-    found = forget(tuned, base, spread(load_probe(), 8), SHORT, console=QUIET)
+    found = measure_forgetting(tuned, base, spread_items(load_probe(), 8), SHORT)
     assert loaded == [tiny("chatglm2"), run.model]
     assert found["kl"] > 0.01
     assert found["base"]["fingerprint"] != found["tuned"]["fingerprint"]
@@ -271,18 +272,18 @@ def test_the_probe_knows_no_prefix(trained):
     plain = trained("chatglm3", *MILD)
     tuned, base = open_pair(str(plain.root))
     prefixed = replace(tuned, found=replace(tuned.found, prefix="类型："))
-    items = spread(load_probe(), 4)
-    one, other = (forget(each, base, items, SHORT, console=QUIET) for each in (tuned, prefixed))
+    items = spread_items(load_probe(), 4)
+    one, other = (measure_forgetting(each, base, items, SHORT) for each in (tuned, prefixed))
     assert one == other
 
 
 def test_questions_are_spread_over_all_kinds():
     items = load_probe()
-    some = spread(items, 28)
+    some = spread_items(items, 28)
     assert len({item.id for item in some}) == 28
     assert {item.category for item in some} == set(CATEGORIES)
     assert {item.lang for item in some} == {"zh", "en"}
-    assert spread(items, 10_000) == spread(items, None) == items
+    assert spread_items(items, 10_000) == spread_items(items, None) == items
 
 
 # Bad input
@@ -295,14 +296,14 @@ def test_what_cannot_be_probed_is_refused(tiny, trained, tmp_path):
         open_pair(str(trained("chatglm3", *MILD).adapter), base=str(tiny("glm4")))
     tuned, base = open_pair(str(tiny("chatglm3")), base=str(tiny("chatglm")))
     with pytest.raises(RunError, match="was not tuned from"):
-        forget(tuned, base, load_probe(), SHORT, console=QUIET)
+        measure_forgetting(tuned, base, load_probe(), SHORT)
     with pytest.raises(ConfigError, match="no questions"):
-        Probe([], SHORT, 8, QUIET)
+        ForgettingProbe([], SHORT, 8)
 
 
 def test_settings_of_the_probe(trained, glmtune_command):
     run = trained("chatglm3", *MILD)
-    assert limits_for(str(run.root), ["forget.kl_warn=0.25"]) == ForgetConfig(kl_warn=0.25)
+    assert read_limits(str(run.root), ["forget.kl_warn=0.25"]) == ForgetConfig(kl_warn=0.25)
     config = run.config.read_text("utf-8")
     assert "kl_warn: 0.5" in config
     result = glmtune_command("forget", run.root, "--set", "data.max_length=9")
@@ -330,8 +331,9 @@ def prepared(tiny, adgen_file, tmp_path):
     def prepare(*settings):
         console = Console(record=True, quiet=False, file=open("/dev/null", "w"), width=300)  # noqa: SIM115
         config = load_config(None, [f"model={folder}", f"data={data}", "data.eval_fraction=0.1", *settings])
-        made = prepare_rows(config, detect_family(folder), load_tokenizer(folder), console)
-        return made, console.export_text()
+        with use_console(console):
+            data_of_run = prepare_data(config, detect_family(folder), load_tokenizer(folder))
+        return data_of_run, console.export_text()
 
     prepare.general = general
     return prepare
@@ -354,8 +356,8 @@ def test_replayed_rows_have_their_share_of_the_training_rows(prepared, packing):
     assert len(set(replayed)) == 4
     assert mixed.summary["replay_rows"] == 4
     assert mixed.summary["train_rows"] == 40
-    assert "Replay: 4 of the 40 training rows (10.0 %) are general ones, of 12 that there are." in said
-    assert mixed.describe(mixed.train.blocks[0][0]) == places[0]
+    assert "Replay: 4 of the 40 training rows (10.0 %) are general rows, out of 12." in said
+    assert mixed.describe_row(mixed.train.blocks[0][0]) == places[0]
 
 
 def test_replay_is_drawn_by_the_seed_and_repeats_when_it_must(prepared):
@@ -376,7 +378,7 @@ def test_replayed_rows_keep_their_own_columns_and_questions(prepared, tiny):
     general = prepared.general
     settings = ("data.prefix=类型：", "data.columns.prompt=content", "data.columns.response=summary")
     mixed, _ = prepared(*settings, f"replay={general}", "replay.share=0.1")
-    opened = open_model(str(tiny("chatglm3")))
+    opened = load_for_generation(str(tiny("chatglm3")))
     texts = {}
     for block in mixed.train.blocks:
         for number in block:
@@ -416,5 +418,5 @@ def test_what_cannot_be_replayed_is_refused(prepared, tmp_path, glmtune_command,
 def test_the_replay_file_is_found_from_everywhere(tmp_path, monkeypatch):
     (tmp_path / "general.jsonl").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    config = with_absolute_paths(load_config(None, ["model=m", "data=d", "replay=general.jsonl"]))
+    config = resolve_paths(load_config(None, ["model=m", "data=d", "replay=general.jsonl"]))
     assert config.replay.data == str(tmp_path / "general.jsonl")

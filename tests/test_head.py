@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from glmtune.training import head as head_module
-from glmtune.training.head import head_losses
+from glmtune.training.head import compute_head_losses
 
 HIDDEN, COLUMNS, TARGETS, CHUNK = 12, 50, 23, 4
 
@@ -70,7 +70,7 @@ def test_losses_and_gradients_are_those_of_all_logits_at_once(kind):
     head, (hidden, targets) = _head(kind), _inputs()
     wanted = F.cross_entropy(head(hidden), targets, reduction="none")
     with Largest() as largest:
-        losses = head_losses(head, head.forward, hidden, targets)
+        losses = compute_head_losses(head, head.forward, hidden, targets)
         found = _gradients(losses, hidden, head)
     torch.testing.assert_close(losses, wanted)
     for one, other in zip(found, _gradients(wanted, hidden, head), strict=True):
@@ -83,7 +83,7 @@ def test_under_autocast_losses_are_fp32_and_near(kind):
     head, (hidden, targets) = _head(kind), _inputs()
     wanted = F.cross_entropy(head(hidden), targets, reduction="none")
     with torch.autocast("cpu", torch.bfloat16):
-        losses = head_losses(head, head.forward, hidden, targets)
+        losses = compute_head_losses(head, head.forward, hidden, targets)
     assert losses.dtype is torch.float32
     torch.testing.assert_close(losses, wanted, atol=2e-2, rtol=0)
     assert not torch.equal(losses, wanted)  # it did compute in bf16
@@ -95,7 +95,7 @@ def test_under_autocast_losses_are_fp32_and_near(kind):
 def test_no_targets_have_no_loss_and_a_gradient_of_zero(kind):
     head = _head(kind)
     hidden = torch.randn(0, HIDDEN, requires_grad=True)
-    losses = head_losses(head, head.forward, hidden, torch.zeros(0, dtype=torch.long))
+    losses = compute_head_losses(head, head.forward, hidden, torch.zeros(0, dtype=torch.long))
     assert losses.shape == (0,)
     for gradient in torch.autograd.grad(losses.sum(), [hidden, *(p for p in head.parameters() if p.requires_grad)]):
         assert not gradient.abs().sum()
@@ -105,7 +105,7 @@ def test_no_targets_have_no_loss_and_a_gradient_of_zero(kind):
 def test_without_gradients_only_losses_are_computed(wanted, products):
     head, (hidden, targets) = _head("frozen"), _inputs()
     with torch.set_grad_enabled(wanted), Largest() as watch:
-        losses = head_losses(head, head.forward, hidden, targets)
+        losses = compute_head_losses(head, head.forward, hidden, targets)
     torch.testing.assert_close(losses, F.cross_entropy(head(hidden), targets, reduction="none"))
     assert watch.products == products * -(-TARGETS // CHUNK)
 
@@ -116,7 +116,7 @@ def test_the_gradient_of_a_trained_head_is_added_up_in_fp32(monkeypatch):
     head = _head("trained")
     hidden, targets = torch.full((600, HIDDEN), 0.5), torch.zeros(600, dtype=torch.long)
     with torch.autocast("cpu", torch.bfloat16):
-        losses = head_losses(head, head.forward, hidden, targets)
+        losses = compute_head_losses(head, head.forward, hidden, targets)
     (found,) = torch.autograd.grad(losses.sum(), head.weight)
     (wanted,) = torch.autograd.grad(F.cross_entropy(head(hidden), targets, reduction="sum"), head.weight)
     assert (found - wanted).norm() < 0.01 * wanted.norm()

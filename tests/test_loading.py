@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 import glmtune
 from glmtune.errors import ModelError
-from glmtune.models.glm import glm_config
-from glmtune.models.loading import inspect_base
-from glmtune.models.weight_names import to_published
+from glmtune.models.glm import make_glm_config
+from glmtune.models.loading import inspect_checkpoint
+from glmtune.models.weight_names import convert_to_published
 from tiny import FAMILIES, make_tiny
 
 LATER = [family for family in FAMILIES if family != "chatglm"]
@@ -53,7 +53,7 @@ def test_chatglm2_continues_left_padded_prompts_as_the_official_code(chatglm2, e
 
 def test_chatglm2_has_the_official_gradients(chatglm2, expected):
     chatglm2(input_ids=expected["batch_ids"], labels=expected["batch_labels"]).loss.backward()
-    gradients = to_published({name: p.grad for name, p in chatglm2.named_parameters()})
+    gradients = convert_to_published({name: p.grad for name, p in chatglm2.named_parameters()})
     names = [key.removeprefix("grad.") for key in expected if key.startswith("grad.")]
     assert len(names) == 7
     for name in names:
@@ -71,7 +71,7 @@ def test_chatglm2_descends_as_the_official_code(chatglm2, expected):
 
 
 def test_published_weights_come_back_bit_equal(golden):
-    state = to_published(glmtune.load_model(golden / "chatglm2").state_dict())
+    state = convert_to_published(glmtune.load_model(golden / "chatglm2").state_dict())
     published = load_file(golden / "chatglm2" / "model.safetensors")
     published = {name: value for name, value in published.items() if "inv_freq" not in name}
     assert state.keys() == published.keys()
@@ -81,24 +81,24 @@ def test_published_weights_come_back_bit_equal(golden):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_layout_gives_the_same_weights_and_fingerprint(family, tiny, tmp_path):
     first = glmtune.load_model(tiny(family))
-    fingerprint = inspect_base(tiny(family)).fingerprint
+    fingerprint = inspect_checkpoint(tiny(family)).fingerprint
     for layout in ("bin", "shards"):
         folder = tiny(family, layout)
         state = glmtune.load_model(folder).state_dict()
         assert all(torch.equal(value, state[name]) for name, value in first.state_dict().items())
-        assert inspect_base(folder).fingerprint == fingerprint
+        assert inspect_checkpoint(folder).fingerprint == fingerprint
     # What transformers saves is its own layout; reading that gives the same again.
     first.save_pretrained(tmp_path / "native")
     glmtune.load_tokenizer(tiny(family)).save_pretrained(tmp_path / "native")
     again = glmtune.load_model(tmp_path / "native")
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in first.state_dict().items())
-    assert inspect_base(tmp_path / "native").fingerprint == fingerprint
+    assert inspect_checkpoint(tmp_path / "native").fingerprint == fingerprint
     assert glmtune.detect_family(tmp_path / "native").name == family
 
 
 def test_other_weights_have_another_fingerprint(tiny, tmp_path):
     other = make_tiny("chatglm3", tmp_path / "other", seed=1)
-    assert inspect_base(other).fingerprint != inspect_base(tiny("chatglm3")).fingerprint
+    assert inspect_checkpoint(other).fingerprint != inspect_checkpoint(tiny("chatglm3")).fingerprint
 
 
 def test_transformers_opens_published_folders_once_glmtune_is_imported(tiny):
@@ -139,9 +139,9 @@ def test_a_folder_that_does_not_say_its_generation_loads_but_is_not_prompted(gol
     assert all(
         torch.equal(value, state[name]) for name, value in glmtune.load_model(golden / "chatglm2").state_dict().items()
     )
-    with pytest.raises(ModelError, match="nothing says whether this is ChatGLM2 or ChatGLM3"):
-        _ = inspect_base(folder).family
-    assert inspect_base(folder, family="chatglm3").family.name == "chatglm3"
+    with pytest.raises(ModelError, match="cannot tell whether this is ChatGLM2 or ChatGLM3"):
+        _ = inspect_checkpoint(folder).family
+    assert inspect_checkpoint(folder, family="chatglm3").family.name == "chatglm3"
     config = json.loads((folder / "config.json").read_text("utf-8")) | {"rope_ratio": 16}
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
     with pytest.raises(ModelError, match="rope_ratio 16 means one thing in ChatGLM2"):
@@ -172,8 +172,8 @@ def test_rope_ratio_stretches_the_base_or_divides_the_positions(tiny):
     from glmtune.families import get_family
 
     published = json.loads((tiny("chatglm3") / "config.json").read_text("utf-8")) | {"rope_ratio": 50}
-    third = glm_config(published, get_family("chatglm3")).rope_parameters
-    second = glm_config(published, get_family("chatglm2")).rope_parameters
+    third = make_glm_config(published, get_family("chatglm3")).rope_parameters
+    second = make_glm_config(published, get_family("chatglm2")).rope_parameters
     assert (third["rope_type"], third["rope_theta"]) == ("default", 500000.0)
     assert (second["rope_type"], second["factor"], second["rope_theta"]) == ("linear", 50.0, 10000.0)
 

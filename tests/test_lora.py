@@ -18,17 +18,17 @@ from transformers import AutoModelForCausalLM
 from glmtune.config import LoraConfig
 from glmtune.errors import ConfigError, GlmtuneError, ModelError, RunError
 from glmtune.families import get_family
-from glmtune.methods.base_info import BaseNote, read_note
-from glmtune.methods.lora import Lora, load_adapter, saved_base_path
-from glmtune.methods.lora_merge import merge
+from glmtune.methods.base_info import BaseInfo, read_base_info
+from glmtune.methods.lora import Lora, load_adapter, read_base_path
+from glmtune.methods.lora_merge import merge_adapter
 from glmtune.methods.lora_official import write_official_adapter
-from glmtune.methods.lora_optimizer import optimizer_groups
-from glmtune.models.loading import inspect_base, load_base
+from glmtune.methods.lora_optimizer import make_loraplus_groups
+from glmtune.models.loading import inspect_checkpoint, load_base
 from glmtune.quantization.quantizer import pack_model
 
 FAMILIES = ("chatglm", "chatglm2", "chatglm3", "glm4")
 SETTINGS = LoraConfig(rank=4, alpha=8, dropout=0)
-NOTE = BaseNote("somewhere", "0123456789abcdef", "chatglm3")
+NOTE = BaseInfo("somewhere", "0123456789abcdef", "chatglm3")
 OPTIONS = {
     "plain": {},
     "rslora": {"rslora": True},
@@ -45,7 +45,7 @@ def base(tiny):
     """`base(family, dtype)`: a fresh tiny base."""
 
     def load(family: str, dtype: str = "fp32"):
-        return load_base(inspect_base(tiny(family)), dtype=dtype, device="cpu")
+        return load_base(inspect_checkpoint(tiny(family)), dtype=dtype, device="cpu")
 
     return load
 
@@ -101,8 +101,8 @@ def test_options_train_save_read_and_merge(base, family, options, tmp_path):
     assert (tuned - before).abs().max() > 1e-3
 
     method.write(model, tmp_path / "adapter", NOTE)
-    stored = dict(method.stored(tmp_path / "adapter"))
-    trained = method.trained(model)
+    stored = dict(method.saved_state(tmp_path / "adapter"))
+    trained = method.trained_state(model)
     assert stored.keys() == trained.keys()
     assert all(torch.equal(stored[name], trained[name]) for name in stored)
     assert sum(t.numel() for t in stored.values()) == sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -112,7 +112,7 @@ def test_options_train_save_read_and_merge(base, family, options, tmp_path):
     assert torch.equal(logits(load_adapter(base(family), tmp_path / "adapter", name="other")), tuned)
     assert torch.equal(logits(PeftModel.from_pretrained(base(family), str(tmp_path / "adapter"))), tuned)
 
-    merged = merge(model)
+    merged = merge_adapter(model)
     assert type(merged) is type(base(family))
     assert not hasattr(merged, "peft_config")
     assert merged.state_dict().keys() == base(family).state_dict().keys()
@@ -127,7 +127,7 @@ def test_the_head_and_all_biases_of_one_module(base, tmp_path):
     tuned = logits(model)
     method.write(model, tmp_path, NOTE)
     assert torch.equal(logits(load_adapter(base("chatglm"), tmp_path)), tuned)
-    torch.testing.assert_close(logits(merge(model)), tuned, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(merge_adapter(model)), tuned, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["chatglm", "glm4"])
@@ -137,9 +137,9 @@ def test_a_gathered_state_is_written_as_the_model_is(base, family, tmp_path):
     step(model)
     state = {name: value + 1 for name, value in model.state_dict().items()}
     method.write(model, tmp_path, NOTE, state)
-    stored = dict(method.stored(tmp_path))
-    own = method.trained(model)
-    assert stored.keys() == own.keys() == method.trained(model, state).keys()
+    stored = dict(method.saved_state(tmp_path))
+    own = method.trained_state(model)
+    assert stored.keys() == own.keys() == method.trained_state(model, state).keys()
     assert all(torch.equal(stored[name], own[name] + 1) for name in own)
 
 
@@ -152,7 +152,7 @@ def test_a_sixteen_bit_base_has_adapters_in_fp32_and_stays_as_it_is(base, tmp_pa
         step(model)
     method.save(model, tmp_path / "half", NOTE, torch.bfloat16)
     method.write(model, tmp_path / "whole", NOTE)
-    half, whole = dict(method.stored(tmp_path / "half")), dict(method.stored(tmp_path / "whole"))
+    half, whole = dict(method.saved_state(tmp_path / "half")), dict(method.saved_state(tmp_path / "whole"))
     assert {value.dtype for value in half.values()} == {torch.bfloat16}
     assert all(torch.equal(half[name], whole[name].bfloat16()) for name in whole)
     assert any(not torch.equal(half[name].float(), whole[name]) for name in whole)
@@ -162,7 +162,7 @@ def test_a_sixteen_bit_base_has_adapters_in_fp32_and_stays_as_it_is(base, tmp_pa
     assert not any(p.requires_grad for p in used.parameters())
     further = load_adapter(base("chatglm2", "bf16"), tmp_path / "whole", trainable=True)
     assert {p.dtype for p in further.parameters() if p.requires_grad} == {torch.float32}
-    assert all(torch.equal(value, whole[name]) for name, value in method.trained(further).items())
+    assert all(torch.equal(value, whole[name]) for name, value in method.trained_state(further).items())
     names = {name for name, p in model.named_parameters() if p.requires_grad}
     assert names == {name for name, p in further.named_parameters() if p.requires_grad}
 
@@ -170,8 +170,8 @@ def test_a_sixteen_bit_base_has_adapters_in_fp32_and_stays_as_it_is(base, tmp_pa
 def test_the_files_say_where_the_base_lies(base, tiny, tmp_path):
     method, model = prepared(base, "chatglm3")
     method.write(model, tmp_path, NOTE)
-    assert saved_base_path(tmp_path) == str(tiny("chatglm3").resolve())
-    assert read_note(tmp_path) == NOTE
+    assert read_base_path(tmp_path) == str(tiny("chatglm3").resolve())
+    assert read_base_info(tmp_path) == NOTE
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -249,7 +249,7 @@ def test_a_packed_base_is_refused(base, tmp_path):
 def test_loraplus_gives_b_its_own_rate(base):
     _, model = prepared(base, "chatglm", replace(SETTINGS, dora=True, bias="all", modules_to_save=["lm_head"]))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = optimizer_groups(model, 1e-3, 0.1, 16)
+    groups = make_loraplus_groups(model, 1e-3, 0.1, 16)
     seen = {names[id(p)]: (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
     assert seen.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
     for name, (rate, decay) in seen.items():
@@ -272,7 +272,7 @@ def quantised(golden):
     from transformers import BitsAndBytesConfig
 
     def load(family: str, bits: int):
-        config = inspect_base(golden / family, family=family).config
+        config = inspect_checkpoint(golden / family, family=family).config
         how = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"} if bits == 4 else {"load_in_8bit": True}
         how = BitsAndBytesConfig(**how, bnb_4bit_compute_dtype=torch.float32)
         return AutoModelForCausalLM.from_pretrained(
@@ -302,7 +302,7 @@ def test_a_bitsandbytes_base(quantised, family, bits, tmp_path):
     method.write(model, tmp_path, NOTE)
     torch.testing.assert_close(train_logits(load_adapter(quantised(family, bits), tmp_path)), tuned, atol=1e-5, rtol=0)
     with pytest.raises(ModelError, match="quantised base"):
-        merge(model)
+        merge_adapter(model)
     for refused, words in (
         ({"modules_to_save": ["dense"]}, "is quantised"),
         ({"bias": "lora_only"}, "rounds the bias"),
@@ -332,7 +332,7 @@ def test_merging_rounds_once(base, dtype, unit, dora):
     exact = layer.base_layer.weight.double() + update
     if dora:
         exact *= layer.lora_magnitude_vector["default"].weight.double()[:, None] / exact.norm(dim=1, keepdim=True)
-    weight = merge(model).model.layers[0].self_attn.q_proj.weight
+    weight = merge_adapter(model).model.layers[0].self_attn.q_proj.weight
     assert weight.dtype == dtype
     torch.testing.assert_close(weight.double(), exact, rtol=unit, atol=1e-6)
 
@@ -343,7 +343,7 @@ def test_a_quantised_base_is_not_merged_into(base):
     layer.weight = torch.nn.Parameter(layer.weight.to(torch.int8), requires_grad=False)
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ModelError, match=r"quantised base \(model.layers.0.self_attn.v_proj"):
-        merge(model)
+        merge_adapter(model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -381,10 +381,10 @@ def test_weights_must_fit_one_by_one(base, tmp_path, change, words):
     with pytest.raises(ModelError, match=words):
         load_adapter(fresh, tmp_path)
     assert not any("lora" in name for name, _ in fresh.named_parameters())  # as it was
-    before = method.trained(model)
+    before = method.trained_state(model)
     with pytest.raises(RunError, match=words):
         method.read(model, tmp_path)
-    assert all(torch.equal(value, before[name]) for name, value in method.trained(model).items())
+    assert all(torch.equal(value, before[name]) for name, value in method.trained_state(model).items())
 
 
 @pytest.mark.parametrize(("trained", "given"), [("chatglm", "chatglm3"), ("glm4", "chatglm")])
@@ -515,7 +515,7 @@ def reference(tiny, family: str, adapter: Path, scale: float, where: Path):
                 norm = weights[key].norm(dim=1, keepdim=True)
                 weights[key] = weights[key] / norm * state[f"{path}.lora_magnitude_vector"][:, None]
     save_file(weights, where / "model.safetensors", metadata={"format": "pt"})
-    return logits(load_base(inspect_base(where), device="cpu"))
+    return logits(load_base(inspect_checkpoint(where), device="cpu"))
 
 
 class PublishedModules(torch.nn.Module):
@@ -545,7 +545,7 @@ def on_published_modules(tiny, family: str, adapter: Path, where: Path):
     tree = PublishedModules(load_file(where / "model.safetensors"))
     merged = PeftModel.from_pretrained(tree, str(adapter)).merge_and_unload()
     save_file(merged.state_dict(), where / "model.safetensors", metadata={"format": "pt"})
-    return logits(load_base(inspect_base(where), device="cpu"))
+    return logits(load_base(inspect_checkpoint(where), device="cpu"))
 
 
 KINDS = {
@@ -570,7 +570,7 @@ def test_an_official_adapter_computes_what_it_computed(base, tiny, tmp_path, fam
     wanted = reference(tiny, family, folder, scale, tmp_path / "reference")
     torch.testing.assert_close(logits(model), wanted, atol=2e-5, rtol=1e-5)
     assert (wanted - logits(base(family))).abs().max() > 0.1
-    torch.testing.assert_close(logits(merge(model)), wanted, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(merge_adapter(model)), wanted, atol=2e-5, rtol=1e-5)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
 
 
@@ -582,7 +582,7 @@ def test_an_official_adapters_whole_modules(base, tiny, tmp_path):
     method, prepared_model = prepared(base, "chatglm3", replace(SETTINGS, modules_to_save=["output_layer"]))
     method.read(prepared_model, folder)
     assert torch.equal(logits(prepared_model), logits(model))
-    assert torch.equal(merge(model).lm_head.weight, head)
+    assert torch.equal(merge_adapter(model).lm_head.weight, head)
 
 
 def test_an_official_adapter_starts_a_run(base, tiny, tmp_path):
@@ -617,7 +617,7 @@ def test_there_and_back_bit_for_bit(base, tiny, tmp_path, family, kind):
     first = official(tiny, family, tmp_path / "official", **KINDS[kind][0])
     model = load_adapter(base(family), first)
     Lora(SETTINGS, get_family(family)).write(model, tmp_path / "native", NOTE)
-    write_official_adapter(tmp_path / "native", inspect_base(tiny(family)).native_shapes, tmp_path / "back")
+    write_official_adapter(tmp_path / "native", inspect_checkpoint(tiny(family)).native_shapes, tmp_path / "back")
     before, after = (load_file(folder / "adapter_model.safetensors") for folder in (first, tmp_path / "back"))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -625,7 +625,7 @@ def test_there_and_back_bit_for_bit(base, tiny, tmp_path, family, kind):
     for key in ("r", "lora_alpha", "peft_type", "use_rslora", "use_dora"):
         assert configs[0].get(key) == configs[1].get(key)
     assert sorted(configs[0]["target_modules"]) == sorted(configs[1]["target_modules"])
-    assert read_note(tmp_path / "back") == NOTE
+    assert read_base_info(tmp_path / "back") == NOTE
 
 
 OWN = {
@@ -648,7 +648,7 @@ def test_own_adapters_for_the_published_code(base, tiny, tmp_path, options, rank
     scramble(model)
     step(model)
     method.write(model, tmp_path / "native", NOTE)
-    write_official_adapter(tmp_path / "native", inspect_base(tiny("chatglm3")).native_shapes, tmp_path / "official")
+    write_official_adapter(tmp_path / "native", inspect_checkpoint(tiny("chatglm3")).native_shapes, tmp_path / "official")
     state = load_file(tmp_path / "official" / "adapter_model.safetensors")
     fused = "base_model.model.transformer.encoder.layers.1.self_attention.query_key_value"
     assert state[f"{fused}.lora_A.weight"].shape == (rank, 32)
@@ -672,7 +672,7 @@ def test_what_the_published_matrix_cannot_say(base, tiny, tmp_path, options, wor
     method, model = prepared(base, "glm4", replace(SETTINGS, **options))
     method.write(model, tmp_path / "native", NOTE)
     with pytest.raises(ModelError, match=words):
-        write_official_adapter(tmp_path / "native", inspect_base(tiny("glm4")).native_shapes, tmp_path / "official")
+        write_official_adapter(tmp_path / "native", inspect_checkpoint(tiny("glm4")).native_shapes, tmp_path / "official")
     assert not (tmp_path / "official").exists()
 
 
@@ -680,7 +680,7 @@ def test_an_official_adapter_needs_its_own_base(base, tiny, tmp_path):
     method, model = prepared(base, "chatglm")
     method.write(model, tmp_path / "native", NOTE)
     with pytest.raises(ModelError, match="this base has no module"):
-        write_official_adapter(tmp_path / "native", inspect_base(tiny("glm4")).native_shapes, tmp_path / "official")
+        write_official_adapter(tmp_path / "native", inspect_checkpoint(tiny("glm4")).native_shapes, tmp_path / "official")
 
 
 def test_half_an_update_is_not_written(base, tiny, tmp_path):
@@ -688,4 +688,4 @@ def test_half_an_update_is_not_written(base, tiny, tmp_path):
     method.write(model, tmp_path / "native", NOTE)
     _rewrite(tmp_path / "native", _missing)
     with pytest.raises(ModelError, match="an A without its B"):
-        write_official_adapter(tmp_path / "native", inspect_base(tiny("chatglm3")).native_shapes, tmp_path / "official")
+        write_official_adapter(tmp_path / "native", inspect_checkpoint(tiny("chatglm3")).native_shapes, tmp_path / "official")

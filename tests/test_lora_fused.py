@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from glmtune.methods import lora_fused
-from glmtune.methods.lora_fused import fuse_updates, kept
+from glmtune.methods.lora_fused import fuse_updates, draw_dropout_mask
 
 
 def _pair(**options):
@@ -86,7 +86,7 @@ def test_evaluation_drops_nothing_and_disabled_adapters_do_nothing():
 def test_as_many_are_kept_as_are_asked_for_and_a_seed_repeats_them(dropout):
     shape, count = torch.Size((301, 1001)), 301 * 1001
     torch.manual_seed(3)
-    keep = kept(shape, dropout, torch.device("cpu"))
+    keep = draw_dropout_mask(shape, dropout, torch.device("cpu"))
     assert keep.shape == shape
     deviation = (dropout * (1 - dropout) / count) ** 0.5
     assert float(keep.float().mean()) == pytest.approx(1 - dropout, abs=5 * deviation)
@@ -94,4 +94,4 @@ def test_as_many_are_kept_as_are_asked_for_and_a_seed_repeats_them(dropout):
     both = (keep.flatten()[1:] & keep.flatten()[:-1]).float().mean()
     assert float(both) == pytest.approx((1 - dropout) ** 2, abs=10 * deviation)
     torch.manual_seed(3)
-    assert torch.equal(kept(shape, dropout, torch.device("cpu")), keep)
+    assert torch.equal(draw_dropout_mask(shape, dropout, torch.device("cpu")), keep)

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 import glmtune
 from conftest import find_asset
-from glmtune.demo.corpus import adgen_rows
-from glmtune.generation.load import open_model
+from demo_corpus.corpus import make_adgen_rows
+from glmtune.generation.load import load_for_generation
 from glmtune.run_dir import RunDir
 from tiny import FAMILIES, make_tiny
 
@@ -41,7 +41,7 @@ def real_rows(tmp_path_factory):
     try:
         lines = find_asset("data", "adgen", "train.json").read_text("utf-8").splitlines()[:4]
     except pytest.skip.Exception:
-        lines = [json.dumps(row, ensure_ascii=False) for row in adgen_rows(4, seed=3)]
+        lines = [json.dumps(row, ensure_ascii=False) for row in make_adgen_rows(4, seed=3)]
     path.write_text("\n".join(lines) + "\n", "utf-8")
     return path
 
@@ -220,7 +220,7 @@ def test_a_prefix_on_a_quantised_base(quantization, train, base):
     held = glmtune.load_model(wide, quantization=quantization)
     tuned = _logits(glmtune.load_model(wide, adapter=run.root, quantization=quantization))
     assert (tuned - _logits(held)).abs().max() > 1e-3
-    assert torch.equal(_logits(open_model(str(run.root)).model), tuned)
+    assert torch.equal(_logits(load_for_generation(str(run.root)).model), tuned)
 
 
 def test_a_published_int4_folder_takes_a_prefix_and_no_adapter(train, tiny, glmtune_command, tmp_path):

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from rouge_chinese import Rouge
 
-from glmtune.evaluation.metrics import score_pair, variety
-from glmtune.evaluation.overlap import overlap_scores
-from glmtune.evaluation.repetition import distinct, has_repeated_tail, repeated_share
-from glmtune.evaluation.statistics import paired_bootstrap, summarise
-from glmtune.evaluation.tokenize_words import words
+from glmtune.evaluation.metrics import score_pair, measure_variety
+from glmtune.evaluation.overlap import compute_overlap
+from glmtune.evaluation.repetition import compute_distinct, has_repeated_tail, compute_repeated_share
+from glmtune.evaluation.statistics import compare_by_bootstrap, summarize_scores
+from glmtune.evaluation.tokenize_words import tokenize_words
 from glmtune.evaluation.tool_scores import score_tools
 from glmtune.families import ToolCall
 
@@ -55,25 +55,25 @@ def published(prediction, reference):
 
 @pytest.mark.parametrize(("prediction", "reference"), PAIRS)
 def test_the_published_definition(prediction, reference):
-    assert overlap_scores(prediction, reference) == published(prediction, reference)
+    assert compute_overlap(prediction, reference) == published(prediction, reference)
 
 
 @settings(max_examples=150, deadline=None)
 @given(*[st.text("我们你好的是猫ab c1\n。，？！”…. ", max_size=40)] * 2)
 def test_the_published_definition_on_any_text(prediction, reference):
     if prediction.strip() and reference.strip():
-        assert overlap_scores(prediction, reference) == published(prediction, reference)
+        assert compute_overlap(prediction, reference) == published(prediction, reference)
 
 
 def test_scores_that_can_be_worked_out_by_hand():
     same = score_pair(SHIRT, SHIRT)
     assert [round(same[name], 2) for name in OVERLAPS] == [100] * 5
     # 4 of 5 characters, then 3 of 4 pairs, 2 of 3 triples, 1 of 2 fours; the same length, so no penalty.
-    assert overlap_scores("一二三四六", "一二三四五")["bleu4_characters"] == pytest.approx(100 * 0.2**0.25, abs=1e-4)
+    assert compute_overlap("一二三四六", "一二三四五")["bleu4_characters"] == pytest.approx(100 * 0.2**0.25, abs=1e-4)
 
 
 def test_bleu_over_characters_is_not_bleu_over_words():
-    scores = overlap_scores(*PAIRS[1])
+    scores = compute_overlap(*PAIRS[1])
     assert scores["bleu4_characters"] > scores["bleu4_words"] > 0
 
 
@@ -82,7 +82,7 @@ def test_a_prediction_without_a_character_scores_0_and_is_counted(prediction):
     scores = score_pair(prediction, SHIRT)
     assert [scores[name] for name in OVERLAPS] == [0] * 5
     assert (scores["exact_match"], scores["length_ratio"], scores["empty"]) == (0, 0, 100)
-    summary = summarise([scores, score_pair(SHIRT, SHIRT)])
+    summary = summarize_scores([scores, score_pair(SHIRT, SHIRT)])
     assert (summary.empty_predictions, summary.scores["empty"].mean) == (1, 50)
 
 
@@ -109,8 +109,8 @@ def test_exact_match_ratio_and_truncation():
 
 def test_words_are_whole_and_english_is_cut_at_spaces():
     text = "The model tunes 衬衫 well.\n\ud800"
-    assert "".join(words(text)) == text
-    assert words("The model") == ["The", " ", "model"]
+    assert "".join(tokenize_words(text)) == text
+    assert tokenize_words("The model") == ["The", " ", "model"]
 
 
 def test_the_first_words_come_quietly_from_many_threads(tmp_path):
@@ -148,17 +148,17 @@ def test_a_tail_that_repeats(text, loop):
 
 
 def test_runs_of_words_that_stood_before():
-    assert repeated_share("a b c d e f g h") == 0
-    assert repeated_share("a b c d a b c d") == pytest.approx(1 / 5)  # abcd, bcda, cdab, dabc, abcd
-    assert repeated_share("太短") == 0
+    assert compute_repeated_share("a b c d e f g h") == 0
+    assert compute_repeated_share("a b c d a b c d") == pytest.approx(1 / 5)  # abcd, bcda, cdab, dabc, abcd
+    assert compute_repeated_share("太短") == 0
 
 
 def test_distinct_counts_over_all_replies_together():
-    assert distinct(["好好", "好的"], 1) == 2 / 4
-    assert distinct(["好好", "好的"], 2) == 1  # 好好, 好的; no pair across two replies
-    assert distinct(["好好", "好好"], 2) == 1 / 2
-    assert distinct(["", " "], 1) == 0
-    assert variety(["好好", "好好"]) == {"distinct_1": 25, "distinct_2": 50}
+    assert compute_distinct(["好好", "好的"], 1) == 2 / 4
+    assert compute_distinct(["好好", "好的"], 2) == 1  # 好好, 好的; no pair across two replies
+    assert compute_distinct(["好好", "好好"], 2) == 1 / 2
+    assert compute_distinct(["", " "], 1) == 0
+    assert measure_variety(["好好", "好好"]) == {"distinct_1": 25, "distinct_2": 50}
 
 
 def call(name="weather", **arguments):
@@ -206,7 +206,7 @@ def test_rightly_no_call_has_no_name_to_score():
 
 def test_means_and_intervals():
     values = np.random.default_rng(7).normal(40, 10, size=2000)
-    score = summarise([{"rouge_l": value} for value in values]).scores["rouge_l"]
+    score = summarize_scores([{"rouge_l": value} for value in values]).scores["rouge_l"]
     error = values.std() / len(values) ** 0.5
     assert score.mean == pytest.approx(values.mean())
     assert score.low == pytest.approx(values.mean() - 1.96 * error, abs=0.25 * error)
@@ -214,51 +214,51 @@ def test_means_and_intervals():
 
 
 def test_a_score_is_averaged_over_the_rows_that_have_it():
-    summary = summarise([{"a": 1.0}, {"a": 3.0, "b": 10.0}, {"a": 2.0}])
+    summary = summarize_scores([{"a": 1.0}, {"a": 3.0, "b": 10.0}, {"a": 2.0}])
     assert (summary.rows, list(summary.scores)) == (3, ["a", "b"])
     assert (summary.scores["a"].mean, summary.scores["a"].rows) == (2, 3)
     assert summary.scores["b"] == type(summary.scores["b"])(mean=10, low=10, high=10, rows=1)
 
 
 def test_one_row_no_row_and_equal_rows():
-    one = summarise([score_pair("好", "好的")])
+    one = summarize_scores([score_pair("好", "好的")])
     assert all(score.low == score.mean == score.high for score in one.scores.values())
-    assert summarise([]).scores == {}
-    equal = summarise([{"a": 0.1}] * 100).scores["a"]
+    assert summarize_scores([]).scores == {}
+    equal = summarize_scores([{"a": 0.1}] * 100).scores["a"]
     assert equal.low <= equal.mean <= equal.high  # to the last bit: rounding alone breaks it here
     assert equal.high - equal.low < 1e-12
 
 
 def test_the_seed_decides_the_interval():
     rows = [{"a": float(i % 17)} for i in range(100)]
-    assert summarise(rows) == summarise(rows)
-    assert summarise(rows) != summarise(rows, seed=1)
+    assert summarize_scores(rows) == summarize_scores(rows)
+    assert summarize_scores(rows) != summarize_scores(rows, seed=1)
 
 
 def test_draws_in_several_parts_are_as_good(monkeypatch):
     rows = [{"a": float(i % 17)} for i in range(100)]
-    whole = summarise(rows).scores["a"]
+    whole = summarize_scores(rows).scores["a"]
     monkeypatch.setattr("glmtune.evaluation.statistics._AT_ONCE", 150)
-    assert summarise(rows).scores["a"] == whole
+    assert summarize_scores(rows).scores["a"] == whole
 
 
 def test_equal_models_do_not_differ():
     scores = [3.0, 5.0, 8.0]
-    difference = paired_bootstrap(scores, scores)
+    difference = compare_by_bootstrap(scores, scores)
     assert (difference.mean, difference.low, difference.high, difference.p) == (0, 0, 0, 1)
     assert (difference.wins, difference.losses, difference.ties) == (0, 0, 3)
 
 
 def test_a_better_model_is_told_from_luck():
     noise = np.random.default_rng(3).normal(size=(2, 400))
-    luck = paired_bootstrap(noise[0], noise[1])
+    luck = compare_by_bootstrap(noise[0], noise[1])
     assert luck.low < 0 < luck.high
     assert luck.p > 0.05
-    better = paired_bootstrap(noise[0], noise[0] + 0.3 + 0.5 * noise[1])
+    better = compare_by_bootstrap(noise[0], noise[0] + 0.3 + 0.5 * noise[1])
     assert better.low > 0
     assert better.p < 0.01
     assert better.wins > better.losses > 0
-    worse = paired_bootstrap(noise[0] + 0.3 + 0.5 * noise[1], noise[0])
+    worse = compare_by_bootstrap(noise[0] + 0.3 + 0.5 * noise[1], noise[0])
     assert worse.mean == pytest.approx(-better.mean)
     assert worse.p == better.p
 
@@ -266,4 +266,4 @@ def test_a_better_model_is_told_from_luck():
 @pytest.mark.parametrize(("a", "b"), [([], []), ([1.0], [1.0, 2.0])])
 def test_pairs_need_the_same_rows(a, b):
     with pytest.raises(ValueError, match="same rows"):
-        paired_bootstrap(a, b)
+        compare_by_bootstrap(a, b)

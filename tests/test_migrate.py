@@ -1,4 +1,4 @@
-"""Other projects' scripts and config files, read as runs of ours."""
+"""Scripts and config files of other projects, translated to runs of glmtune."""
 
 from __future__ import annotations
 
@@ -15,13 +15,21 @@ from conftest import REPOSITORY
 from glmtune import config as ours
 from glmtune.cli.migrate import register
 from glmtune.errors import ConfigError
-from glmtune.migrate import modern_training, read_config, read_flags, to_yaml, translate
-from glmtune.migrate.argument_names import TRAINING_KEYS, TRAINING_SWITCHES
-from glmtune.migrate.dialect import OUTSIDE
-from glmtune.migrate.entry import DIALECTS, ELSEWHERE
-from glmtune.migrate.finetune_demo import DATA, PEFT, TOP
-from glmtune.migrate.flags import OWN, OWN_OTHERS
-from glmtune.migrate.training import GONE, OLD_KEYS, OLD_SWITCHES, REFUSED, RENAMED, RESHAPED
+from glmtune.migrate import dump_translation, require_translation, translate_command, update_training_keys
+from glmtune.migrate.argument_names import (
+    CONVERTED_KEYS,
+    OLD_KEYS,
+    OLD_SWITCHES,
+    REMOVED_KEYS,
+    RENAMED_KEYS,
+    TRAINING_KEYS,
+    TRAINING_SWITCHES,
+    UNSUPPORTED_KEYS,
+)
+from glmtune.migrate.command_words import KEY_OPTIONS, OTHER_OPTIONS
+from glmtune.migrate.dialect import RUN_RULES
+from glmtune.migrate.entry import DIALECTS, OTHER_SCRIPTS
+from glmtune.migrate.finetune_demo import DATA_RULES, PEFT_RULES, TOP_RULES
 
 PTUNING_SH = """\
 PRE_SEQ_LEN=128
@@ -177,8 +185,8 @@ FACTORY = {
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
-    """`here("train.sh", text)`: a file in the working directory."""
+def write_file(tmp_path, monkeypatch):
+    """`write_file("train.sh", text)`: write a file in the working directory; returns its name."""
     monkeypatch.chdir(tmp_path)
 
     def write(name: str, text: str):
@@ -188,23 +196,23 @@ def here(tmp_path, monkeypatch):
     return write
 
 
-def run_of(translation) -> ours.RunConfig:
-    """The translated run, which is one that `glmtune train` accepts."""
+def build_run(translation) -> ours.RunConfig:
+    """Return the translated run and check that `glmtune train` accepts it."""
     from glmtune.training.arguments import check_training_keys
 
-    run = ours.from_tree(ours.RunConfig, translation.tree, translation.source)
-    ours.check(run)
+    run = ours.build_dataclass(ours.RunConfig, translation.tree, translation.source)
+    ours.check_config(run)
     check_training_keys(run.training)
     return run
 
 
-def notes_of(translation) -> str:
+def join_notes(translation) -> str:
     return "\n".join(translation.notes)
 
 
-def test_ptuning_script_keeps_its_meaning(here):
-    translation = translate([here("train.sh", PTUNING_SH)])
-    run = run_of(translation)
+def test_ptuning_script(write_file):
+    translation = translate_command([write_file("train.sh", PTUNING_SH)])
+    run = build_run(translation)
     assert (run.method, run.ptuning.num_virtual_tokens, run.model.quantization) == ("ptuning", 128, "packed4")
     assert (run.model.path, run.output) == ("THUDM/chatglm-6b", "output/pt-128-2e-2")
     assert (run.data.train, run.data.eval) == ("AdvertiseGen/train.json", "AdvertiseGen/dev.json")
@@ -215,44 +223,44 @@ def test_ptuning_script_keeps_its_meaning(here):
     assert (training["learning_rate"], training["max_steps"]) == (2e-2, 3000)
     assert (training["lr_scheduler_type"], training["warmup_steps"], training["eval_strategy"]) == ("linear", 0, "no")
     assert (training["save_total_limit"], training["train_sampling_strategy"]) == (None, "random")
-    assert "CUDA_VISIBLE_DEVICES=0" in notes_of(translation)
-    assert "predict_with_generate" in notes_of(translation)
+    assert "CUDA_VISIBLE_DEVICES=0" in join_notes(translation)
+    assert "predict_with_generate" in join_notes(translation)
 
 
-def test_every_key_is_carried_over_or_named_in_a_note(here):
-    translation = translate([here("train.sh", PTUNING_SH)])
+def test_every_key_is_translated_or_in_a_note(write_file):
+    translation = translate_command([write_file("train.sh", PTUNING_SH)])
     training = translation.tree["training"]
     for name in re.findall(r"--(\w+)", PTUNING_SH):
-        assert name in training or name in notes_of(translation), name
+        assert name in training or name in join_notes(translation), name
 
 
-def test_full_tuning_with_deepspeed(here):
-    translation = translate([here("ds_train_finetune.sh", FULL_SH)])
-    run = run_of(translation)
+def test_full_tuning_with_deepspeed(write_file):
+    translation = translate_command([write_file("ds_train_finetune.sh", FULL_SH)])
+    run = build_run(translation)
     assert run.method == "full"
-    assert translation.processes == 4
+    assert translation.nproc == 4
     assert (run.training["deepspeed"], run.training["fp16"]) == ("deepspeed.json", True)
     assert (run.data.max_source_length, run.data.max_target_length) == (1024, 128), "main.py's own defaults"
-    assert run.data.eval_fraction == 0, "no rows are kept back that the script trained on"
-    assert "glmtune eval" in notes_of(translation)
+    assert run.data.eval_fraction == 0, "no rows are split off that the script trained on"
+    assert "glmtune eval" in join_notes(translation)
 
 
-def test_chat_script_takes_variables_from_the_environment(here, monkeypatch):
+def test_chat_script_takes_variables_from_the_environment(write_file, monkeypatch):
     text = PTUNING_SH.replace("AdvertiseGen/train.json", "$CHAT_TRAIN_DATA").replace(
         "--response_column summary", "--response_column summary --history_column history"
     )
-    name = here("train_chat.sh", text)
+    name = write_file("train_chat.sh", text)
     with pytest.raises(ConfigError, match=r"train_chat.sh:4: \$CHAT_TRAIN_DATA has no value"):
-        translate([name])
+        translate_command([name])
     monkeypatch.setenv("CHAT_TRAIN_DATA", "chat.json")
-    run = run_of(translate([name]))
+    run = build_run(translate_command([name]))
     assert run.data.train == "chat.json"
     assert run.data.columns["history"] == "history"
 
 
-def test_a_script_that_only_evaluates_says_how(here):
+def test_a_script_that_only_evaluates_is_an_error_with_the_command(write_file):
     with pytest.raises(ConfigError) as caught:
-        translate([here("evaluate.sh", EVALUATE_SH)])
+        translate_command([write_file("evaluate.sh", EVALUATE_SH)])
     assert "glmtune eval ./output/checkpoint-3000 --base THUDM/chatglm-6b --data test.json" in caught.value.hint
 
 
@@ -260,19 +268,19 @@ def test_main_py_flags_behind_train():
     words = ["--do_train", "--train_file", "a.json", "--ptuning_checkpoint=old", "--pre_seq_len", "8"]
     words += ["--prefix_projection", "True", "--source_prefix", "请写：", "--prompt_column", "q", "--seed", "7"]
     words += ["--report_to", "wandb", "tensorboard", "--quantization_bit", "8", "--response_column", "a"]
-    run = run_of(translate([*words, "--model", "m", "--set", "training.max_steps=5"]))
+    run = build_run(translate_command([*words, "--model", "m", "--set", "training.max_steps=5"]))
     assert (run.adapter, run.ptuning.prefix_projection, run.data.prefix) == ("old", True, "请写：")
     assert (run.training["seed"], run.training["max_steps"], run.model.path) == (7, 5, "m")
     assert (run.training["report_to"], run.model.quantization) == (["wandb", "tensorboard"], "packed8")
 
 
-def test_text_stays_text():
+def test_numbers_in_text_keys_stay_text():
     words = ["--do_train", "--train_file", "a.json", "--model_name_or_path", "m", "--prompt_column", "1"]
-    run = run_of(translate([*words, "--source_prefix", "007", "--max_source_length", "9"]))
+    run = build_run(translate_command([*words, "--source_prefix", "007", "--max_source_length", "9"]))
     assert (run.data.columns["prompt"], run.data.prefix, run.data.max_source_length) == ("1", "007", 9)
 
 
-def test_main_py_takes_a_json_file(here):
+def test_main_py_takes_a_json_file(write_file):
     arguments = {
         "do_train": True,
         "train_file": "a.json",
@@ -280,37 +288,41 @@ def test_main_py_takes_a_json_file(here):
         "pre_seq_len": 8,
         "learning_rate": 0.01,
     }
-    run = run_of(translate(["python", "main.py", here("a.json", json.dumps(arguments | {"model_name_or_path": "m"}))]))
+    run = build_run(
+        translate_command(
+            ["python", "main.py", write_file("a.json", json.dumps(arguments | {"model_name_or_path": "m"}))]
+        )
+    )
     assert (run.method, run.data.train, run.training["learning_rate"]) == ("ptuning", "a.json", 0.01)
 
 
 @pytest.mark.parametrize(
-    ("flags", "said", "hint"),
+    ("flags", "message", "hint"),
     [
         ("--pre_seq_length 8", "unknown --pre_seq_length", "Did you mean pre_seq_len"),
         ("--max_train_samples 50", "--max_train_samples 50", "head -n N"),
         ("--tokenizer_name other", "--tokenizer_name other", "one folder"),
         ("--quantization_bit 3", "--quantization_bit 3", "4, 8"),
         ("--resume_from_checkpoint out/checkpoint-5", "--resume_from_checkpoint", "adapter: PATH"),
-        ("--no_ignore_pad_token_for_loss", "padding is never learnt", "Leave it out"),
+        ("--no_ignore_pad_token_for_loss", "ignores padding", "Leave it out"),
         ("--quantization_bit 4", "cannot be trained", "--pre_seq_len"),
         ("--sharded_ddp simple", "sharded_ddp", "fsdp"),
     ],
 )
-def test_what_cannot_be_honoured_is_an_error(flags, said, hint):
+def test_an_unsupported_value_is_an_error(flags, message, hint):
     with pytest.raises(ConfigError) as caught:
-        read_flags(["--do_train", "--train_file", "a.json", "--model_name_or_path", "m", *flags.split()])
-    assert said in caught.value.message
+        require_translation(["--do_train", "--train_file", "a.json", "--model_name_or_path", "m", *flags.split()])
+    assert message in caught.value.message
     assert hint in caught.value.hint
 
 
-def test_demo_lora(here):
-    here("lora.yaml", DEMO_YAML + DEMO_LORA)
-    assert not translate(["d", "m", "lora.yaml", "NO"]).resume
-    with pytest.raises(ConfigError, match="'maybe' behind"):
-        translate(["d", "m", "lora.yaml", "maybe"])
-    translation = translate(["data/AdvertiseGen/", "THUDM/chatglm3-6b", "lora.yaml", "yes", "--output", "mine"])
-    run = run_of(translation)
+def test_demo_lora(write_file):
+    write_file("lora.yaml", DEMO_YAML + DEMO_LORA)
+    assert not translate_command(["d", "m", "lora.yaml", "NO"]).resume
+    with pytest.raises(ConfigError, match="'maybe' after"):
+        translate_command(["d", "m", "lora.yaml", "maybe"])
+    translation = translate_command(["data/AdvertiseGen/", "THUDM/chatglm3-6b", "lora.yaml", "yes", "--output", "mine"])
+    run = build_run(translation)
     assert translation.resume
     assert (run.method, run.lora.rank, run.lora.alpha, run.lora.dropout, run.lora.targets) == ("lora", 16, 24, 0.2, [])
     assert (run.data.train, run.data.eval) == ("data/AdvertiseGen/train.json", "data/AdvertiseGen/dev.json")
@@ -318,45 +330,45 @@ def test_demo_lora(here):
     assert (run.model.path, run.output) == ("THUDM/chatglm3-6b", "mine")
     assert (run.training["eval_strategy"], run.training["eval_steps"]) == ("steps", 500)
     assert (run.training["learning_rate"], run.training["per_device_train_batch_size"]) == (5e-5, 4)
-    said = notes_of(translation)
+    notes = join_notes(translation)
     for name in ("test_file", "num_proc", "remove_unused_columns", "predict_with_generate", "generation_config"):
-        assert name in said
+        assert name in notes
 
 
-def test_demo_prefix_and_full(here):
-    here("ptuning_v2.yaml", DEMO_YAML + DEMO_PREFIX)
-    here("sft.yaml", DEMO_YAML)
+def test_demo_prefix_and_full(write_file):
+    write_file("ptuning_v2.yaml", DEMO_YAML + DEMO_PREFIX)
+    write_file("sft.yaml", DEMO_YAML)
     text = "OMP_NUM_THREADS=1 torchrun --standalone --nnodes=1 --nproc_per_node=8 finetune_hf.py"
     text += " data/ m {} --deepspeed d.json"
-    prefix = translate(text.format("ptuning_v2.yaml").split()[1:])
-    run = run_of(prefix)
-    assert (run.method, run.ptuning.num_virtual_tokens, prefix.processes) == ("ptuning", 64, 8)
+    prefix = translate_command(text.format("ptuning_v2.yaml").split()[1:])
+    run = build_run(prefix)
+    assert (run.method, run.ptuning.num_virtual_tokens, prefix.nproc) == ("ptuning", 64, 8)
     assert run.training["deepspeed"] == "d.json"
-    script = translate([here("run.sh", text.format("sft.yaml"))])
-    assert run_of(script).method == "full"
-    assert "OMP_NUM_THREADS=1" in notes_of(script)
+    script = translate_command([write_file("run.sh", text.format("sft.yaml"))])
+    assert build_run(script).method == "full"
+    assert "OMP_NUM_THREADS=1" in join_notes(script)
 
 
-def test_demo_config_alone_asks_for_the_model(here):
-    translation = read_config(here("lora.yaml", DEMO_YAML + DEMO_LORA))
-    assert "DATA_DIR" in notes_of(translation)
+def test_demo_config_alone_needs_the_model(write_file):
+    translation = translate_command([write_file("lora.yaml", DEMO_YAML + DEMO_LORA)])
+    assert "DATA_DIR" in join_notes(translation)
     with pytest.raises(ConfigError, match=r"model\.path is not set"):
-        run_of(translation)
-    assert run_of(translate(["lora.yaml", "--model", "m"])).model.path == "m"
+        build_run(translation)
+    assert build_run(translate_command(["lora.yaml", "--model", "m"])).model.path == "m"
 
 
-def test_demo_errors_name_the_nearest_key(here):
-    here("lora.yaml", (DEMO_YAML + DEMO_LORA).replace("lora_alpha", "lora_alpa"))
+def test_demo_errors_name_the_nearest_key(write_file):
+    write_file("lora.yaml", (DEMO_YAML + DEMO_LORA).replace("lora_alpha", "lora_alpa"))
     with pytest.raises(ConfigError) as caught:
-        translate(["d", "m", "lora.yaml"])
+        translate_command(["d", "m", "lora.yaml"])
     assert "peft_config.lora_alpa" in caught.value.message
     assert "lora_alpha" in caught.value.hint
 
 
-def test_qlora_script(here):
-    here("args.json", json.dumps({**QLORA_JSON, "seed": 1}))
-    translation = translate([here("train.sh", QLORA_SH)])
-    run = run_of(translation)
+def test_qlora_script(write_file):
+    write_file("args.json", json.dumps({**QLORA_JSON, "seed": 1}))
+    translation = translate_command([write_file("train.sh", QLORA_SH)])
+    run = build_run(translation)
     assert (run.method, run.model.quantization, run.model.double_quantization) == ("lora", "nf4", True)
     assert (run.model.path, run.model.precision) == ("THUDM/chatglm-6b", "bf16")
     assert (run.lora.rank, run.lora.alpha, run.lora.dropout) == (16, 32, 0.2)
@@ -366,61 +378,60 @@ def test_qlora_script(here):
     assert (run.training["eval_strategy"], run.output) == ("steps", "saved_files/t32")
 
 
-def test_qlora_flags_behind_train_and_its_json_alone(here):
-    here("args.json", json.dumps(QLORA_JSON))
+def test_qlora_flags_behind_train_and_its_json_alone(write_file):
+    write_file("args.json", json.dumps(QLORA_JSON))
     words = ["--train_args_json", "args.json", "--model_name_or_path", "m", "--train_data_path", "t.json"]
-    translation = translate([*words, "--prompt_text", "写：", "--resume_from_checkpoint", "saved"])
-    run = run_of(translation)
+    translation = translate_command([*words, "--prompt_text", "写：", "--resume_from_checkpoint", "saved"])
+    run = build_run(translation)
     assert (run.data.prefix, run.adapter, run.model.precision) == ("写：", "saved", "fp32")
     assert run.training["eval_strategy"] == "no"
-    assert "no evaluation data" in notes_of(translation)
-    assert run_of(translate(["args.json", "--data", "t.json"])).data.train == "t.json"
+    assert "no evaluation data" in join_notes(translation)
+    assert build_run(translate_command(["args.json", "--data", "t.json"])).data.train == "t.json"
 
 
-def test_lora_by_flags(here):
-    run = run_of(translate([here("finetune.sh", LORA_SH)]))
+def test_lora_by_flags(write_file):
+    run = build_run(translate_command([write_file("finetune.sh", LORA_SH)]))
     assert (run.data.train, run.lora.rank, run.lora.alpha, run.lora.dropout) == ("data/alpaca.json", 4, 64, 0.3)
     assert (run.model.path, run.model.quantization, run.training["fp16"]) == ("THUDM/chatglm-6b", "int8", True)
     assert (run.training["save_total_limit"], run.training["max_steps"]) == (2, 52000)
 
 
-def test_factory_yaml_and_preview_agree(here):
-    from_yaml = translate([here("train.yaml", yaml.safe_dump(FACTORY))])
+def test_factory_yaml_and_preview_agree(write_file):
+    from_yaml = translate_command([write_file("train.yaml", yaml.safe_dump(FACTORY))])
     flags = " ".join(f"--{key} {value}" for key, value in FACTORY.items())
-    from_preview = translate([here("train.sh", f"llamafactory-cli train {flags}\n")])
-    run = run_of(from_yaml)
-    assert run == run_of(from_preview)
+    from_preview = translate_command([write_file("train.sh", f"llamafactory-cli train {flags}\n")])
+    run = build_run(from_yaml)
+    assert run == build_run(from_preview)
     assert run.data.train == ["data:alpaca_zh_demo", "data:mine"]
     assert (run.data.eval_fraction, run.data.max_length, run.data.packing) == (0.1, 1024, False)
     assert (run.lora.rank, run.lora.alpha, run.lora.targets) == (4, 16, ["query_key_value"])
     assert run.training["lr_scheduler_type"] == "cosine"
-    assert run_of(translate(["llamafactory-cli", "train", "train.yaml", "lora_rank=32"])).lora.rank == 32
+    assert build_run(translate_command(["llamafactory-cli", "train", "train.yaml", "lora_rank=32"])).lora.rank == 32
 
 
-def test_factory_preference_tuning_is_refused(here):
+def test_factory_preference_tuning_is_refused(write_file):
     with pytest.raises(ConfigError, match="stage dpo"):
-        translate([here("dpo.yaml", yaml.safe_dump({**FACTORY, "stage": "dpo"}))])
+        translate_command([write_file("dpo.yaml", yaml.safe_dump({**FACTORY, "stage": "dpo"}))])
 
 
-def test_our_own_arguments_are_left_alone(here):
-    here("ours.yaml", "model: m\ndata: d.json\ntraining: {max_steps: 3}\n")
+def test_our_own_arguments_are_not_translated(write_file):
+    write_file("ours.yaml", "model: m\ndata: d.json\ntraining: {max_steps: 3}\n")
     for words in ([], ["ours.yaml"], ["--model", "m", "--data", "d.json", "--resume"], ["ours.yaml", "--unheard_of"]):
-        assert translate(words) is None
-    assert read_config("ours.yaml") is None
+        assert translate_command(words) is None
     with pytest.raises(ConfigError) as caught:
-        translate(["ours.yaml", "--max_steps", "5"])
+        translate_command(["ours.yaml", "--max_steps", "5"])
     assert "--set training.max_steps" in caught.value.hint
 
 
-def test_our_options_are_those_of_train():
+def test_own_options_are_those_of_train():
     from glmtune.cli.main import app
 
     options = typer.main.get_command(app).commands["train"].params
-    shown = {name for option in options for name in option.opts if name.startswith("--")}
-    assert shown <= set(OWN) | OWN_OTHERS
+    names = {name for option in options for name in option.opts if name.startswith("--")}
+    assert names <= set(KEY_OPTIONS) | OTHER_OPTIONS
 
 
-def test_shell_features(here):
+def test_shell_features(write_file):
     text = """\
 #!/bin/bash
 set -e
@@ -433,40 +444,40 @@ python -u main.py --do_train --train_file "my data/a.json" --model_name_or_path 
 #   --max_steps 1 \\
     --output_dir "out/$NAME" 2>&1 | tee log.txt
 """
-    translation = translate([here("t.sh", text.replace("\n", "\r\n"))])
-    run = run_of(translation)
+    translation = translate_command([write_file("t.sh", text.replace("\n", "\r\n"))])
+    run = build_run(translation)
     assert (run.data.train, run.model.path, run.output) == ("my data/a.json", "base", "out/a $b")
     assert (run.training["learning_rate"], run.training["seed"], run.training["fp16"]) == (1e-3, 9, True)
     assert "max_steps" not in run.training
-    for line in ("t.sh:2: left out", "cd ptuning", "mkdir -p out", "tee log.txt"):
-        assert line in notes_of(translation)
+    for line in ("t.sh:2: ignored", "cd ptuning", "mkdir -p out", "tee log.txt"):
+        assert line in join_notes(translation)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("python main.py --do_train --output_dir out-$(date +%s)", "needs a shell"),
         ("python main.py --do_train --train_file 'a.json", "cannot be read"),
         ("python main.py --do_train --train_file", "--train_file needs a value"),
         ("python main.py --do_train --train_file a b", "'b' belongs to no flag"),
-        ("python other.py --foo", "other.py is not known"),
-        ("echo hello", "starts no script"),
+        ("python other.py --foo", "other.py is not supported"),
+        ("echo hello", "starts no supported script"),
         ("python main.py --do_train\npython main.py --do_train", "several trainings"),
     ],
 )
-def test_scripts_that_cannot_be_read(here, text, said):
+def test_scripts_that_cannot_be_read(write_file, text, message):
     with pytest.raises(ConfigError) as caught:
-        translate([here("t.sh", text + "\n")])
-    assert said in str(caught.value)
+        translate_command([write_file("t.sh", text + "\n")])
+    assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("script", sorted(ELSEWHERE))
-def test_scripts_that_train_nothing_name_what_does(here, script):
-    with pytest.raises(ConfigError, match="trains nothing"):
-        translate([here("t.sh", f"python {script} --qbits 4\n")])
+@pytest.mark.parametrize("script", sorted(OTHER_SCRIPTS))
+def test_scripts_that_do_not_train_name_the_replacement(write_file, script):
+    with pytest.raises(ConfigError, match="does not train"):
+        translate_command([write_file("t.sh", f"python {script} --qbits 4\n")])
 
 
-def test_names_are_those_of_transformers():
+def test_keys_are_those_of_transformers():
     from transformers import TrainingArguments
 
     fields = {field.name: field for field in dataclasses.fields(TrainingArguments) if field.init}
@@ -475,12 +486,12 @@ def test_names_are_those_of_transformers():
     either = {name for name, kind in kinds.items() if kind in ("<class 'bool'>", "bool | None")}
     assert either == TRAINING_SWITCHES
     assert not OLD_KEYS & TRAINING_KEYS - {"remove_unused_columns"}
-    assert {*RENAMED.values(), *RESHAPED.values()} <= TRAINING_KEYS
+    assert {*RENAMED_KEYS.values(), *CONVERTED_KEYS.values()} <= TRAINING_KEYS
     assert OLD_SWITCHES <= OLD_KEYS
 
 
-# Every field that TrainingArguments or Seq2SeqTrainingArguments lost between 4.27 and 5.23.
-LOST = """
+# Every field that was removed from TrainingArguments or Seq2SeqTrainingArguments between 4.27 and 5.23.
+REMOVED = """
 overwrite_output_dir evaluation_strategy per_gpu_train_batch_size per_gpu_eval_batch_size warmup_ratio logging_dir
 no_cuda use_mps_device jit_mode_eval use_ipex fp16_opt_level half_precision_backend xpu_backend tpu_num_cores
 tpu_metrics_debug past_index sharded_ddp fsdp_min_num_params fsdp_transformer_layer_cls_to_wrap adafactor
@@ -491,15 +502,15 @@ generation_num_beams generation_config
 """
 
 
-def test_every_lost_key_is_known():
-    assert set(LOST.split()) <= OLD_KEYS
+def test_every_removed_key_is_known():
+    assert set(REMOVED.split()) <= OLD_KEYS
 
 
-def test_old_names_become_todays():
+def test_old_keys_are_translated():
     old = {"evaluation_strategy": False, "per_gpu_train_batch_size": 3, "no_cuda": True, "warmup_ratio": 0.2}
     old |= {"group_by_length": True, "optim": "adamw_hf", "logging_dir": "x", "max_steps": 4, "past_index": -1}
-    modern, notes = modern_training(old)
-    assert modern == {
+    section, notes = update_training_keys(old)
+    assert section == {
         "eval_strategy": "no",
         "per_device_train_batch_size": 3,
         "use_cpu": True,
@@ -508,42 +519,42 @@ def test_old_names_become_todays():
         "optim": "adamw_torch",
         "max_steps": 4,
     }
-    said = "\n".join(notes)
+    text = "\n".join(notes)
     for key in old.keys() - {"max_steps"}:
-        assert key in said
-    assert modern_training(modern) == (modern, [])
+        assert key in text
+    assert update_training_keys(section) == (section, [])
 
 
-def test_contradictions_and_lost_meanings():
+def test_contradicting_and_unsupported_keys():
     with pytest.raises(ConfigError, match="contradict"):
-        modern_training({"evaluation_strategy": "steps", "eval_strategy": "no"})
+        update_training_keys({"evaluation_strategy": "steps", "eval_strategy": "no"})
     with pytest.raises(ConfigError, match="warmup_ratio is 2"):
-        modern_training({"warmup_ratio": 2})
-    assert modern_training({"warmup_ratio": 0.1, "warmup_steps": 30})[0] == {"warmup_steps": 30}
-    for key in REFUSED:
+        update_training_keys({"warmup_ratio": 2})
+    assert update_training_keys({"warmup_ratio": 0.1, "warmup_steps": 30})[0] == {"warmup_steps": 30}
+    for key in UNSUPPORTED_KEYS:
         with pytest.raises(ConfigError, match=key):
-            modern_training({key: "something"})
+            update_training_keys({key: "something"})
 
 
-def test_precisions_that_the_machine_lacks():
-    asked = {"fp16": True, "tf32": True, "optim": "paged_adamw_32bit"}
-    assert modern_training(asked) == (asked, [])
-    modern, notes = modern_training(asked, cuda=False)
-    assert modern == {"optim": "adamw_torch"}
+def test_unsupported_precisions_are_removed():
+    section = {"fp16": True, "tf32": True, "optim": "paged_adamw_32bit"}
+    assert update_training_keys(section) == (section, [])
+    result, notes = update_training_keys(section, cuda=False)
+    assert result == {"optim": "adamw_torch"}
     assert len(notes) == 3
-    assert modern_training({"bf16": True, "fp16": False}, bf16=False)[0] == {"fp16": False}
+    assert update_training_keys({"bf16": True, "fp16": False}, bf16=False)[0] == {"fp16": False}
 
 
 @pytest.mark.parametrize("name", ["ptuning", "full", "demo", "qlora", "lora", "factory"])
-def test_the_written_config_is_the_same_run(here, name):
-    here("args.json", json.dumps(QLORA_JSON))
-    here("lora.yaml", DEMO_YAML + DEMO_LORA)
+def test_the_written_config_is_the_same_run(write_file, name):
+    write_file("args.json", json.dumps(QLORA_JSON))
+    write_file("lora.yaml", DEMO_YAML + DEMO_LORA)
     scripts = {"ptuning": PTUNING_SH, "full": FULL_SH, "qlora": QLORA_SH, "lora": LORA_SH}
     scripts["demo"] = "python finetune_hf.py data/AdvertiseGen/ m lora.yaml"
     scripts["factory"] = f"llamafactory-cli train {' '.join(f'--{k} {v}' for k, v in FACTORY.items())}"
-    translation = translate([here("t.sh", scripts[name] + "\n")])
-    text = to_yaml(translation)
-    assert ours.load_config(here("run.yaml", text)) == run_of(translation)
+    translation = translate_command([write_file("t.sh", scripts[name] + "\n")])
+    text = dump_translation(translation)
+    assert ours.load_config(write_file("run.yaml", text)) == build_run(translation)
     comments = re.sub(r"\n#\s+", " ", text)
     assert all(note in comments for note in translation.notes)
 
@@ -560,69 +571,76 @@ def migrate_command():
     return lambda *words: CliRunner().invoke(app, ["migrate", *words])
 
 
-def test_migrate_prints_and_writes(here, migrate_command):
-    here("train.sh", PTUNING_SH)
+def test_migrate_prints_and_writes(write_file, migrate_command):
+    write_file("train.sh", PTUNING_SH)
     printed = migrate_command("train.sh")
     assert yaml.safe_load(printed.stdout)["method"] == "ptuning"
     assert "predict_with_generate" in printed.stderr
     assert migrate_command("train.sh", "--output", "run.yaml").exit_code == 0
     assert ours.load_config("run.yaml").ptuning.num_virtual_tokens == 128
-    again = migrate_command("train.sh", "--output", "run.yaml")
-    assert "Choose another --output" in str(again.exception)
-    typed = migrate_command("--", "--do_train", "--train_file", "a.json", "--model_name_or_path", "m")
-    assert yaml.safe_load(typed.stdout)["method"] == "full"
+    second = migrate_command("train.sh", "--output", "run.yaml")
+    assert "Choose another --output" in str(second.exception)
+    flags = migrate_command("--", "--do_train", "--train_file", "a.json", "--model_name_or_path", "m")
+    assert yaml.safe_load(flags.stdout)["method"] == "full"
     assert "no such file" in str(migrate_command("missing.sh").exception)
 
 
-def test_a_migrated_demo_config_trains(here, tiny, adgen_file, glmtune_command, tmp_path):
+def test_a_migrated_demo_config_trains(write_file, tiny, adgen_file, glmtune_command, tmp_path):
     adgen_file(8, "train.json")
     adgen_file(4, "dev.json")
     short = DEMO_YAML.replace("max_steps: 3000", "max_steps: 2").replace("workers: 16", "workers: 0")
-    here(
+    write_file(
         "lora.yaml",
         short.replace("eval_steps: 500", "eval_steps: 1").replace("batch_size: 4", "batch_size: 2") + DEMO_LORA,
     )
-    translation = translate([str(tmp_path), str(tiny("chatglm3")), "lora.yaml", "--output", "run"])
-    result = glmtune_command("train", here("run.yaml", to_yaml(translation)))
+    translation = translate_command([str(tmp_path), str(tiny("chatglm3")), "lora.yaml", "--output", "run"])
+    result = glmtune_command("train", write_file("run.yaml", dump_translation(translation)))
     assert result.code == 0, result.err
     summary = json.loads((tmp_path / "run" / "summary.json").read_text("utf-8"))
     assert summary["steps"] == 2
     assert summary["eval_loss"] is not None
 
 
-def documented(heading: str) -> list[str]:
+def read_documented_rows(heading: str) -> list[str]:
     text = (REPOSITORY / "docs" / "migrate.md").read_text("utf-8")
     section = text.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
     return [line for line in section.splitlines() if line.startswith("| `")]
 
 
-def rows(rules, label) -> list[str]:
-    return [
-        f"| `{label(name)}` | {f'`{rule.key}`' if rule.key else rule.ours or 'nothing'} | {remark(rule)} |"
-        for name, rule in rules.items()
+def format_rows(rules, format_key) -> list[str]:
+    return [f"| `{format_key(name)}` | {format_our_key(rule)} | {format_note(rule)} |" for name, rule in rules.items()]
+
+
+def format_our_key(rule) -> str:
+    if rule.key:
+        return f"`{rule.key}`"
+    return "none" if rule.accepted_values is None else "not supported"
+
+
+def format_note(rule) -> str:
+    changes = {theirs: ours for theirs, ours in (rule.value_map or {}).items() if theirs != ours}
+    if changes:
+        return ", ".join(f"{theirs} is {ours}" for theirs, ours in changes.items()).lower()
+    return f"{rule.note}. {rule.hint}" if rule.hint else rule.note
+
+
+def format_training_rows() -> list[str]:
+    rows = [f"| `{old}` | `training.{new}` | |" for old, new in RENAMED_KEYS.items()]
+    rows += [f"| `{old}` | `training.{new}` | other values |" for old, new in CONVERTED_KEYS.items()]
+    rows += [f"| `{old}` | none | {reason} |" for old, reason in REMOVED_KEYS.items()]
+    return rows + [f"| `{old}` | not supported | {hint} |" for old, (_, hint) in UNSUPPORTED_KEYS.items()]
+
+
+def format_tables() -> dict[str, list[str]]:
+    tables = {dialect.name: format_rows(dialect.rules, lambda name: f"--{name}") for dialect in DIALECTS}
+    demo = [(TOP_RULES, ""), (DATA_RULES, "data_config."), (PEFT_RULES, "peft_config.")]
+    tables["finetune_hf.py (ChatGLM3)"] = [
+        row for rules, section in demo for row in format_rows(rules, lambda name, section=section: f"{section}{name}")
     ]
-
-
-def remark(rule) -> str:
-    changed = {theirs: mine for theirs, mine in (rule.values or {}).items() if theirs != mine}
-    if changed:
-        return ", ".join(f"{theirs} is {mine}" for theirs, mine in changed.items()).lower()
-    return f"{rule.why}. {rule.hint}" if rule.hint else rule.why
-
-
-def training_rows() -> list[str]:
-    named = [f"| `{old}` | `training.{new}` | |" for old, new in RENAMED.items()]
-    named += [f"| `{old}` | `training.{new}` | other values |" for old, new in RESHAPED.items()]
-    named += [f"| `{old}` | nothing | {why} |" for old, why in GONE.items()]
-    return named + [f"| `{old}` | refused | {hint} |" for old, (_, hint) in REFUSED.items()]
+    tables["TrainingArguments"] = format_rows(RUN_RULES, str) + format_training_rows()
+    return tables
 
 
 def test_documented_tables_are_those_of_the_code():
-    expected = {dialect.name: rows(dialect.rules, lambda name: f"--{name}") for dialect in DIALECTS}
-    demo = [(TOP, ""), (DATA, "data_config."), (PEFT, "peft_config.")]
-    expected["finetune_hf.py (ChatGLM3)"] = [
-        row for rules, section in demo for row in rows(rules, lambda name, section=section: f"{section}{name}")
-    ]
-    expected["TrainingArguments"] = rows(OUTSIDE, str) + training_rows()
-    for heading, table in expected.items():
-        assert documented(heading) == table, heading
+    for heading, table in format_tables().items():
+        assert read_documented_rows(heading) == table, heading

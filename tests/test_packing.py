@@ -13,13 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import glmtune
-from glmtune.data.batches import Collate
+from glmtune.data.batches import BlockCollator, pack_rows
 from glmtune.data.encoding import EncodedRow
-from glmtune.data.packing import pack
-from glmtune.families import IGNORE, get_family
-from glmtune.models.packed_attention import lay_out, separate_rows
+from glmtune.families import IGNORE_INDEX, get_family
+from glmtune.models.packed_attention import make_packed_rows, set_packed_attention
 from glmtune.training import loss as loss_module
-from glmtune.training.loss import target_losses
+from glmtune.training.loss import step_loss
 from tiny import FAMILIES
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=200)
@@ -27,7 +26,7 @@ LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=200)
 
 @given(LENGTHS)
 def test_every_row_lands_in_one_block_and_none_overflows(lengths):
-    blocks = pack(lengths, 40)
+    blocks = pack_rows(lengths, 40)
     assert sorted(row for block in blocks for row in block) == list(range(len(lengths)))
     assert all(sum(lengths[row] for row in block) <= 40 for block in blocks)
 
@@ -35,7 +34,7 @@ def test_every_row_lands_in_one_block_and_none_overflows(lengths):
 @given(LENGTHS)
 def test_best_fit_keeps_its_bound(lengths):
     fewest = -(-sum(lengths) // 40)
-    assert len(pack(lengths, 40)) <= max(len(lengths) and 1, 11 / 9 * max(fewest, _lower_bound(lengths)) + 1)
+    assert len(pack_rows(lengths, 40)) <= max(len(lengths) and 1, 11 / 9 * max(fewest, _lower_bound(lengths)) + 1)
 
 
 def _lower_bound(lengths):
@@ -44,14 +43,14 @@ def _lower_bound(lengths):
 
 
 def test_the_tightest_block_is_taken():
-    assert pack([6, 5, 4, 5], 10) == [[0, 2], [1, 3]]
+    assert pack_rows([6, 5, 4, 5], 10) == [[0, 2], [1, 3]]
     with pytest.raises(ValueError, match="row 1 has 11 tokens"):
-        pack([3, 11], 10)
+        pack_rows([3, 11], 10)
 
 
 def test_a_hundred_thousand_rows_take_no_time_to_speak_of():
     lengths = np.random.default_rng(0).integers(20, 400, 100_000)
-    blocks = pack(lengths, 1024)
+    blocks = pack_rows(lengths, 1024)
     assert lengths.sum() / (len(blocks) * 1024) > 0.999
 
 
@@ -59,7 +58,7 @@ def test_a_hundred_thousand_rows_take_no_time_to_speak_of():
 def test_a_position_sees_its_own_row_and_no_other(single):
     """Whatever the groups, and whether rows are read causally or have a context."""
     lengths, contexts = [3, 17, 1, 20, 40, 2], [0, 5, 1, 0, 40, 2]
-    rows = lay_out(lengths, contexts, torch.device("cpu"), single=single)
+    rows = make_packed_rows(lengths, contexts, torch.device("cpu"), single=single)
     assert len(rows.groups) == (6 if single else 3)
     total = sum(lengths)
     positions_1HTD = torch.arange(total, dtype=torch.float32)[None, None, :, None]
@@ -117,7 +116,7 @@ def _rows(name, tokenizer, seed, count):
 
 def _losses(model, batch):
     model.zero_grad()
-    losses = target_losses(model, model.get_output_embeddings(), batch)
+    losses = step_loss(model, batch)
     losses.sum().backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return losses.sum().item(), len(losses), gradients
@@ -128,10 +127,10 @@ def _plain(model, row):
     model.zero_grad()
     logits = model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1]
     targets = torch.tensor(row.labels[1:])
-    loss = torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+    loss = torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
     loss.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    return loss.item(), int((targets != IGNORE).sum()), gradients
+    return loss.item(), int((targets != IGNORE_INDEX).sum()), gradients
 
 
 @pytest.mark.parametrize("single", [True, False])
@@ -148,10 +147,10 @@ def test_rows_together_equal_rows_alone(name, attention, single, loaded, monkeyp
     targets = sum(count for _, count, _ in alone)
     gradients = {key: sum(g[key] for _, _, g in alone) for key in alone[0][2]}
 
-    monkeypatch.setattr(loss_module, "lay_out", partial(lay_out, single=single))
-    separate_rows(model)
-    collate = Collate(family)
-    blocks = pack([len(row.input_ids) for _, row in rows], 200)
+    monkeypatch.setattr(loss_module, "lay_out", partial(make_packed_rows, single=single))
+    set_packed_attention(model)
+    collate = BlockCollator(family)
+    blocks = pack_rows([len(row.input_ids) for _, row in rows], 200)
     shuffled = [[rows[i] for i in reversed(block)] for block in reversed(blocks)]
     for batch in (
         collate([[rows[i] for i in block] for block in blocks]),
@@ -169,16 +168,16 @@ def test_rows_together_equal_rows_alone(name, attention, single, loaded, monkeyp
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_model_that_would_mix_rows_is_refused(name, loaded):
     model, tokenizer = loaded(name, "sdpa")
-    batch = Collate(get_family(name))([list(enumerate(_rows(name, tokenizer, 1, 3)))])
+    batch = BlockCollator(get_family(name))([list(enumerate(_rows(name, tokenizer, 1, 3)))])
     with pytest.raises(ValueError, match="separate_rows"):
-        target_losses(model, model.get_output_embeddings(), batch)
+        step_loss(model, batch)
 
 
 def test_flash_attention_finds_the_rows_by_their_positions(loaded):
     _, tokenizer = loaded("chatglm3", "sdpa")
-    batch = Collate(get_family("chatglm3"))([list(enumerate(_rows("chatglm3", tokenizer, 1, 3)))])
+    batch = BlockCollator(get_family("chatglm3"))([list(enumerate(_rows("chatglm3", tokenizer, 1, 3)))])
     flash = SimpleNamespace(config=SimpleNamespace(_attn_implementation="flash_attention_2"))
-    inputs = loss_module.model_inputs(flash, batch)
+    inputs = loss_module.select_model_inputs(flash, batch)
     assert set(inputs) == {"input_ids", "position_ids"}  # with a mask transformers would not look at the positions
     starts = (inputs["position_ids"][0] == 0).nonzero()[:, 0].tolist()
     assert starts == [0, *batch["row_lengths"].cumsum(0)[:-1].tolist()]
@@ -187,13 +186,13 @@ def test_flash_attention_finds_the_rows_by_their_positions(loaded):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_forward_of_the_heads_own_stays(name, loaded):
     model, tokenizer = loaded(name, "sdpa")
-    separate_rows(model)
+    set_packed_attention(model)
     head = model.get_output_embeddings()
-    batch = Collate(get_family(name))([list(enumerate(_rows(name, tokenizer, 1, 3)))])
-    target_losses(model, head, batch)
+    batch = BlockCollator(get_family(name))([list(enumerate(_rows(name, tokenizer, 1, 3)))])
+    step_loss(model, batch)
     assert "forward" not in vars(head)
     head.forward = own = head.forward
-    target_losses(model, head, batch)
+    step_loss(model, batch)
     assert vars(head).pop("forward") is own
 
 
@@ -205,6 +204,6 @@ def test_generation_does_not_change(name, attention, loaded):
     prompt = torch.tensor([row.input_ids[: max(row.context, 5)]])
     options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     before = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), **options)
-    separate_rows(model)
+    set_packed_attention(model)
     after = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), **options)
     assert torch.equal(before, after)

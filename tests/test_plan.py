@@ -11,14 +11,14 @@ import yaml
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from glmtune.config import RunConfig, load_config
-from glmtune.config_parsing import from_tree
+from glmtune.config_parsing import build_dataclass
 from glmtune.errors import ConfigError
-from glmtune.training.plan import apply as settling
-from glmtune.training.plan.device import Device, parse_memory
-from glmtune.training.plan.estimate import Request, estimate
-from glmtune.training.plan.make import make_plan
-from glmtune.training.plan.model_spec import look_at
-from glmtune.training.plan.trace import Step
+from glmtune.training.plan import apply as plan_application
+from glmtune.training.plan.device import PlanDevice, parse_memory
+from glmtune.training.plan.estimate import PlanRequest, estimate_memory
+from glmtune.training.plan.model_spec import inspect_model
+from glmtune.training.plan.planner import make_plan
+from glmtune.training.plan.trace import StepTracer
 from glmtune.training.trainer import GlmTrainer
 from tiny import make_tiny
 
@@ -68,18 +68,20 @@ def test_depth_carried_over_is_depth_traced(small_folder, adgen_file, method, mo
     """Every part at every moment is affine in the layers: seven of them from three and four, against all seven."""
     settings = [f"model.path={small_folder(layers=7)}", f"data.train={adgen_file(24)}", f"method={method}"]
     settings += ["freeze.trainable_layers=2"]
-    seen: list[Request] = []
-    monkeypatch.setattr("glmtune.training.plan.make.estimate", lambda r: seen.append(r) or estimate(r))
+    requests: list[PlanRequest] = []
+    monkeypatch.setattr(
+        "glmtune.training.plan.planner.estimate_memory", lambda r: requests.append(r) or estimate_memory(r)
+    )
     plan = make_plan(load_config(None, settings), "24GB")
-    request = seen[0]
+    request = requests[0]
     batches = tuple(request.collate(items) for items in (request.batch, request.eval_batch))
     trained = 2 if method == "freeze" else 7
-    step = Step(request.subject, request.run, request.arguments, request.precision, batches, on_gpu=True)
-    whole = step.trace(7 - trained, trained)
-    parts = whole.moments[plan.estimate.moment]
+    tracer = StepTracer(request.spec, request.run, request.arguments, request.precision, *batches, on_gpu=True)
+    trace = tracer.trace_layers(7 - trained, trained)
+    parts = trace.phases[plan.estimate.phase]
     for name in ("weights", "adapter", "gradients", "optimizer", "activations", "logits"):
         assert plan.estimate.parts[name] == pytest.approx(parts[name], rel=0.01, abs=2000), name
-    assert plan.estimate.products == pytest.approx(whole.products)
+    assert plan.estimate.flops == pytest.approx(trace.flops)
 
 
 def test_quantised_bases_take_their_own_bytes(small_folder, planned):
@@ -133,8 +135,8 @@ def test_no_epochs_have_a_size(small_folder, planned):
 
 def test_processes_of_other_machines_take_nothing_of_this_one(small_folder, adgen_file, monkeypatch):
     memory = []
-    device = Device("machines", 2**34, False, False, 2**20, 0.0)
-    monkeypatch.setattr("glmtune.training.plan.make.pick_device", lambda *_: device)
+    device = PlanDevice("machines", 2**34, False, False, 2**20, 0.0)
+    monkeypatch.setattr("glmtune.training.plan.planner.pick_device", lambda *_: device)
     run = load_config(None, [f"model.path={small_folder()}", f"data.train={adgen_file(16)}"])
     for here in (None, "2"):
         if here:
@@ -158,8 +160,8 @@ def on_device(monkeypatch):
     """`on_device(bytes)`: plans are for a GPU of that much memory and nothing else in it."""
 
     def make(memory):
-        device = Device("a GPU", int(memory), True, False, 0, 0.0)
-        monkeypatch.setattr("glmtune.training.plan.make.pick_device", lambda *_: device)
+        device = PlanDevice("a GPU", int(memory), True, False, 0, 0.0)
+        monkeypatch.setattr("glmtune.training.plan.planner.pick_device", lambda *_: device)
 
     return make
 
@@ -200,7 +202,7 @@ def test_the_last_layers_alone_are_checkpointed_all_or_none(small_folder, planne
 def test_processes_share(small_folder, planned):
     folder = small_folder()
     alone = planned(folder, *GPU, "--method", "full")
-    shared = planned(folder, *GPU, "--method", "full", "--processes", 4, "--set", "training.fsdp=true")
+    shared = planned(folder, *GPU, "--method", "full", "--nproc", 4, "--set", "training.fsdp=true")
     copied = planned(folder, *GPU, "--method", "full", "--processes", 4)
     assert shared["parts"]["optimizer"] <= alone["parts"]["optimizer"] / 4 + 4
     assert copied["parts"]["optimizer"] == alone["parts"]["optimizer"]
@@ -226,9 +228,9 @@ def test_a_wrong_size_on_the_command_line(small_folder, glmtune_command):
 
 def test_published_shapes_need_what_they_weigh(asset):
     """The weights of ChatGLM3-6B: 6,243,584,000 numbers in 16 bits, and the rotary frequencies."""
-    subject = look_at(str(asset("assets", "chatglm3-6b")), None, "huggingface")
-    assert subject.layers == 28
-    plan = make_plan(from_tree(RunConfig, {"model": str(asset("assets", "chatglm3-6b"))}, "test"), "24GB")
+    spec = inspect_model(str(asset("assets", "chatglm3-6b")), None, "huggingface")
+    assert spec.layers == 28
+    plan = make_plan(build_dataclass(RunConfig, {"model": str(asset("assets", "chatglm3-6b"))}, "test"), "24GB")
     assert plan.estimate.parts["weights"] == pytest.approx(2 * 6_243_584_000, rel=1e-4)
 
 
@@ -250,8 +252,8 @@ class TestTrain:
         """`room(bytes)`: a machine of that much memory."""
 
         def make(memory):
-            device = Device("a small machine", memory, False, True, 2**20, 0.0)
-            monkeypatch.setattr(settling, "pick_device", lambda *_: device)
+            device = PlanDevice("a small machine", memory, False, True, 2**20, 0.0)
+            monkeypatch.setattr(plan_application, "pick_device", lambda *_: device)
 
         return make
 
@@ -274,7 +276,7 @@ class TestTrain:
         def broken(*_):
             raise KeyError("oh")
 
-        monkeypatch.setattr(settling, "plan_for", broken)
+        monkeypatch.setattr(plan_application, "plan_run", broken)
         result = train()
         assert result.code == 0, result.err
         assert "No memory plan (KeyError" in result.out

@@ -6,29 +6,27 @@ import json
 
 import pytest
 import torch
-from rich.console import Console
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers import PreTrainedModel
 
 from glmtune.config import RunConfig, load_config
-from glmtune.config_parsing import from_tree
-from glmtune.methods import method_of
-from glmtune.models.loading import inspect_base, load_base
-from glmtune.models.packed_attention import separate_rows
+from glmtune.config_parsing import build_dataclass
+from glmtune.methods import make_method
+from glmtune.models.loading import inspect_checkpoint, load_base
+from glmtune.models.packed_attention import set_packed_attention
 from glmtune.models.tokenizers import load_tokenizer
 from glmtune.quantization import kernels
 from glmtune.quantization.packed_linear import PackedLinear
 from glmtune.run_dir import RunDir
-from glmtune.training.arguments import pick_precision, training_arguments
-from glmtune.training.plan.estimate import _between
-from glmtune.training.plan.make import make_plan
-from glmtune.training.plan.memory_tracker import Watch
-from glmtune.training.plan.model_spec import look_at
-from glmtune.training.plan.step import run_steps
-from glmtune.training.plan.trace import traced
-from glmtune.training.recompute import recompute_first
-from glmtune.training.training_data import prepare_rows
+from glmtune.training.arguments import make_arguments, pick_precision
+from glmtune.training.callbacks import checkpoint_first_layers
+from glmtune.training.plan.estimate import interpolate_traces
+from glmtune.training.plan.memory_tracker import MemoryTracker
+from glmtune.training.plan.model_spec import inspect_model
+from glmtune.training.plan.planner import make_plan
+from glmtune.training.plan.trace import StepTracer, run_steps
+from glmtune.training.training_data import prepare_data
 from tiny import FAMILIES, make_tiny
 
 
@@ -41,23 +39,24 @@ class Case:
             section, _, name = key.partition("__")
             tree[section] = {**tree.get(section, {}), name: value} if name else value
         self.folder = folder
-        self.run = from_tree(RunConfig, tree, "test")
+        self.run = build_dataclass(RunConfig, tree, "test")
         self.precision = pick_precision(self.run.model.precision)
-        self.arguments = training_arguments(self.run, RunDir(tmp_path / "run"), self.precision)
-        self.base = inspect_base(folder)
+        self.arguments = make_arguments(self.run, RunDir(tmp_path / "run"), self.precision)
+        self.base = inspect_checkpoint(folder)
         tokenizer = load_tokenizer(folder, family=self.base.family.name)
-        rows = prepare_rows(self.run, self.base.family, tokenizer, Console(quiet=True))
+        rows = prepare_data(self.run, self.base.family, tokenizer)
         self.batch = rows.collate([rows.train[0], rows.train[len(rows.train) - 1]])
         self.eval_batch = rows.collate([rows.eval[0]])
 
     def planned(self):
-        subject = look_at(str(self.folder), None, "huggingface")
-        return traced(subject, self.run, self.arguments, self.precision, self.batch, self.eval_batch, on_gpu=False)
+        spec = inspect_model(str(self.folder), None, "huggingface")
+        settings = self.run, self.arguments, self.precision
+        return StepTracer(spec, *settings, self.batch, self.eval_batch, on_gpu=False).trace_model()
 
     def seen(self):
         torch.manual_seed(0)
         mixed = self.precision if self.arguments.bf16 else torch.float32
-        method = method_of(self.run, self.base.family, mixed)
+        method = make_method(self.run, self.base.family, mixed)
         model = load_base(
             self.base,
             dtype=method.load_dtype(self.precision),
@@ -66,12 +65,17 @@ class Case:
         )
         if self.run.model.attention != "auto":
             model.set_attn_implementation(self.run.model.attention)
-        separate_rows(model)
-        watch = Watch(model.config.vocab_size)
+        set_packed_attention(model)
+        tracker = MemoryTracker(model.config.vocab_size)
         run_steps(
-            watch, method.prepare(model), self.arguments, self.batch, self.eval_batch, adapter=method.keeps == "adapter"
+            tracker,
+            method.prepare(model),
+            self.arguments,
+            self.batch,
+            self.eval_batch,
+            is_adapter=method.output_kind == "adapter",
         )
-        return watch.moments
+        return tracker.phases
 
 
 @pytest.fixture
@@ -99,7 +103,7 @@ def _agree(planned, seen, share):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_trace_counts_what_a_real_step_takes(case, family, method):
     run = case(family, method=method, freeze__trainable_layers=1)
-    _agree(run.planned().moments, run.seen(), 0.02)
+    _agree(run.planned().phases, run.seen(), 0.02)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -117,7 +121,7 @@ def test_a_trace_counts_what_a_real_step_takes(case, family, method):
 )
 def test_settings_count(case, family, settings):
     run = case(family, **settings)
-    _agree(run.planned().moments, run.seen(), 0.02)
+    _agree(run.planned().phases, run.seen(), 0.02)
 
 
 @pytest.mark.parametrize(("family", "method"), [("chatglm", "ptuning"), ("chatglm3", "lora"), ("chatglm3", "full")])
@@ -130,27 +134,28 @@ def test_some_layers_checkpointed_take_what_lies_between(family, method, tmp_pat
     plain, every = (
         Case(folder, data, tmp_path, method=method, training__activation_checkpointing=on) for on in (False, True)
     )
-    less, most = (run.planned().moments for run in (plain, every))
+    without, full = (run.planned() for run in (plain, every))
+    less, most = without.phases, full.phases
     layer = (less[moment].total() - most[moment].total()) / layers
     enable = PreTrainedModel.activation_checkpointing_enable
     for count in (1, 3, 5):
 
         def enable_some(model, *args, count=count, **kwargs):
             enable(model, *args, **kwargs)
-            recompute_first(model, count)
+            checkpoint_first_layers(model, count)
 
         with monkeypatch.context() as patch:
             patch.setattr(PreTrainedModel, "activation_checkpointing_enable", enable_some)
             seen = max(parts.total() for parts in every.seen().values())
-        between, _ = _between((less, 0.0), (most, 0.0), count / layers)
-        planned = max(parts.total() for parts in between.values())
+        between = interpolate_traces(without, full, count / layers)
+        planned = max(parts.total() for parts in between.phases.values())
         assert 0.97 * seen <= planned <= seen + 1.2 * layer
 
 
 @pytest.mark.parametrize("quantization", ["packed4", "packed8"])
 def test_packed_bases(case, quantization):
     run = case("chatglm2", method="ptuning", model__quantization=quantization)
-    _agree(run.planned().moments, run.seen(), 0.02)
+    _agree(run.planned().phases, run.seen(), 0.02)
 
 
 @pytest.fixture
@@ -180,6 +185,6 @@ def test_a_plan_leaves_nothing_in_the_kernels(tmp_path, adgen_file, fresh_kernel
         layer = PackedLinear.from_linear(linear, bits)
         inputs_MI = torch.randn(1, inputs, dtype=torch.bfloat16)
         with torch.no_grad():
-            outputs_MO, expected_MO = layer(inputs_MI), inputs_MI @ layer.dequantized(torch.bfloat16).T
+            outputs_MO, expected_MO = layer(inputs_MI), inputs_MI @ layer.dequantize_weight(torch.bfloat16).T
         assert not isinstance(outputs_MO, FakeTensor)
         torch.testing.assert_close(outputs_MO, expected_MO, rtol=0.02, atol=0.02)

@@ -15,7 +15,6 @@ from glmtune.errors import GlmtuneError
 from glmtune.webui import plan_panel
 from glmtune.webui.app import make_context
 from glmtune.webui.plan_panel import plan_html, planned, weights_html
-from glmtune.webui.texts_plan import TEXTS
 
 
 @pytest.fixture
@@ -70,7 +69,7 @@ def test_no_fault_of_a_plan_takes_the_facts_away(tiny, monkeypatch, output):
 def test_weights_where_a_model_is_chosen(tiny, tmp_path, monkeypatch):
     """Planned in another process: this one must not ask the GPU, for then it would keep a part of its memory."""
     monkeypatch.setattr("glmtune.training.plan.device.pick_device", None)
-    monkeypatch.setattr("glmtune.training.plan.make.pick_device", None)
+    monkeypatch.setattr("glmtune.training.plan.planner.pick_device", None)
     folder = tmp_path / "bare"
     shutil.copytree(tiny("chatglm2"), folder, ignore=shutil.ignore_patterns("*.safetensors"))
     assert "weights alone" in weights_html(str(folder), None, "huggingface", "en")
@@ -94,7 +93,3 @@ def test_a_change_is_named_and_markup_is_escaped():
     assert "model.quantization=nf4" in html
     assert "checkpointing of 9 of 28 layers" in html
     assert "<b>" not in html
-
-
-def test_texts_in_both_languages():
-    assert all(set(said) == {"zh", "en"} for said in TEXTS.values())

@@ -10,8 +10,15 @@ import pytest
 
 import glmtune
 from glmtune.data.conversation import Conversation
-from glmtune.data.encoding import Counts, EncodingRules, encode_conversations
-from glmtune.data.preview import SPECIAL, SPECIAL_LEARNT, PreviewRow, running_text, spell, token_texts
+from glmtune.data.encoding import EncodingCounts, EncodingRules, encode_conversations
+from glmtune.data.preview import (
+    SPECIAL_STYLE,
+    SPECIAL_TARGET_STYLE,
+    PreviewRow,
+    decode_tokens,
+    make_token_views,
+    render_text,
+)
 from glmtune.run_dir import RunDir
 from tiny import FAMILIES
 
@@ -36,7 +43,7 @@ def talk(tmp_path):
 def _encode(folder, messages=TURNS):
     family, tokenizer = glmtune.detect_family(folder), glmtune.load_tokenizer(folder)
     conversation = Conversation([dict(message) for message in messages], "a:1")
-    return list(encode_conversations([conversation], family, tokenizer, RULES, Counts())), tokenizer
+    return list(encode_conversations([conversation], family, tokenizer, RULES, EncodingCounts())), tokenizer
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -50,7 +57,7 @@ def test_the_ids_shown_are_the_encoded_ones(family, talk, tiny, glmtune_command)
     assert shown == wanted
     assert f"{talk}:3" in result.out
     assert f"{len(wanted)} tokens, {sum(label != -100 for row in rows for label in row.labels)} of them" in result.out
-    assert "nothing is cut" in result.out
+    assert "within the length limits" in result.out
     assert "\ufffd" not in result.out
 
 
@@ -58,7 +65,7 @@ def test_the_ids_shown_are_the_encoded_ones(family, talk, tiny, glmtune_command)
 def test_the_pieces_together_are_the_text(family, tiny):
     rows, tokenizer = _encode(tiny(family))
     for row in rows:
-        texts = token_texts(row.input_ids, tokenizer)
+        texts = decode_tokens(row.input_ids, tokenizer)
         assert "".join(text for text in texts if text).lstrip() == tokenizer.decode(row.input_ids).lstrip()
         spread = [text for text in texts if text and any(char in text for char in "魑魅😀")]
         assert [text.strip() for text in spread] in (["魑", "魅", "😀"], [])
@@ -68,7 +75,7 @@ def test_the_pieces_together_are_the_text(family, tiny):
 def test_a_lost_character_in_the_text_is_not_joined_with_the_next(family, tiny):
     tokenizer = glmtune.load_tokenizer(tiny(family))
     ids = tokenizer("\ufffdzz", add_special_tokens=False)["input_ids"]
-    assert [text.strip() for text in token_texts(ids, tokenizer) if text and text.strip()] == ["\ufffd", "z", "z"]
+    assert [text.strip() for text in decode_tokens(ids, tokenizer) if text and text.strip()] == ["\ufffd", "z", "z"]
 
 
 def test_without_colours_a_fence_marks_what_is_learnt(talk, tiny, glmtune_command):
@@ -96,13 +103,13 @@ def test_an_end_token_of_the_labels_alone_is_marked(talk, tiny, glmtune_command)
 
 def test_colours_tell_special_learnt_and_read_tokens_apart(tiny):
     (row,), tokenizer = _encode(tiny("chatglm3"))
-    text = running_text(PreviewRow(spell(row, tokenizer)), colours=True)
+    text = render_text(PreviewRow(make_token_views(row, tokenizer)), colours=True)
     styles = {(text.plain[span.start : span.end], str(span.style)) for span in text.spans}
     assert {
-        ("[gMASK]", SPECIAL),
-        ("<|user|>", SPECIAL),
-        ("<|user|>", SPECIAL_LEARNT),
-        ("</s>", SPECIAL_LEARNT),
+        ("[gMASK]", SPECIAL_STYLE),
+        ("<|user|>", SPECIAL_STYLE),
+        ("<|user|>", SPECIAL_TARGET_STYLE),
+        ("</s>", SPECIAL_TARGET_STYLE),
     } <= styles
     assert {("魑", "dim"), ("您", "green")} <= styles
     assert "⟦" not in text.plain
@@ -119,10 +126,10 @@ def test_one_answer_per_row_shows_all_rows(talk, tiny, glmtune_command):
 def test_what_the_limits_take_is_said(talk, tiny, glmtune_command):
     command = ("data", "preview", talk, "--row", 3, "--model", tiny("chatglm3"), "--set", "data.max_length=40")
     out = glmtune_command(*command).out
-    assert "over the length limits: its oldest turns are left out" in out
+    assert "over the length limits: its oldest turns are dropped" in out
     assert "您好" not in out
     out = glmtune_command(*command, "--set", "data.overlength=drop").out
-    assert "it is left out" in out
+    assert "it is dropped" in out
     refusal = glmtune_command(*command, "--set", "data.overlength=error")
     assert refusal.code == 1
     assert f"{talk}:3: " in refusal.err
@@ -149,7 +156,7 @@ def test_a_row_that_is_none_says_why(tmp_path, tiny, glmtune_command):
     path.write_text('{"prompt": "一", "response": "甲"}\n{"prompt": \n', "utf-8")
     result = glmtune_command("data", "preview", path, "--row", 2, "--model", tiny("chatglm3"))
     assert result.code == 1
-    assert f"{path}:2: broken JSON" in result.err
+    assert f"{path}:2: invalid JSON" in result.err
 
 
 def test_what_is_said_of_the_file_stands_above_the_row(tmp_path, tiny, glmtune_command):
@@ -184,12 +191,12 @@ def test_published_files_as_each_generation_sees_them(name, family, asset, tiny,
         assert shown.code == 1
         error, hint = shown.err.strip().splitlines()
         assert re.search(rf"{path}:\d+: ChatGLM2?-6B has no format for tools\.$", error)
-        assert "take the tools out" in hint
+        assert "remove the tools" in hint
         return
     assert report["counts"]["training_rows"] == count
     assert report["counts"]["targets"] > count
     assert shown.code == 0, shown.err
-    assert "nothing is cut" in shown.out
+    assert "within the length limits" in shown.out
     learnt = "".join(re.findall("⟦(.*?)⟧", shown.out, re.DOTALL)).replace("↵\n", "").replace(" ", "")
     assert ("generate_invoice" if "glaive" in name else "细胞理论") in learnt
 
@@ -248,7 +255,7 @@ def test_the_page_shows_a_script_as_text(ids, talk, tiny, tmp_path, glmtune_comm
 
 def test_encoded_once_and_trained_on(adgen_file, tiny, tmp_path, glmtune_command):
     data, folder = adgen_file(12), tmp_path / "encoded rows"
-    result = glmtune_command("data", "tokenize", data, "--model", tiny("chatglm3"), "--save", folder)
+    result = glmtune_command("data", "tokenize", data, "--model", tiny("chatglm3"), "--output", folder)
     assert result.code == 0, result.err
     assert "12 rows" in result.out
     assert f"glmtune train --model {tiny('chatglm3')} --data '{folder}'" in result.out
@@ -271,10 +278,10 @@ def test_encoded_once_and_trained_on(adgen_file, tiny, tmp_path, glmtune_command
 
 
 def test_a_failed_encoding_leaves_no_folder(adgen_file, tiny, tmp_path, glmtune_command):
-    command = ("data", "tokenize", adgen_file(4), "--model", tiny("chatglm3"), "--save", tmp_path / "encoded")
+    command = ("data", "tokenize", adgen_file(4), "--model", tiny("chatglm3"), "--output", tmp_path / "encoded")
     none_left = glmtune_command(*command, "--set", "data.max_length=8", "--set", "data.overlength=drop")
     assert none_left.code == 1
-    assert "no row is left" in none_left.err
+    assert "no row is within the limits" in none_left.err
     assert not (tmp_path / "encoded").exists()
     assert glmtune_command(*command, "--set", "data.max_length=8", "--set", "data.overlength=error").code == 1
     assert not (tmp_path / "encoded").exists()

@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 
 from glmtune.errors import ConfigError
-from glmtune.evaluation.forgetting.probe import CATEGORIES, LANGUAGES, check, degenerate, load_probe
-from glmtune.evaluation.forgetting.probe_checks import passes, plain
+from glmtune.evaluation.forgetting.probe import CATEGORIES, LANGUAGES, check_reply, find_degeneration, load_probe
+from glmtune.evaluation.forgetting.probe_checks import passes_check, normalize_text
 
 ITEMS = load_probe()
 BY_ID = {item.id: item for item in ITEMS}
@@ -35,19 +35,19 @@ def test_items_speak_their_language():
 
 @pytest.mark.parametrize("item", ITEMS, ids=lambda item: item.id)
 def test_an_item_knows_its_answer(item):
-    assert check(item, item.reference)
-    assert not check(item, "")
-    assert not check(item, " \n")
-    assert not check(item, item.prompt), "an echo of the question passes"
-    assert not check(item, "The weather in the mountains changed while a train crossed the narrow valley.")
-    assert not check(item, "山里的天气变化很快，他们沿着河边慢慢走着。")
-    assert degenerate(item.reference) is None
+    assert check_reply(item, item.reference)
+    assert not check_reply(item, "")
+    assert not check_reply(item, " \n")
+    assert not check_reply(item, item.prompt), "an echo of the question passes"
+    assert not check_reply(item, "The weather in the mountains changed while a train crossed the narrow valley.")
+    assert not check_reply(item, "山里的天气变化很快，他们沿着河边慢慢走着。")
+    assert find_degeneration(item.reference) is None
     assert len(item.reference) <= 120
 
 
 def test_answers_to_something_else_rarely_pass():
     trials = [(item, other) for item in ITEMS for other in ITEMS[::3] if item.category != other.category]
-    passed = [(item.id, other.id) for item, other in trials if check(item, other.reference)]
+    passed = [(item.id, other.id) for item, other in trials if check_reply(item, other.reference)]
     assert len(passed) < 0.005 * len(trials)
     assert max(Counter(item for item, _ in passed).values()) < 0.02 * len(ITEMS)
 
@@ -56,14 +56,14 @@ def test_answers_within_a_category_are_told_apart():
     """Facts and sums have one answer each; texts of a category would otherwise pass for each other."""
     for item in load_probe(categories=["knowledge", "arithmetic"]):
         others = [o for o in ITEMS if (o.lang, o.category) == (item.lang, item.category) and o is not item]
-        assert sum(check(item, other.reference) for other in others) <= 2, item.id
+        assert sum(check_reply(item, other.reference) for other in others) <= 2, item.id
 
 
 def test_values_are_written_as_replies_are_read():
     for item in ITEMS:
         for value in item.check.get("values", []):
             for way in [value] if isinstance(value, str) else value:
-                assert plain(way) == way, item.id
+                assert normalize_text(way) == way, item.id
 
 
 def test_sums_and_programs_are_right():
@@ -75,7 +75,7 @@ def test_sums_and_programs_are_right():
     ]
     assert len(expressions) >= 5
     for item, expression in expressions:
-        assert check(item, str(eval(expression))), item.id
+        assert check_reply(item, str(eval(expression))), item.id
     programs = [item for item in ITEMS if item.check["type"] == "python"]
     values = {"square": 9, "is_even": False, "add": 7, "double": 6, "larger": 4, "factorial": 6}
     assert len(programs) == len(values)
@@ -113,7 +113,7 @@ def test_sums_and_programs_are_right():
     ],
 )
 def test_right_answers_in_other_words(name, reply):
-    assert check(BY_ID[name], reply)
+    assert check_reply(BY_ID[name], reply)
 
 
 @pytest.mark.parametrize(
@@ -141,14 +141,14 @@ def test_right_answers_in_other_words(name, reply):
     ],
 )
 def test_wrong_answers_do_not_pass(name, reply):
-    assert not check(BY_ID[name], reply)
+    assert not check_reply(BY_ID[name], reply)
 
 
 def test_a_check_that_does_not_exist_is_an_error():
     with pytest.raises(KeyError):
-        passes({"type": "containsany", "values": ["x"]}, "x")
+        passes_check({"type": "containsany", "values": ["x"]}, "x")
     with pytest.raises(TypeError):
-        passes({"type": "contains_any", "value": ["x"]}, "x")
+        passes_check({"type": "contains_any", "value": ["x"]}, "x")
 
 
 def test_a_part_of_the_probe_can_be_asked_for():
@@ -179,4 +179,4 @@ def test_an_unknown_part_names_the_known_ones(asked):
     ],
 )
 def test_broken_replies_are_named(reply, kind):
-    assert degenerate(reply) == kind
+    assert find_degeneration(reply) == kind

@@ -14,12 +14,12 @@ from torch.nn import functional as F
 
 import glmtune
 from glmtune.errors import ModelError
-from glmtune.models.auto import published_state
-from glmtune.models.loading import inspect_base, load_base
+from glmtune.models.auto import open_published_state
+from glmtune.models.loading import inspect_checkpoint, load_base
 from glmtune.quantization import kernels
 from glmtune.quantization.packed import dequantize, pack_int4, quantize, unpack_int4
 from glmtune.quantization.packed_linear import PackedLinear
-from glmtune.quantization.quantizer import is_quantized, pack_model, packed_layers
+from glmtune.quantization.quantizer import is_packed_model, pack_model, list_packed_layers
 from tiny import FAMILIES
 
 LAYER_LINEARS = ("query_key_value.weight", "dense.weight", "dense_h_to_4h.weight", "dense_4h_to_h.weight")
@@ -108,7 +108,7 @@ def test_the_layer_computes_what_its_unpacked_weight_does(bits, dtype):
     # 96 outputs: no kernel takes that, so bf16 is unpacked as well.
     layer = PackedLinear.from_linear(linear(96), bits)
     inputs = torch.randn(2, 5, 96).to(dtype)
-    wanted = F.linear(inputs.double(), layer.dequantized(torch.float32).double(), layer.bias.double())
+    wanted = F.linear(inputs.double(), layer.dequantize_weight(torch.float32).double(), layer.bias.double())
     output = layer(inputs)
     assert output.dtype == dtype
     tolerance = {torch.float32: 1e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}[dtype]
@@ -119,11 +119,11 @@ def test_the_layer_computes_what_its_unpacked_weight_does(bits, dtype):
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("shape", [(128, 96), (192, 512)])
 def test_a_few_rows_take_the_kernel_and_get_the_same_numbers(bits, shape):
-    if bits == 4 and kernels.int4_order() is None:
+    if bits == 4 and kernels.find_int4_order() is None:
         pytest.skip("this processor's int4 kernel has a layout of its own")
     layer = PackedLinear.from_linear(linear(*shape), bits)
     inputs = torch.randn(140, shape[1], dtype=torch.bfloat16)
-    exact = F.linear(inputs.double(), layer.dequantized(torch.float32).double(), layer.bias.double())
+    exact = F.linear(inputs.double(), layer.dequantize_weight(torch.float32).double(), layer.bias.double())
     fast = layer(inputs[:3])
     assert layer._in_kernel_order == (bits == 4)
     # The product is rounded to bf16 before the scale and after it, and after the bias: three times 2^-9.
@@ -138,7 +138,7 @@ def test_weights_in_the_kernels_order_are_saved_and_moved_as_the_official_ones(l
     official = layer.weight.clone()
     row = torch.randn(1, 96, dtype=torch.bfloat16)
     first = layer(row)
-    if kernels.int4_order() is not None:
+    if kernels.find_int4_order() is not None:
         assert not torch.equal(layer.weight, official)
     if leave == "deepcopy":
         layer = copy.deepcopy(layer)
@@ -154,7 +154,7 @@ def test_the_gradient_of_the_input_is_that_of_the_unpacked_matrix(bits):
     inputs = torch.randn(3, 7, 96, requires_grad=True)
     twin = inputs.detach().clone().requires_grad_()
     (layer(inputs) ** 2).sum().backward()
-    (F.linear(twin, layer.dequantized(torch.float32), layer.bias) ** 2).sum().backward()
+    (F.linear(twin, layer.dequantize_weight(torch.float32), layer.bias) ** 2).sum().backward()
     torch.testing.assert_close(inputs.grad, twin.grad, atol=1e-5, rtol=1e-5)
     assert layer.weight.grad is None
 
@@ -191,16 +191,16 @@ def test_autocast_decides_the_precision_and_scales_keep_theirs():
 @pytest.mark.parametrize("bits", [4, 8])
 def test_fake_tensors_take_no_kernel_and_leave_nothing_behind(bits):
     layer = PackedLinear.from_linear(linear(128, 160), bits)  # a shape of this test alone
-    for kept in (kernels.int4_order, kernels._ones, kernels._unit_groups):
+    for kept in (kernels.find_int4_order, kernels._make_ones, kernels._make_unit_groups):
         kept.cache_clear()
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
         fake = copy.deepcopy(layer)
         fake.weight = torch.nn.Parameter(mode.from_tensor(layer.weight.data), requires_grad=False)
         fake.weight_scale = torch.nn.Parameter(mode.from_tensor(layer.weight_scale.data), requires_grad=False)
-        assert not fake.arrange(torch.float32)
+        assert not fake.prepack(torch.float32)
         assert fake(torch.empty(2, 160, dtype=torch.bfloat16)).shape == (2, 128)
     row = torch.randn(2, 160, dtype=torch.bfloat16)
-    exact = F.linear(row.double(), layer.dequantized(torch.float32).double(), layer.bias.double())
+    exact = F.linear(row.double(), layer.dequantize_weight(torch.float32).double(), layer.bias.double())
     torch.testing.assert_close(layer(row).double(), exact, rtol=2e-2, atol=2e-2)
 
 
@@ -211,19 +211,19 @@ def test_many_rows_of_an_arranged_layer_are_right_and_leave_it_arranged(dtype, m
     monkeypatch.setattr(kernels, "LARGE", 1)
     layer = PackedLinear.from_linear(linear(), 8)
     official = layer.weight.clone()
-    assert layer.arrange(dtype)
-    largest, multiply = [], kernels._multiply_some
+    assert layer.prepack(dtype)
+    largest, multiply = [], kernels._multiply_in_parts
     monkeypatch.setattr(
         kernels, "_multiply_some", lambda some, *rest: largest.append(len(some)) or multiply(some, *rest)
     )
     for rows in (0, 1, 128, 300, 700):
         inputs = torch.randn(rows, 96).to(dtype)
-        exact = F.linear(inputs.double(), layer.dequantized(torch.float32).double(), layer.bias.double())
+        exact = F.linear(inputs.double(), layer.dequantize_weight(torch.float32).double(), layer.bias.double())
         tolerance = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}[dtype]
         torch.testing.assert_close(layer(inputs).double(), exact, atol=tolerance, rtol=tolerance)
         assert layer._arranged is not None
     assert max(largest) <= 128
-    layer.restore()
+    layer.unprepack()
     assert torch.equal(layer.weight, official)
 
 
@@ -234,12 +234,12 @@ def test_many_rows_of_an_arranged_layer_are_right_and_leave_it_arranged(dtype, m
 def test_a_published_quantised_chatglm_has_the_official_logits(bits, golden, packed_golden, tmp_path):
     ids = load_file(golden / "chatglm" / "expected.safetensors")["single_ids"]
     folder = write_packed(golden / "chatglm", tmp_path / "packed", bits)
-    base = inspect_base(folder)
+    base = inspect_checkpoint(folder)
     assert base.packed_bits == bits
     loaded, packed = load_base(base), pack_model(glmtune.load_model(golden / "chatglm"), bits)
     for model in (loaded, packed):
-        assert is_quantized(model) == f"packed{bits}"
-        assert len(packed_layers(model)) == 3 * 4
+        assert is_packed_model(model) == f"packed{bits}"
+        assert len(list_packed_layers(model)) == 3 * 4
         logits = model(input_ids=ids).logits
         torch.testing.assert_close(logits, packed_golden[f"int{bits}.logits"], atol=1e-4, rtol=0)
     assert not torch.allclose(glmtune.load_model(golden / "chatglm")(input_ids=ids).logits, logits, atol=1e-3)
@@ -249,7 +249,7 @@ def _dequantised(model):
     """The same model with plain linears that hold the unpacked weights."""
     for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, PackedLinear)]:
         plain = torch.nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
-        plain.weight.data, plain.bias = layer.dequantized(torch.float32), layer.bias
+        plain.weight.data, plain.bias = layer.dequantize_weight(torch.float32), layer.bias
         model.set_submodule(name, plain)
     return model
 
@@ -258,18 +258,18 @@ def _dequantised(model):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_folders_of_every_generation_load_and_come_back_bit_equal(family, bits, tiny, tmp_path):
     folder = write_packed(tiny(family), tmp_path / "packed", bits, torch.float16)
-    base = inspect_base(folder)
+    base = inspect_checkpoint(folder)
     model = load_base(base, dtype="fp32")
-    assert is_quantized(model) == f"packed{bits}"
+    assert is_packed_model(model) == f"packed{bits}"
     assert model.config.quantization_bit == bits
     assert not getattr(model.config, "quantization_config", None)
     assert model.dtype == torch.float32
     assert model.get_output_embeddings().weight.dtype == torch.float32
-    assert {layer.weight_scale.dtype for layer in packed_layers(model)} == {torch.float16}
-    assert not any(layer.weight_scale.requires_grad for layer in packed_layers(model))
+    assert {layer.weight_scale.dtype for layer in list_packed_layers(model)} == {torch.float16}
+    assert not any(layer.weight_scale.requires_grad for layer in list_packed_layers(model))
 
     published = load_file(folder / "model.safetensors")
-    state = published_state(model)
+    state = open_published_state(model)
     assert state.keys() == published.keys()
     assert all(torch.equal(state[name], value.to(state[name].dtype)) for name, value in published.items())
     assert all(state[n].dtype == v.dtype for n, v in published.items() if "_scale" in n or v.dtype == torch.int8)
@@ -287,10 +287,10 @@ def test_a_packed_model_is_saved_and_loaded_again(family, tiny, tmp_path):
     model = glmtune.load_model(folder)
     model.save_pretrained(tmp_path / "again")
     glmtune.load_tokenizer(folder).save_pretrained(tmp_path / "again")
-    base = inspect_base(tmp_path / "again")
-    assert base.fingerprint == inspect_base(folder).fingerprint
+    base = inspect_checkpoint(tmp_path / "again")
+    assert base.fingerprint == inspect_checkpoint(folder).fingerprint
     again = load_base(base)
-    assert is_quantized(again) == "packed4"
+    assert is_packed_model(again) == "packed4"
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
 
 
@@ -306,12 +306,12 @@ def test_transformers_opens_packed_folders_too(tiny, tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packing_while_loading_equals_the_packed_folder(family, bits, tiny, tmp_path):
     packed = glmtune.load_model(write_packed(tiny(family), tmp_path / "packed", bits))
-    model = load_base(inspect_base(tiny(family)), quantization=f"packed{bits}")
-    assert is_quantized(model) == f"packed{bits}"
+    model = load_base(inspect_checkpoint(tiny(family)), quantization=f"packed{bits}")
+    assert is_packed_model(model) == f"packed{bits}"
     assert model.state_dict().keys() == packed.state_dict().keys()
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in packed.state_dict().items())
     # The stored precision is what is packed, whatever is computed in.
-    half = load_base(inspect_base(tiny(family)), quantization=f"packed{bits}", dtype="bf16")
+    half = load_base(inspect_checkpoint(tiny(family)), quantization=f"packed{bits}", dtype="bf16")
     assert half.dtype == torch.bfloat16
     scales = [name for name in half.state_dict() if name.endswith("weight_scale")]
     assert all(torch.equal(half.state_dict()[name], packed.state_dict()[name]) for name in scales)
@@ -319,7 +319,7 @@ def test_packing_while_loading_equals_the_packed_folder(family, bits, tiny, tmp_
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_packed_model_generates_in_bf16(family, tiny):
-    model = load_base(inspect_base(tiny(family)), quantization="packed4", dtype="bf16")
+    model = load_base(inspect_checkpoint(tiny(family)), quantization="packed4", dtype="bf16")
     ids = torch.arange(5, 13)[None]
     if family == "chatglm":
         ids = torch.cat((ids, torch.tensor([[model.config.gmask_token_id, model.config.bos_token_id]])), 1)
@@ -332,7 +332,7 @@ def test_a_packed_model_generates_in_bf16(family, tiny):
 
 def _refusal(folder, **options) -> str:
     with pytest.raises(ModelError) as caught:
-        load_base(inspect_base(folder), **options)
+        load_base(inspect_checkpoint(folder), **options)
     assert len(str(caught.value).splitlines()) == 2
     return str(caught.value)
 
@@ -343,7 +343,7 @@ def test_config_and_weights_must_agree_about_packing(family, tiny, tmp_path):
     set_keys(full, quantization_bit=4)
     assert "quantization_bit 4, but no weight there is packed" in _refusal(full)
     set_keys(full, quantization_bit=0)
-    assert is_quantized(glmtune.load_model(full)) is None
+    assert is_packed_model(glmtune.load_model(full)) is None
     packed = write_packed(tiny(family), tmp_path / "packed", 4)
     set_keys(packed, quantization_bit=None)
     assert "config.json has no quantization_bit" in _refusal(packed)
@@ -358,7 +358,7 @@ def test_packed_embeddings_and_other_number_formats_are_refused(tiny, tmp_path):
     set_keys(folder, quantization_embeddings=True)
     assert "embeddings are packed" in _refusal(folder)
     set_keys(folder, quantization_embeddings=False)
-    assert is_quantized(glmtune.load_model(folder)) == "packed4"
+    assert is_packed_model(glmtune.load_model(folder)) == "packed4"
     state = load_file(folder / "model.safetensors")
     name = "transformer.layers.0.mlp.dense_h_to_4h.weight"
     save_file(state | {name: state[name].view(torch.uint8)}, folder / "model.safetensors", metadata={"format": "pt"})
@@ -373,7 +373,7 @@ def test_a_packed_base_takes_no_other_quantisation(tiny, tmp_path):
     folder = write_packed(tiny("glm4"), tmp_path / "packed", 4)
     for quantization in ("nf4", "int8", "packed8"):
         assert f"int4 already and cannot become {quantization}" in _refusal(folder, quantization=quantization)
-    assert is_quantized(load_base(inspect_base(folder), quantization="packed4")) == "packed4"
+    assert is_packed_model(load_base(inspect_checkpoint(folder), quantization="packed4")) == "packed4"
     assert "no quantization 'gptq'" in _refusal(tiny("glm4"), quantization="gptq")
 
 

@@ -211,7 +211,7 @@ def test_a_broken_summary_is_named(arguments, glmtune_command):
 
 
 def test_a_loss_that_stays_zero_stops_the_run(arguments, glmtune_command, monkeypatch):
-    monkeypatch.setattr("glmtune.training.trainer.target_losses", lambda model, head, batch: _zeros(model, batch))
+    monkeypatch.setattr("glmtune.training.trainer.step_loss", _zeros)
     result = glmtune_command(*arguments("zero"))
     assert result.code == 1
     assert "The loss is exactly 0 at step 4" in result.err
@@ -272,7 +272,7 @@ def test_two_runs_into_one_folder(arguments, glmtune_command):
     assert glmtune_command(*arguments("one")).code == 0
     again = glmtune_command(*arguments("one"))
     assert again.code == 1
-    assert "in use already" in again.err
+    assert "not empty" in again.err
 
 
 @pytest.mark.parametrize("resumed", [False, True])

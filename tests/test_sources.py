@@ -15,8 +15,8 @@ import types
 import pytest
 
 from glmtune.data import json_rows
-from glmtune.data.conversation import Row
-from glmtune.data.sources import Conversation, Fault, SourceSpec, open_source, open_sources, weighted
+from glmtune.data.conversation import RawRow
+from glmtune.data.sources import Conversation, InvalidRow, SourceSpec, open_source, open_sources, sample_sources
 from glmtune.errors import ConfigError, DataError
 
 ADGEN = {"content": "类型#裙", "summary": "好裙子"}
@@ -110,8 +110,8 @@ def test_other_columns_can_be_named(tmp_path):
         [[("system", "短"), ("user", "问题"), ("assistant", "答案")]],
     )
     assert open_source(path, {"text": "a"}).format == "text"
-    _refused(path, r"no role 'promt'.\nDid you mean prompt", ConfigError, columns={"promt": "q"})
-    _refused(path, r"no format 'alpacca'.\nDid you mean alpaca", ConfigError, format="alpacca")
+    _refused(path, r"unknown role 'promt'.\nDid you mean prompt", ConfigError, columns={"promt": "q"})
+    _refused(path, r"unknown format 'alpacca'.\nDid you mean alpaca", ConfigError, format="alpacca")
     assert _said(
         _one(tmp_path, {"chat": _chat(("user", "q"), ("assistant", "a"))["messages"]}, columns={"messages": "chat"})
     )
@@ -304,23 +304,23 @@ def test_a_call_that_is_not_learnt_stays_so_with_its_result(tmp_path):
         ({"messages": None}, "null-content", "column 'messages' is null"),
         ({"messages": {"a": 1}}, "wrong-type", "must be a list of messages, not an object"),
         ({"messages": ["hi"]}, "wrong-type", "message 1 must be an object, not text"),
-        (_chat(("user", "q")), "no-answer", "no assistant's answer"),
+        (_chat(("user", "q")), "no-answer", "no answer of the assistant"),
         (_chat(("user", "q"), ("assistant", None)), "null-content", "message 2 has no content"),
         (_chat(("user", "q"), ("assistant", 1)), "wrong-type", "message 2: content must be text, not a number"),
-        (_chat(("user", [{"type": "image_url"}]), ("assistant", "a")), "wrong-type", "message 1: a part .*'image_url'"),
+        (_chat(("user", [{"type": "image_url"}]), ("assistant", "a")), "wrong-type", "message 1: content of type 'image_url'"),
         (_chat(("user", "q"), ("system", "s"), ("assistant", "a")), "role-order", "message 2 is a system message"),
         (_chat(("system", "s"), ("assistant", "a"), system="t"), "role-order", "message 2 is a system message"),
         (_chat(("user", "q"), ("asistant", "a")), "unknown-role", "message 2: unknown role 'asistant'"),
         (_chat(("user", "q"), (None, "a")), "unknown-role", "message 2 has no 'role'"),
         (_sharegpt(("human", "q"), ("robot", "a")), "unknown-role", "message 2: unknown from 'robot'"),
-        (_chat(("user", "q"), ("tool", "r"), ("assistant", "a")), "bad-tool-call", "message 2 is a tool's result"),
+        (_chat(("user", "q"), ("tool", "r"), ("assistant", "a")), "bad-tool-call", "message 2 is the result of a tool"),
         (_chat(("user", "q"), ("assistant", "a"), tools=5), "wrong-type", "column 'tools' must be a list of tools"),
         (_sharegpt(("human", "q"), ("function_call", "f(x)")), "bad-tool-call", "message 2: a tool call must be"),
         (_sharegpt(("human", "q"), ("function_call", '{"arguments": {}}')), "bad-tool-call", "has no name"),
         (
             _sharegpt(("human", "q"), ("function_call", '{"name": "f", "arguments": "[1]"}')),
             "bad-tool-call",
-            "the arguments of 'f' are no JSON object",
+            "the arguments of 'f' are not a JSON object",
         ),
         (
             _sharegpt(("human", "q"), ("function_call", json.dumps(CALL)), ("gpt", "a")),
@@ -355,17 +355,17 @@ def test_faulty_rows_are_named(tmp_path, row, kind, message):
     )
     path = _lines(tmp_path / "a.json", good, row, good)
     _refused(path, rf"^{path}:2: .*{message}")
-    found = list(open_source(path).scan())
+    found = list(open_source(path).scan_rows())
     assert [isinstance(item, Conversation) for item in found] == [True, False, True]
-    assert isinstance(found[1], Fault)
-    assert (found[1].kind, found[1].where, found[1].left_out) == (kind, f"{path}:2", False)
+    assert isinstance(found[1], InvalidRow)
+    assert (found[1].kind, found[1].where, found[1].is_skipped) == (kind, f"{path}:2", False)
 
 
 def test_mixed_formats_are_refused_with_both_lines(tmp_path):
     path = _lines(tmp_path / "a.json", ADGEN, {"prompt": "q", "response": "a"})
     said = _refused(path, rf"^{path}:2: this row is prompt/response \(it has 'prompt', 'response'\)")
     assert f"but {path}:1 is content/summary (it has 'content', 'summary')" in said
-    assert [getattr(item, "kind", None) for item in open_source(path).scan()] == [None, "mixed-formats"]
+    assert [getattr(item, "kind", None) for item in open_source(path).scan_rows()] == [None, "mixed-formats"]
     _lines(tmp_path / "folder" / "a.json", ADGEN)
     _lines(tmp_path / "folder" / "b.jsonl", _sharegpt(("human", "q"), ("gpt", "a")))
     _refused(tmp_path / "folder", r"b\.jsonl:1: this row is ShareGPT .*a\.json:1 is content/summary")
@@ -412,38 +412,38 @@ def test_broken_arrays_are_seen_wherever_they_break(monkeypatch, block):
             texts = [json.dumps(row, ensure_ascii=False) for row in rows]  # half a surrogate pair is left out
             expected = [row for row, text in zip(rows, texts, strict=True) if not re.search("[\ud800-\udfff]", text)]
         except ValueError:
-            with pytest.raises(DataError, match=r"x\.json:[12]: broken JSON"):
-                list(json_rows.read_json(io.StringIO(variant), "x.json"))
+            with pytest.raises(DataError, match=r"x\.json:[12]: invalid JSON"):
+                list(json_rows.read_json_rows(io.StringIO(variant), "x.json"))
         else:
-            found = json_rows.read_json(io.StringIO(variant), "x.json")
-            assert [row.values for row in found if isinstance(row, Row)] == expected
+            found = json_rows.read_json_rows(io.StringIO(variant), "x.json")
+            assert [row.values for row in found if isinstance(row, RawRow)] == expected
 
 
 def test_a_broken_line_is_named_and_the_others_are_kept(tmp_path):
     deep = "[" * 10_000 + "]" * 10_000
     bad = {
-        GOOD[:-5]: "broken JSON",
+        GOOD[:-5]: "invalid JSON",
         "[1]": "not a JSON object but a list",
         "null": "not a JSON object but null",
-        '{"content": "a\0b", "summary": "c"}': "broken JSON (NUL bytes",
-        "\0\0\0": "broken JSON (NUL bytes",
-        f'{{"content": {deep}}}': "broken JSON (nested too deep)",
-        f'{{"content": {"[" * 500}{"]" * 500}}}': "broken JSON (nested too deep)",
-        '{"content": "\\ud83d", "summary": "c"}': "broken JSON (half of a surrogate pair",
-        f'{{"content": {"1" * 5000}}}': "broken JSON (a number with too many digits)",
+        '{"content": "a\0b", "summary": "c"}': "invalid JSON (NUL bytes",
+        "\0\0\0": "invalid JSON (NUL bytes",
+        f'{{"content": {deep}}}': "invalid JSON (nested too deep)",
+        f'{{"content": {"[" * 500}{"]" * 500}}}': "invalid JSON (nested too deep)",
+        '{"content": "\\ud83d", "summary": "c"}': "invalid JSON (half of a surrogate pair",
+        f'{{"content": {"1" * 5000}}}': "invalid JSON (a number with too many digits)",
     }
     path = _write(tmp_path / "a.json", "".join(f"{GOOD}\n{line}\n" for line in bad))
     source = open_source(path)
     for _ in range(2):  # `broken` is filled afresh
         assert [c.where for c in source] == [f"{path}:{2 * i + 1}" for i in range(len(bad))]
-        assert len(source.broken) == len(bad)
-    for number, (sentence, problem) in enumerate(zip(source.broken, bad.values(), strict=True)):
+        assert len(source.invalid_lines) == len(bad)
+    for number, (sentence, problem) in enumerate(zip(source.invalid_lines, bad.values(), strict=True)):
         assert sentence.startswith(f"{path}:{2 * number + 2}: {problem}")
     # In an array too, where the row's end is known.
     half = open_source(_write(tmp_path / "b.json", f'[{GOOD},\n{{"content": "\\ud83d"}},\n{GOOD}]'))
     assert [c.where[-2:] for c in half] == [":1", ":3"]
-    assert "half of a surrogate pair" in half.broken[0]
-    assert {item.kind for item in source.scan() if isinstance(item, Fault)} == {"broken-json", "not-an-object"}
+    assert "half of a surrogate pair" in half.invalid_lines[0]
+    assert {item.kind for item in source.scan_rows() if isinstance(item, InvalidRow)} == {"broken-json", "not-an-object"}
 
 
 @pytest.mark.parametrize(
@@ -451,19 +451,19 @@ def test_a_broken_line_is_named_and_the_others_are_kept(tmp_path):
     [
         ("", ": empty"),
         (" \n ", ": empty"),
-        ('{"content": 1\n', "no usable rows. The first: .*:1: broken JSON"),
+        ('{"content": 1\n', "no usable rows. The first: .*:1: invalid JSON"),
         ('{"content":\n"a",\n"summary": "b"}\n', "no usable rows. The first: "),
-        (f'[{GOOD},\n {{"content": }}]', r":2: broken JSON"),
-        (f'[{GOOD},\n {{"content": "\n"}}]', r":2: broken JSON"),
-        (f"[\n{GOOD}", ":2: broken JSON \\(the array does not end"),
-        (f"[{GOOD} {GOOD}]", ":1: broken JSON"),
-        (f"[{GOOD}]\n{GOOD}", ":2: broken JSON \\(something follows"),
-        (f'[{GOOD},\n{GOOD[:-1]}, "x": {"[" * 10000}{"]" * 10000}}}]', ":2: broken JSON \\(nested too deep"),
-        (f'[{GOOD},\n{{"content": "a\0"}}]', ":2: broken JSON \\(NUL bytes"),
+        (f'[{GOOD},\n {{"content": }}]', r":2: invalid JSON"),
+        (f'[{GOOD},\n {{"content": "\n"}}]', r":2: invalid JSON"),
+        (f"[\n{GOOD}", ":2: invalid JSON \\(the array does not end"),
+        (f"[{GOOD} {GOOD}]", ":1: invalid JSON"),
+        (f"[{GOOD}]\n{GOOD}", ":2: invalid JSON \\(text after"),
+        (f'[{GOOD},\n{GOOD[:-1]}, "x": {"[" * 10000}{"]" * 10000}}}]', ":2: invalid JSON \\(nested too deep"),
+        (f'[{GOOD},\n{{"content": "a\0"}}]', ":2: invalid JSON \\(NUL bytes"),
         ("[]", "no usable rows"),
         ("[1, 2]", "no usable rows. The first: .*not a JSON object but a number"),
         ('{"content": "a"}\n', ":1: no known columns"),
-        ("[" * 100_000, "broken JSON"),
+        ("[" * 100_000, "invalid JSON"),
     ],
 )
 def test_bad_json_files_say_where(tmp_path, text, message):
@@ -498,15 +498,15 @@ def test_left_out_lines_are_counted_and_the_first_are_kept(tmp_path):
     source = open_source(path)
     for _ in range(2):
         assert len(list(source)) == 1
-        assert (len(source.broken), source.broken_count) == (20, 1000)
-    assert source.broken[19].startswith(f"{path}:21: ")
+        assert (len(source.invalid_lines), source.invalid_line_count) == (20, 1000)
+    assert source.invalid_lines[19].startswith(f"{path}:21: ")
     path = _write(tmp_path / "b.json", f"{GOOD}\n" + "{\n" * 3)
     source = open_source(path)
     earlier = iter(source)
     next(earlier)
     list(source)
     list(earlier)  # an older iteration does not count for the newer
-    assert (len(source.broken), source.broken_count) == (3, 3)
+    assert (len(source.invalid_lines), source.invalid_line_count) == (3, 3)
 
 
 # Encodings and containers
@@ -524,7 +524,7 @@ def test_gb18030_is_read_and_said(tmp_path):
 def test_other_encodings_are_refused(tmp_path):
     path = tmp_path / "a.json"
     path.write_bytes(GOOD.encode() * 2 + b'\n{"content": "\xff"}')
-    _refused(path, rf"{path}:2: not UTF-8 text, as the lines before are")
+    _refused(path, rf"{path}:2: not UTF-8 text, unlike the lines before")
     # Two Chinese characters are valid GB18030 as well: damaged UTF-8 must not become other words.
     path.write_bytes('{"content": "中文", "summary": "中文"}\n{"content": "中文'.encode()[:-1])
     _refused(path, rf"{path}:2: not UTF-8 text")
@@ -543,14 +543,14 @@ def test_csv(tmp_path, encoding):
         (f"{path}:2", [("user", '翻译\na\r\n"b"'), ("assistant", "好")]),
         (f"{path}:6", [("user", "问"), ("assistant", "答")]),
     ]
-    assert source.broken == [f"{path}:5: broken CSV (2 fields, the header has 3)"]
+    assert source.invalid_lines == [f"{path}:5: invalid CSV (2 fields, the header has 3)"]
 
 
 def test_csv_cells_hold_lists_as_json(tmp_path):
     path = _write(tmp_path / "a.csv", 'prompt,response,history\nq,a,"[[""x"", ""y""]]"\nq,a,\nq,"a" b,\n')
     source = open_source(path)
     assert [len(c.messages) for c in source] == [4, 2]
-    assert source.broken[0].startswith(f"{path}:4: broken CSV")
+    assert source.invalid_lines[0].startswith(f"{path}:4: invalid CSV")
     chat = _write(
         tmp_path / "b.csv",
         f"messages\n{json.dumps(json.dumps(_chat(('user', 'q'), ('assistant', 'a'))['messages']))}\n".replace(
@@ -576,8 +576,8 @@ def _csv(path, count, **changed):
         ({"_405": 'x,"y'}, ":405: lines 405 to 505: a quotation mark is opened and never closed."),
         ({"_505": 'x,"y'}, ":505: a quotation mark is opened and never closed."),
         # The next one closes it, and what stands behind that does not fit.
-        ({"_405": 'x,"y', "_409": 'x,"y"'}, r":405: lines 405 to 409: broken CSV \(',' expected after '\"'\)."),
-        ({"_405": 'x,"y', "_409": 'x",y'}, r":405: lines 405 to 409: broken CSV \(3 fields, the header has 2\)."),
+        ({"_405": 'x,"y', "_409": 'x,"y"'}, r":405: lines 405 to 409: invalid CSV \(',' expected after '\"'\)."),
+        ({"_405": 'x,"y', "_409": 'x",y'}, r":405: lines 405 to 409: invalid CSV \(3 fields, the header has 2\)."),
         ({"_405": 'x,"\0', "_409": 'x"'}, ":405: lines 405 to 409: NUL bytes"),
     ],
 )
@@ -622,7 +622,7 @@ def test_parquet(tmp_path):
 
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])
-    _refused(path, rf"{path}: not a whole parquet file")
+    _refused(path, rf"{path}: not a valid parquet file")
     damaged = bytearray(whole)
     damaged[4:400] = bytes(396)
     path.write_bytes(damaged)
@@ -656,7 +656,7 @@ def test_a_file_that_changes_meanwhile(tmp_path):
     with pytest.raises(DataError, match=rf"^{path}: the file changed while it was being read"):
         list(rows)
     with pytest.raises(DataError, match="changed"):
-        source.digest()
+        source.compute_digest()
     assert len(list(open_source(path))) == 5001
 
 
@@ -680,7 +680,7 @@ def test_folders_globs_and_what_is_not_there(tmp_path):
     _refused(tmp_path / "empty", rf"^{tmp_path}/empty: no data files in this folder")
     _refused(f"{tmp_path}/*.csv", r"\*\.csv: matches no file")
     _refused(tmp_path / "none.json", "none.json: no such file")
-    _refused(_write(tmp_path / "a.xlsx", "x"), "a.xlsx: not a kind of data file")
+    _refused(_write(tmp_path / "a.xlsx", "x"), "a.xlsx: not a supported type of data file")
     (tmp_path / "self.json").symlink_to(tmp_path / "self.json")
     _refused(tmp_path / "self.json", "self.json: cannot be read")
 
@@ -724,7 +724,7 @@ def test_entries_of_a_dataset_info(tmp_path, monkeypatch):
         assert [m["content"] for m in next(iter(source)).messages] == ["x", "y", "问\n多", "答"]
     monkeypatch.chdir(deep)
     assert _said(next(iter(open_source(f"{data}:chat")))) == [("system", "s"), ("user", "q"), ("assistant", "a")]
-    assert len(list(weighted([open_source(f"{catalog}:pairs")]))) == 4
+    assert len(list(sample_sources([open_source(f"{catalog}:pairs")]))) == 4
     assert next(iter(open_source("text"))).text == "t"
     _refused("pears", "no such entry in .*dataset_info.json.\nDid you mean pairs")
     _refused(f"{data}:pears", "no entry 'pears'.\nDid you mean pairs")
@@ -734,7 +734,7 @@ def test_entries_of_a_dataset_info(tmp_path, monkeypatch):
     _refused("odd", "unknown formatting 'sharegtp'.\nDid you mean sharegpt")
     _refused("nothing", "nothing: unknown key filename.\nDid you mean file_name", ConfigError)
     _write(catalog, "{\n,")
-    _refused("pairs", rf"{catalog}:2: broken JSON")
+    _refused("pairs", rf"{catalog}:2: not valid JSON")
     catalog.unlink()
     catalog.mkdir()
     _refused(f"{catalog}:pairs", "a folder, not a dataset_info.json")
@@ -748,11 +748,11 @@ def test_entries_of_a_dataset_info(tmp_path, monkeypatch):
         ({"num_sample": 5}, "unknown key num_sample.\nDid you mean num_samples", ConfigError),
         ({"num_samples": True}, "num_samples must be a whole number", DataError),
         ({"script_url": "make"}, "script_url is a program that makes the rows", DataError),
-        ({"cloud_file_name": "s3://a.json"}, "cloud_file_name lies in a cloud store", DataError),
+        ({"cloud_file_name": "s3://a.json"}, "cloud_file_name is in a cloud store", DataError),
         ({"hf_hub_url": "a/b", "folder": "part"}, "folder, a part of a hub data set", DataError),
         ({"split": "train[:10]"}, "split 'train\\[:10\\]' is for hub data", DataError),
-        ({"file_name": None}, "names neither file_name", DataError),
-        ({"file_name": None, "om_hub_url": "a/b"}, "names neither .*\nom_hub_url is not supported", DataError),
+        ({"file_name": None}, "has neither file_name", DataError),
+        ({"file_name": None, "om_hub_url": "a/b"}, "has neither .*\nom_hub_url is not supported", DataError),
     ],
 )
 def test_keys_of_an_entry_are_never_passed_over(tmp_path, keys, said, error):
@@ -772,13 +772,13 @@ def test_keys_that_change_nothing_are_known(tmp_path):
         "subset": "",
     }
     catalog = _catalog(tmp_path, ads={"file_name": "a.json", "split": "train", **harmless})
-    assert open_source(f"{catalog}:ads").digest() == open_source(tmp_path / "a.json").digest()
+    assert open_source(f"{catalog}:ads").compute_digest() == open_source(tmp_path / "a.json").compute_digest()
 
 
 def test_a_dataset_info_itself_is_no_data(tmp_path):
     catalog = _catalog(tmp_path, **{f"set{i}": {"file_name": "a.json"} for i in range(10)})
     listed = ", ".join(f"set{i}" for i in range(8))
-    said = f"a list of data sets, no rows.\nGive one of them as {catalog}:NAME. It has {listed} and 2 more.$"
+    said = f"a list of data sets, not rows.\nGive one of them as {catalog}:NAME. It has {listed} and 2 more.$"
     _refused(catalog, f"^{catalog}: {said}")
     _refused(_catalog(tmp_path, one={}, two={}), "NAME. It has one, two.$")
     _refused(_catalog(tmp_path), "NAME. It is empty.$")
@@ -792,7 +792,7 @@ def test_encoded_rows_are_given_alone(tmp_path):
     for entry in (encoded, tmp_path / "d", f"{encoded}/*.json", encoded / "dataset.json"):
         with pytest.raises(DataError) as caught:
             open_sources([str(tmp_path / "d" / "a.json"), str(entry)])
-        assert str(caught.value) == f"{encoded}: holds encoded rows; such a folder is given alone, not in a list."
+        assert str(caught.value) == f"{encoded}: holds encoded rows; such a folder must be given alone, not in a list."
     (encoded / "rows.arrow").rename(tmp_path / "other")
     _lines(encoded / "dataset.json", ADGEN)  # a name that any file may have
     assert len(list(open_source(tmp_path / "d"))) == 2
@@ -822,7 +822,7 @@ def test_hub_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     source = open_source("org/name")
     assert [c.where for c in source] == [f"org/name:row {i}" for i in (1, 2, 3)]
-    assert (source.files, len(source.digest())) == ([], 64)
+    assert (source.files, len(source.compute_digest())) == ([], 64)
     assert len(list(open_source(SourceSpec("org/name", split="test", subset="x", hub="modelscope")))) == 1
     _catalog(tmp_path, both={"hf_hub_url": "a/b", "ms_hub_url": "c/d", "subset": "s"}, ms={"ms_hub_url": "c/d"})
     open_source("both")
@@ -833,7 +833,7 @@ def test_hub_data(tmp_path, monkeypatch):
         ("a/b", "s", "train"),
         ("c/d", None, "train"),
     ]
-    with pytest.raises(DataError, match=r'huggingface did not give it \(Unknown split "dev"\)'):
+    with pytest.raises(DataError, match=r'cannot be downloaded from huggingface \(Unknown split "dev"\)'):
         open_source(SourceSpec("org/name", split="dev"))
     _refused("org/name.json", "org/name.json: no such file")
 
@@ -868,7 +868,7 @@ def test_lists_of_sources(tmp_path):
         ({"path": path, "weight": 0}, "weight is 0.0; it must be above 0"),
         ({"path": path, "num_samples": 0}, "num_samples is 0"),
         ({"path": path, "hub": "github"}, "hub cannot be 'github'"),
-        ({"path": path, "tags": {"rol_tag": "x"}}, "no tag 'rol_tag'.\nDid you mean role_tag"),
+        ({"path": path, "tags": {"rol_tag": "x"}}, "unknown tag 'rol_tag'.\nDid you mean role_tag"),
         ({"path": path, "split": "dev", "columns": {"prompt": "q", "response": "a"}}, "split is for hub data"),
     ]:
         with pytest.raises(ConfigError, match=message):
@@ -888,7 +888,7 @@ def test_weights_and_samples(tmp_path, options, expected):
     path = _lines(tmp_path / "a.json", *[{"content": str(i), "summary": "x"} for i in range(40)])
 
     def drawn(seed):
-        return [_said(c)[0][1] for c in weighted([open_source(SourceSpec(str(path), **options), seed=seed)])]
+        return [_said(c)[0][1] for c in sample_sources([open_source(SourceSpec(str(path), **options), seed=seed)])]
 
     rows = drawn(1)
     assert len(rows) == expected
@@ -903,7 +903,7 @@ def test_a_row_has_its_number_in_every_pass(tmp_path):
         entries = [
             {"path": str(_lines(tmp_path / f"{i}.json", *rows)), **options} for i, (rows, options) in enumerate(specs)
         ]
-        return [(c.number, _said(c)[0][1]) for c in weighted(open_sources(entries, seed=seed))]
+        return [(c.number, _said(c)[0][1]) for c in sample_sources(open_sources(entries, seed=seed))]
 
     def rows(letter, count):
         return [{"content": f"{letter}{i}", "summary": "x"} for i in range(count)]
@@ -919,23 +919,23 @@ def test_a_row_has_its_number_in_every_pass(tmp_path):
     # A line that is left out has no number.
     path = _write(tmp_path / "bad.json", f"{GOOD}\n{{\n{GOOD}\n")
     assert [c.number for c in open_source(path)] == [0, 1]
-    assert [c.number for c in weighted(open_sources([str(path), str(path)]))] == [0, 1, 2, 3]
+    assert [c.number for c in sample_sources(open_sources([str(path), str(path)]))] == [0, 1, 2, 3]
 
 
 def test_digests_follow_content_and_settings(tmp_path):
     path = _lines(tmp_path / "a.json", {**ADGEN, "prompt": "p"})
-    digest = open_source(path).digest()
-    assert open_source(_lines(tmp_path / "other.json", {**ADGEN, "prompt": "p"})).digest() == digest
+    digest = open_source(path).compute_digest()
+    assert open_source(_lines(tmp_path / "other.json", {**ADGEN, "prompt": "p"})).compute_digest() == digest
     specs = [
         SourceSpec(str(path), **o)
         for o in ({"columns": {"prompt": "prompt", "response": "summary"}}, {"num_samples": 1}, {"weight": 2.0})
     ]
-    others = {open_source(spec).digest() for spec in specs}
-    others.add(open_source(_lines(tmp_path / "b.json", ADGEN, ADGEN)).digest())
+    others = {open_source(spec).compute_digest() for spec in specs}
+    others.add(open_source(_lines(tmp_path / "b.json", ADGEN, ADGEN)).compute_digest())
     assert len(others - {digest}) == 4
     # The seed decides something only where rows are drawn.
-    assert [open_source(spec, seed=1).digest() in others for spec in specs] == [True, False, False]
-    assert open_source(path, seed=1).digest() == digest
+    assert [open_source(spec, seed=1).compute_digest() in others for spec in specs] == [True, False, False]
+    assert open_source(path, seed=1).compute_digest() == digest
 
 
 # Published files
@@ -952,7 +952,7 @@ def test_digests_follow_content_and_settings(tmp_path):
 def test_published_files(asset, parts, name, rows):
     source = open_source(asset("data", *parts))
     found = list(source)
-    assert (source.format, len(found), source.broken, source.notes) == (name, rows, [], [])
+    assert (source.format, len(found), source.invalid_lines, source.notes) == (name, rows, [], [])
     calls = [message for c in found for message in c.messages if message["role"] == "tool"]
     assert bool(calls) == ("glaive" in parts[0])
     assert all(isinstance(call["parameters"], dict) and call["observation"] for call in calls)

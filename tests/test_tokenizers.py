@@ -18,7 +18,7 @@ import sentencepiece
 import tiktoken
 
 from glmtune.errors import ModelError
-from glmtune.families.family import text_ids
+from glmtune.families.family import tokenize_text
 from glmtune.models.tokenizers import build_tokenizer, load_tokenizer
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
@@ -678,7 +678,7 @@ def test_unknown_family_and_broken_json(tmp_path, tiny_unigram):
 @pytest.mark.parametrize("family", PUBLISHED)
 def test_official_ids_are_what_encoding_uses_and_equal_the_golden_ones(family, asset):
     tokenizer = load_tokenizer(asset("assets", FOLDERS[family]))
-    assert [text_ids(tokenizer, row["text"]) for row in ROWS] == [row[KEYS[family]] for row in ROWS]
+    assert [tokenize_text(tokenizer, row["text"]) for row in ROWS] == [row[KEYS[family]] for row in ROWS]
 
 
 @pytest.mark.parametrize("family", ["chatglm", "chatglm2", "chatglm3"])
@@ -689,4 +689,4 @@ def test_official_ids_equal_the_fast_tokenizers(family, tiny):
     texts = ["".join(rng.choices(alphabet, k=rng.randint(0, 30))) for _ in range(300)]
     texts += [" " * n + "x" for n in (1, 2, 79, 80, 81, 82, 161)]
     for text in texts:
-        assert text_ids(tokenizer, text) == ids_of(tokenizer, text)
+        assert tokenize_text(tokenizer, text) == ids_of(tokenizer, text)

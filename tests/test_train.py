@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, TrainerState
 
 import glmtune
 from glmtune.run_dir import RunDir
-from glmtune.training.callbacks import Meter
+from glmtune.training.callbacks import SpeedMeter
 from glmtune.training.samplers import EpochSampler
 from glmtune.training.trainer import GlmTrainer
 from tiny import FAMILIES, make_tiny
@@ -245,13 +245,13 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(train, glmtune_command, mon
 def test_a_loss_that_is_not_finite_stops_with_the_row(train, monkeypatch):
     from glmtune.training import trainer
 
-    original = trainer.target_losses
+    original = trainer.step_loss
 
-    def broken(model, head, batch):
-        losses = original(model, head, batch)
+    def broken(model, batch):
+        losses = original(model, batch)
         return losses * torch.tensor([float("nan")] + [1.0] * (len(losses) - 1))
 
-    monkeypatch.setattr(trainer, "target_losses", broken)
+    monkeypatch.setattr(trainer, "step_loss", broken)
     run, result = train("chatglm3", "data.packing=false")
     assert result.code == 1
     assert "The loss became nan at step 1" in result.err
@@ -280,8 +280,8 @@ def test_the_6b_shape_has_an_adapter_of_seven_megabytes():
     from glmtune.config import LoraConfig
     from glmtune.families import get_family
     from glmtune.methods.lora import Lora
-    from glmtune.methods.method import trainable_parameters
-    from glmtune.models.glm import glm_config
+    from glmtune.methods.method import count_trainable_parameters
+    from glmtune.models.glm import make_glm_config
 
     published = {
         "padded_vocab_size": 65024,
@@ -295,11 +295,11 @@ def test_the_6b_shape_has_an_adapter_of_seven_megabytes():
     }
     family = get_family("chatglm3")
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(glm_config(published, family))
+        model = AutoModelForCausalLM.from_config(make_glm_config(published, family))
         model = Lora(LoraConfig(), family).prepare(model)
     # One A of 8 x 4096 for each of q, k and v, and B of 8 x (4096 + 256 + 256), in 28 layers.
-    assert trainable_parameters(model) == 28 * 8 * (3 * 4096 + 4608) == 3_784_704
-    assert 7.0e6 < 2 * trainable_parameters(model) < 8.0e6
+    assert count_trainable_parameters(model) == 28 * 8 * (3 * 4096 + 4608) == 3_784_704
+    assert 7.0e6 < 2 * count_trainable_parameters(model) < 8.0e6
 
 
 def test_gradient_checkpointing_changes_nothing(train):
@@ -384,7 +384,7 @@ def test_folders_in_use_and_nothing_to_resume(train, glmtune_command, tiny, tmp_
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.docx").write_text("do not lose me", "utf-8")
     _, result = train("chatglm3")
-    _expect(result, "in use already", "--resume")
+    _expect(result, "not empty", "--resume")
     assert (tmp_path / "run" / "thesis.docx").read_text("utf-8") == "do not lose me"
     _expect(glmtune_command("train", "--resume", "--output", tmp_path / "none"), "not a run folder")
     config = tmp_path / "c.yaml"
@@ -503,7 +503,7 @@ def test_a_prefix_is_put_in_front_in_chat_as_in_training(train, glmtune_command,
 
 def test_a_tokenized_folder_is_data_too(train, tiny, glmtune_command, adgen_file, tmp_path):
     folder = tmp_path / "encoded"
-    saved = glmtune_command("data", "tokenize", adgen_file(), "--model", tiny("chatglm3"), "--save", folder)
+    saved = glmtune_command("data", "tokenize", adgen_file(), "--model", tiny("chatglm3"), "--output", folder)
     assert saved.code == 0, saved.err
     run, result = train("chatglm3", "training.max_steps=2", more=("--data", folder))
     assert result.code == 0, result.err
@@ -617,7 +617,7 @@ def test_speed_leaves_evaluations_out(train):
     )
     assert result.code == 0, result.err
     assert all(math.isfinite(rate) and rate > 0 for rate in _losses(run, "tokens_per_second"))
-    meter = Meter()
+    meter = SpeedMeter()
     state = TrainerState(num_input_tokens_seen=0)
     meter.begin(state)
     meter._last -= 10  # ten seconds ago, four of them spent on an evaluation

@@ -16,8 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from glmtune.demo.corpus import adgen_splits
-from glmtune.webui.texts import LANGUAGES, text
+from demo_corpus.corpus import make_adgen_splits
+from glmtune.html.i18n import LANGUAGES
+from glmtune.webui.texts import text
 
 pytest.importorskip("gradio", reason="needs the extra `ui`: pip install 'glmtune[ui]'")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
@@ -148,7 +149,7 @@ class Site:
 def site(tmp_path):
     """`site(lang)`: a running server with base and rows in its root, and a page of it."""
     shutil.copytree(str(files("glmtune.demo") / "base"), tmp_path / "base")
-    for name, rows in adgen_splits({"train": 400, "dev": 8}).items():
+    for name, rows in make_adgen_splits({"train": 400, "dev": 8}).items():
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]
         (tmp_path / f"{name}.json").write_text("\n".join(lines) + "\n", encoding="utf-8")
     opened: list[Site] = []

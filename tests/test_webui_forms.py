@@ -5,21 +5,18 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import string
-from io import StringIO
 from typing import Any, get_args, get_type_hints
 
 import pytest
 
 pytest.importorskip("gradio")
 
-from rich.console import Console
 
-from glmtune.config import TRAINING_DEFAULTS, RunConfig, help_of, load_config, to_tree
-from glmtune.config_parsing import from_tree
+from glmtune.config import TRAINING_DEFAULTS, RunConfig, config_to_dict, get_help, load_config
+from glmtune.config_parsing import build_dataclass
 from glmtune.errors import ConfigError, GlmtuneError
+from glmtune.html.i18n import LANGUAGES, has_text, load_texts
 from glmtune.run_dir import RunDir
-from glmtune.training.callbacks import TrainingProgress
 from glmtune.webui import forms
 from glmtune.webui.app import build, make_context
 from glmtune.webui.data_check import check_rows, data_run, row_frame
@@ -27,7 +24,7 @@ from glmtune.webui.errors import PathError, shown
 from glmtune.webui.forms import as_yaml, checked, fields, tree_of, unavailable, values_of
 from glmtune.webui.jobs import Job
 from glmtune.webui.model_tab import facts_of
-from glmtune.webui.texts import LANGUAGES, TABLES, TEXTS, text
+from glmtune.webui.texts import text
 from glmtune.webui.train_form import prepared, tree_from
 from glmtune.webui.train_view import curves, status, watch
 
@@ -47,7 +44,7 @@ def keys_of(kind: Any, prefix: str = "") -> list[str]:
 def test_the_form_has_every_key_of_the_config_with_its_default():
     keys = set(keys_of(RunConfig)) - {"training"}
     assert set(FIELDS) >= keys
-    tree = to_tree(RunConfig())
+    tree = config_to_dict(RunConfig())
     for key in keys:
         node = tree
         for part in key.split("."):
@@ -66,31 +63,23 @@ def test_choices_are_those_of_the_type():
 def test_every_key_has_a_name_and_help_in_both_languages():
     for key in FIELDS:
         for table in (f"name.{key}", f"help.{key}"):
-            assert set(TEXTS[table]) == set(LANGUAGES), table
-            assert all(TEXTS[table].values()), table
+            assert has_text(f"ui.{table}"), table
     for key in keys_of(RunConfig):
         if key != "training":
-            assert text(f"help.{key}", "en") == help_of(key)
+            assert text(f"help.{key}", "en") == get_help(key)
 
 
 def test_no_text_is_there_for_a_key_that_is_gone():
-    said = {key.partition(".")[2] for key in TEXTS if key.startswith(("name.", "help."))}
-    assert said == set(FIELDS)
-
-
-def test_all_texts_are_complete_and_no_key_is_said_twice():
-    assert len(TEXTS) == sum(map(len, TABLES))
-    for key, said in TEXTS.items():
-        assert set(said) == set(LANGUAGES), key
-        names = [{name for _, name, _, _ in string.Formatter().parse(line) if name} for line in said.values()]
-        assert names[0] == names[1], f"{key}: the languages fill in other things"
+    keys = load_texts("en")
+    fields = {key.split(".", 2)[2] for key in keys if key.startswith(("ui.name.", "ui.help."))}
+    assert fields == set(FIELDS)
 
 
 def test_what_a_fresh_form_says_is_the_default_run():
     values = values_of({})
     tree = tree_of(values)
     assert tree == {"method": "lora"}
-    assert from_tree(RunConfig, tree, "form") == RunConfig()
+    assert build_dataclass(RunConfig, tree, "form") == RunConfig()
 
 
 def test_a_config_survives_the_form(tmp_path):
@@ -108,8 +97,8 @@ training: {max_steps: 7, learning_rate: 3e-3, save_steps: 0.5, eval_strategy: "n
         encoding="utf-8",
     )
     config = load_config(file)
-    again = tree_of(values_of(to_tree(config)))
-    assert from_tree(RunConfig, again, "form") == config
+    again = tree_of(values_of(config_to_dict(config)))
+    assert build_dataclass(RunConfig, again, "form") == config
     saved = tmp_path / "again.yaml"
     saved.write_text(as_yaml(again), encoding="utf-8")
     assert load_config(saved) == config
@@ -227,7 +216,7 @@ def test_a_run_is_never_started_over_another(context):
     (context.roots[0] / "out").mkdir()
     (context.roots[0] / "out" / "config.yaml").write_text("")
     tree = tree_from(context, values_for(context, output="out"), "")
-    with pytest.raises(GlmtuneError, match="in use already"):
+    with pytest.raises(GlmtuneError, match="not empty"):
         prepared(context, tree)
 
 
@@ -237,7 +226,7 @@ def test_the_page_has_a_label_for_every_field_and_all_of_them_change_with_the_la
     fields = [block for block in page.blocks.values() if block.get_block_name() in inputs]
     assert len(fields) > len(FIELDS)
     assert [block for block in fields if not block.label] == []
-    known = {said["zh"] for said in TEXTS.values()}
+    known = {line for key, line in load_texts("zh").items() if key.startswith("ui.")}
     assert {block.label for block in fields} <= known
 
 
@@ -319,18 +308,7 @@ def job_of(path, state="running", **named):
     return Job("id", "train", ["train", "<c>.yaml"], str(path), "me", state, 0.0, 100.0, **named)
 
 
-def printed(entries, total):
-    """What a training prints where there is no terminal."""
-    out = StringIO()
-    progress = TrainingProgress(Console(file=out, width=160))
-    progress.begin(0, total)
-    for entry in entries:
-        progress.step(entry["step"], 75.0)
-        progress.log(entry)
-    return out.getvalue()
-
-
-def test_a_training_is_watched_through_its_log_and_its_metrics(tmp_path):
+def test_a_training_is_watched_through_its_progress_and_its_metrics(tmp_path):
     run = RunDir(tmp_path)
     entries = [
         {"step": 5, "loss": 2.5, "learning_rate": 1e-4, "tokens_per_second": 1234.0},
@@ -338,7 +316,8 @@ def test_a_training_is_watched_through_its_log_and_its_metrics(tmp_path):
     ]
     for entry in entries:
         run.append_metrics(entry)
-    watched = watch(job_of(tmp_path), "ChatGLM3-6B in x\n" + printed(entries, 40))
+    run.write_progress("training", step=6, max_steps=40, eta_seconds=75.0)
+    watched = watch(job_of(tmp_path), "ChatGLM3-6B in x\n")
     assert (watched.step, watched.total, watched.eta) == (6, 40, "0:01:15")
     said = status(watched, "en")
     for part in ("6 / 40", "0:01:15", "2.5000", "2.2500", "1,234", 'aria-valuenow="15"', "&lt;c&gt;.yaml"):

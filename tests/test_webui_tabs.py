@@ -17,7 +17,7 @@ from glmtune.config import load_config
 from glmtune.errors import ConfigError, DataError, GlmtuneError, ModelError, RunError
 from glmtune.families import Reply
 from glmtune.families.family import ToolCall
-from glmtune.generation.load import open_model
+from glmtune.generation.load import load_for_generation
 from glmtune.generation.reply import Sampling, generate_reply
 from glmtune.webui import evaluate_tab, export_tab
 from glmtune.webui.app import make_context
@@ -31,10 +31,6 @@ from glmtune.webui.pick import renewed, targets
 from glmtune.webui.results import report_frame, results
 from glmtune.webui.run_files import delete_run, differences, read_notes, read_run, write_notes
 from glmtune.webui.runs_tab import curves, difference_table, run_table
-from glmtune.webui.texts_chat import TEXTS as CHAT
-from glmtune.webui.texts_evaluate import TEXTS as EVALUATE
-from glmtune.webui.texts_export import TEXTS as EXPORT
-from glmtune.webui.texts_runs import TEXTS as RUNS
 
 HELLO = [{"role": "user", "content": "你好"}]
 SHORT = Sampling(max_new_tokens=12)
@@ -94,17 +90,6 @@ def tuned(tiny, tmp_path_factory):
 def _reply(models: HeldModels, target: str) -> str:
     with models.answering(target) as opened:
         return generate_reply(opened.model, opened.tokenizer, opened.family, HELLO, sampling=SHORT).content
-
-
-@pytest.mark.parametrize("table", [RUNS, CHAT, EVALUATE, EXPORT], ids=["runs", "chat", "evaluate", "export"])
-def test_texts_are_complete_in_both_languages(table):
-    import string
-
-    for key, said in table.items():
-        names = [{name for _, name, _, _ in string.Formatter().parse(said[lang]) if name} for lang in ("zh", "en")]
-        assert said["zh"].strip(), key
-        assert said["en"].strip(), key
-        assert names[0] == names[1], key
 
 
 def test_runs_are_listed_with_their_numbers_and_escaped(context, run):
@@ -209,7 +194,7 @@ def test_base_and_tuned_answer_from_one_model_in_memory(tuned):
     models = HeldModels()
     tuned_reply, base_reply = _reply(models, run), _reply(models, base)
     assert len(models._held) == 1
-    alone = open_model(base)
+    alone = load_for_generation(base)
     assert base_reply == generate_reply(alone.model, alone.tokenizer, alone.family, HELLO, sampling=SHORT).content
     assert tuned_reply != base_reply
     assert _reply(models, run) == tuned_reply
@@ -250,14 +235,14 @@ def test_a_model_removed_while_chatting_is_one_line_and_a_hint(tiny, tmp_path):
 
 
 def test_a_reply_streams_and_its_last_piece_is_the_reply(tiny):
-    opened = open_model(str(tiny("chatglm3")))
+    opened = load_for_generation(str(tiny("chatglm3")))
     pieces = list(stream(opened, HELLO, SHORT, threading.Event()))
     expected = generate_reply(opened.model, opened.tokenizer, opened.family, HELLO, sampling=SHORT)
     assert pieces[-1] == expected
 
 
 def test_a_stopped_reply_keeps_what_there_was(tiny):
-    opened, stopped = open_model(str(tiny("chatglm3"))), threading.Event()
+    opened, stopped = load_for_generation(str(tiny("chatglm3"))), threading.Event()
     pieces = []
     for piece in stream(opened, HELLO, Sampling(max_new_tokens=100_000), stopped):
         pieces.append(piece)
@@ -267,7 +252,7 @@ def test_a_stopped_reply_keeps_what_there_was(tiny):
 
 
 def test_a_closed_page_ends_the_reply(tiny):
-    opened = open_model(str(tiny("chatglm3")))
+    opened = load_for_generation(str(tiny("chatglm3")))
     before = set(threading.enumerate())
     pieces = stream(opened, HELLO, Sampling(max_new_tokens=100_000), threading.Event())
     next(pieces)
@@ -277,13 +262,13 @@ def test_a_closed_page_ends_the_reply(tiny):
 
 
 def test_errors_of_the_model_reach_the_page(tiny):
-    opened = open_model(str(tiny("chatglm2")))
+    opened = load_for_generation(str(tiny("chatglm2")))
     with pytest.raises(DataError):
         list(stream(opened, [{"role": "tool", "name": "x"}], SHORT, threading.Event()))
 
 
 def test_a_tool_call_waits_for_its_result_and_is_rendered_as_in_training(tiny):
-    opened = open_model(str(tiny("chatglm3")))
+    opened = load_for_generation(str(tiny("chatglm3")))
     called = answered(asked([], "天气？", False), Reply("", [ToolCall("weather", {"city": "北京"})]))
     with pytest.raises(ConfigError, match="has not called a tool"):
         asked([], "晴", True)

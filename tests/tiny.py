@@ -1,8 +1,9 @@
-"""Tiny random checkpoints of each generation in the published on-disk layout, made from nothing but this repository."""
+"""Tiny random checkpoints of each generation in the published layout, without any downloaded file."""
 
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import json
 import os
@@ -12,7 +13,7 @@ import sentencepiece as spm
 import torch
 from safetensors.torch import save_file
 
-from glmtune.demo.corpus import adgen_rows
+from demo_corpus.corpus import make_adgen_rows
 
 FAMILIES = ("chatglm", "chatglm2", "chatglm3", "glm4")
 HIDDEN, LAYERS, HEADS = 32, 2, 4
@@ -31,24 +32,27 @@ def make_tiny(
 
     Args:
         family: one of `FAMILIES`.
-        folder: where to.
+        folder: where it is written.
         layout: `safetensors`, `bin`, or `shards` (two .bin files without an index).
         seed: of the random weights.
-        hidden: the width; the MLP is twice as wide; a multiple of 64 where bitsandbytes computes on the CPU.
-        layers: how many.
+        hidden: hidden size; that of the MLP is twice as large. A multiple of 64 for bitsandbytes on the CPU.
+        layers: number of layers.
+
+    Returns:
+        The folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_tokenizer(family, folder)
-    config, shapes = _config(family, folder, hidden, layers)
+    config, shapes = _make_config(family, folder, hidden, layers)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     generator = torch.Generator().manual_seed(seed)
-    state = {name: _weight(name, shape, generator) for name, shape in shapes.items()}
+    state = {name: _make_weight(name, shape, generator) for name, shape in shapes.items()}
     write_weights(state, folder, layout)
     return folder
 
 
 def write_weights(state: dict[str, torch.Tensor], folder: Path, layout: str) -> None:
-    """Store a state dict in one of the layouts that published folders have."""
+    """Write a state dict in one of the layouts of published folders."""
     if layout == "safetensors":
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     elif layout == "bin":
@@ -61,30 +65,30 @@ def write_weights(state: dict[str, torch.Tensor], folder: Path, layout: str) -> 
 
 
 def write_tokenizer(family: str, folder: Path) -> None:
-    """Train the family's kind of tokenizer on a little synthetic text."""
+    """Train a tokenizer of the family's type on a little synthetic text."""
     if family == "glm4":
         ranks = [bytes([i]) for i in range(256)] + [b"ab", b"abc"]
         lines = [f"{base64.b64encode(token).decode()} {rank}" for rank, token in enumerate(ranks)]
         (folder / "tokenizer.model").write_text("\n".join(lines) + "\n", encoding="utf-8")
         return
     if family == "chatglm":
-        (folder / "ice_text.model").write_bytes(_unigram())
+        (folder / "ice_text.model").write_bytes(_train_unigram_model())
         settings = {"num_image_tokens": 0, "tokenizer_class": "ChatGLMTokenizer"}
         (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     else:
-        (folder / "tokenizer.model").write_bytes(_bpe())
+        (folder / "tokenizer.model").write_bytes(_train_bpe_model())
 
 
-def _sentences() -> list[str]:
-    rows = adgen_rows(60, seed=5)
+def _make_sentences() -> list[str]:
+    rows = make_adgen_rows(60, seed=5)
     ascii = "".join(map(chr, range(33, 127)))
     return [text for row in rows for text in (row["content"], row["summary"])] + ["问：答：", "hello world", ascii]
 
 
-def _train(**options: object) -> bytes:
+def _train_tokenizer(**options: object) -> bytes:
     model = io.BytesIO()
     spm.SentencePieceTrainer.train(
-        sentence_iterator=iter(_sentences()),
+        sentence_iterator=iter(_make_sentences()),
         model_writer=model,
         byte_fallback=True,
         hard_vocab_limit=False,
@@ -95,50 +99,44 @@ def _train(**options: object) -> bytes:
     return model.getvalue()
 
 
-_CACHE: dict[str, bytes] = {}
+@functools.cache
+def _train_bpe_model() -> bytes:
+    return _train_tokenizer(
+        model_type="bpe",
+        vocab_size=900,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=True,
+    )
 
 
-def _bpe() -> bytes:
-    if "bpe" not in _CACHE:
-        _CACHE["bpe"] = _train(
-            model_type="bpe",
-            vocab_size=900,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            add_dummy_prefix=True,
-        )
-    return _CACHE["bpe"]
+@functools.cache
+def _train_unigram_model() -> bytes:
+    return _train_tokenizer(
+        model_type="unigram",
+        vocab_size=1100,
+        normalization_rule_name="nmt_nfkc",
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=3,
+        user_defined_symbols=["<n>", "<|tab|>", *(f"<|blank_{n}|>" for n in range(2, 81))],
+        control_symbols=["[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>"],
+    )
 
 
-def _unigram() -> bytes:
-    if "unigram" not in _CACHE:
-        blanks = [f"<|blank_{n}|>" for n in range(2, 81)]
-        _CACHE["unigram"] = _train(
-            model_type="unigram",
-            vocab_size=1100,
-            normalization_rule_name="nmt_nfkc",
-            unk_id=0,
-            bos_id=1,
-            eos_id=2,
-            pad_id=3,
-            user_defined_symbols=["<n>", "<|tab|>", *blanks],
-            control_symbols=["[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>"],
-        )
-    return _CACHE["unigram"]
-
-
-def _config(family: str, folder: Path, hidden: int, layers: int) -> tuple[dict, dict[str, tuple[int, ...]]]:
+def _make_config(family: str, folder: Path, hidden: int, layers: int) -> tuple[dict, dict[str, tuple[int, ...]]]:
     if family == "chatglm":
         model = spm.SentencePieceProcessor(model_file=str(folder / "ice_text.model"))
-        return _first_generation(model, hidden, layers)
+        return _make_chatglm_config(model, hidden, layers)
     if family == "glm4":
         size = 258 + 14
     else:
         size = spm.SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).vocab_size() + 9
-    return _later_generations(family, size, hidden, layers)
+    return _make_glm_config(family, size, hidden, layers)
 
 
-def _first_generation(
+def _make_chatglm_config(
     model: spm.SentencePieceProcessor, hidden: int, layers: int
 ) -> tuple[dict, dict[str, tuple[int, ...]]]:
     vocabulary, ffn = model.vocab_size(), 2 * hidden
@@ -175,9 +173,9 @@ def _first_generation(
     return config, shapes | {"lm_head.weight": (vocabulary, hidden)}
 
 
-def _later_generations(family: str, size: int, hidden: int, layers: int) -> tuple[dict, dict[str, tuple[int, ...]]]:
+def _make_glm_config(family: str, size: int, hidden: int, layers: int) -> tuple[dict, dict[str, tuple[int, ...]]]:
     ffn = 2 * hidden
-    # GLM-4 is told by its vocabulary, which a tiny one cannot have; the published files of the others by their names.
+    # GLM-4 is detected by its vocabulary size, which a tiny model cannot have, the others by their published names.
     name = {"glm4": {"glmtune_family": "glm4"}}.get(family, {"_name_or_path": f"THUDM/{family}-6b"})
     end = 258 if family == "glm4" else 2
     config = name | {
@@ -217,10 +215,10 @@ def _later_generations(family: str, size: int, hidden: int, layers: int) -> tupl
     return config, shapes | {"transformer.output_layer.weight": (size, hidden)}
 
 
-def _weight(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+def _make_weight(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     if "layernorm.weight" in name:
         return torch.ones(shape)
-    # Larger than a real initialisation: a tiny model's logits must differ visibly.
+    # Larger than a real initialization, so that the logits of a tiny model differ clearly.
     return torch.randn(shape, generator=generator) * (0.02 if name.endswith("bias") else 0.2)
 
 

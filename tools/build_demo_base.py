@@ -1,9 +1,9 @@
-"""Build `src/glmtune/demo/base`: a tiny ChatGLM3 in the official layout, taught by text that this repository makes.
+"""Build `src/glmtune/demo/base`: a tiny ChatGLM3 in the official layout, trained on the synthetic demo corpus.
 
     python tools/build_demo_base.py [OUT] [--steps N] [--threads N]
 
-One seed decides everything. Training runs on two CPU cores in about ten minutes; bf16 autocast is the default
-because it is twice as fast where the processor has it.
+The result depends on the seed alone. Training takes about ten minutes on two CPU cores, under bf16 autocast, which is
+twice as fast on processors that support it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import GlmConfig, GlmForCausalLM
 
-from glmtune.demo import corpus
+from demo_corpus import corpus
 
 OUT = Path(__file__).resolve().parent.parent / "src/glmtune/demo/base"
-# Their ids follow the SentencePiece vocabulary, in the published order.
+# Their ids follow those of the SentencePiece vocabulary, in the published order.
 SPECIAL_TOKENS = (
     *("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"),
     *("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
@@ -76,10 +76,10 @@ PROMPTS = (
 
 
 def train_tokenizer(seed: int) -> bytes:
-    """A SentencePiece model with the options of the published one, except for its size."""
+    """Train a SentencePiece model with the options of the published one, except for its size."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=corpus.corpus_lines(12_000, seed),
+        sentence_iterator=corpus.iter_corpus_lines(12_000, seed),
         model_writer=model,
         model_type="bpe",
         vocab_size=PIECES,
@@ -98,7 +98,7 @@ def train_tokenizer(seed: int) -> bytes:
 
 
 class Renderer:
-    """ChatGLM3's training rows, straight from SentencePiece."""
+    """Encodes conversations in the format of ChatGLM3 with SentencePiece alone."""
 
     def __init__(self, processor: sentencepiece.SentencePieceProcessor):
         self.encode = processor.encode
@@ -107,34 +107,35 @@ class Renderer:
         self.special = {token: first + i for i, token in enumerate(SPECIAL_TOKENS)}
         self.stops = [2, self.special["<|user|>"], self.special["<|observation|>"]]
 
-    def row(self, messages: list[dict[str, str]]) -> tuple[list[int], list[int]]:
-        """Ids, and labels that are -100 except on what an assistant says and on the token that ends it."""
+    def encode_row(self, messages: list[dict[str, str]]) -> tuple[list[int], list[int]]:
+        """Return ids, and labels that are -100 except on the assistant's texts and on the token after each of them."""
         ids = [self.special["[gMASK]"], self.special["sop"]]
         labels = [-100, -100]
-        speaking = False
+        is_answer = False
         for message in messages:
             role = self.special[f"<|{message['role']}|>"]
             text = self.encode("\n") + self.encode(message["content"])
             ids += [role, *text]
-            labels += [role if speaking else -100]
-            speaking = message["role"] == "assistant"
-            labels += text if speaking else [-100] * len(text)
-        return [*ids, 2], [*labels, 2 if speaking else -100]
+            labels += [role if is_answer else -100]
+            is_answer = message["role"] == "assistant"
+            labels += text if is_answer else [-100] * len(text)
+        return [*ids, 2], [*labels, 2 if is_answer else -100]
 
-    def prompt(self, query: str) -> list[int]:
-        """What generation sees for a single query."""
-        return [*self.row([{"role": "user", "content": query}])[0][:-1], self.special["<|assistant|>"]]
+    def encode_prompt(self, query: str) -> list[int]:
+        """Return the ids of a prompt with one question."""
+        return [*self.encode_row([{"role": "user", "content": query}])[0][:-1], self.special["<|assistant|>"]]
 
 
-def batches(rows: list[tuple[list[int], list[int]]], size: int, rng: random.Random):
-    """Endless right-padded batches of rows of similar length: (ids, labels), each (size, longest)."""
+def iter_batches(rows: list[tuple[list[int], list[int]]], size: int, rng: random.Random):
+    """Yield right-padded batches of rows of similar length without end: ids and labels, each (size, longest row)."""
     while True:
         order = rng.sample(rows, len(rows))
-        for at in range(0, len(order) - 32 * size + 1, 32 * size):
-            pool = sorted(order[at : at + 32 * size], key=lambda row: len(row[0]))
+        for first in range(0, len(order) - 32 * size + 1, 32 * size):
+            pool = sorted(order[first : first + 32 * size], key=lambda row: len(row[0]))
             for start in rng.sample(range(0, len(pool), size), 32):
                 part = pool[start : start + size]
-                longest = -(-max(len(ids) for ids, _ in part) // 16) * 16  # few shapes: kernels are set up per shape
+                # Few different shapes, because kernels are prepared per shape.
+                longest = -(-max(len(ids) for ids, _ in part) // 16) * 16
                 yield tuple(
                     torch.tensor([row[i] + [fill] * (longest - len(row[i])) for row in part])
                     for i, fill in ((0, 0), (1, -100))
@@ -142,7 +143,7 @@ def batches(rows: list[tuple[list[int], list[int]]], size: int, rng: random.Rand
 
 
 def make_model(seed: int) -> GlmForCausalLM:
-    """The architecture as transformers computes it, with random weights."""
+    """Build the model of transformers with random weights."""
     torch.manual_seed(seed)
     model = GlmForCausalLM(
         GlmConfig(
@@ -163,13 +164,13 @@ def make_model(seed: int) -> GlmForCausalLM:
             bos_token_id=1,
         )
     )
-    # On a CPU the fused attention's backward pass costs as much as all else together.
+    # On a CPU the backward pass of fused attention takes as long as everything else together.
     model.set_attn_implementation("eager")
     return model
 
 
-def train(model: GlmForCausalLM, rows, steps: int, seed: int) -> None:
-    """Muon on the layers' matrices, AdamW on the rest; linear warm-up and decay."""
+def train_model(model: GlmForCausalLM, rows, steps: int, seed: int) -> None:
+    """Train with Muon on the matrices of the layers and AdamW on the rest; linear warm-up and decay."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or ".layers." not in name]
     optimizers = [
@@ -181,37 +182,37 @@ def train(model: GlmForCausalLM, rows, steps: int, seed: int) -> None:
         for o in optimizers
     ]
     model.train()
-    stream = batches(rows, 64, random.Random(seed))
-    began, seen, running = time.time(), 0, None
+    batches = iter_batches(rows, 64, random.Random(seed))
+    start_time, token_count, mean_loss = time.time(), 0, None
     for step in range(1, steps + 1):
-        ids, labels = next(stream)
+        ids, labels = next(batches)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = model(input_ids=ids, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for each in (*optimizers, *schedules):
-            each.step()
+        for stepper in (*optimizers, *schedules):
+            stepper.step()
         model.zero_grad()
-        seen += ids.numel()
-        running = loss.item() if running is None else 0.95 * running + 0.05 * loss.item()
+        token_count += ids.numel()
+        mean_loss = loss.item() if mean_loss is None else 0.95 * mean_loss + 0.05 * loss.item()
         if step % 50 == 0 or step == steps:
-            spent = time.time() - began
+            seconds = time.time() - start_time
             print(
-                f"step {step}/{steps}  loss {running:.3f}  {seen / spent:.0f} tokens/s  "
-                f"{spent:.0f} s, {spent / step * (steps - step):.0f} s to go",
+                f"step {step}/{steps}  loss {mean_loss:.3f}  {token_count / seconds:.0f} tokens/s  "
+                f"{seconds:.0f} s  ETA {seconds / step * (steps - step):.0f} s",
                 flush=True,
             )
 
 
-def official_state(model: GlmForCausalLM) -> dict[str, torch.Tensor]:
-    """The weights under the names and in the fused shapes of the published checkpoints, fp16."""
+def to_official_state(model: GlmForCausalLM) -> dict[str, torch.Tensor]:
+    """Return the weights in fp16 with the names and fused shapes of the published checkpoints."""
     state = model.state_dict()
-    out = {
+    result = {
         "transformer.embedding.word_embeddings.weight": state["model.embed_tokens.weight"],
         "transformer.encoder.final_layernorm.weight": state["model.norm.weight"],
         "transformer.output_layer.weight": state["lm_head.weight"],
     }
-    renamed = {
+    names = {
         "input_layernorm": "input_layernorm",
         "post_attention_layernorm": "post_attention_layernorm",
         "self_attn.o_proj": "self_attention.dense",
@@ -220,19 +221,19 @@ def official_state(model: GlmForCausalLM) -> dict[str, torch.Tensor]:
     }
     for layer in range(CONFIG["num_layers"]):
         ours, theirs = f"model.layers.{layer}.", f"transformer.encoder.layers.{layer}."
-        for old, new in renamed.items():
-            out[f"{theirs}{new}.weight"] = state[f"{ours}{old}.weight"]
+        for old, new in names.items():
+            result[f"{theirs}{new}.weight"] = state[f"{ours}{old}.weight"]
         for kind in ("weight", "bias"):
             parts = [state[f"{ours}self_attn.{part}_proj.{kind}"] for part in "qkv"]
-            out[f"{theirs}self_attention.query_key_value.{kind}"] = torch.cat(parts)
-    return {name: tensor.half().contiguous() for name, tensor in out.items()}
+            result[f"{theirs}self_attention.query_key_value.{kind}"] = torch.cat(parts)
+    return {name: tensor.half().contiguous() for name, tensor in result.items()}
 
 
 @torch.no_grad()
-def reply(model: GlmForCausalLM, renderer: Renderer, query: str) -> str:
-    """Greedy."""
-    ids = renderer.prompt(query)
-    out = model.generate(
+def generate_reply(model: GlmForCausalLM, renderer: Renderer, query: str) -> str:
+    """Generate a reply with greedy decoding."""
+    ids = renderer.encode_prompt(query)
+    output = model.generate(
         torch.tensor([ids]),
         attention_mask=torch.ones(1, len(ids), dtype=torch.long),
         max_new_tokens=96,
@@ -240,7 +241,7 @@ def reply(model: GlmForCausalLM, renderer: Renderer, query: str) -> str:
         eos_token_id=renderer.stops,
         pad_token_id=0,
     )[0, len(ids) :].tolist()
-    return renderer.decode([i for i in out if i not in renderer.stops]).strip()
+    return renderer.decode([i for i in output if i not in renderer.stops]).strip()
 
 
 def main() -> None:
@@ -255,15 +256,15 @@ def main() -> None:
 
     serialized = train_tokenizer(args.seed)
     renderer = Renderer(sentencepiece.SentencePieceProcessor(model_proto=serialized))
-    rows = [renderer.row(messages) for messages in corpus.dialogues(args.rows, args.seed)]
+    rows = [renderer.encode_row(messages) for messages in corpus.make_dialogues(args.rows, args.seed)]
     tokens = sum(len(ids) for ids, _ in rows)
     model = make_model(args.seed)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{len(rows)} conversations, {tokens} tokens; {parameters} parameters", flush=True)
-    train(model, rows, args.steps, args.seed)
+    train_model(model, rows, args.steps, args.seed)
 
     args.out.mkdir(parents=True, exist_ok=True)
-    save_file(official_state(model), args.out / "model.safetensors", metadata={"format": "pt"})
+    save_file(to_official_state(model), args.out / "model.safetensors", metadata={"format": "pt"})
     (args.out / "tokenizer.model").write_bytes(serialized)
     for name, content in (("config.json", CONFIG), ("tokenizer_config.json", TOKENIZER_CONFIG)):
         (args.out / name).write_text(json.dumps(content, indent=2) + "\n")
@@ -272,7 +273,7 @@ def main() -> None:
 
     model.half().float().eval()
     for query in PROMPTS:
-        print(f"\n> {query}\n{reply(model, renderer, query)}")
+        print(f"\n> {query}\n{generate_reply(model, renderer, query)}")
 
 
 if __name__ == "__main__":

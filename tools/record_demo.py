@@ -1,4 +1,4 @@
-"""Run the demo and keep its screen and its loss curve for the README.
+"""Run the demo and save its screen and its loss curve for the README.
 
 python tools/record_demo.py docs/images
 rsvg-convert -w 1100 docs/images/demo.svg -o docs/images/demo.png
@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
 from glmtune.demo.run_demo import run_demo
+from glmtune.utils.console import use_console
 
 
 def main() -> None:
@@ -24,13 +25,14 @@ def main() -> None:
     images.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        os.environ["GLMTUNE_CACHE"] = folder  # rows that were encoded before would show their old place
+        os.environ["GLMTUNE_CACHE"] = folder  # rows in the user's cache would show another path
         console = Console(record=True, width=104, force_terminal=True, force_interactive=False)
-        run = run_demo(Path("glmtune-demo"), console)
+        with use_console(console):
+            run = run_demo(Path("glmtune-demo"))
         shutil.copy(run.curve, images / "demo-loss.png")
         svg = console.export_svg(title="glmtune demo", theme=MONOKAI).replace(f"{folder}/", "")
         os.chdir(images)
-    # Fonts are the reader's own: a picture must not fetch anything.
+    # The picture must not fetch fonts: the reader's own are used.
     svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
     (images / "demo.svg").write_text(svg, encoding="utf-8")
 

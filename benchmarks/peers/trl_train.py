@@ -1,10 +1,10 @@
-"""The reference work by TRL's SFTTrainer: run by the python of `make_envs.sh DIR trl`, for `training.py`.
+"""The reference task with TRL's SFTTrainer, for `training.py`: run by the Python of `make_envs.sh DIR trl`.
 
     DIR/trl/bin/python benchmarks/peers/trl_train.py MODEL ROWS.json OUT --settings JSON [--packing] [--precision bf16]
 
-MODEL is a transformers folder. Rows come as ids and labels, so that everybody learns the same tokens. Gradient
-checkpointing, which TRL has on by default, is off: it only costs time here. In bf16 the frozen weights are held in
-bf16 as well, as glmtune and the bare loop hold them.
+MODEL is a transformers folder. Rows are ids and labels, so that every trainer trains on the same tokens. Gradient
+checkpointing, which TRL turns on by default, is off: here it only costs time. In bf16 the frozen weights are in bf16
+too, as in glmtune and the bare loop.
 """
 
 import argparse
@@ -18,15 +18,15 @@ from trl import SFTConfig, SFTTrainer
 
 
 def main() -> None:
-    made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    made.add_argument("model")
-    made.add_argument("rows")
-    made.add_argument("out")
-    made.add_argument("--settings", type=json.loads, required=True)
-    made.add_argument("--packing", action="store_true")
-    made.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    args = made.parse_args()
-    work = args.settings
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("rows")
+    parser.add_argument("out")
+    parser.add_argument("--settings", type=json.loads, required=True)
+    parser.add_argument("--packing", action="store_true")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    args = parser.parse_args()
+    task = args.settings
     with open(args.rows, encoding="utf-8") as file:
         rows = [{key: row[key] for key in ("input_ids", "labels")} for row in json.load(file)]
     weights = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.precision]
@@ -35,20 +35,20 @@ def main() -> None:
         processing_class=AutoTokenizer.from_pretrained(args.model),
         train_dataset=Dataset.from_list(rows),
         peft_config=LoraConfig(
-            r=work["rank"],
-            lora_alpha=work["alpha"],
-            lora_dropout=work["dropout"],
-            target_modules=work["targets"],
+            r=task["rank"],
+            lora_alpha=task["alpha"],
+            lora_dropout=task["dropout"],
+            target_modules=task["targets"],
             task_type="CAUSAL_LM",
         ),
         args=SFTConfig(
             output_dir=args.out,
             num_train_epochs=1,
-            # A block of packed rows is about as many tokens as the rows of a batch.
-            per_device_train_batch_size=1 if args.packing else work["batch"],
+            # A packed block has about as many tokens as the rows of a batch.
+            per_device_train_batch_size=1 if args.packing else task["batch"],
             packing=args.packing,
-            max_length=work["length"],
-            learning_rate=work["learning_rate"],
+            max_length=task["length"],
+            learning_rate=task["learning_rate"],
             train_sampling_strategy="sequential",
             logging_steps=1,
             save_strategy="no",

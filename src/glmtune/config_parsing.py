@@ -1,4 +1,4 @@
-"""Dataclasses from plain dicts, and plain dicts from files and options: names and types are checked, mistakes named."""
+"""Read YAML and JSON files and `key=value` options, and build dataclasses from them with checked names and types."""
 
 from __future__ import annotations
 
@@ -15,17 +15,23 @@ import yaml
 from glmtune.errors import ConfigError
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """A hint with the known key that looks most like `name`."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"Did you mean {close[0]}?" if close else f"Known: {', '.join(sorted(known))}."
+def suggest_key(name: str, known: list[str]) -> str:
+    """A hint for an error: the known name most similar to `name`, or all known names if none is similar."""
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"Did you mean {matches[0]}?" if matches else f"Known: {', '.join(sorted(known))}."
 
 
-def from_tree(kind: Any, tree: Any, where: str, prefix: str = "") -> Any:
-    """Build dataclass `kind` from plain dicts.
+def build_dataclass(kind: Any, tree: Any, where: str, prefix: str = "") -> Any:
+    """Build a dataclass from nested dicts.
+
+    Args:
+        kind: the dataclass.
+        tree: its values by field name.
+        where: the file or option they come from, for errors.
+        prefix: dotted key of `tree` in the whole config, for errors.
 
     Raises:
-        ConfigError: an unknown key (the nearest known one is named) or a wrong type.
+        ConfigError: an unknown key (the message names the most similar one) or a wrong type.
     """
     fields = {f.name: f for f in dataclasses.fields(kind)}
     if isinstance(tree, str) and prefix:  # `model: path` is short for `model: {path: path}`
@@ -36,7 +42,7 @@ def from_tree(kind: Any, tree: Any, where: str, prefix: str = "") -> Any:
     values = {}
     for key, value in tree.items():
         if key not in fields:
-            raise ConfigError(f"{where}: unknown key {prefix}{key}.", nearest(str(key), list(fields)))
+            raise ConfigError(f"{where}: unknown key {prefix}{key}.", suggest_key(str(key), list(fields)))
         if value is not None:  # a key without a value keeps its default
             values[key] = _convert(hints[key], value, where, f"{prefix}{key}")
     return kind(**values)
@@ -44,17 +50,16 @@ def from_tree(kind: Any, tree: Any, where: str, prefix: str = "") -> Any:
 
 def _convert(kind: Any, value: Any, where: str, key: str) -> Any:
     if dataclasses.is_dataclass(kind):
-        return from_tree(kind, value, where, f"{key}.")
+        return build_dataclass(kind, value, where, f"{key}.")
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         choices = [choice for choice in arguments if choice is not type(None)]
-        listed = next((choice for choice in choices if get_origin(choice) is list), None)
-        return _convert(listed if listed and isinstance(value, list) else choices[0], value, where, key)
+        list_type = next((choice for choice in choices if get_origin(choice) is list), None)
+        return _convert(list_type if list_type and isinstance(value, list) else choices[0], value, where, key)
     if origin is Literal:
         if value in arguments:
             return value
-        known = [str(a) for a in arguments]
-        raise ConfigError(f"{where}: {key} cannot be {value!r}.", f"One of: {', '.join(known)}.")
+        raise ConfigError(f"{where}: {key} cannot be {value!r}.", f"One of: {', '.join(map(str, arguments))}.")
     if origin is list:
         items = [item.strip() for item in value.split(",")] if isinstance(value, str) else value
         if isinstance(items, list) and arguments[0] is Any:
@@ -65,7 +70,7 @@ def _convert(kind: Any, value: Any, where: str, key: str) -> Any:
         if isinstance(value, Mapping):
             return {str(name): value[name] for name in value}
     else:
-        number = as_number(value)
+        number = parse_number(value)
         if kind is float and isinstance(number, (int, float)) and not isinstance(number, bool):
             return float(number)
         if kind is int and isinstance(number, int) and not isinstance(number, bool):
@@ -74,16 +79,13 @@ def _convert(kind: Any, value: Any, where: str, key: str) -> Any:
             return value
         if kind is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
             return str(value)
-    raise ConfigError(f"{where}: {key} must be {_name(kind)}, not {value!r}.")
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    expected = names.get(kind, "a list" if origin is list else "keys and values")
+    raise ConfigError(f"{where}: {key} must be {expected}, not {value!r}.")
 
 
-def _name(kind: Any) -> str:
-    named = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    return named.get(kind, "a list" if get_origin(kind) is list else "keys and values")
-
-
-def as_number(value: Any) -> Any:
-    """A number where the text is one, `1e-4` too; anything else as it is."""
+def parse_number(value: Any) -> Any:
+    """Convert a text to int or float if it is a number, including `1e-4`; return anything else unchanged."""
     if not isinstance(value, str):
         return value
     for kind in (int, float):
@@ -94,11 +96,11 @@ def as_number(value: Any) -> Any:
     return value
 
 
-def read_file(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML or JSON file.
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Read the keys and values of a YAML or JSON file.
 
     Raises:
-        ConfigError: no such file, or it holds something else.
+        ConfigError: no such file, it cannot be parsed, or it does not hold keys and values.
     """
     if not path.is_file():
         raise ConfigError(f"{path}: no such file.", "Give a YAML or JSON file that describes the run.")
@@ -118,10 +120,14 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def set_key(tree: dict[str, Any], override: str) -> None:
-    """Put `a.b=value` into nested dicts; the value is read as YAML.
+    """Set a key of nested dicts.
+
+    Args:
+        tree: changed in place.
+        override: `a.b=value`, the value in YAML.
 
     Raises:
-        ConfigError: no `=` in it.
+        ConfigError: `override` has no `=`.
     """
     key, equals, text = override.partition("=")
     if not equals or not key.strip():

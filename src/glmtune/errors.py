@@ -1,18 +1,17 @@
-"""Errors a user can mend. Each says what is wrong, where, and how to mend it, in one or two lines.
+"""Errors a user can fix: each says what is wrong, where, and how to fix it, in one or two lines.
 
-The command line prints the message alone; anything that is not a `GlmtuneError` is a bug of ours and keeps
-its traceback.
+The command line prints the message alone. Any other exception is a bug of this project and keeps its traceback.
 """
 
 from __future__ import annotations
 
 
 class GlmtuneError(Exception):
-    """A mistake the user can mend.
+    """Base class of the errors a user can fix.
 
     Args:
         message: what is wrong and where (a path, `file:line`, a config key).
-        hint: how to mend it; printed as a second line.
+        hint: how to fix it; printed as a second line.
     """
 
     def __init__(self, message: str, hint: str | None = None):
@@ -29,7 +28,7 @@ class ConfigError(GlmtuneError):
 
 
 class ModelError(GlmtuneError):
-    """A checkpoint or tokenizer that cannot be loaded as it is."""
+    """A checkpoint or tokenizer that cannot be loaded."""
 
 
 class DataError(GlmtuneError):
@@ -37,14 +36,19 @@ class DataError(GlmtuneError):
 
 
 class RunError(GlmtuneError):
-    """A run folder in the wrong state: in use, not resumable, or its base has changed."""
+    """A run folder in the wrong state: in use, not resumable, or its base model has changed."""
 
 
 class TrainingError(GlmtuneError):
-    """Training that had to stop: a loss that is not finite, no space left."""
+    """Training that had to stop: a loss that is not finite, no space left on the disk."""
 
 
-def first_line(error: BaseException, most: int | None = None) -> str:
-    """The first line of what an error says, its type where it says nothing; cut, and marked so, after `most`."""
+def summarize_error(error: BaseException, max_length: int | None = None) -> str:
+    """The first line of an error's message, or the name of its type where the message is empty.
+
+    Args:
+        error: any exception.
+        max_length: longer lines are cut there and end in `…`.
+    """
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return line if most is None or len(line) <= most else f"{line[:most]}…"
+    return line if max_length is None or len(line) <= max_length else f"{line[:max_length]}…"

@@ -1,14 +1,15 @@
-"""The run folder: what lies where, and writing that never leaves half a file behind.
+"""The run folder: its files, and the few operations on them.
 
 config.yaml         the run with every default filled in
 metrics.jsonl       a JSON object per logged step
-checkpoints/        checkpoint-N, whole or not there at all
+progress.json       where a running training is: phase, step, time left
+checkpoints/        checkpoint-N, complete or absent
 adapter/ | model/   what was trained
 summary.json        speed, memory, losses, versions, the base's fingerprint
 loss.png            the curves
 report.html         all of it as a page
 eval/               scores, a folder per data set; forgetting.json: the probe before and after
-stop                a file that asks a running training for a clean stop
+stop                a file that requests a clean stop of a running training
 """
 
 from __future__ import annotations
@@ -17,15 +18,12 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from glmtune.errors import RunError
-from glmtune.utils.io import LOCK_FILE, file_timestamp, lock_folder, slugify, write_text
-
-if TYPE_CHECKING:
-    pass
+from glmtune.utils.io import LOCK_FILE, file_timestamp, lock_folder, slugify, write_json, write_text
 
 
 class RunDir:
@@ -41,6 +39,10 @@ class RunDir:
     @property
     def metrics(self) -> Path:
         return self.root / "metrics.jsonl"
+
+    @property
+    def progress(self) -> Path:
+        return self.root / "progress.json"
 
     @property
     def checkpoints(self) -> Path:
@@ -75,18 +77,20 @@ class RunDir:
         return self.root / "runs"
 
     def result(self, kind: str) -> Path:
-        """Where the result lies: `adapter` or `model`."""
+        """The folder of the result, of kind `adapter` or `model`."""
         return self.model if kind == "model" else self.adapter
 
     def require_new(self) -> None:
-        """Raises:
-        RunError: the folder exists and holds something.
+        """Require that the folder does not exist or is empty.
+
+        Raises:
+            RunError: it holds something.
         """
         if self.root.exists() and (
             not self.root.is_dir() or any(path.name != LOCK_FILE for path in self.root.iterdir())
         ):
             raise RunError(
-                f"{self.root}: in use already; a run is never written over another.",
+                f"{self.root}: not empty; a run is never written over another.",
                 "Choose another --output, continue this one with --resume, or remove it.",
             )
 
@@ -111,16 +115,30 @@ class RunDir:
 
     def checkpoints_newest_first(self) -> list[Path]:
         """All finished checkpoints."""
-        found = [(step, path) for step, path in self._numbered() if (path / "trainer_state.json").is_file()]
-        return [path for _, path in sorted(found, reverse=True)]
+        checkpoints = []
+        for path in self.checkpoints.glob("checkpoint-*"):
+            match = re.fullmatch(r"checkpoint-(\d+)", path.name)
+            if match and (path / "trainer_state.json").is_file():
+                checkpoints.append((int(match.group(1)), path))
+        return [path for _, path in sorted(checkpoints, reverse=True)]
 
     def append_metrics(self, entry: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl."""
         with self.metrics.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
+    def write_progress(self, phase: str, **values: Any) -> None:
+        """Write progress.json.
+
+        Args:
+            phase: training, evaluating, saving, finished or stopped.
+            values: step, max_steps, seconds, eta_seconds and the like.
+        """
+        with suppress(OSError):  # a full disk is reported where a checkpoint is saved
+            write_json(self.progress, {"phase": phase, **values})
+
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All logged steps; a last line cut short by a kill is left out."""
+        """All logged steps; a last line that was cut off by a kill is skipped."""
         if not self.metrics.is_file():
             return []
         entries = []
@@ -132,15 +150,9 @@ class RunDir:
         return entries
 
     def drop_metrics_after(self, step: int) -> None:
-        """Forget what was logged after `step`: a resumed run does those steps again."""
-        kept = [entry for entry in self.read_metrics() if entry.get("step", 0) <= step]
-        write_text(self.metrics, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept))
-
-    def _numbered(self) -> Iterator[tuple[int, Path]]:
-        for path in self.checkpoints.glob("checkpoint-*"):
-            match = re.fullmatch(r"checkpoint-(\d+)", path.name)
-            if match:
-                yield int(match.group(1)), path
+        """Drop what was logged after `step`: a resumed run repeats those steps."""
+        entries = [entry for entry in self.read_metrics() if entry.get("step", 0) <= step]
+        write_text(self.metrics, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))
 
 
 def default_root(model: str, method: str) -> Path:

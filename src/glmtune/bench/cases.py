@@ -1,4 +1,4 @@
-"""Several models in several forms, each measured in a process of its own, for memory peaks cannot be taken back."""
+"""Measure models in several variants, each in a process of its own: a memory peak cannot be reset."""
 
 from __future__ import annotations
 
@@ -8,28 +8,31 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
-from glmtune.bench.measure import check_sizes, measure, weights_held
+from glmtune.bench.measure import check_sizes, count_weight_bytes, measure_model
 from glmtune.errors import ConfigError, GlmtuneError, ModelError
-from glmtune.evaluation.candidates import names_of
-from glmtune.generation.compiled_step import check_compile, compile_step
-from glmtune.methods.lora_merge import merge
+from glmtune.evaluation.candidates import list_names
+from glmtune.generation.compiled_step import require_gpu, compile_step
+from glmtune.methods.lora_merge import merge_adapter
 from glmtune.methods.ptuning import is_prefix_folder
-from glmtune.methods.tuned_model import load_onto, resolve_target
-from glmtune.models.loading import inspect_base, to_device
-from glmtune.training.peak import highest_resident
+from glmtune.methods.tuned_model import load_with_adapter, resolve_target
+from glmtune.models.loading import inspect_checkpoint, parse_device
+from glmtune.training.memory import read_peak_rss
+from glmtune.utils.console import print_warning, silence_libraries
 
-VARIANTS = {"fp32": None, "16-bit": None, "int8": "packed8", "int4": "packed4", "nf4": "nf4"}
+VARIANTS = {"fp32": None, "16-bit": None, "packed8": "packed8", "packed4": "packed4", "nf4": "nf4"}
 """By name: the quantisation that a full-precision checkpoint is loaded with."""
+
+OLD_VARIANTS = {"int8": "packed8", "int4": "packed4"}
+"""Names of earlier versions."""
 
 
 @dataclass(frozen=True)
-class Sizes:
+class BenchmarkSizes:
     """What is measured."""
 
     prompt_tokens: int = 128
@@ -39,8 +42,8 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Case:
-    """A model in one form."""
+class BenchmarkCase:
+    """A model in one form and variant. The fields are keys of bench.json."""
 
     name: str
     target: str
@@ -52,181 +55,197 @@ class Case:
     device: str
     base: str | None = None
     compiled: bool = False
-    """Whether its step is."""
+    """Whether its step is compiled."""
 
     @property
     def title(self) -> str:
         return f"{self.name}, {self.form}, {self.variant}"
 
 
-def cases_of(
+def resolve_variants(names: Sequence[str]) -> list[str]:
+    """Names of `VARIANTS`; old names are replaced, with a notice.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    variants = []
+    for name in names:
+        variant = OLD_VARIANTS.get(name, name)
+        if variant not in VARIANTS:
+            near = difflib.get_close_matches(name, [*VARIANTS, *OLD_VARIANTS], 1)
+            raise ConfigError(
+                f"There is no variant {name!r}."
+                + (f" Did you mean {OLD_VARIANTS.get(near[0], near[0])}?" if near else ""),
+                f"Known: {', '.join(VARIANTS)}.",
+            )
+        if variant != name:
+            print_warning(f"--variants: {name} is now called {variant}.")
+        variants.append(variant)
+    return list(dict.fromkeys(variants))
+
+
+def make_cases(
     targets: Sequence[str],
     variants: Sequence[str],
-    sizes: Sizes,
+    sizes: BenchmarkSizes,
     *,
     base: str | None = None,
     dtype: str | None = None,
     device: str | None = None,
     compiled: bool = False,
-) -> list[Case]:
-    """What there is to measure; everything is looked at before anything is loaded.
+) -> list[BenchmarkCase]:
+    """List what there is to measure; every model is inspected before any is loaded.
 
     Args:
         targets: runs, adapters, checkpoint folders or hub ids.
-        variants: names of `VARIANTS`. Merging is measured in full precision alone.
+        variants: names of `VARIANTS`. A merged model is measured in full precision alone.
         sizes: checked against each model's positions.
-        base: where an adapter's base lies now.
-        dtype: of `16-bit` and what quantised layers compute in; bf16 when None.
-        device: a GPU if there is one when None.
+        base: folder or hub id of an adapter's base, if it was moved.
+        dtype: of `16-bit`, and of the products with quantised weights; None: bf16.
+        device: None: a GPU if there is one.
         compiled: measure compiled steps; on a GPU alone.
 
     Raises:
-        ConfigError: an unknown variant, compiled steps on a CPU, sizes that a model cannot have, or nothing left
-            to measure.
+        ConfigError: an unknown variant, compiled steps on a CPU, sizes that a model does not support, or nothing to
+            measure.
         ModelError, RunError: a target that cannot be opened.
     """
-    for variant in variants:
-        if variant not in VARIANTS:
-            near = difflib.get_close_matches(variant, VARIANTS, 1)
-            raise ConfigError(
-                f"There is no variant {variant!r}." + (f" Did you mean {near[0]}?" if near else ""),
-                f"Known: {', '.join(VARIANTS)}.",
-            )
-    where = str(to_device(device))
+    variants = resolve_variants(variants)
+    device_name = str(parse_device(device))
     if compiled:
-        check_compile(where)
+        require_gpu(device_name)
     cases = []
-    for target, name in zip(targets, names_of(targets), strict=True):
-        found = resolve_target(target, base=base)
-        inspected = inspect_base(found.base, family=found.family, hub=found.hub)
+    for target, name in zip(targets, list_names(targets), strict=True):
+        resolved = resolve_target(target, base=base)
+        inspected = inspect_checkpoint(resolved.base, family=resolved.family, hub=resolved.hub)
         for size in sizes.batch_sizes:
             check_sizes(inspected.config, sizes.prompt_tokens, sizes.new_tokens, size, sizes.repeats)
-        kept = f"int{inspected.packed_bits}" if inspected.packed_bits else inspected.stored
+        stored = f"packed{inspected.packed_bits}" if inspected.packed_bits else inspected.stored
         for variant in variants:
-            if kept and variant != kept:
+            # A quantised checkpoint is measured as it is; one of bitsandbytes' int8 where 8 bits are asked for.
+            if stored and variant != OLD_VARIANTS.get(stored, stored):
                 continue
             precision = "fp32" if variant == "fp32" else dtype or "bf16"
-            forms = ["base", *(_tuned_forms(found.adapter, variant) if found.adapter else [])]
-            quantization = None if kept else VARIANTS[variant]
-            cases += [
-                Case(name, target, form, variant, quantization, precision, where, base, compiled) for form in forms
-            ]
+            forms = ["base"]
+            if resolved.adapter and is_prefix_folder(resolved.adapter):
+                forms += ["adapter"]  # on every variant; it cannot be merged
+            elif resolved.adapter and VARIANTS[variant] is None:
+                forms += ["adapter", "merged"]
+            elif resolved.adapter and variant == "nf4":  # packed weights do not support LoRA
+                forms += ["adapter"]
+            quantization = None if stored else VARIANTS[variant]
+            settings = stored or variant, quantization, precision, device_name, base, compiled
+            cases += [BenchmarkCase(name, target, form, *settings) for form in forms]
     if not cases or not sizes.batch_sizes:
         raise ConfigError(
             f"Nothing to measure: {', '.join(targets) or 'no model'} in {', '.join(variants) or 'no variant'}, "
             f"batch sizes {', '.join(map(str, sizes.batch_sizes)) or 'none'}.",
-            "A checkpoint that is quantised already can be measured as it is alone: --variants int4, say.",
+            "A checkpoint that is quantised already is measured as it is: for example with --variants packed4.",
         )
     return cases
 
 
-def _tuned_forms(adapter: Path, variant: str) -> list[str]:
-    """A prefix goes onto everything and is never merged; a LoRA not onto the published int8 and int4."""
-    if is_prefix_folder(adapter):
-        return ["adapter"]
-    return ["adapter", "merged"] if VARIANTS[variant] is None else ["adapter"] * (variant == "nf4")
-
-
-def run_cases(cases: Sequence[Case], sizes: Sizes, told: Callable[[Case], None] | None = None) -> list[dict[str, Any]]:
+def run_cases(
+    cases: Sequence[BenchmarkCase], sizes: BenchmarkSizes, on_case: Callable[[BenchmarkCase], None] | None = None
+) -> list[dict[str, Any]]:
     """Measure one case after the other, each in a new process.
+
+    Args:
+        cases: from `make_cases`.
+        sizes: of prompts, replies and batches.
+        on_case: called before each case.
 
     Returns:
         Per case what `measure_case` returns.
 
     Raises:
-        GlmtuneError: what a process met that a user can mend.
+        GlmtuneError: an error of a process that a user can fix.
     """
     results = []
     for case in cases:
-        if told:
-            told(case)
-        order = json.dumps({"case": asdict(case), "sizes": asdict(sizes)})
+        if on_case:
+            on_case(case)
+        request = json.dumps({"case": asdict(case), "sizes": asdict(sizes)})
         command = [sys.executable, "-m", "glmtune.bench.cases"]
-        done = subprocess.run(command, input=order, capture_output=True, text=True, encoding="utf-8", check=False)
-        answer = _last_object(done.stdout)
-        if "error" in answer:
-            raise ModelError(f"{case.title}: {answer['error']}", answer.get("hint"))
-        if not answer:
-            raise RuntimeError(f"{case.title}: the measuring process ended with {done.returncode}.\n{done.stderr}")
-        results.append(answer)
+        process = subprocess.run(command, input=request, capture_output=True, text=True, encoding="utf-8", check=False)
+        # Libraries may print to standard output too: the result is the last line that is an object.
+        line = next((line for line in reversed(process.stdout.splitlines()) if line.startswith("{")), "{}")
+        result = json.loads(line)
+        if "error" in result:
+            raise ModelError(f"{case.title}: {result['error']}", result.get("hint"))
+        if not result:
+            raise RuntimeError(
+                f"{case.title}: the measuring process ended with {process.returncode}.\n{process.stderr}"
+            )
+        results.append(result)
     return results
 
 
-def measure_case(case: Case, sizes: Sizes) -> dict[str, Any]:
-    """Load and measure in this process.
+def measure_case(case: BenchmarkCase, sizes: BenchmarkSizes) -> dict[str, Any]:
+    """Load and measure a model in this process.
 
     Returns:
         The case, its measurements, and bytes: `weights`, `loaded` and `peak` (growth of this process, or memory
         allocated on the GPU).
     """
-    memory = _Memory(case.device)
-    found = resolve_target(case.target, base=case.base)
-    inspected = inspect_base(found.base, family=found.family, hub=found.hub)
-    adapter = None if case.form == "base" else found.adapter
-    model: Any = load_onto(inspected, adapter, dtype=case.dtype, device=case.device, quantization=case.quantization)
+    memory = _MemoryMeter(case.device)
+    resolved = resolve_target(case.target, base=case.base)
+    inspected = inspect_checkpoint(resolved.base, family=resolved.family, hub=resolved.hub)
+    adapter = None if case.form == "base" else resolved.adapter
+    model: Any = load_with_adapter(inspected, adapter, dtype=case.dtype, device=case.device, quantization=case.quantization)
     if case.form == "merged":
-        model = merge(model)
+        model = merge_adapter(model)
     if case.compiled:
         compile_step(model)
-    weights = weights_held(model)
-    loaded = memory.now()
-    measured = [
-        measure(
+    weights = count_weight_bytes(model)
+    loaded = memory.read_current()
+    measurements = [
+        measure_model(
             model,
             prompt_tokens=sizes.prompt_tokens,
             new_tokens=sizes.new_tokens,
             batch_size=size,
             repeats=sizes.repeats,
-        ).as_dict()
+        )
         for size in sizes.batch_sizes
     ]
     return {
         **{key: value for key, value in asdict(case).items() if value is not None},
         "weights": weights,
         "loaded": loaded,
-        "peak": memory.peak(),
-        "measured": measured,
+        "peak": memory.read_peak(),
+        "measured": [asdict(measurement) for measurement in measurements],
     }
 
 
-class _Memory:
-    """How much this process takes beyond what it took before: of the GPU, or resident."""
+class _MemoryMeter:
+    """Bytes allocated on the GPU, or by which this process has grown."""
 
     def __init__(self, device: str):
-        self._gpu = device.startswith("cuda")
-        self._before = 0 if self._gpu else psutil.Process().memory_info().rss
+        self._on_gpu = device.startswith("cuda")
+        self._start = 0 if self._on_gpu else psutil.Process().memory_info().rss
 
-    def now(self) -> int:
-        if self._gpu:
+    def read_current(self) -> int:
+        if self._on_gpu:
             return torch.cuda.memory_allocated()
-        return psutil.Process().memory_info().rss - self._before
+        return psutil.Process().memory_info().rss - self._start
 
-    def peak(self) -> int:
-        if self._gpu:
+    def read_peak(self) -> int:
+        if self._on_gpu:
             return torch.cuda.max_memory_allocated()
-        return max((highest_resident() or 0) - self._before, self.now())
-
-
-def _last_object(text: str) -> dict[str, Any]:
-    for line in reversed(text.splitlines()):
-        if line.startswith("{"):
-            value = json.loads(line)
-            return value if isinstance(value, dict) else {}
-    return {}
+        return max((read_peak_rss() or 0) - self._start, self.read_current())
 
 
 def main() -> None:
-    """One case: an order on standard input, a line of JSON on standard output."""
-    from glmtune.utils.console import silence_libraries
-
+    """Measure one case: a request on standard input, a line of JSON on standard output."""
     silence_libraries()
-    order = json.loads(sys.stdin.read())
-    sizes = order["sizes"] | {"batch_sizes": tuple(order["sizes"]["batch_sizes"])}
+    request = json.loads(sys.stdin.read())
+    sizes = request["sizes"] | {"batch_sizes": tuple(request["sizes"]["batch_sizes"])}
     try:
-        answer = measure_case(Case(**order["case"]), Sizes(**sizes))
+        result = measure_case(BenchmarkCase(**request["case"]), BenchmarkSizes(**sizes))
     except GlmtuneError as error:
-        answer = {"error": error.message, "hint": error.hint}
-    print(json.dumps(answer, ensure_ascii=True))
+        result = {"error": error.message, "hint": error.hint}
+    print(json.dumps(result, ensure_ascii=True))
 
 
 if __name__ == "__main__":

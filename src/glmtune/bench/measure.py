@@ -1,8 +1,8 @@
-"""How fast a loaded model reads a prompt and writes a reply, beside what the machine's memory allows.
+"""Measure how fast a loaded model reads a prompt and writes a reply, next to the limit of the memory bandwidth.
 
 What limits decoding at batch 1 is reading the weights: every token needs all matrices of the layers and the head, and
 one row of the embedding. The share of the limit is those bytes over the time of a token, by the bandwidth measured
-between the repeats. Keys and values, which are read too, are left out of the count.
+between the repeats. Keys and values, which are read too, are not counted.
 """
 
 from __future__ import annotations
@@ -10,27 +10,30 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from glmtune.errors import ConfigError
-from glmtune.generation.compiled_step import compiled_step
-from glmtune.generation.cpu_prepack import arranged
-from glmtune.generation.engine import decode, greedy
+from glmtune.generation.compiled_step import find_compiled_step
+from glmtune.generation.cpu_prepack import prepacked
+from glmtune.generation.engine import decode_tokens, pick_greedy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_BUFFER = 1 << 28  # bytes; caches are smaller
-_FIRST_ID = 10  # below it are special ids
+_BANDWIDTH_BUFFER = 1 << 28  # bytes; caches are smaller
+_FIRST_ORDINARY_ID = 10  # special ids are below it
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Medians over the repeats; seconds, bytes, tokens per second of all rows together."""
+class SpeedMeasurement:
+    """Medians over the repeats: seconds, bytes, and tokens per second of all rows together.
+
+    The fields are keys of bench.json.
+    """
 
     batch_size: int
     prompt_tokens: int
@@ -47,13 +50,10 @@ class Measured:
     bandwidth: float
     """Bytes per second that a sum over a large tensor reads."""
     limit_share: float
-    """Of the bandwidth, by reading weights."""
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    """Share of the bandwidth that reading the weights takes."""
 
 
-def measure(
+def measure_model(
     model: Any,
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
@@ -62,38 +62,44 @@ def measure(
     batch_size: int = 1,
     repeats: int = 3,
     on_repeat: Callable[[], None] | None = None,
-) -> Measured:
+) -> SpeedMeasurement:
     """Time greedy replies to random ids; no row stops early.
 
     Args:
-        model: loaded, in eval mode. On a CPU its weights are arranged for decoding while it is measured.
-        tokenizer: says how many ids have a meaning; None: all of the model's.
+        model: loaded, in eval mode. On a CPU its weights are prepacked for decoding while it is measured.
+        tokenizer: its vocabulary limits the ids; None: all of the model's.
         prompt_tokens: of each row.
         new_tokens: of each row, at least 2.
         batch_size: rows.
-        repeats: after a short warm-up, or two whole replies where the step is compiled.
-        on_repeat: told after each.
+        repeats: after a short warm-up, or two complete replies where the step is compiled.
+        on_repeat: called after each.
 
     Raises:
         ConfigError: less than 2 new tokens, no prompt, no row; or more tokens than the model has positions.
     """
     check_sizes(model.config, prompt_tokens, new_tokens, batch_size, repeats)
-    ids = _random_prompts(model, tokenizer, batch_size, prompt_tokens)
-    read = weights_read(model)
-    firsts, tokens, bandwidths = [], [], []
-    with arranged(model):
-        # A step is compiled for the cache of the longest reply, and recorded once it has run.
-        for length in [max(new_tokens, 3)] * 2 if compiled_step(model) else [2]:
-            _times(model, ids, length)
+    vocab_size = model.get_input_embeddings().weight.shape[0]
+    if tokenizer is not None:
+        vocab_size = min(vocab_size, tokenizer.vocab_size)
+    lowest = min(_FIRST_ORDINARY_ID, vocab_size - 1)
+    generator = torch.Generator().manual_seed(0)
+    prompts = torch.randint(lowest, vocab_size, (batch_size, prompt_tokens), generator=generator).tolist()
+
+    first_seconds, token_seconds, bandwidths = [], [], []
+    read_bytes = count_read_bytes(model)
+    with prepacked(model):
+        # A compiled step is compiled for the cache of the longest reply, and recorded after it has run once.
+        for length in [max(new_tokens, 3)] * 2 if find_compiled_step(model) else [2]:
+            _time_steps(model, prompts, length)
         for _ in range(repeats):
-            bandwidths.append(read_bandwidth(model.device))
-            first, later = _times(model, ids, new_tokens)
-            firsts.append(first)
-            tokens.append(statistics.median(later))
+            bandwidths.append(measure_bandwidth(model.device))
+            first_step, later_steps = _time_steps(model, prompts, new_tokens)
+            first_seconds.append(first_step)
+            token_seconds.append(statistics.median(later_steps))
             if on_repeat:
                 on_repeat()
-    first, token, bandwidth = map(statistics.median, (firsts, tokens, bandwidths))
-    return Measured(
+    first, token, bandwidth = map(statistics.median, (first_seconds, token_seconds, bandwidths))
+    return SpeedMeasurement(
         batch_size,
         prompt_tokens,
         new_tokens,
@@ -102,41 +108,51 @@ def measure(
         token_s=token,
         prefill_tokens_per_s=batch_size * prompt_tokens / first,
         decode_tokens_per_s=batch_size / token,
-        read_bytes=read,
+        read_bytes=read_bytes,
         bandwidth=bandwidth,
-        limit_share=read / token / bandwidth,
+        limit_share=read_bytes / token / bandwidth,
     )
 
 
 def check_sizes(config: Any, prompt_tokens: int, new_tokens: int, batch_size: int = 1, repeats: int = 1) -> None:
-    """Raises: ConfigError, see `measure`."""
+    """Check sizes before a model is loaded.
+
+    Raises:
+        ConfigError: see `measure_model`.
+    """
     if min(prompt_tokens, batch_size, repeats) < 1 or new_tokens < 2:
         raise ConfigError(
             f"{batch_size} rows of {prompt_tokens} prompt tokens and {new_tokens} new ones, {repeats} times: "
             "nothing to measure.",
-            "At least one row, one prompt token, one repeat, and two new tokens (the first is the prompt's).",
+            "At least one row, one prompt token, one repeat, and two new tokens (the first belongs to the prompt).",
         )
-    longest = getattr(config, "max_position_embeddings", None)
-    if longest and prompt_tokens + new_tokens > longest:
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions and prompt_tokens + new_tokens > positions:
         raise ConfigError(
-            f"{prompt_tokens} prompt tokens and {new_tokens} new ones are more than the model's {longest} positions.",
+            f"{prompt_tokens} prompt tokens and {new_tokens} new ones are more than the model's {positions} positions.",
             "Lower --prompt-tokens or --new-tokens.",
         )
 
 
-def weights_read(model: Any) -> int:
+def count_read_bytes(model: Any) -> int:
     """Bytes of weights that a token reads: all but the embeddings, of which it reads a row."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     skipped = {id(p) for p in embedding.parameters()} - {id(p) for p in head.parameters()}
-    return sum(_bytes(p) for p in model.parameters() if id(p) not in skipped)
+    return sum(_count_bytes(p) for p in model.parameters() if id(p) not in skipped)
 
 
-def weights_held(model: Any) -> int:
+def count_weight_bytes(model: Any) -> int:
     """Bytes of all weights."""
-    return sum(map(_bytes, model.parameters()))
+    return sum(map(_count_bytes, model.parameters()))
 
 
-def read_bandwidth(device: torch.device | str, size: int = _BUFFER) -> float:
+def _count_bytes(parameter: torch.Tensor) -> int:
+    state = getattr(parameter, "quant_state", None)  # bitsandbytes' scales are not parameters
+    scales = [] if state is None else [state.absmax, *([state.state2.absmax] if state.nested else [])]
+    return sum(tensor.numel() * tensor.element_size() for tensor in (parameter, *scales))
+
+
+def measure_bandwidth(device: torch.device | str, size: int = _BANDWIDTH_BUFFER) -> float:
     """Bytes per second, the median of seven sums over `size` bytes of fp32."""
     numbers = torch.ones(size // 4, device=device)
     seconds = []
@@ -147,27 +163,12 @@ def read_bandwidth(device: torch.device | str, size: int = _BUFFER) -> float:
     return size / statistics.median(seconds[1:])
 
 
-def _bytes(parameter: torch.Tensor) -> int:
-    state = getattr(parameter, "quant_state", None)  # of bitsandbytes: the scales lie beside the numbers
-    scales = [] if state is None else [state.absmax, *([state.state2.absmax] if state.nested else [])]
-    return sum(tensor.numel() * tensor.element_size() for tensor in (parameter, *scales))
-
-
-def _random_prompts(model: Any, tokenizer: Any, rows: int, length: int) -> list[list[int]]:
-    words = model.get_input_embeddings().weight.shape[0]
-    if tokenizer is not None:
-        words = min(words, tokenizer.vocab_size)
-    lowest = min(_FIRST_ID, words - 1)
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(lowest, words, (rows, length), generator=generator).tolist()
-
-
-def _times(model: Any, prompts: list[list[int]], new_tokens: int) -> tuple[float, list[float]]:
+def _time_steps(model: Any, prompts: list[list[int]], new_tokens: int) -> tuple[float, list[float]]:
     """Seconds to the first token, and of each later step."""
     ends: list[float] = []
     start = time.perf_counter()
-    decode(
-        *(model, prompts, greedy),
+    decode_tokens(
+        *(model, prompts, pick_greedy),
         max_new_tokens=new_tokens,
         stops=(),
         padding=0,

@@ -1,29 +1,27 @@
-"""What was measured, as a table, as bench.json and as a picture."""
+"""Measurements as a table, as bench.json and as a plot."""
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
-from glmtune.errors import RunError
-from glmtune.utils.io import write_text
+from glmtune.utils.console import get_console
+from glmtune.utils.io import explain_write_errors, open_atomic, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_COLOURS = ("#0a66ad", "#c24e00", "#00735a", "#8a8f98", "#9cc6e6")
+_COLORS = ("#0a66ad", "#c24e00", "#00735a", "#8a8f98", "#9cc6e6")
 _GB = 1e9
 
 
-def print_table(results: Sequence[dict[str, Any]], console: Console) -> None:
-    """A row per form and batch size."""
+def print_results(results: Sequence[dict[str, Any]]) -> None:
+    """Print a table with a row per form and batch size."""
     first = results[0]["measured"][0]
     table = Table(
         "form",
@@ -33,52 +31,47 @@ def print_table(results: Sequence[dict[str, Any]], console: Console) -> None:
     for heading in ("rows", "first", "prefill", "decode", "limit", "weights", "peak"):
         table.add_column(heading, justify="right")
     for result in results:
-        for measured in result["measured"]:
+        for measurement in result["measured"]:
             table.add_row(
-                *(_label(result, results), str(measured["batch_size"])),
-                f"{measured['first_token_s'] * 1000:.0f}",
-                f"{measured['prefill_tokens_per_s']:.0f}",
-                f"{measured['decode_tokens_per_s']:.1f}",
-                f"{measured['limit_share']:.0%}",
+                *(_format_label(result, results), str(measurement["batch_size"])),
+                f"{measurement['first_token_s'] * 1000:.0f}",
+                f"{measurement['prefill_tokens_per_s']:.0f}",
+                f"{measurement['decode_tokens_per_s']:.1f}",
+                f"{measurement['limit_share']:.0%}",
                 f"{result['weights'] / _GB:.2f}",
                 f"{result['peak'] / _GB:.2f}",
             )
-    console.print(table)
+    get_console().print(table)
 
 
-def as_json(results: Sequence[dict[str, Any]], command: str) -> dict[str, Any]:
-    """All figures, with what they were made by."""
+def describe_results(results: Sequence[dict[str, Any]], command: str) -> dict[str, Any]:
+    """The content of bench.json: all figures, the command and the machine."""
     on_gpu = results[0]["device"].startswith("cuda")
-    machine = torch.cuda.get_device_name() if on_gpu else f"{_processor()}, {torch.get_num_threads()} threads"
+    machine = torch.cuda.get_device_name() if on_gpu else f"{_read_cpu_name()}, {torch.get_num_threads()} threads"
     return {"command": command, "machine": machine, "torch": torch.__version__, "results": list(results)}
 
 
-def write(folder: Path, figures: dict[str, Any]) -> list[Path]:
+def write_results(folder: Path, figures: dict[str, Any]) -> list[Path]:
     """Write bench.json and bench.png.
 
     Raises:
         RunError: the folder cannot be written.
     """
     paths = [folder / "bench.json", folder / "bench.png"]
-    temporary = folder / "bench.tmp.png"
-    try:
+    with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(paths[0], json.dumps(figures, ensure_ascii=False, indent=2) + "\n")
-        _draw(figures["results"]).savefig(temporary)
-        temporary.replace(paths[1])
-    except OSError as error:
-        raise RunError(
-            f"{folder}: cannot be written ({error.strerror or error}).", "Free some space, or choose another --out."
-        ) from None
+        write_json(paths[0], figures)
+        with open_atomic(paths[1]) as temporary:
+            _draw_results(figures["results"]).savefig(temporary, format="png")
     return paths
 
 
-def _draw(results: Sequence[dict[str, Any]]) -> Figure:
+def _draw_results(results: Sequence[dict[str, Any]]) -> Figure:
     """Bars of decoding speed by batch size, with the share of the limit; bars of memory."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    sizes = [measured["batch_size"] for measured in results[0]["measured"]]
+    sizes = [measurement["batch_size"] for measurement in results[0]["measured"]]
     figure = Figure(figsize=(11, 1.6 + 0.3 * len(results) * (len(sizes) + 1)), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     speed, memory = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
@@ -86,14 +79,14 @@ def _draw(results: Sequence[dict[str, Any]]) -> Figure:
     for i, size in enumerate(sizes):
         places = [row + (i - (len(sizes) - 1) / 2) * height for row in range(len(results))]
         rates = [result["measured"][i]["decode_tokens_per_s"] for result in results]
-        bars = speed.barh(places, rates, height * 0.9, color=_COLOURS[i % len(_COLOURS)], label=f"batch {size}")
-        shares = [f" {r:.1f} ({q['measured'][i]['limit_share']:.0%})" for r, q in zip(rates, results, strict=True)]
-        speed.bar_label(bars, shares, fontsize=8)
-    for offset, key, colour, label in ((-0.2, "weights", _COLOURS[4], "weights"), (0.2, "peak", _COLOURS[3], "peak")):
+        bars = speed.barh(places, rates, height * 0.9, color=_COLORS[i % len(_COLORS)], label=f"batch {size}")
+        labels = [f" {r:.1f} ({q['measured'][i]['limit_share']:.0%})" for r, q in zip(rates, results, strict=True)]
+        speed.bar_label(bars, labels, fontsize=8)
+    for offset, key, color, label in ((-0.2, "weights", _COLORS[4], "weights"), (0.2, "peak", _COLORS[3], "peak")):
         values = [result[key] / _GB for result in results]
-        bars = memory.barh([row + offset for row in range(len(results))], values, 0.36, color=colour, label=label)
+        bars = memory.barh([row + offset for row in range(len(results))], values, 0.36, color=color, label=label)
         memory.bar_label(bars, [f" {value:.2f}" for value in values], fontsize=8)
-    speed.set_yticks(range(len(results)), [_label(result, results) for result in results])
+    speed.set_yticks(range(len(results)), [_format_label(result, results) for result in results])
     speed.invert_yaxis()
     speed.set_xlabel("decoded tokens/s (share of the bandwidth limit)")
     memory.set_xlabel("memory, GB")
@@ -106,8 +99,8 @@ def _draw(results: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
-def _label(result: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
-    """Latin letters, since not every machine has Chinese fonts; no name where there is one model alone."""
+def _format_label(result: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
+    """Name, form and variant: in Latin letters, as a machine may lack Chinese fonts; no name of a single model."""
     names = list(dict.fromkeys(each["name"] for each in results))
     name = result["name"] if result["name"].isascii() else f"model {names.index(result['name']) + 1}"
     parts = [
@@ -119,10 +112,10 @@ def _label(result: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
     return ", ".join(parts)
 
 
-def _processor() -> str:
+def _read_cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -18,53 +18,56 @@ def bench(
         list[str],
         typer.Argument(help="Runs, adapters, checkpoint folders or hub ids.", metavar="RUN_OR_MODEL..."),
     ],
-    variants: Annotated[str, typer.Option(help="Of fp32, 16-bit, int8, int4, nf4.")] = "16-bit,int8,int4",
-    batch_sizes: Annotated[str, typer.Option(help="Rows at once, several with commas.")] = "1,8",
-    prompt_tokens: Annotated[int, typer.Option(help="Length of the prompt of each row.")] = 128,
-    new_tokens: Annotated[int, typer.Option(help="Tokens that each row gets.")] = 64,
-    repeats: Annotated[int, typer.Option(help="Medians are taken over so many.")] = 3,
-    out: Annotated[Path, typer.Option(help="Folder of bench.json and bench.png.")] = Path("glmtune-bench"),
+    variants: Annotated[
+        str, typer.Option(help="Comma-separated: fp32, 16-bit, packed8, packed4, nf4.")
+    ] = "16-bit,packed8,packed4",
+    batch_sizes: Annotated[str, typer.Option(help="Rows per batch, comma-separated.")] = "1,8",
+    prompt_tokens: Annotated[int, typer.Option(help="Length of each row's prompt.")] = 128,
+    new_tokens: Annotated[int, typer.Option(help="Length of each row's reply.")] = 64,
+    repeats: Annotated[int, typer.Option(help="Number of measurements, of which the medians are taken.")] = 3,
+    output: Annotated[Path, typer.Option("--output", "--out", help="Folder of bench.json and bench.png.")] = Path(
+        "glmtune-bench"
+    ),
     json_: Annotated[bool, typer.Option("--json", help="Print the figures as JSON instead of a table.")] = False,
     base: Base = None,
-    dtype: Annotated[str, typer.Option(help="What 16-bit is, and what int8 and int4 compute in: bf16, fp16.")] = "bf16",
+    dtype: Annotated[
+        str, typer.Option(help="Precision of 16-bit, and of products with quantised weights: bf16, fp16.")
+    ] = "bf16",
     device: Device = None,
     compile_: Compile = False,
 ) -> None:
-    """Measure reading a prompt and writing a reply, and memory: base, live adapter, merged, int8, int4.
+    """Measure the speed and memory of replies: base, live adapter, merged, packed8, packed4.
 
     Each is loaded in a process of its own; a checkpoint in full precision is quantised while it is loaded.
     """
     import json
 
-    from rich.console import Console
-
-    from glmtune.bench.cases import Case, Sizes, cases_of, run_cases
-    from glmtune.bench.results import as_json, print_table, write
-    from glmtune.utils.console import silence_libraries
+    from glmtune.bench.cases import BenchmarkCase, BenchmarkSizes, make_cases, run_cases
+    from glmtune.bench.results import describe_results, print_results, write_results
+    from glmtune.utils.console import print_message, show_status, silence_libraries, use_stderr
 
     silence_libraries()
-    sizes = Sizes(prompt_tokens, new_tokens, _numbers(batch_sizes), repeats)
-    asked = [variant.strip() for variant in variants.split(",") if variant.strip()]
-    cases = cases_of(targets, asked, sizes, base=base, dtype=dtype, device=device, compiled=compile_)
-    progress = Console(stderr=True, soft_wrap=True)
-    with progress.status("") as status:
+    sizes = BenchmarkSizes(prompt_tokens, new_tokens, _parse_sizes(batch_sizes), repeats)
+    names = [name.strip() for name in variants.split(",") if name.strip()]
+    with use_stderr():
+        cases = make_cases(targets, names, sizes, base=base, dtype=dtype, device=device, compiled=compile_)
+        with show_status("") as status:
 
-        def tell(case: Case) -> None:
-            status.update(f"{cases.index(case) + 1} of {len(cases)}: {case.title}")
+            def show_case(case: BenchmarkCase) -> None:
+                status.update(f"{cases.index(case) + 1} of {len(cases)}: {case.title}")
 
-        results = run_cases(cases, sizes, tell)
-    figures = as_json(results, shlex.join(["glmtune", *sys.argv[1:]]))
-    paths = write(out, figures)
+            results = run_cases(cases, sizes, show_case)
+    figures = describe_results(results, shlex.join(["glmtune", *sys.argv[1:]]))
+    paths = write_results(output, figures)
     if json_:
         typer.echo(json.dumps(figures, ensure_ascii=False, indent=2))
         return
-    console = Console(soft_wrap=True)
-    print_table(results, console)
-    console.print(f"Figures: {paths[0]}   picture: {paths[1]}", markup=False, highlight=False)
+    print_results(results)
+    print_message(f"Figures: {paths[0]}   plot: {paths[1]}")
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def _parse_sizes(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not all(part.isdigit() and int(part) for part in parts):
-        raise ConfigError(f"--batch-sizes {text}: whole numbers above 0 with commas between them.", "For example 1,8.")
+        raise ConfigError(f"--batch-sizes {text}: whole numbers above 0, separated by commas.", "For example 1,8.")
     return tuple(map(int, parts))

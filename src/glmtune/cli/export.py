@@ -30,13 +30,13 @@ def export(
     """Merge an adapter or convert a model, quantise it, and prove the result by loading it again."""
     from rich.console import Console
 
-    from glmtune.export.export_request import Request
-    from glmtune.export.exporter import export as write
-    from glmtune.export.finalize import closing_lines
+    from glmtune.export.export_request import ExportRequest
+    from glmtune.export.exporter import export_model as write
+    from glmtune.export.finalize import format_result
 
     # The half-written folder is removed on the way out; without this a kill would leave it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    request = Request(format, bits, adapter_only, max_shard_size, dtype, device)
+    request = ExportRequest(format, bits, adapter_only, max_shard_size, dtype, device)
     done = write(target, out, request, base=base, family=family, hub=hub, console=Console(stderr=True))
-    for line in [*done.said, *closing_lines(done, request)]:
+    for line in [*done.said, *format_result(done, request)]:
         typer.echo(line)

@@ -16,7 +16,18 @@ from glmtune.cli.data import data_app
 from glmtune.cli.eval import eval_
 from glmtune.cli.export import export
 from glmtune.cli.migrate import register as register_migrate
-from glmtune.cli.options import Base, Compile, Device, Dtype, FamilyName, Hub, Quantization, RunOrModel
+from glmtune.cli.options import (
+    Base,
+    Compile,
+    Device,
+    Dtype,
+    FamilyName,
+    Hub,
+    Quantization,
+    RunOrModel,
+    Temperature,
+    TopP,
+)
 from glmtune.cli.plan import plan
 from glmtune.cli.report import report
 from glmtune.cli.train import train
@@ -50,8 +61,8 @@ def chat(
     system: Annotated[str, typer.Option(help="System message.")] = "",
     base: Base = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest reply in tokens.", min=1)] = 512,
-    temperature: Annotated[float, typer.Option(help="0: greedy, the same reply every time.", min=0.0)] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Sample from this share of the probability.", min=0.0, max=1.0)] = 0.8,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 0.8,
     seed: Annotated[int | None, typer.Option(help="Makes sampled replies repeat.")] = None,
     dtype: Dtype = None,
     quantization: Quantization = None,
@@ -63,17 +74,17 @@ def chat(
     """Talk to a model or a tuned run. Inside: /clear, /system TEXT, /exit."""
     from rich.console import Console
 
-    from glmtune.generation.chat_session import Chat, converse, show_calls
-    from glmtune.generation.compiled_step import check_compile, compile_step
-    from glmtune.generation.cpu_prepack import arrange
-    from glmtune.generation.load import open_model
+    from glmtune.generation.chat_session import ChatSession, run_chat, format_calls
+    from glmtune.generation.compiled_step import require_gpu, compile_step
+    from glmtune.generation.cpu_prepack import prepack_weights
+    from glmtune.generation.load import load_for_generation
     from glmtune.generation.reply import Sampling
 
     console = Console(soft_wrap=True)
     if compile_:
-        check_compile(device)
+        require_gpu(device)
     with Console(stderr=True).status("Loading the model"):
-        opened = open_model(
+        opened = load_for_generation(
             target,
             base=base,
             dtype=dtype,
@@ -85,14 +96,14 @@ def chat(
         )
         if compile_:
             compile_step(opened.model)
-        arrange(opened.model)
+        prepack_weights(opened.model)
     sampling = Sampling(max_new_tokens, temperature, top_p)
-    talk = Chat(opened.model, opened.tokenizer, opened.family, sampling, system, opened.prefix)
+    talk = ChatSession(opened.model, opened.tokenizer, opened.family, sampling, system, opened.prefix)
     if prompt is None:
-        converse(talk, console)
+        run_chat(talk, console)
         return
     reply = talk.ask(prompt)
-    typer.echo(show_calls(reply) if reply.tool_calls else reply.content)
+    typer.echo(format_calls(reply) if reply.tool_calls else reply.content)
 
 
 @app.command()
@@ -108,9 +119,9 @@ def demo(
 @app.command()
 def version() -> None:
     """Versions of glmtune and of what it computes with."""
-    from glmtune.training.summary import versions
+    from glmtune.training.summary import collect_versions
 
-    for name, number in versions().items():
+    for name, number in collect_versions().items():
         typer.echo(f"{name} {number}")
 
 
@@ -120,9 +131,9 @@ def main() -> None:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     code = _run()
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        from glmtune.training.distributed import depart
+        from glmtune.training.distributed import hard_exit
 
-        depart(code)
+        hard_exit(code)
     sys.exit(code)
 
 

@@ -1,4 +1,4 @@
-"""`glmtune migrate`: somebody else's script or config file as a run of ours."""
+"""`glmtune migrate`: translate a script or config file of another project to a config of glmtune."""
 
 from __future__ import annotations
 
@@ -14,31 +14,33 @@ def migrate(
     words: Annotated[
         list[str],
         typer.Argument(
-            help="A shell script, a YAML or JSON file, or a command line behind --.", metavar="FILE|-- COMMAND..."
+            help="A shell script, a YAML or JSON file, or a command line after --.", metavar="FILE|-- COMMAND..."
         ),
     ],
-    output: Annotated[Path | None, typer.Option(help="Write the config there; it must not exist.")] = None,
+    output: Annotated[Path | None, typer.Option(help="New file for the config. Default: standard output.")] = None,
 ) -> None:
-    """Turn a script or config of ChatGLM's P-Tuning, finetune_demo, QLoRA or LLaMA-Factory into a config of glmtune."""
-    from glmtune.migrate import read_flags, to_yaml
+    """Translate a script or config of ChatGLM's P-Tuning, finetune_demo, QLoRA or LLaMA-Factory to a glmtune config."""
+    from glmtune.migrate import dump_translation, require_translation
+    from glmtune.utils.console import print_message, use_stderr
+    from glmtune.utils.io import explain_write_errors, write_text
 
     if len(words) == 1 and not Path(words[0]).is_file() and not words[0].startswith("--"):
         raise ConfigError(f"{words[0]}: no such file.", "Give a shell script, a YAML or a JSON file.")
-    translation = read_flags(words)
-    text = to_yaml(translation)
-    for note in translation.notes:
-        typer.echo(note, err=True)
-    if output is None:
-        typer.echo(text, nl=False)
-        return
-    try:
-        with output.open("x", encoding="utf-8") as stream:
-            stream.write(text)
-    except OSError as error:
-        raise ConfigError(f"{output}: cannot be written ({error.strerror}).", "Choose another --output.") from None
-    typer.echo(f"Train with it: glmtune train {output}", err=True)
+    translation = require_translation(words)
+    text = dump_translation(translation)
+    with use_stderr():
+        for note in translation.notes:
+            print_message(note)
+        if output is None:
+            typer.echo(text, nl=False)
+            return
+        if output.exists():
+            raise ConfigError(f"{output}: already exists.", "Choose another --output.")
+        with explain_write_errors(output):
+            write_text(output, text)
+        print_message(f"Train with it: glmtune train {output}")
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command. Flags of other scripts are no options of ours, so unknown ones are words like any other."""
+    """Add the command. Flags of other scripts are unknown to typer, so unknown options are accepted as words."""
     app.command(context_settings={"ignore_unknown_options": True})(migrate)

@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
+from glmtune.cli.options import ReportLanguage
+
 
 def report(
     folder: Annotated[
         Path, typer.Argument(help="A run, or what eval, compare or forget has written.", metavar="FOLDER")
     ],
-    lang: Annotated[str, typer.Option(help="zh or en: which language is shown first; the page holds both.")] = "en",
+    lang: ReportLanguage = None,
 ) -> None:
     """Write report.html (one file, no network) and its charts as PNGs into the folder; a run may still be going."""
     from glmtune.report import write_report

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from glmtune.errors import ConfigError
+from glmtune.html.i18n import LANGUAGES, default_language
 
 
 def ui(
@@ -16,7 +17,9 @@ def ui(
     host: Annotated[
         str, typer.Option(help="Address to listen on; others than loopback need a password.")
     ] = "127.0.0.1",
-    lang: Annotated[str, typer.Option(help="zh or en; it can be switched on the page.")] = "zh",
+    lang: Annotated[
+        str | None, typer.Option(help="Language of the page at first: zh or en. Default: from the locale.")
+    ] = None,
     root: Annotated[
         list[Path] | None,
         typer.Option(help="Folder that the page may use, several times; runs go to the first. Default: this one."),
@@ -32,7 +35,8 @@ def ui(
     """A web page: model, data, training, runs, chat, evaluation, export. Nothing leaves this machine."""
     if importlib.util.find_spec("gradio") is None:
         raise ConfigError("glmtune ui needs Gradio, which is not installed.", "Install it: pip install 'glmtune[ui]'")
-    if lang not in ("zh", "en"):
+    lang = lang or default_language()
+    if lang not in LANGUAGES:
         raise ConfigError(f"--lang cannot be {lang!r}.", "One of: zh, en.")
     from glmtune.webui.app import serve
 

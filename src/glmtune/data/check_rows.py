@@ -1,4 +1,4 @@
-"""One pass over the rows: what each shows by itself, beside its doubles, and under a model's limits."""
+"""Check rows in one pass: each by itself, against duplicates and evaluation data, and against a model's limits."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from glmtune.data.check import (
+from glmtune.data.check_kinds import (
     ERROR,
     WARNING,
     Finding,
     Problem,
     check_conversation,
-    excerpt,
-    fault_finding,
-    finding,
-    last_answer,
-    texts,
+    find_last_answer,
+    list_texts,
+    make_excerpt,
+    make_finding,
+    make_invalid_row_finding,
 )
-from glmtune.data.conversation import Conversation, Fault
-from glmtune.data.encoding import Counts, EncodingRules, encode_conversations, examples, with_prefix
-from glmtune.data.histogram import Lengths
-from glmtune.data.sources import Source
+from glmtune.data.conversation import Conversation, InvalidRow
+from glmtune.data.encoding import EncodingCounts, EncodingRules, add_prefix, encode_conversations, split_examples
+from glmtune.data.histogram import LengthCounts
+from glmtune.data.sources import DataSource
 from glmtune.errors import DataError
-from glmtune.families import IGNORE, Family
+from glmtune.families import IGNORE_INDEX, EncodedSequence, Family
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SHOWN = 5
-"""Findings of a kind that the terminal lists."""
+FINDINGS_SHOWN = 5
+"""Number of findings of each kind in the terminal."""
 _40_BITS = (1 << 40) - 1
 
 
 @dataclass
-class Report:
-    """What a check found. `findings` holds all of them, or the first `SHOWN` of each kind."""
+class CheckReport:
+    """The result of a check. `findings` holds all findings, or the first `FINDINGS_SHOWN` of each kind."""
 
     unit: str
     keep_all: bool
@@ -50,40 +50,38 @@ class Report:
     with_tools: int = 0
     messages: Counter[str] = field(default_factory=Counter)
     answers: int = 0
-    """Answers that are learnt."""
+    """Trained answers."""
     training_rows: int = 0
-    """What the model sees: a conversation may be several rows."""
+    """Rows of the model: a conversation may become several."""
     targets: int = 0
     eval_rows: int | None = None
-    total: Lengths = field(default_factory=Lengths)
-    prompts: Lengths = field(default_factory=Lengths)
-    last_answers: Lengths = field(default_factory=Lengths)
+    total: LengthCounts = field(default_factory=LengthCounts)
+    prompts: LengthCounts = field(default_factory=LengthCounts)
+    last_answers: LengthCounts = field(default_factory=LengthCounts)
     kinds: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Findings by severity and kind."""
+    """Numbers of findings by severity and kind."""
     findings: list[Finding] = field(default_factory=list)
 
-    def add(self, item: Finding) -> None:
-        key = (item.severity, item.kind)
+    def add_finding(self, finding: Finding) -> None:
+        key = (finding.severity, finding.kind)
         self.kinds[key] += 1
-        if self.keep_all or self.kinds[key] <= SHOWN:
-            self.findings.append(item)
-
-    def count(self, severity: str) -> int:
-        """How many findings are errors, or warnings."""
-        return sum(count for (found, _), count in self.kinds.items() if found == severity)
+        if self.keep_all or self.kinds[key] <= FINDINGS_SHOWN:
+            self.findings.append(finding)
 
     @property
     def errors(self) -> int:
-        return self.count(ERROR)
+        """Number of errors."""
+        return sum(count for (severity, _), count in self.kinds.items() if severity == ERROR)
 
     @property
     def warnings(self) -> int:
-        return self.count(WARNING)
+        """Number of warnings."""
+        return sum(count for (severity, _), count in self.kinds.items() if severity == WARNING)
 
 
 @dataclass(frozen=True)
 class RowLength:
-    """Length of a row the model sees, before the limits: `prompt` and `answer`, the last one; `targets` are learnt."""
+    """Length of a row before truncation: its prompt and its last answer, and the number of target tokens."""
 
     prompt: int
     answer: int
@@ -91,27 +89,39 @@ class RowLength:
 
 
 @dataclass
-class ModelCheck:
-    """What a model makes of a conversation."""
+class ModelChecker:
+    """Checks that need a model's family and tokenizer."""
 
     family: Family
     tokenizer: PreTrainedTokenizerBase
     rules: EncodingRules
 
-    def look(self, conversation: Conversation) -> tuple[list[RowLength], list[Problem]]:
-        """Lengths in tokens of the conversation's rows, and what the generation or the limits say against it."""
+    def measure_rows(self, conversation: Conversation) -> tuple[list[RowLength], list[Problem]]:
+        """Lengths in tokens of the rows of a conversation, and problems with the generation or the limits."""
         if conversation.text is not None:
-            row = self.family.encode_text(conversation.text, self.tokenizer)
-            return [_length(row.input_ids, row.labels, row.prompt_length)], []
+            return [_measure_row(self.family.encode_text(conversation.text, self.tokenizer))], []
         try:
-            found = examples(conversation.messages, self.family, self.rules)
-            shown = [with_prefix(messages, self.rules.prefix) for messages in found]
-            rows = [self.family.encode(messages, self.tokenizer, conversation.tools) for messages in shown]
+            examples = split_examples(conversation.messages, self.family, self.rules)
+            prefixed = [add_prefix(messages, self.rules.prefix) for messages in examples]
+            rows = [self.family.encode(messages, self.tokenizer, conversation.tools) for messages in prefixed]
         except DataError as error:
-            said = error.message.rstrip(".")
-            return [], [Problem("refused-by-model", said, _first_words(conversation), hint=error.hint)]
-        lengths = [_length(row.input_ids, row.labels, row.prompt_length) for row in rows]
-        return lengths, [] if all(map(self.fits, lengths)) else [self._over(conversation, lengths)]
+            problem = error.message.rstrip(".")
+            return [], [Problem("refused-by-model", problem, _make_row_excerpt(conversation), hint=error.hint)]
+        lengths = [_measure_row(row) for row in rows]
+        over = [length for length in lengths if not self.fits(length)]
+        if not over:
+            return lengths, []
+
+        excerpt = _make_row_excerpt(conversation)
+        counts = EncodingCounts()
+        try:
+            list(encode_conversations([conversation], self.family, self.tokenizer, self.rules, counts))
+        except DataError as error:
+            problem = error.message.removeprefix(f"{conversation.where}: ").rstrip(".")
+            return lengths, [Problem("over-limit", problem, excerpt, ERROR, error.hint)]
+        longest = max(over, key=lambda row: row.prompt + row.answer)
+        sizes = f"{longest.prompt} tokens of prompt and {longest.answer} of answer"
+        return lengths, [Problem("over-limit", f"{sizes}: {describe_truncation(counts)}", excerpt)]
 
     def fits(self, length: RowLength) -> bool:
         """Whether a row is within the limits."""
@@ -119,83 +129,69 @@ class ModelCheck:
             return length.prompt + length.answer <= self.rules.max_length
         return length.prompt <= self.rules.max_source_length and length.answer <= self.rules.max_target_length
 
-    def _over(self, conversation: Conversation, lengths: list[RowLength]) -> Problem:
-        longest = max((length for length in lengths if not self.fits(length)), key=lambda row: row.prompt + row.answer)
-        sizes = f"{longest.prompt} tokens of prompt and {longest.answer} of answer"
-        counts = Counts()
-        try:
-            list(encode_conversations([conversation], self.family, self.tokenizer, self.rules, counts))
-        except DataError as error:
-            said = error.message.removeprefix(f"{conversation.where}: ").rstrip(".")
-            return Problem("over-limit", said, _first_words(conversation), ERROR, error.hint)
-        return Problem("over-limit", f"{sizes}: {describe_cut(counts)}", _first_words(conversation))
 
-
-def describe_cut(counts: Counts) -> str:
-    """What the length limits took from the rows of a conversation; empty if nothing."""
-    lost = [
-        (counts.turns_dropped, "its oldest turns are left out"),
+def describe_truncation(counts: EncodingCounts) -> str:
+    """What the length limits removed from the rows of a conversation; empty if nothing."""
+    parts = [
+        (counts.turns_dropped, "its oldest turns are dropped"),
         (counts.prompts_cut, "the start of its question is cut"),
         (counts.answers_cut, "the end of its answer is cut"),
-        (counts.rows_dropped, "it is left out"),
+        (counts.rows_dropped, "it is dropped"),
     ]
-    said = ", ".join(words for count, words in lost if count)
-    return f"{said} ({counts.tokens_cut} tokens)" if said else ""
+    text = ", ".join(part for count, part in parts if count)
+    return f"{text} ({counts.tokens_cut} tokens)" if text else ""
 
 
-def read(sources: Iterable[Source]) -> Iterator[Conversation | Fault]:
-    """The rows of sources; an error that ends the reading of one becomes its last fault.
-
-    Such a fault's kind is `unreadable`.
-    """
+def scan_sources(sources: Iterable[DataSource]) -> Iterator[Conversation | InvalidRow]:
+    """Read the rows of sources. An error that ends the reading of one becomes an `InvalidRow` of kind `unreadable`."""
     for source in sources:
         try:
-            yield from source.scan()
+            yield from source.scan_rows()
         except DataError as error:
             where, _, message = error.message.partition(": ")
-            yield Fault(where, "unreadable", message.rstrip("."), error.hint)
+            yield InvalidRow(where, "unreadable", message.rstrip("."), error.hint)
 
 
-class Checker:
-    """Takes rows one by one. Besides the report it holds two hashes for every row, and nothing else of it."""
+class RowChecker:
+    """Checks rows one by one. In memory it keeps the report and, per row, two hashes with its place."""
 
-    def __init__(self, report: Report, model: ModelCheck | None = None):
+    def __init__(self, report: CheckReport, model: ModelChecker | None = None):
         self.report = report
         self.model = model
-        self._places = _Places()
-        self._seen: dict[bytes, int] = {}
+        self._locations = _LocationIndex()
+        self._row_hashes: dict[bytes, int] = {}
         self._eval_pairs: dict[bytes, int] = {}
         self._eval_prompts: dict[bytes, int] = {}
 
-    def add_evaluation(self, rows: Iterable[Conversation | Fault]) -> None:
-        """Remember the evaluation rows; its unusable rows are passed over."""
+    def add_evaluation_rows(self, rows: Iterable[Conversation | InvalidRow]) -> None:
+        """Store hashes of the evaluation rows; invalid rows are skipped."""
         self.report.eval_rows = 0
         for row in rows:
             if isinstance(row, Conversation):
                 self.report.eval_rows += 1
-                place = self._places.pack(row.where, self.report.eval_rows)
-                prompt, pair = _overlap_keys(row)
-                self._eval_pairs.setdefault(pair, place)
+                location = self._locations.pack_location(row.where, self.report.eval_rows)
+                prompt, pair = _hash_prompt_and_pair(row)
+                self._eval_pairs.setdefault(pair, location)
                 if prompt is not None:
-                    self._eval_prompts.setdefault(prompt, place)
+                    self._eval_prompts.setdefault(prompt, location)
 
-    def check(self, row: Conversation | Fault) -> list[Finding]:
-        """Everything that is to be said of the next row; the report counts it too."""
+    def check_row(self, row: Conversation | InvalidRow) -> list[Finding]:
+        """Check the next row, and add it to the report."""
         self.report.rows += 1
         number = self.report.rows
-        if isinstance(row, Fault):
+        if isinstance(row, InvalidRow):
             self.report.unusable += 1
-            found = [fault_finding(row, number)]
+            findings = [make_invalid_row_finding(row, number)]
         else:
-            self._count(row)
-            problems = [*check_conversation(row), *self._compare(row)]
-            problems += self._measure(row, nothing_learnt=any(problem.kind == "no-target" for problem in problems))
-            found = [finding(problem, row.where, number) for problem in problems]
-        for item in found:
-            self.report.add(item)
-        return found
+            self._count_row(row)
+            problems = [*check_conversation(row), *self._find_overlap(row)]
+            problems += self._measure_row(row, has_targets=all(problem.kind != "no-target" for problem in problems))
+            findings = [make_finding(problem, row.where, number) for problem in problems]
+        for finding in findings:
+            self.report.add_finding(finding)
+        return findings
 
-    def _count(self, row: Conversation) -> None:
+    def _count_row(self, row: Conversation) -> None:
         report = self.report
         report.texts += row.text is not None
         report.conversations += row.text is None
@@ -203,57 +199,58 @@ class Checker:
         report.messages.update(message["role"] for message in row.messages)
         report.answers += sum(m["role"] in ("assistant", "tool") and m.get("loss", True) for m in row.messages)
 
-    def _compare(self, row: Conversation) -> Iterator[Problem]:
-        shown = _first_words(row)
-        key = _hash([_plain(row), [message.get("loss", True) for message in row.messages]])
-        if key not in self._seen:
-            self._seen[key] = self._places.pack(row.where, self.report.rows)
+    def _find_overlap(self, row: Conversation) -> Iterator[Problem]:
+        """Duplicates, and overlap with the evaluation data."""
+        excerpt = _make_row_excerpt(row)
+        key = _hash_value([_get_content(row), [message.get("loss", True) for message in row.messages]])
+        if key not in self._row_hashes:
+            self._row_hashes[key] = self._locations.pack_location(row.where, self.report.rows)
         else:
-            yield Problem("duplicate", f"the same as {self._places.unpack(self._seen[key], row.where)}", shown)
+            where = self._locations.describe_location(self._row_hashes[key], row.where)
+            yield Problem("duplicate", f"the same as {where}", excerpt)
         if not self._eval_pairs:
             return
-        prompt, pair = _overlap_keys(row)
+        prompt, pair = _hash_prompt_and_pair(row)
         if pair in self._eval_pairs:
-            said = (
-                f"the evaluation data has the same question and answer in {self._places.unpack(self._eval_pairs[pair])}"
-            )
-            yield Problem("eval-overlap", said, shown)
+            where = self._locations.describe_location(self._eval_pairs[pair])
+            yield Problem("eval-overlap", f"the evaluation data has the same question and answer in {where}", excerpt)
         elif prompt in self._eval_prompts:
-            said = f"the evaluation data asks the same in {self._places.unpack(self._eval_prompts[prompt])}"
-            yield Problem("eval-same-prompt", said, shown)
+            where = self._locations.describe_location(self._eval_prompts[prompt])
+            yield Problem("eval-same-prompt", f"the evaluation data has the same question in {where}", excerpt)
 
-    def _measure(self, row: Conversation, nothing_learnt: bool) -> list[Problem]:
+    def _measure_row(self, row: Conversation, has_targets: bool) -> list[Problem]:
+        lengths: list[RowLength] = []
         problems: list[Problem] = []
         if self.model is None:
-            lengths = [characters(row)]
-        else:
-            lengths, problems = ([], []) if nothing_learnt else self.model.look(row)
+            lengths = [count_characters(row)]
+        elif has_targets:
+            lengths, problems = self.model.measure_rows(row)
         for length in lengths:
             self.report.training_rows += 1
             self.report.targets += length.targets
-            self.report.total.add(length.prompt + length.answer)
-            self.report.prompts.add(length.prompt)
-            self.report.last_answers.add(length.answer)
+            self.report.total.add_length(length.prompt + length.answer)
+            self.report.prompts.add_length(length.prompt)
+            self.report.last_answers.add_length(length.answer)
         return problems
 
 
-def characters(conversation: Conversation) -> RowLength:
-    """Characters of a row before its last answer, and in it."""
+def count_characters(conversation: Conversation) -> RowLength:
+    """Number of characters of a row before its last answer, and in it."""
     if conversation.text is not None:
         return RowLength(0, len(conversation.text))
-    answer = f"message {last_answer(conversation) + 1} "
-    sizes = [(name.startswith(answer), len(text)) for name, text in texts(conversation)]
+    answer = f"message {find_last_answer(conversation) + 1} "
+    sizes = [(name.startswith(answer), len(text)) for name, text in list_texts(conversation)]
     return RowLength(sum(n for is_answer, n in sizes if not is_answer), sum(n for is_answer, n in sizes if is_answer))
 
 
-class _Places:
-    """A row's `file:line` and number packed into one integer: a row costs no text."""
+class _LocationIndex:
+    """Packs `file:line` and number of a row into one integer, to save memory."""
 
     def __init__(self) -> None:
         self._names: list[str] = []
         self._numbers: dict[str, int] = {}
 
-    def pack(self, where: str, row: int) -> int:
+    def pack_location(self, where: str, row: int) -> int:
         match = re.fullmatch(r"(.*?)(\d*)", where, re.DOTALL)
         assert match is not None
         name, digits = match.groups()
@@ -263,36 +260,37 @@ class _Places:
         line = int(digits) + 1 if digits else 0
         return index << 80 | line << 40 | row
 
-    def unpack(self, place: int, here: str = "") -> str:
-        """The `file:line`; with the row's number too where that is no different from `here` (a file of one line)."""
-        index, line, row = place >> 80, place >> 40 & _40_BITS, place & _40_BITS
+    def describe_location(self, location: int, current: str = "") -> str:
+        """The `file:line`, with the number of the row if it equals `current` (a file of one line)."""
+        index, line, row = location >> 80, location >> 40 & _40_BITS, location & _40_BITS
         where = self._names[index] + (str(line - 1) if line else "")
-        return f"row {row} ({where})" if where == here else where
+        return f"row {row} ({where})" if where == current else where
 
 
-def _plain(row: Conversation) -> list[Any]:
-    """What makes two rows the same: their messages without loss flags, their tools, their text."""
+def _get_content(row: Conversation) -> list[Any]:
+    """The parts of a row that duplicates share: messages without loss flags, tools and text."""
     messages = [{key: value for key, value in m.items() if key != "loss"} for m in row.messages]
     return [messages, row.tools, row.text]
 
 
-def _overlap_keys(row: Conversation) -> tuple[bytes | None, bytes]:
-    """Hashes of what stands before the last answer (None for plain text), and of that with the answer."""
+def _hash_prompt_and_pair(row: Conversation) -> tuple[bytes | None, bytes]:
+    """Hashes of the messages before the last answer (None for plain text), and of the same with the answer."""
     if row.text is not None:
-        return None, _hash([row.text])
-    messages, _, _ = _plain(row)
-    last = last_answer(row)
-    return _hash(messages[:last]), _hash(messages[: last + 1])
+        return None, _hash_value([row.text])
+    messages, _, _ = _get_content(row)
+    last = find_last_answer(row)
+    return _hash_value(messages[:last]), _hash_value(messages[: last + 1])
 
 
-def _hash(value: Any) -> bytes:
+def _hash_value(value: Any) -> bytes:
     text = json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def _first_words(row: Conversation) -> str:
-    return excerpt(next((text for name, text in texts(row) if "(system)" not in name), ""))
+def _make_row_excerpt(row: Conversation) -> str:
+    return make_excerpt(next((text for name, text in list_texts(row) if "(system)" not in name), ""))
 
 
-def _length(input_ids: list[int], labels: list[int], prompt: int) -> RowLength:
-    return RowLength(prompt, len(input_ids) - prompt, sum(label != IGNORE for label in labels))
+def _measure_row(row: EncodedSequence) -> RowLength:
+    targets = sum(label != IGNORE_INDEX for label in row.labels)
+    return RowLength(row.prompt_length, len(row.input_ids) - row.prompt_length, targets)

@@ -1,4 +1,4 @@
-"""What a row becomes, whatever file and format it came from, and what is said of a row that cannot become one."""
+"""Conversations and rows: what the readers of data files produce, and errors of rows that cannot be used."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any
 
 from glmtune.errors import DataError
 
-ROLES = ("system", "user", "assistant", "tool", "observation")
-LEFT_OUT = frozenset({"broken-json", "broken-csv", "broken-line", "not-an-object"})
-"""Faults that cost their line only: nothing of a row can be read there. All others stop the reading."""
+SKIPPED_KINDS = frozenset({"broken-json", "broken-csv", "broken-line", "not-an-object"})
+"""Kinds of invalid lines that are skipped. Every other kind stops the reading."""
 
 
 @dataclass
 class Conversation:
-    """One row.
+    """One row of a data set.
 
     Attributes:
-        messages: dicts with `role` (one of `ROLES`), `content` (text) and an optional `loss` (false: not learnt).
-            A `tool` message is a call with its result: `name`, `parameters` (a dict), `observation` (any JSON; absent
-            when the conversation ends with the call) and an optional `loss`; it has no `content`.
+        messages: dicts with `role` (system, user, assistant, tool or observation), `content` (text) and an optional
+            `loss` (false: not trained on). A `tool` message is a call with its result: `name`, `parameters` (a dict),
+            `observation` (any JSON value; absent if the conversation ends with the call) and an optional `loss`; it has
+            no `content`.
         where: `file:line`, or `file:row N` where rows have no lines.
-        tools: the tools the assistant may call, as the file gives them.
-        text: a plain-text row, every token of which is learnt; `messages` is empty then.
-        number: the row's number in its source, from 0; from `sources.weighted`, over all sources. A row that is taken
-            again, because of a weight or a sample, has its number again; two rows never share one.
+        tools: the tools the assistant may call, as in the file.
+        text: a plain-text row, trained on completely; `messages` is empty then.
+        number: of the row in its source, from 0; from `sources.sample_sources`, over all sources. A repeated row (by a
+            weight or a sample) keeps its number; different rows have different numbers.
     """
 
     messages: list[dict[str, Any]]
@@ -36,7 +36,7 @@ class Conversation:
 
 
 @dataclass(slots=True)
-class Row:
+class RawRow:
     """A parsed row of a file; `where` is its `file:line`."""
 
     values: dict[str, Any]
@@ -44,8 +44,15 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Fault:
-    """A row that is no conversation. `kind` is a short slug; `message` has no closing period."""
+class InvalidRow:
+    """A row that cannot become a conversation.
+
+    Attributes:
+        where: `file:line`.
+        kind: a short slug.
+        message: what is wrong, without a period at the end.
+        hint: how to fix it.
+    """
 
     where: str
     kind: str
@@ -53,20 +60,20 @@ class Fault:
     hint: str | None = None
 
     @property
-    def left_out(self) -> bool:
-        """Whether the line is left out and listed rather than an error."""
-        return self.kind in LEFT_OUT
+    def is_skipped(self) -> bool:
+        """Whether the line is skipped and listed; otherwise it is an error."""
+        return self.kind in SKIPPED_KINDS
 
-    def error(self) -> DataError:
-        """The fault as an error for the user."""
+    def to_error(self) -> DataError:
+        """The error to raise for this row."""
         return DataError(f"{self.where}: {self.message}.", self.hint)
 
     def __str__(self) -> str:
         return f"{self.where}: {self.message}"
 
 
-class BadRow(Exception):
-    """Raised inside the readers, which do not know where the row stands; becomes a `Fault`."""
+class InvalidRowError(Exception):
+    """Raised by code that does not know the file and line of a row; becomes an `InvalidRow`."""
 
     def __init__(self, kind: str, message: str, hint: str | None = None):
         super().__init__(message)
@@ -74,34 +81,31 @@ class BadRow(Exception):
         self.message = message
         self.hint = hint
 
-    def at(self, where: str) -> Fault:
-        """The fault of the row at `where`."""
-        return Fault(where, self.kind, self.message, self.hint)
+    def to_invalid_row(self, where: str) -> InvalidRow:
+        """The same with the `file:line` of the row."""
+        return InvalidRow(where, self.kind, self.message, self.hint)
 
 
-def check_order(messages: Sequence[dict[str, Any]]) -> None:
-    """What every generation asks of a conversation; the rest is the family's to check.
+def check_message_order(messages: Sequence[dict[str, Any]]) -> None:
+    """Check what all generations require of a conversation.
 
     Raises:
-        BadRow: no message, a system message that is not the first, or nobody answers.
+        InvalidRowError: no message, a system message that is not the first, or no answer.
     """
     if not messages:
-        raise BadRow("no-messages", "the conversation has no messages")
-    answered = False
+        raise InvalidRowError("no-messages", "the conversation has no messages")
     for number, message in enumerate(messages):
-        role = message["role"]
-        if role == "system" and number:
-            raise BadRow(
+        if message["role"] == "system" and number:
+            raise InvalidRowError(
                 "role-order",
-                f"message {number + 1} is a system message; only the first may be one",
-                "Join the system messages, or make the later one the user's.",
+                f"message {number + 1} is a system message; only the first message may be one",
+                "Join the system messages, or change the role of the later one to user.",
             )
-        answered = answered or role in ("assistant", "tool")
-    if not answered:
-        raise BadRow("no-answer", "no assistant's answer to learn", "Mend or remove the row.")
+    if not any(message["role"] in ("assistant", "tool") for message in messages):
+        raise InvalidRowError("no-answer", "no answer of the assistant to train on", "Fix or remove the row.")
 
 
-def kind_of(value: Any) -> str:
-    """A JSON value's type in the user's words."""
+def describe_type(value: Any) -> str:
+    """The type of a JSON value in words: "text", "a list", "an object"."""
     names = {str: "text", list: "a list", dict: "an object", bool: "true or false", type(None): "null"}
     return names.get(type(value)) or ("a number" if isinstance(value, (int, float)) else type(value).__name__)

@@ -1,4 +1,4 @@
-"""Data files as rows: which files are meant, how they are encoded, and every row with its line."""
+"""Data files: find them, detect their encoding, and read their rows with line numbers."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from glmtune.data.conversation import Fault, Row
-from glmtune.data.json_rows import read_json
-from glmtune.errors import ConfigError, DataError
+from glmtune.data.conversation import InvalidRow, RawRow
+from glmtune.data.json_rows import read_json_rows
+from glmtune.errors import ConfigError, DataError, summarize_error
 
-CATALOG = "dataset_info.json"
-"""LLaMA-Factory's list of data sets; it lies among the data and is none."""
-ENCODED = ("rows.arrow", "dataset.json")
-"""What `glmtune data tokenize` writes; the second would be read as rows."""
+CATALOG_FILE = "dataset_info.json"
+"""LLaMA-Factory's list of data sets; it is among the data files and is not one of them."""
+ENCODED_FILES = ("rows.arrow", "dataset.json")
+"""Files that `glmtune data tokenize` writes; the second looks like a data file."""
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
-_KNOWN = f"Known: {', '.join(SUFFIXES)}, each also with .gz behind."
+_KNOWN = f"Known: {', '.join(SUFFIXES)}, each also with .gz appended."
 _BLOCK = 1 << 20
+# Characters of three bytes and more in UTF-8.
 _WIDE = re.compile("[\u0800-\U0010ffff]")
 
 
@@ -36,169 +37,165 @@ class DataFile:
 
     path: Path
     suffix: str
-    zipped: bool
+    is_gzip: bool
     encoding: str
     stamp: tuple[int, int]
-    """Size and time of change: a file that another program writes meanwhile would give rows of two versions."""
+    """Size and modification time. They must not change: the rows would be from two versions of the file."""
 
-    def rows(self) -> Iterator[Row | Fault]:
-        """Rows from the first to the last; unusable lines in between as faults.
+    def read_rows(self) -> Iterator[RawRow | InvalidRow]:
+        """Read all rows in order.
 
         Raises:
-            DataError: the file changed since it was opened, a broken JSON array, a CSV record that is broken and longer
-                than its line, a damaged file.
+            DataError: the file changed since it was opened, an invalid JSON array, an invalid CSV record of several
+                lines, a damaged file.
         """
         self.check_unchanged()
-        readers = {".csv": _csv_rows, ".parquet": _parquet_rows, ".txt": _text_rows}
-        with _named_errors(self.path):
+        readers = {".csv": _read_csv_file, ".parquet": _read_parquet_file, ".txt": _read_text_file}
+        with _explain_read_errors(self.path):
             try:
-                yield from readers.get(self.suffix, _json_rows)(self)
+                yield from readers.get(self.suffix, _read_json_file)(self)
             except (DataError, UnicodeDecodeError, EOFError, zlib.error, OSError) as error:
-                self.check_unchanged()  # a file cut short by another program reads like a broken one
+                self.check_unchanged()  # a file that another program is writing looks like an invalid one
                 if isinstance(error, UnicodeDecodeError):
-                    raise _changed(self.path) from None
+                    raise _make_changed_error(self.path) from None
                 raise
         self.check_unchanged()
 
     def check_unchanged(self) -> None:
-        """Raises:
-        DataError: size or time of change are not what they were.
+        """Check size and modification time.
+
+        Raises:
+            DataError: they changed since the file was opened.
         """
-        if _stamp(self.path) != self.stamp:
-            raise _changed(self.path)
+        if _read_stamp(self.path) != self.stamp:
+            raise _make_changed_error(self.path)
 
-    def text(self, newline: str | None = None) -> IO[str]:
-        """The decoded file."""
-        return io.TextIOWrapper(self.binary(), encoding=self.encoding, newline=newline)
+    def open_text(self, newline: str | None = None) -> IO[str]:
+        """Open the decompressed and decoded file."""
+        return io.TextIOWrapper(self.open_binary(), encoding=self.encoding, newline=newline)
 
-    def binary(self) -> Any:
-        """The file's bytes, unpacked."""
-        return gzip.open(self.path, "rb") if self.zipped else self.path.open("rb")
+    def open_binary(self) -> Any:
+        """Open the decompressed file."""
+        return gzip.open(self.path, "rb") if self.is_gzip else self.path.open("rb")
 
-    def schema(self) -> dict[str, str] | None:
-        """Names and types of a parquet file's columns; None for other files."""
+    def read_schema(self) -> dict[str, str] | None:
+        """Names and types of the columns of a parquet file; None for other files."""
         if self.suffix != ".parquet":
             return None
-        with _named_errors(self.path), self.binary() as stream:
-            fields = _parquet(self.path, stream).schema_arrow
+        with _explain_read_errors(self.path), self.open_binary() as stream:
+            fields = _open_parquet(self.path, stream).schema_arrow
             # The same text is `large_string` from one writer and `string` from another.
             return {field.name: str(field.type).replace("large_", "") for field in fields}
 
 
 def find_files(path: str | os.PathLike[str]) -> list[Path]:
-    """The data files that a path names: itself, a folder's (recursively) or a glob's, sorted.
+    """Find the data files at a path: a file, the files of a folder (recursively) or of a glob, sorted.
 
-    Hidden files and folders, and `dataset_info.json`, are passed over. Links to folders are followed, each folder
-    once. A file named by itself or by a glob must have a known suffix.
+    Hidden files and folders and `dataset_info.json` are skipped. Links to folders are followed, each folder once. A
+    file given by name or by a glob must have a known suffix.
 
     Raises:
-        DataError: nothing there, no data file in the folder, an unknown suffix, or encoded rows.
+        DataError: no such file, no data file in the folder, an unknown suffix, or encoded rows.
     """
     path = Path(path).expanduser()
-    found = _named_by(path)
-    for file in found:
-        if file.name == ENCODED[1] and holds_encoded(file.parent):
-            raise DataError(f"{file.parent}: holds encoded rows; such a folder is given alone, not in a list.")
-    return found
-
-
-def holds_encoded(folder: Path) -> bool:
-    """Whether a folder was written by `glmtune data tokenize`."""
-    return all((folder / name).is_file() for name in ENCODED)
-
-
-def _named_by(path: Path) -> list[Path]:
     if _is_folder(path):
-        found = sorted(_walk(path))
-        if not found:
+        files = sorted(_walk_folder(path))
+        if not files:
             raise DataError(f"{path}: no data files in this folder.", _KNOWN)
-        return found
-    if os.path.lexists(path):
-        _suffix(path)
-        return [path]
-    if is_glob(str(path)):
-        files = _matches(path)
+    elif os.path.lexists(path):
+        _parse_suffix(path)
+        files = [path]
+    elif is_glob(str(path)):
+        files = _match_glob(path)
         if not files:
             raise DataError(f"{path}: matches no file.", "Quote the pattern, and check the folder it starts from.")
         for match in files:
-            _suffix(match)
-        return files
-    raise DataError(f"{path}: no such file.", "Check the path; it is taken from the current directory.")
+            _parse_suffix(match)
+    else:
+        raise DataError(f"{path}: no such file.", "Check the path; it is relative to the current directory.")
+    for file in files:
+        if file.name == ENCODED_FILES[1] and is_encoded_folder(file.parent):
+            raise DataError(f"{file.parent}: holds encoded rows; such a folder must be given alone, not in a list.")
+    return files
 
 
-def open_file(path: Path) -> DataFile:
-    """Look through a file once: is it whole, not empty, and how is its text encoded?
+def is_encoded_folder(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder was written by `glmtune data tokenize`."""
+    return all(Path(folder, name).is_file() for name in ENCODED_FILES)
+
+
+def open_data_file(path: Path) -> DataFile:
+    """Read through a file once to check it and to detect its text encoding.
 
     Raises:
-        DataError: it cannot be read, is empty, a damaged gzip or parquet, or text in neither UTF-8 nor GB18030.
+        DataError: it cannot be read, is empty, a damaged gzip or parquet file, or text in neither UTF-8 nor GB18030.
     """
-    suffix, zipped = _suffix(path)
-    with _named_errors(path):
-        stamp = _stamp(path)
+    suffix, is_gzip = _parse_suffix(path)
+    with _explain_read_errors(path):
+        stamp = _read_stamp(path)
         if not stamp[0]:
             raise DataError(f"{path}: empty.", "Give a file with rows.")
-        encoding = "" if suffix == ".parquet" else _encoding(path, zipped)
-    return DataFile(path, suffix, zipped, encoding, stamp)
+        encoding = "" if suffix == ".parquet" else _detect_encoding(path, is_gzip)
+    return DataFile(path, suffix, is_gzip, encoding, stamp)
 
 
 def has_data_suffix(name: str) -> bool:
-    """Whether a name ends like a data file."""
+    """Whether a name ends like that of a data file."""
     return name.lower().removesuffix(".gz").endswith(SUFFIXES)
 
 
 def is_glob(name: str) -> bool:
-    """Whether a name holds a wildcard."""
+    """Whether a name has a wildcard."""
     return re.search(r"[*?\[]", name) is not None
 
 
-def _matches(path: Path) -> list[Path]:
+def _match_glob(path: Path) -> list[Path]:
     start = next(i for i, part in enumerate(path.parts) if is_glob(part))
     base, pattern = Path(*path.parts[:start]), Path(*path.parts[start:])
-    # pathlib's `**`, unlike the glob module's, does not follow links to folders, which may lead back up.
-    found = {match for match in base.glob(str(pattern)) if not _is_folder(match) and match.name != CATALOG}
+    # pathlib's `**`, unlike that of the glob module, does not follow links to folders, which may form a cycle.
+    matches = {match for match in base.glob(str(pattern)) if not _is_folder(match) and match.name != CATALOG_FILE}
     if not any(part.startswith(".") for part in pattern.parts):
-        found = {m for m in found if not any(part.startswith(".") for part in m.relative_to(base).parts)}
-    return sorted(found)
+        matches = {m for m in matches if not any(part.startswith(".") for part in m.relative_to(base).parts)}
+    return sorted(matches)
 
 
-def _suffix(path: Path) -> tuple[str, bool]:
+def _parse_suffix(path: Path) -> tuple[str, bool]:
     name = path.name.lower()
-    zipped = name.endswith(".gz")
     suffix = Path(name.removesuffix(".gz")).suffix
     if suffix not in SUFFIXES:
-        raise DataError(f"{path}: not a kind of data file that can be read.", _KNOWN)
-    return suffix, zipped
+        raise DataError(f"{path}: not a supported type of data file.", _KNOWN)
+    return suffix, name.endswith(".gz")
 
 
 def _is_folder(path: Path) -> bool:
-    return os.path.isdir(path)  # unlike Path.is_dir in older Pythons, never raises on a link that leads to itself
+    return os.path.isdir(path)  # Path.is_dir of older Pythons raises on a link to itself
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    seen = set()
+def _walk_folder(folder: Path) -> Iterator[Path]:
+    visited = set()
 
-    def refuse(error: OSError) -> None:  # os.walk would pass over what it may not open
+    def raise_error(error: OSError) -> None:  # by default os.walk skips folders that it cannot read
         raise DataError(f"{error.filename}: cannot be read ({error.strerror}).") from None
 
-    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        status = os.stat(place)
-        if (status.st_dev, status.st_ino) in seen:  # a link back up would never end
+    for parent, folders, files in os.walk(folder, onerror=raise_error, followlinks=True):
+        status = os.stat(parent)
+        if (status.st_dev, status.st_ino) in visited:  # a link to a parent folder would never end
             folders.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        visited.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in files:
-            if has_data_suffix(name) and not name.startswith(".") and name != CATALOG:
-                yield Path(place, name)
+            if has_data_suffix(name) and not name.startswith(".") and name != CATALOG_FILE:
+                yield Path(parent, name)
 
 
-def _changed(path: Path) -> DataError:
+def _make_changed_error(path: Path) -> DataError:
     return DataError(
         f"{path}: the file changed while it was being read.", "Wait until it is written, then start again."
     )
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def _read_stamp(path: Path) -> tuple[int, int]:
     try:
         status = os.stat(path)
     except OSError as error:
@@ -207,12 +204,12 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 @contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
-    """What the operating system and gzip say, as errors that name the file."""
+def _explain_read_errors(path: Path) -> Iterator[None]:
+    """Turn errors of the operating system and of gzip into errors that name the file."""
     try:
         yield
     except gzip.BadGzipFile as error:
-        raise DataError(f"{path}: a damaged gzip file ({error}).", "Pack it again.") from None
+        raise DataError(f"{path}: a damaged gzip file ({error}).", "Compress it again.") from None
     except (EOFError, zlib.error) as error:
         reason = str(error).rstrip(".") or "it ends early"
         raise DataError(f"{path}: a damaged gzip file ({reason}).", "Copy or download it again.") from None
@@ -220,79 +217,76 @@ def _named_errors(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from None
 
 
-def _encoding(path: Path, zipped: bool) -> str:
-    """`utf-8-sig` or `gb18030`, by decoding the whole file.
-
-    A wrong guess must not depend on how much was looked at: what is UTF-8 up to its last line may not be.
-    """
-    utf8 = _decode_all(path, zipped, "utf-8-sig")
-    if utf8.blank and utf8.failed_at is None:
+def _detect_encoding(path: Path, is_gzip: bool) -> str:
+    """`utf-8-sig` or `gb18030`, by decoding the whole file: the first invalid byte may be in the last line."""
+    utf8 = _try_decoding(path, is_gzip, "utf-8-sig")
+    if utf8.is_blank and utf8.error_line is None:
         raise DataError(f"{path}: empty.", "Give a file with rows.")
-    if utf8.failed_at is None:
+    if utf8.error_line is None:
         return "utf-8-sig"
-    # GB18030 accepts much of what is not meant so. Text that began as UTF-8 with Chinese in it is damaged UTF-8.
-    chinese = None if utf8.wide else _decode_all(path, zipped, "gb18030")
-    if chinese is not None and chinese.failed_at is None:
+    # Most bytes are valid GB18030. Text that begins as UTF-8 with Chinese characters is damaged UTF-8 instead.
+    gb18030 = None if utf8.has_wide else _try_decoding(path, is_gzip, "gb18030")
+    if gb18030 is not None and gb18030.error_line is None:
         return "gb18030"
-    line = max(utf8.failed_at, (chinese.failed_at or 0) if chinese else 0)
-    kinds = "neither UTF-8 nor GB18030 text" if chinese else "not UTF-8 text, as the lines before are"
-    raise DataError(f"{path}:{line}: {kinds}.", "Save the file as UTF-8.")
+    line = max(utf8.error_line, (gb18030.error_line or 0) if gb18030 else 0)
+    problem = "neither UTF-8 nor GB18030 text" if gb18030 else "not UTF-8 text, unlike the lines before"
+    raise DataError(f"{path}:{line}: {problem}.", "Save the file as UTF-8.")
 
 
 @dataclass
-class _Decoded:
-    blank: bool = True
-    wide: bool = False
-    """Characters of three bytes and more in UTF-8 came before any failure."""
-    failed_at: int | None = None
+class _DecodingResult:
+    is_blank: bool = True
+    has_wide: bool = False
+    """Whether there are characters of three and more bytes before the first error."""
+    error_line: int | None = None
 
 
-def _decode_all(path: Path, zipped: bool, encoding: str) -> _Decoded:
-    found, line = _Decoded(), 1
+def _try_decoding(path: Path, is_gzip: bool, encoding: str) -> _DecodingResult:
+    result, line = _DecodingResult(), 1
     decoder = codecs.getincrementaldecoder(encoding)("strict")
-    with gzip.open(path, "rb") if zipped else path.open("rb") as stream:
+    with gzip.open(path, "rb") if is_gzip else path.open("rb") as stream:
         while True:
             block = stream.read(_BLOCK)
             try:
                 text = decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
-                good = bytes(error.object[: error.start])
-                found.wide = found.wide or _has_wide(good.decode(encoding, "ignore"))
-                found.failed_at = line + good.count(b"\n")
-                return found
-            found.blank = found.blank and not text.strip()
-            found.wide = found.wide or _has_wide(text)
+                valid = bytes(error.object[: error.start])
+                result.has_wide = result.has_wide or _has_wide(valid.decode(encoding, "ignore"))
+                result.error_line = line + valid.count(b"\n")
+                return result
+            result.is_blank = result.is_blank and not text.strip()
+            result.has_wide = result.has_wide or _has_wide(text)
             line += block.count(b"\n")
             if not block:
-                return found
+                return result
 
 
 def _has_wide(text: str) -> bool:
-    """Two such characters: one may come about by chance in GB18030 text."""
+    # Two of them: GB18030 text may contain one by chance.
     first = None if text.isascii() else _WIDE.search(text)
     return first is not None and _WIDE.search(text, first.end()) is not None
 
 
-def _json_rows(file: DataFile) -> Iterator[Row | Fault]:
-    with file.text() as stream:
-        yield from read_json(stream, str(file.path))
+def _read_json_file(file: DataFile) -> Iterator[RawRow | InvalidRow]:
+    with file.open_text() as stream:
+        yield from read_json_rows(stream, str(file.path))
 
 
-def _text_rows(file: DataFile) -> Iterator[Row | Fault]:
-    """One row per line that is not blank: a paragraph, a document or a sentence, as the user laid them out."""
-    with file.text() as stream:
+def _read_text_file(file: DataFile) -> Iterator[RawRow | InvalidRow]:
+    """One row per line that is not blank."""
+    with file.open_text() as stream:
         for number, line in enumerate(stream, start=1):
             where = f"{file.path}:{number}"
             text = line.strip("\r\n\ufeff")
             if "\0" in text:
-                yield Fault(where, "broken-line", "NUL bytes in the line")
+                yield InvalidRow(where, "broken-line", "NUL bytes in the line")
             elif text.strip():
-                yield Row({"text": text}, where)
+                yield RawRow({"text": text}, where)
 
 
-def _csv_rows(file: DataFile) -> Iterator[Row | Fault]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default, 128 KiB, is less than a long document
-    with file.text(newline="") as stream:
+def _read_csv_file(file: DataFile) -> Iterator[RawRow | InvalidRow]:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default of 128 KiB is less than a long document
+    with file.open_text(newline="") as stream:
         reader = csv.reader(stream, strict=True)
         header: list[str] | None = None
         while True:
@@ -304,73 +298,64 @@ def _csv_rows(file: DataFile) -> Iterator[Row | Fault]:
                 return
             except csv.Error as error:
                 if "unexpected end" in str(error):
-                    raise _open_quote(where, first, reader.line_num) from None
-                yield _broken_csv(where, first, reader.line_num, f"broken CSV ({error})")
+                    lines = f"lines {first} to {reader.line_num}: " if reader.line_num > first else ""
+                    raise DataError(
+                        f"{where}: {lines}a quotation mark is opened and never closed.",
+                        'Close it, or write "" for a quotation mark inside a quoted text.',
+                    ) from None
+                yield _make_invalid_record(where, first, reader.line_num, f"invalid CSV ({error})")
                 continue
             if not any(cell.strip() for cell in cells):
                 continue
             if any("\0" in cell for cell in cells):
-                yield _broken_csv(where, first, reader.line_num, "NUL bytes in the line")
+                yield _make_invalid_record(where, first, reader.line_num, "NUL bytes in the line")
             elif header is None:
                 header = [cell.strip().lstrip("\ufeff") for cell in cells]
             elif len(cells) != len(header):
-                problem = f"broken CSV ({len(cells)} fields, the header has {len(header)})"
-                yield _broken_csv(where, first, reader.line_num, problem)
+                problem = f"invalid CSV ({len(cells)} fields, the header has {len(header)})"
+                yield _make_invalid_record(where, first, reader.line_num, problem)
             else:
-                yield Row(dict(zip(header, cells, strict=True)), where)
+                yield RawRow(dict(zip(header, cells, strict=True)), where)
 
 
-def _open_quote(where: str, first: int, last: int) -> DataError:
-    lines = f"lines {first} to {last}: " if last > first else ""
-    return DataError(
-        f"{where}: {lines}a quotation mark is opened and never closed.",
-        'Close it, or write "" for a quotation mark that is part of a quoted text.',
-    )
-
-
-def _broken_csv(where: str, first: int, last: int, problem: str) -> Fault:
-    """A fault if the record costs its line only.
+def _make_invalid_record(where: str, first: int, last: int, problem: str) -> InvalidRow:
+    """An invalid row for an invalid record of one line.
 
     Raises:
-        DataError: it is longer: a stray quotation mark may have made good lines part of it.
+        DataError: a record of several lines: a missing quotation mark may have made valid lines part of it.
     """
     if last == first:
-        return Fault(where, "broken-csv", problem)
+        return InvalidRow(where, "broken-csv", problem)
     raise DataError(
         f"{where}: lines {first} to {last}: {problem}.",
-        "They are read as one row: a quotation mark may be missing, or one too many.",
+        "They are read as one row: a quotation mark may be missing, or there is one too many.",
     )
 
 
-def _parquet_rows(file: DataFile) -> Iterator[Row | Fault]:
-    with file.binary() as stream:
+def _read_parquet_file(file: DataFile) -> Iterator[RawRow | InvalidRow]:
+    with file.open_binary() as stream:
         number = 0
-        opened = _parquet(file.path, stream)
+        parquet = _open_parquet(file.path, stream)
+        import pyarrow  # after the check that it is installed
+
         try:
-            for batch in opened.iter_batches(batch_size=256):
+            for batch in parquet.iter_batches(batch_size=256):
                 for values in batch.to_pylist():
                     number += 1
-                    yield Row(values, f"{file.path}:row {number}")
-        except (_arrow_error(), OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{file.path}:row {number + 1}: a damaged parquet file ({_brief(error)}).") from None
+                    yield RawRow(values, f"{file.path}:row {number}")
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            reason = summarize_error(error)[:160].rstrip(".")
+            raise DataError(f"{file.path}:row {number + 1}: a damaged parquet file ({reason}).") from None
 
 
-def _parquet(path: Path, stream: Any) -> Any:
+def _open_parquet(path: Path, stream: Any) -> Any:
     try:
+        import pyarrow
         import pyarrow.parquet
     except ImportError:
         raise ConfigError(f"{path}: pyarrow is not installed.", "Install it: pip install 'glmtune[hub]'") from None
     try:
         return pyarrow.parquet.ParquetFile(stream)
-    except _arrow_error() as error:
-        raise DataError(f"{path}: not a whole parquet file ({_brief(error)}).", "Copy or download it again.") from None
-
-
-def _arrow_error() -> type[Exception]:
-    import pyarrow
-
-    return pyarrow.ArrowException
-
-
-def _brief(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(".")
+    except pyarrow.ArrowException as error:
+        reason = summarize_error(error)[:160].rstrip(".")
+        raise DataError(f"{path}: not a valid parquet file ({reason}).", "Copy or download it again.") from None

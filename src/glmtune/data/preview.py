@@ -1,4 +1,4 @@
-"""A row as the model sees it: every token, which of them are learnt, and what the limits took away."""
+"""Show a row as the model sees it: all tokens, which of them are targets, and what the length limits removed."""
 
 from __future__ import annotations
 
@@ -6,215 +6,235 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.text import Text
 
-from glmtune.data.check import escaped
-from glmtune.data.check_rows import describe_cut
-from glmtune.data.conversation import Conversation, Fault
-from glmtune.data.encoding import Counts, EncodedRow, EncodingRules, encode_conversations
-from glmtune.data.sources import Source
+from glmtune.data.check_kinds import escape_controls
+from glmtune.data.check_rows import describe_truncation
+from glmtune.data.conversation import Conversation, InvalidRow
+from glmtune.data.encoding import EncodedRow, EncodingCounts, EncodingRules, encode_conversations
+from glmtune.data.sources import DataSource
 from glmtune.errors import DataError
-from glmtune.families import IGNORE, Family
+from glmtune.families import IGNORE_INDEX, Family
+from glmtune.utils.console import get_console, print_message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LEARNT, SEEN = "green", "dim"
-SPECIAL, SPECIAL_LEARNT, MARKER = "bold magenta", "bold white on green", "bold yellow"
+TARGET_STYLE, INPUT_STYLE = "green", "dim"
+SPECIAL_STYLE, SPECIAL_TARGET_STYLE, MARKER_STYLE = "bold magenta", "bold white on green", "bold yellow"
 OPEN, CLOSE = "⟦", "⟧"
-"""Where there are no colours, what is learnt stands between these."""
-# Bytes of one character may be spread over so many tokens.
-_LONGEST_CHARACTER = 4
-# U+FFFD as SentencePiece and byte-level vocabularies spell its three bytes.
-_LOST_CHARACTER = ("<0xEF><0xBF><0xBD>", "ï¿½")
+"""Marks around the targets where there are no colours."""
+# Maximum number of tokens of one character: its bytes.
+_MAX_CHARACTER_TOKENS = 4
+# U+FFFD in SentencePiece and byte-level vocabularies.
+_REPLACEMENT_CHARACTER = ("<0xEF><0xBF><0xBD>", "ï¿½")
 
 
 @dataclass(frozen=True)
-class Token:
-    """One token. A character that is spread over several shows with the last of them; the others have no text."""
+class TokenView:
+    """One token for display.
+
+    Attributes:
+        id: of the token.
+        text: that it adds; None for a character of several tokens, which is shown with the last of them.
+        is_target: whether it is trained on.
+        is_special: whether it is a special token.
+        label_only: the label here, if it is another token than the input.
+    """
 
     id: int
     text: str | None
-    learnt: bool
-    special: bool
+    is_target: bool
+    is_special: bool
     label_only: str | None = None
-    """The token that the labels want here, where the input goes on with another one."""
 
 
 @dataclass(frozen=True)
 class PreviewRow:
-    """A row that the model sees."""
+    """A training row."""
 
-    tokens: list[Token]
+    tokens: list[TokenView]
 
     @property
     def targets(self) -> int:
-        """How many tokens are learnt."""
-        return sum(token.learnt or token.label_only is not None for token in self.tokens)
+        """Number of targets."""
+        return sum(token.is_target or token.label_only is not None for token in self.tokens)
 
 
 @dataclass(frozen=True)
 class Preview:
-    """A row of a file with all that the model sees of it."""
+    """A row of a file with its training rows."""
 
     format: str
     where: str
     family: str
     rows: list[PreviewRow]
     cut: str
-    """What the length limits took away; empty if nothing."""
+    """What the length limits removed; empty if nothing."""
     notes: list[str] = field(default_factory=list)
-    """What the user should know of the file."""
+    """Of the file, for the user."""
 
-    def heading(self) -> list[str]:
-        """Lines that stand above the rows."""
+    def make_heading(self) -> list[str]:
+        """Lines above the rows."""
         tokens = sum(len(row.tokens) for row in self.rows)
         targets = sum(row.targets for row in self.rows)
         rows = f", {len(self.rows)} rows" if len(self.rows) != 1 else ""
         return [
             f"{self.where}   {self.format}, as {self.family} sees it",
-            f"{tokens:,} tokens, {targets:,} of them learnt{rows}",
-            f"over the length limits: {self.cut}" if self.cut else "within the length limits, nothing is cut",
+            f"{tokens:,} tokens, {targets:,} of them trained on{rows}",
+            f"over the length limits: {self.cut}" if self.cut else "within the length limits",
             *self.notes,
         ]
 
+    @property
+    def has_markers(self) -> bool:
+        """Whether a token is in the labels only."""
+        return any(token.label_only for row in self.rows for token in row.tokens)
 
-def find_row(sources: Iterable[Source], number: int, name: str) -> tuple[Source, Conversation]:
-    """Row `number`, counted from 1 over all sources; broken lines count too, as they do in `data check`.
+
+def find_row(sources: Iterable[DataSource], number: int, name: str) -> tuple[DataSource, Conversation]:
+    """Find row `number`, counted from 1 over all sources, including invalid lines as in `data check`.
 
     Raises:
         DataError: there is no such row, or it cannot be used.
     """
     count = 0
     for source in sources:
-        for row in source.scan():
+        for row in source.scan_rows():
             count += 1
             if count < number:
                 continue
-            if isinstance(row, Fault):
-                raise row.error()
+            if isinstance(row, InvalidRow):
+                raise row.to_error()
             return source, row
     rows = f"{count:,} row{'' if count == 1 else 's'}"
     raise DataError(f"{name}: there is no row {number}; it has {rows}.", f"Give --row 1 to {count}.")
 
 
-def preview(
-    source: Source, conversation: Conversation, family: Family, tokenizer: PreTrainedTokenizerBase, rules: EncodingRules
+def make_preview(
+    source: DataSource,
+    conversation: Conversation,
+    family: Family,
+    tokenizer: PreTrainedTokenizerBase,
+    rules: EncodingRules,
 ) -> Preview:
-    """Encode a conversation as training does and spell it out.
+    """Encode a conversation as in training, and decode its tokens for display.
 
     Raises:
         DataError: it cannot be encoded.
     """
-    counts = Counts()
+    counts = EncodingCounts()
     encoded = encode_conversations([conversation], family, tokenizer, rules, counts)
-    rows = [PreviewRow(spell(row, tokenizer)) for row in encoded]
-    return Preview(source.format, conversation.where, family.title, rows, describe_cut(counts), source.notes)
+    rows = [PreviewRow(make_token_views(row, tokenizer)) for row in encoded]
+    return Preview(source.format, conversation.where, family.title, rows, describe_truncation(counts), source.notes)
 
 
-def spell(row: EncodedRow, tokenizer: PreTrainedTokenizerBase) -> list[Token]:
+def make_token_views(row: EncodedRow, tokenizer: PreTrainedTokenizerBase) -> list[TokenView]:
     """The tokens of a row with their texts."""
     ids = [int(token) for token in row.input_ids]
-    shown = token_texts(ids, tokenizer)
+    texts = decode_tokens(ids, tokenizer)
     specials = set(tokenizer.all_special_ids)
-    tokens = []
-    for token, label, text in zip(ids, map(int, row.labels), shown, strict=True):
-        other = None if label in (IGNORE, token) else _piece(label, tokenizer)
-        tokens.append(Token(token, text, label == token, token in specials, other))
-    return tokens
+    views = []
+    for token, label, text in zip(ids, map(int, row.labels), texts, strict=True):
+        label_only = None if label in (IGNORE_INDEX, token) else str(tokenizer.convert_ids_to_tokens(label))
+        views.append(TokenView(token, text, label == token, token in specials, label_only))
+    return views
 
 
-def token_texts(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str | None]:
-    """What each token adds to the text; None for one whose character is finished by a later token."""
-    anchor = tokenizer("a", add_special_tokens=False)["input_ids"]  # alone, a token's leading space would be stripped
-    before = len(tokenizer.decode(anchor))
+def decode_tokens(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str | None]:
+    """The text that each token adds; None for one whose character is completed by a later token."""
+    # Decoded after another token: alone, a token would lose its leading space.
+    anchor = tokenizer("a", add_special_tokens=False)["input_ids"]
+    anchor_length = len(tokenizer.decode(anchor))
     specials = set(tokenizer.all_special_ids)
-    found: list[str | None] = []
+    texts: list[str | None] = []
     open_ids: list[int] = []
     for i, token in enumerate(ids):
         if token in specials:
-            found.append(_piece(token, tokenizer))
+            texts.append(str(tokenizer.convert_ids_to_tokens(token)))
             continue
         open_ids.append(token)
-        text = str(tokenizer.decode([*anchor, *open_ids]))[before:]
-        last = i + 1 == len(ids) or ids[i + 1] in specials
-        unfinished = text.endswith("\ufffd") and not last and len(open_ids) < _LONGEST_CHARACTER
-        if unfinished and "".join(_piece(part, tokenizer) for part in open_ids).endswith(_LOST_CHARACTER):
-            unfinished = False  # the text itself holds U+FFFD
-        found.append(None if unfinished else text)
-        if not unfinished:
+        text = str(tokenizer.decode([*anchor, *open_ids]))[anchor_length:]
+        is_last = i + 1 == len(ids) or ids[i + 1] in specials
+        is_incomplete = text.endswith("\ufffd") and not is_last and len(open_ids) < _MAX_CHARACTER_TOKENS
+        if is_incomplete:
+            pieces = "".join(str(tokenizer.convert_ids_to_tokens(part)) for part in open_ids)
+            is_incomplete = not pieces.endswith(_REPLACEMENT_CHARACTER)  # the text itself may contain U+FFFD
+        texts.append(None if is_incomplete else text)
+        if not is_incomplete:
             open_ids = []
-    return found
+    return texts
 
 
-def print_preview(shown: Preview, console: Console, ids: bool = False) -> None:
-    """The heading, then each row as running text; with `ids` also a line per token."""
+def print_preview(preview: Preview, ids: bool = False) -> None:
+    """Print the heading and each row as text; with `ids` also a line per token."""
+    console = get_console()
     colours = console.is_terminal and not console.no_color and console.color_system is not None
-    console.print("\n".join(shown.heading()), highlight=False, markup=False)
-    console.print(_legend(colours, any(token.label_only for row in shown.rows for token in row.tokens)))
-    for number, row in enumerate(shown.rows, start=1):
-        if len(shown.rows) > 1:
-            sizes = f"{len(row.tokens):,} tokens, {row.targets:,} learnt"
-            console.print(f"\nrow {number} of {len(shown.rows)}: {sizes}", highlight=False, style="bold")
+    print_message("\n".join(preview.make_heading()))
+    console.print(_render_legend(colours, preview.has_markers))
+    for number, row in enumerate(preview.rows, start=1):
+        if len(preview.rows) > 1:
+            sizes = f"{len(row.tokens):,} tokens, {row.targets:,} trained on"
+            print_message(f"\nrow {number} of {len(preview.rows)}: {sizes}", "bold")
         console.print()
-        console.print(running_text(row, colours), soft_wrap=True)
+        console.print(render_text(row, colours), soft_wrap=True)
         if ids:
             console.print()
-            for line in id_lines(row, colours):
+            for line in render_token_lines(row, colours):
                 console.print(line, soft_wrap=True)
 
 
-def running_text(row: PreviewRow, colours: bool) -> Text:
-    """The row's text: in colours, or with `OPEN` and `CLOSE` around what is learnt."""
-    text, inside = Text(), False
+def render_text(row: PreviewRow, colours: bool) -> Text:
+    """The text of a row: in colours, or with `OPEN` and `CLOSE` around the targets."""
+    text, is_open = Text(), False
     for token in row.tokens:
         if token.label_only is not None:
-            text.append(f"→{token.label_only}", MARKER)
+            text.append(f"→{token.label_only}", MARKER_STYLE)
         if token.text is None:
             continue
-        if not colours and inside != token.learnt:
-            text.append(OPEN if token.learnt else CLOSE)
-            inside = token.learnt
-        text.append(spelt(token), style(token))
-    if inside:
+        if not colours and is_open != token.is_target:
+            text.append(OPEN if token.is_target else CLOSE)
+            is_open = token.is_target
+        text.append(escape_token(token), get_token_style(token))
+    if is_open:
         text.append(CLOSE)
     return text
 
 
-def id_lines(row: PreviewRow, colours: bool) -> Iterator[Text]:
-    """Position, id, whether it is learnt, and the text of each token."""
-    yield Text(f"{'position':>8} {'id':>7}  learnt  token", "bold")
+def render_token_lines(row: PreviewRow, colours: bool) -> Iterator[Text]:
+    """Position, id, label and text of each token."""
+    yield Text(f"{'position':>8} {'id':>7}  target  token", "bold")
     for position, token in enumerate(row.tokens):
-        word = "yes" if token.learnt else f"→{token.label_only}" if token.label_only else ""
-        spelling = "⋯" if token.text is None else spelt(token).replace("\n", "")
-        line = Text(f"{position:>8} {token.id:>7}  {word:<6}  ")
-        yield line.append(spelling.replace(" ", "␣"), style(token) if colours else "")
+        target = "yes" if token.is_target else f"→{token.label_only}" if token.label_only else ""
+        text = "⋯" if token.text is None else escape_token(token).replace("\n", "")
+        line = Text(f"{position:>8} {token.id:>7}  {target:<6}  ")
+        yield line.append(text.replace(" ", "␣"), get_token_style(token) if colours else "")
 
 
-def spelt(token: Token) -> str:
-    """A token's text as it is shown: line breaks as `↵` and a real one, tabs as `⇥`, control characters escaped."""
-    parts = (escaped(part).replace("\\t", "⇥") for part in (token.text or "").split("\n"))
+def escape_token(token: TokenView) -> str:
+    """The text of a token for display: line breaks as `↵` and a line break, tabs as `⇥`, control characters escaped."""
+    parts = (escape_controls(part).replace("\\t", "⇥") for part in (token.text or "").split("\n"))
     return "↵\n".join(parts)
 
 
-def style(token: Token) -> str:
+def get_token_style(token: TokenView) -> str:
     """The colour of a token."""
-    if token.special:
-        return SPECIAL_LEARNT if token.learnt else SPECIAL
-    return LEARNT if token.learnt else SEEN
+    if token.is_special:
+        return SPECIAL_TARGET_STYLE if token.is_target else SPECIAL_STYLE
+    return TARGET_STYLE if token.is_target else INPUT_STYLE
 
 
-def _piece(token: int, tokenizer: PreTrainedTokenizerBase) -> str:
-    return str(tokenizer.convert_ids_to_tokens(token))
-
-
-def _legend(colours: bool, marker: bool) -> Text:
+def _render_legend(colours: bool, has_markers: bool) -> Text:
     if colours:
-        parts = [("learnt", LEARNT), ("only read", SEEN), ("special", SPECIAL), ("learnt special", SPECIAL_LEARNT)]
+        parts = [
+            ("trained on", TARGET_STYLE),
+            ("input only", INPUT_STYLE),
+            ("special token", SPECIAL_STYLE),
+            ("special token trained on", SPECIAL_TARGET_STYLE),
+        ]
     else:
-        parts = [(f"{OPEN}learnt{CLOSE}", "")]
+        parts = [(f"{OPEN}trained on{CLOSE}", "")]
     legend = Text("   ").join(Text(words, style) for words, style in parts)
-    if marker:
-        legend.append("   ").append("→</s>", MARKER).append(" learnt as what should follow, though the text goes on")
+    if has_markers:
+        legend.append("   ").append("→</s>", MARKER_STYLE).append(" is the label here; the input has another token")
     return legend

@@ -1,4 +1,4 @@
-"""Data sources as conversations: opened once, read as often as wanted, never held in memory."""
+"""Data sources: open files and hub data sets, and read their rows as conversations without holding them in memory."""
 
 from __future__ import annotations
 
@@ -10,45 +10,44 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from glmtune.config_parsing import from_tree
-from glmtune.data.catalog import SourceSpec, locate
-from glmtune.data.conversation import BadRow, Conversation, Fault, Row
-from glmtune.data.files import DataFile, find_files, open_file
-from glmtune.data.formats import Wanted, candidates, detect, read_row
-from glmtune.data.formats_columns import Layout, keys_of
-from glmtune.data.hub_datasets import open_hub
-from glmtune.errors import ConfigError, DataError
+from glmtune.config_parsing import build_dataclass
+from glmtune.data.catalog import SourceSpec, resolve_source
+from glmtune.data.column_formats import RowFormat, list_keys
+from glmtune.data.conversation import Conversation, InvalidRow, InvalidRowError, RawRow
+from glmtune.data.files import DataFile, find_files, open_data_file
+from glmtune.data.formats import FormatOptions, detect_format, list_formats, read_conversation
+from glmtune.errors import ConfigError, DataError, summarize_error
 
-__all__ = ["Conversation", "Fault", "Source", "SourceSpec", "open_source", "open_sources", "weighted"]
+__all__ = ["Conversation", "DataSource", "InvalidRow", "SourceSpec", "open_source", "open_sources", "sample_sources"]
 
-# Raised whenever the same file gives other conversations than before; encoded copies are then made anew.
+# Raised whenever the same file gives other conversations than before; older encoded caches are then not found.
 _RULES = 2
-# So many rows without a known layout, or lines that are no rows, before the first file is given up.
+# Rows of a file in which its format is looked for.
 _LOOK_AHEAD = 200
-_BROKEN_KEPT = 20
+_MAX_INVALID_LINES = 20
 
 
-class Rows(Protocol):
-    """Where a source's rows come from."""
+class SourceRows(Protocol):
+    """The raw rows of a source."""
 
-    def rows(self) -> Iterator[Row | Fault]:
-        """All rows in order."""
+    def read_rows(self) -> Iterator[RawRow | InvalidRow]:
+        """Read all rows in order."""
 
-    def hash_into(self, hasher: Any) -> None:
+    def update_hash(self, hasher: Any) -> None:
         """Add the content to a hash."""
 
 
 class FileRows:
-    """The rows of several files, one after the other."""
+    """The rows of several files in order."""
 
     def __init__(self, files: list[DataFile]):
         self.files = files
 
-    def rows(self) -> Iterator[Row | Fault]:
+    def read_rows(self) -> Iterator[RawRow | InvalidRow]:
         for file in self.files:
-            yield from file.rows()
+            yield from file.read_rows()
 
-    def hash_into(self, hasher: Any) -> None:
+    def update_hash(self, hasher: Any) -> None:
         for file in self.files:
             content = hashlib.sha256(file.suffix.encode())
             file.check_unchanged()
@@ -59,68 +58,85 @@ class FileRows:
             hasher.update(content.digest())
 
 
-class Source:
-    """One opened source. Every iteration reads it anew; nothing of it stays in memory.
+class HubRows:
+    """The rows of a hub data set, memory mapped by the hub's client."""
+
+    def __init__(self, name: str, rows: Any):
+        self.name = name
+        self._rows = rows
+
+    def read_rows(self) -> Iterator[RawRow | InvalidRow]:
+        for number, values in enumerate(self._rows, start=1):
+            yield RawRow(dict(values), f"{self.name}:row {number}")
+
+    def update_hash(self, hasher: Any) -> None:
+        # Not the client's own fingerprint, which also depends on its version and cache.
+        for values in self._rows:
+            hasher.update(hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).digest())
+
+
+class DataSource:
+    """An opened source. Every iteration reads it again; no rows are held in memory.
 
     Attributes:
-        name: what the user named.
-        spec: the same with everything filled in.
+        name: by which the user gave it.
+        spec: the same with all settings filled in.
         files: its files; empty for hub data.
-        format: the layout of its rows, as it is said to the user.
-        notes: what the user should know of it.
-        broken: a sentence for each of the first lines, at most 20, that were left out in the last iteration.
-        broken_count: how many lines those were in all.
+        format: the name of its format, for messages.
+        notes: for the user.
+        invalid_lines: descriptions of the first lines, at most 20, that the last iteration skipped.
+        invalid_line_count: number of all lines that it skipped.
     """
 
-    def __init__(self, name: str, spec: SourceSpec, data: Rows, layouts: list[Layout], seed: int):
+    def __init__(self, name: str, spec: SourceSpec, rows: SourceRows, formats: list[RowFormat], seed: int):
         self.name = name
         self.spec = spec
         self.seed = seed
-        self.files = [file.path for file in data.files] if isinstance(data, FileRows) else []
+        self.files = [file.path for file in rows.files] if isinstance(rows, FileRows) else []
         self.notes: list[str] = []
-        self.broken: list[str] = []
-        self.broken_count = 0
-        self._data = data
-        self._layouts = layouts
-        self._layout, self._first = _settle(name, data, layouts)
+        self.invalid_lines: list[str] = []
+        self.invalid_line_count = 0
+        self._rows = rows
+        self._formats = formats
+        self._format, self._first_row = _detect_source_format(name, rows, formats)
         self._count: int | None = None
-        self.format = self._layout.name
+        self.format = self._format.name
 
     def __iter__(self) -> Iterator[Conversation]:
-        """All conversations; broken lines are left out, counted in `broken_count` and listed in `broken`.
+        """All conversations. Invalid lines are skipped, counted and listed.
 
         Raises:
             DataError: a row that cannot be used, a file that changed or is damaged.
         """
-        for item in self.scan():
+        for item in self.scan_rows():
             if isinstance(item, Conversation):
                 yield item
-            elif not item.left_out:
-                raise item.error()
+            elif not item.is_skipped:
+                raise item.to_error()
 
-    def scan(self) -> Iterator[Conversation | Fault]:
-        """All conversations, and in their place a `Fault` for every row that is none.
+    def scan_rows(self) -> Iterator[Conversation | InvalidRow]:
+        """All conversations, and an `InvalidRow` in place of every row that cannot become one.
 
         Raises:
-            DataError: what ends the reading: a file that changed or is damaged, a broken JSON array.
+            DataError: the reading cannot continue: a file that changed or is damaged, an invalid JSON array.
         """
-        broken = self.broken = []
-        count = self.broken_count = 0
+        lines = self.invalid_lines = []
+        count = self.invalid_line_count = 0
         number = 0
-        for item in self._data.rows():
-            outcome = item if isinstance(item, Fault) else self._read(item)
-            if isinstance(outcome, Fault) and outcome.left_out:
+        for row in self._rows.read_rows():
+            result = row if isinstance(row, InvalidRow) else self._convert_row(row)
+            if isinstance(result, Conversation):
+                result.number, number = number, number + 1
+            elif result.is_skipped:
                 count += 1
-                if count <= _BROKEN_KEPT:
-                    broken.append(str(outcome))
-                if self.broken is broken:  # else a later iteration has begun
-                    self.broken_count = count
-            elif isinstance(outcome, Conversation):
-                outcome.number, number = number, number + 1
-            yield outcome
+                if count <= _MAX_INVALID_LINES:
+                    lines.append(str(result))
+                if self.invalid_lines is lines:  # otherwise a later iteration has begun
+                    self.invalid_line_count = count
+            yield result
 
-    def count(self) -> int:
-        """How many conversations there are; the first call reads them all.
+    def count_conversations(self) -> int:
+        """Number of conversations; the first call reads them all.
 
         Raises:
             DataError: as in iteration.
@@ -129,36 +145,36 @@ class Source:
             self._count = sum(1 for _ in self)
         return self._count
 
-    def digest(self) -> str:
-        """A hash of the content and of all that decides what comes out of it; the files' places are no part of it.
+    def compute_digest(self) -> str:
+        """Hash the content and all settings that affect the conversations; the paths of the files do not.
 
         Raises:
             DataError: a file changed since it was opened.
         """
         hasher = hashlib.sha256()
-        self._data.hash_into(hasher)
+        self._rows.update_hash(hasher)
         spec = self.spec
         settings = [
-            *(_RULES, self.format, repr(self._layout), spec.split, spec.subset),
-            *((spec.weight, spec.num_samples, self.seed) if self.sampled else ()),
+            *(_RULES, self.format, self._format.cache_key, spec.split, spec.subset),
+            *((spec.weight, spec.num_samples, self.seed) if self.is_sampled else ()),
         ]
         hasher.update(json.dumps(settings).encode())
         return hasher.hexdigest()
 
     @property
-    def sampled(self) -> bool:
-        """Whether its rows are taken more or less often than once each, by the seed."""
+    def is_sampled(self) -> bool:
+        """Whether a weight or a sample changes how often its rows are used."""
         return self.spec.weight != 1 or self.spec.num_samples is not None
 
-    def _read(self, row: Row) -> Conversation | Fault:
+    def _convert_row(self, row: RawRow) -> Conversation | InvalidRow:
         try:
-            if not self._layout.fits(row.values):
-                other = detect(self._layouts, row.values)
+            if not self._format.matches(row.values):
+                other = detect_format(self._formats, row.values)
                 if other is not None:
-                    raise _mixed(other, row, self._layout, self._first)
-            return read_row(self._layout, row)
-        except BadRow as bad:
-            return bad.at(row.where)
+                    raise _make_mixed_error(other, row, self._format, self._first_row)
+            return read_conversation(self._format, row)
+        except InvalidRowError as error:
+            return error.to_invalid_row(row.where)
 
 
 def open_source(
@@ -166,34 +182,34 @@ def open_source(
     columns: Mapping[str, str] | None = None,
     format: str | None = None,
     seed: int = 42,
-) -> Source:
-    """Open a source: find its files, see how they are encoded and what layout their rows have.
+) -> DataSource:
+    """Open a source: find its files, and detect their encoding and the format of their rows.
 
     Args:
-        spec: what to open; `glmtune.data.catalog` says what may be named.
-        columns: names of columns by role (prompt, input, response, history, system, text, messages, tools), where
-            they are not the usual ones; the spec's own go first.
-        format: the layout, where detection should not decide; the spec's own goes first.
+        spec: what to open, see `glmtune.data.catalog`.
+        columns: names of columns by role (prompt, input, response, history, system, text, messages, tools), if they are
+            not the usual ones; those of the spec have priority.
+        format: of the rows, if it should not be detected; that of the spec has priority.
         seed: of sampling.
 
     Raises:
-        DataError: no such data, a damaged or empty file, no known layout, or files of different layouts.
-        ConfigError: an unknown column role, format or tag, or a hub's client that is not installed.
+        DataError: no such data, a damaged or empty file, no known format, or files of different formats.
+        ConfigError: an unknown column role, format or tag, or the hub's client is not installed.
     """
     given = spec if isinstance(spec, SourceSpec) else SourceSpec(str(spec))
-    found, on_hub = locate(given)
-    found = replace(found, columns={**found.columns, **(columns or {}), **given.columns})
+    resolved, is_on_hub = resolve_source(given)
+    resolved = replace(resolved, columns={**resolved.columns, **(columns or {}), **given.columns})
     if given.format is None and format is not None:
-        found = replace(found, format=format)
-    layouts = candidates(Wanted(found.columns, found.format, found.tags))
-    if on_hub:
-        data: Rows = open_hub(found.path, found.hub, found.split, found.subset)
-        return Source(given.path, found, data, layouts, seed)
-    if found.split not in (None, "train"):
+        resolved = replace(resolved, format=format)
+    formats = list_formats(FormatOptions(resolved.columns, resolved.format, resolved.tags))
+    if is_on_hub:
+        hub_rows = _open_hub_dataset(resolved.path, resolved.hub, resolved.split or "train", resolved.subset)
+        return DataSource(given.path, resolved, hub_rows, formats, seed)
+    if resolved.split not in (None, "train"):
         raise ConfigError(f"{given.path}: split is for hub data; this is a file.", "Give the file of that split.")
-    files = [open_file(path) for path in find_files(found.path)]
-    _same_schema(files)
-    source = Source(given.path, found, FileRows(files), layouts, seed)
+    files = [open_data_file(path) for path in find_files(resolved.path)]
+    _require_same_schema(files)
+    source = DataSource(given.path, resolved, FileRows(files), formats, seed)
     source.notes += [f"{file.path}: read as GB18030 (it is not UTF-8)" for file in files if file.encoding == "gb18030"]
     return source
 
@@ -203,56 +219,55 @@ def open_sources(
     columns: Mapping[str, str] | None = None,
     format: str | None = None,
     seed: int = 42,
-) -> list[Source]:
+) -> list[DataSource]:
     """Open what `data.train` or `data.eval` holds: a path, or a list of paths and of dicts with `SourceSpec`'s keys.
 
     Raises:
-        ConfigError: an entry with an unknown key (the nearest is named), a wrong type or no path.
+        ConfigError: an entry with an unknown key (the message names the most similar one), a wrong type or no path.
         DataError: as in `open_source`.
     """
-    listed = entries if isinstance(entries, list) else [entries]
-    if not listed:
+    entries = entries if isinstance(entries, list) else [entries]
+    if not entries:
         raise ConfigError("The list of data is empty.", "Give at least one file, folder or data set.")
-    return [open_source(_spec(entry, number), columns, format, seed) for number, entry in enumerate(listed, start=1)]
+    return [open_source(_parse_entry(entry, i), columns, format, seed) for i, entry in enumerate(entries, start=1)]
 
 
-def weighted(sources: Iterable[Source]) -> Iterator[Conversation]:
-    """The sources' rows one source after the other, each as often as its `weight` and `num_samples` say.
+def sample_sources(sources: Iterable[DataSource]) -> Iterator[Conversation]:
+    """Read sources one after the other, their rows as often as `weight` and `num_samples` say.
 
-    A source of n rows gives `weight * (num_samples or n)` rows, rounded: whole passes, then a random part of a last
-    pass, drawn by row number with the source's seed. Rows stay in file order; shuffling is the training's. Their
-    `number` tells which of them are one and the same row.
+    A source of n rows gives `weight * (num_samples or n)` rows, rounded: complete passes, then a random part of a last
+    pass, drawn by the source's seed. Rows are in file order; training shuffles them. A repeated row keeps its `number`.
 
     Raises:
         DataError: as in iteration.
     """
     first = 0
     for source in sources:
-        first += yield from _share(source, first)
+        first += yield from _sample_source(source, first)
 
 
-def _share(source: Source, first: int) -> Generator[Conversation, None, int]:
-    """The source's part of the rows, numbered from `first`; returns how many rows it has."""
+def _sample_source(source: DataSource, first: int) -> Generator[Conversation, None, int]:
+    """The rows of one source, numbered from `first`; returns the number of its rows."""
     spec = source.spec
-    if not source.sampled:
-        return (yield from _numbered(source, first))
-    count = source.count()
-    whole, rest = divmod(max(1, int(spec.weight * (spec.num_samples or count) + 0.5)), max(1, count))
-    for _ in range(whole):
-        yield from _numbered(source, first)
-    if not rest:
+    if not source.is_sampled:
+        return (yield from _number_rows(source, first))
+    count = source.count_conversations()
+    passes, remainder = divmod(max(1, int(spec.weight * (spec.num_samples or count) + 0.5)), max(1, count))
+    for _ in range(passes):
+        yield from _number_rows(source, first)
+    if not remainder:
         return count
-    # Knuth's selection sampling (The Art of Computer Programming 3.4.2, algorithm S): exactly `rest` rows, each set
-    # of them equally likely, and only two numbers to remember.
-    chance = random.Random(source.seed)
-    for left, conversation in zip(range(count, 0, -1), _numbered(source, first), strict=True):
-        if chance.random() * left < rest:
-            rest -= 1
+    # Knuth's selection sampling (The Art of Computer Programming 3.4.2, algorithm S): exactly `remainder` rows, every
+    # subset of them equally likely, in constant memory.
+    generator = random.Random(source.seed)
+    for rows_left, conversation in zip(range(count, 0, -1), _number_rows(source, first), strict=True):
+        if generator.random() * rows_left < remainder:
+            remainder -= 1
             yield conversation
     return count
 
 
-def _numbered(source: Source, first: int) -> Generator[Conversation, None, int]:
+def _number_rows(source: DataSource, first: int) -> Generator[Conversation, None, int]:
     count = 0
     for conversation in source:
         count += 1
@@ -261,7 +276,7 @@ def _numbered(source: Source, first: int) -> Generator[Conversation, None, int]:
     return count
 
 
-def _spec(entry: Any, number: int) -> SourceSpec:
+def _parse_entry(entry: Any, number: int) -> SourceSpec:
     if isinstance(entry, (str, Path)):
         return SourceSpec(str(entry))
     where = f"data entry {number}"
@@ -269,78 +284,105 @@ def _spec(entry: Any, number: int) -> SourceSpec:
         raise ConfigError(f"{where} must be a path or keys and values, not {entry!r}.", "For example: path: a.json")
     if not entry.get("path") and set(entry) <= set(SourceSpec.__dataclass_fields__):
         raise ConfigError(f"{where} has no path.", "For example: path: a.json")
-    return from_tree(SourceSpec, entry, where)
+    return build_dataclass(SourceSpec, entry, where)
 
 
-def _settle(name: str, data: Rows, layouts: list[Layout]) -> tuple[Layout, Row]:
-    """The one layout of all files, by the first rows of each, and the row that shows it.
+def _open_hub_dataset(name: str, hub: str, split: str, subset: str | None) -> HubRows:
+    """Download a data set, or find it in the cache of the hub's client."""
+    try:
+        if hub == "modelscope":
+            from modelscope.msdatasets import MsDataset
+
+            dataset = MsDataset.load(name, subset_name=subset, split=split)
+            return HubRows(name, dataset.to_hf_dataset() if hasattr(dataset, "to_hf_dataset") else dataset)
+        from datasets import load_dataset
+
+        return HubRows(name, load_dataset(name, subset, split=split))
+    except ImportError as error:
+        extra = "hub,modelscope" if hub == "modelscope" else "hub"
+        raise ConfigError(
+            f"{name}: hub data needs the package {error.name or error}, which is not installed.",
+            f"Install it: pip install 'glmtune[{extra}]'",
+        ) from None
+    except Exception as error:  # the clients raise many types; each means that the data cannot be downloaded
+        reason = summarize_error(error)[:200].rstrip(".")
+        raise DataError(
+            f"{name}: no such file, and it cannot be downloaded from {hub} ({reason}).",
+            "Check the spelling, the split and the network, or download it and give the files.",
+        ) from None
+
+
+def _detect_source_format(name: str, rows: SourceRows, formats: list[RowFormat]) -> tuple[RowFormat, RawRow]:
+    """Detect the common format of all files by the first rows of each; also return the first row of that format.
 
     Raises:
-        DataError: a file without usable rows or with unknown columns, or two files that disagree.
+        DataError: a file without usable rows or with unknown columns, or files of different formats.
     """
-    if not isinstance(data, FileRows):
-        return _first_layout(name, data.rows(), layouts)
-    settled: tuple[Layout, Row] | None = None
-    for file in data.files:
-        layout, row = _first_layout(str(file.path), file.rows(), layouts)
-        if settled is None:
-            settled = layout, row
-        elif layout != settled[0]:
-            raise _mixed(layout, row, *settled).at(row.where).error()
-    assert settled is not None
-    return settled
+    if not isinstance(rows, FileRows):
+        return _detect_first_format(name, rows.read_rows(), formats)
+    first: tuple[RowFormat, RawRow] | None = None
+    for file in rows.files:
+        row_format, row = _detect_first_format(str(file.path), file.read_rows(), formats)
+        if first is None:
+            first = row_format, row
+        elif row_format != first[0]:
+            raise _make_mixed_error(row_format, row, *first).to_invalid_row(row.where).to_error()
+    assert first is not None
+    return first
 
 
-def _first_layout(name: str, rows: Iterator[Row | Fault], layouts: list[Layout]) -> tuple[Layout, Row]:
-    first: Row | None = None
-    broken: Fault | None = None
-    for _, item in zip(range(_LOOK_AHEAD), rows, strict=False):
-        if isinstance(item, Fault):
-            broken = broken or item
+def _detect_first_format(
+    name: str, rows: Iterator[RawRow | InvalidRow], formats: list[RowFormat]
+) -> tuple[RowFormat, RawRow]:
+    first: RawRow | None = None
+    first_invalid: InvalidRow | None = None
+    for _, row in zip(range(_LOOK_AHEAD), rows, strict=False):
+        if isinstance(row, InvalidRow):
+            first_invalid = first_invalid or row
             continue
-        layout = detect(layouts, item.values)
-        if layout is not None:
-            return layout, item
-        first = first or item
+        row_format = detect_format(formats, row.values)
+        if row_format is not None:
+            return row_format, row
+        first = first or row
     if first is None:
-        reason = f" The first: {broken}." if broken else ""
+        reason = f" The first: {first_invalid}." if first_invalid else ""
         raise DataError(
             f"{name}: no usable rows.{reason}", "Give one JSON object per line, or a JSON array of objects."
         )
-    if len(layouts) == 1:  # the user named it: say what is wrong with the row by it
+    if len(formats) == 1:  # given by the user: say why the row does not match it
         try:
-            read_row(layouts[0], first)
-        except BadRow as bad:
-            raise bad.at(first.where).error() from None
-    known = "; ".join(dict.fromkeys(layout.name for layout in layouts))
+            read_conversation(formats[0], first)
+        except InvalidRowError as error:
+            raise error.to_invalid_row(first.where).to_error() from None
+    names = "; ".join(dict.fromkeys(row_format.name for row_format in formats))
     raise DataError(
-        f"{first.where}: no known columns (this row has {keys_of(first.values)}).",
-        f"Known: {known}. Others: name them in data.columns, e.g. --set data.columns.prompt=question.",
+        f"{first.where}: no known columns (this row has {list_keys(first.values)}).",
+        f"Known: {names}. Others: give their names in data.columns, e.g. --set data.columns.prompt=question.",
     )
 
 
-def _mixed(other: Layout, row: Row, layout: Layout, first: Row) -> BadRow:
-    return BadRow(
+def _make_mixed_error(other: RowFormat, row: RawRow, row_format: RowFormat, first: RawRow) -> InvalidRowError:
+    return InvalidRowError(
         "mixed-formats",
-        f"this row is {other.name} (it has {keys_of(row.values)}), but {first.where} is {layout.name} "
-        f"(it has {keys_of(first.values)})",
+        f"this row is {other.name} (it has {list_keys(row.values)}), but {first.where} is {row_format.name} "
+        f"(it has {list_keys(first.values)})",
         "Give files of different formats as separate entries of data.train.",
     )
 
 
-def _same_schema(files: list[DataFile]) -> None:
+def _require_same_schema(files: list[DataFile]) -> None:
     first: tuple[DataFile, dict[str, str]] | None = None
     for file in files:
-        schema = file.schema()
+        schema = file.read_schema()
         if schema is None:
             continue
         if first is None:
             first = file, schema
             continue
         for column in sorted(schema.keys() | first[1].keys()):
-            here, there = schema.get(column, "missing"), first[1].get(column, "missing")
-            if here != there and "null" not in (here, there):  # a column that is empty in one file has no type there
+            kind, first_kind = schema.get(column, "missing"), first[1].get(column, "missing")
+            if kind != first_kind and "null" not in (kind, first_kind):  # null: the column is empty in that file
                 raise DataError(
-                    f"{file.path}: column {column!r} is {here}, but {there} in {first[0].path}.",
+                    f"{file.path}: column {column!r} is {kind}, but {first_kind} in {first[0].path}.",
                     "Give files of different schemas as separate entries of data.train.",
                 )

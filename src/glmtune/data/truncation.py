@@ -1,6 +1,6 @@
-"""Rows within the length limits: old turns go first, then the start of the newest question, then the answer's end.
+"""Shorten rows to the length limits: oldest turns first, then the start of the question, then the end of the answer.
 
-The newest question, the frame around it, a prefix in front of it and the token that ends the answer always stay.
+The frame around the last question, a prefix before it and the token that ends the answer always stay.
 """
 
 from __future__ import annotations
@@ -10,25 +10,25 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from glmtune.errors import DataError
-from glmtune.families import Encoded
+from glmtune.families import EncodedSequence
 
 Messages = list[dict[str, Any]]
-Render = Callable[[Messages], Encoded]
-"""Encodes messages as the family does, prefix and tools included."""
+Encode = Callable[[Messages], EncodedSequence]
+"""Encodes messages with the family, with prefix and tools."""
 
 
 @dataclass
-class Limits:
-    """Most tokens of the prompt and of the last answer, or of both together."""
+class LengthLimits:
+    """Maximum number of tokens of the prompt and of the last answer, or of both together."""
 
     source: int
     target: int
     together: int | None = None
 
-    def of(self, row: Encoded) -> tuple[int, int]:
-        """Most tokens of this row's prompt and answer.
+    def limits_for(self, row: EncodedSequence) -> tuple[int, int]:
+        """Maximum number of tokens of the prompt and the answer of a row.
 
-        Under one common limit the answer comes first, but never takes so much that the prompt keeps less than half.
+        With one common limit the answer has priority, but leaves at least half of the limit to the prompt.
         """
         if self.together is None:
             return self.source, self.target
@@ -36,9 +36,9 @@ class Limits:
         source = max(self.together - answer, min(row.prompt_length, self.together // 2))
         return source, max(self.together - row.prompt_length, self.together - source)
 
-    def hold(self, row: Encoded) -> bool:
-        """Whether a row is short enough as it is."""
-        source, target = self.of(row)
+    def fits(self, row: EncodedSequence) -> bool:
+        """Whether a row is within the limits."""
+        source, target = self.limits_for(row)
         return row.prompt_length <= source and len(row.input_ids) - row.prompt_length <= target
 
     def __str__(self) -> str:
@@ -48,48 +48,54 @@ class Limits:
 
 
 @dataclass
-class Cut:
-    """A row that was made to fit, and what it lost."""
+class TruncatedRow:
+    """A row within the limits, and what was removed."""
 
-    row: Encoded
+    row: EncodedSequence
     turns_dropped: bool = False
     prompt_cut: bool = False
     answer_cut: bool = False
 
 
-def cut(messages: Messages, row: Encoded, limits: Limits, render: Render) -> Cut | None:
-    """Make a row fit.
+def truncate_row(messages: Messages, row: EncodedSequence, limits: LengthLimits, encode: Encode) -> TruncatedRow | None:
+    """Shorten a row to the limits.
 
     Args:
-        messages: what `row` was rendered from.
-        row: too long.
-        limits: what it has to keep to.
-        render: encodes shortened messages.
+        messages: of the row.
+        row: over the limits.
+        limits: to shorten it to.
+        encode: encodes shortened messages.
 
     Returns:
-        None when what has to stay is too long by itself: system message, tools, tool results.
+        None if the parts that cannot be cut (system message, tools, tool results) are over the limits.
     """
-    source, target = limits.of(row)
-    result = Cut(row)
+    source, target = limits.limits_for(row)
+    result = TruncatedRow(row)
     if row.prompt_length > source:
         system = messages[:1] if messages[0]["role"] == "system" else []
-        turns = _drop_turns(system, messages[len(system) :], source, render)
+        turns = _drop_turns(system, messages[len(system) :], source, encode)
         result.turns_dropped = len(system) + len(turns) < len(messages)
-        result.row = render([*system, *turns])
+        result.row = encode([*system, *turns])
         if result.row.prompt_length > source:
-            shorter = _cut_question(system, turns, source, render)
+            shorter = _cut_question(system, turns, source, encode)
             if shorter is None:
                 return None
             result.row, result.prompt_cut = shorter, True
-    # What the prompt leaves free under one common limit goes to the answer.
+
+    # With one common limit the answer gets what the shortened prompt leaves.
     target = limits.together - result.row.prompt_length if limits.together else target
     if len(result.row.input_ids) - result.row.prompt_length > target:
-        result.row, result.answer_cut = _cut_answer(result.row, target), True
+        end = result.row.prompt_length + target - 1
+        input_ids, labels = result.row.input_ids, result.row.labels
+        result.row = replace(
+            result.row, input_ids=[*input_ids[:end], input_ids[-1]], labels=[*labels[:end], labels[-1]]
+        )
+        result.answer_cut = True
     return result
 
 
-def too_long(row: Encoded, limits: Limits) -> DataError:
-    """The refusal of a row that may not be cut."""
+def make_length_error(row: EncodedSequence, limits: LengthLimits) -> DataError:
+    """The error for a row over the limits that may not be cut."""
     answer = len(row.input_ids) - row.prompt_length
     return DataError(
         f"{row.prompt_length} tokens of prompt and {answer} of answer, more than {limits}.",
@@ -97,51 +103,41 @@ def too_long(row: Encoded, limits: Limits) -> DataError:
     )
 
 
-def _drop_turns(system: Messages, messages: Messages, limit: int, render: Render) -> Messages:
-    """The newest turns that fit, the last one in any case; found by bisection, for a long talk has many turns."""
+def _drop_turns(system: Messages, messages: Messages, limit: int, encode: Encode) -> Messages:
+    """The last turns that fit, at least one. Found by bisection: long conversations have many turns."""
     starts = [i for i, message in enumerate(messages) if i == 0 or message["role"] == "user"]
-    fits, fails = len(starts) - 1, 0  # dropping `fails` turns is too few, dropping `fits` is as many as may go
+    fits, fails = len(starts) - 1, 0  # numbers of dropped turns: `fits` is enough or the maximum, `fails` too few
     while fits - fails > 1:
         middle = (fits + fails) // 2
-        if render([*system, *messages[starts[middle] :]]).prompt_length <= limit:
+        if encode([*system, *messages[starts[middle] :]]).prompt_length <= limit:
             fits = middle
         else:
             fails = middle
     return messages[starts[fits] :]
 
 
-def _cut_question(system: Messages, turn: Messages, limit: int, render: Render) -> Encoded | None:
-    """The turn with the start of its question cut, as little as fits.
+def _cut_question(system: Messages, turn: Messages, limit: int, encode: Encode) -> EncodedSequence | None:
+    """The turn with the start of its question cut as little as possible.
 
-    Cutting text rather than ids keeps the frame around it whole; a bisection over the kept length finds the border,
-    since a shorter text never takes many more tokens.
+    Text is cut rather than ids, so that the frame around it stays intact. Found by bisection over the remaining length:
+    shorter text never takes many more tokens.
     """
     question, *rest = turn
     text = question.get("content", "") if question["role"] == "user" else ""
 
-    def with_last(kept: int) -> Encoded:
-        shortened = [{**question, "content": text[len(text) - kept :]}] if text else [question]
-        return render([*system, *shortened, *rest])
+    def encode_end(length: int) -> EncodedSequence:
+        shortened = [{**question, "content": text[len(text) - length :]}] if text else [question]
+        return encode([*system, *shortened, *rest])
 
     fits, fails = 0, len(text)
-    best = with_last(0)
+    best = encode_end(0)
     if best.prompt_length > limit:
         return None
     while fails - fits > 1:
         middle = (fits + fails) // 2
-        candidate = with_last(middle)
+        candidate = encode_end(middle)
         if candidate.prompt_length <= limit:
             fits, best = middle, candidate
         else:
             fails = middle
     return best
-
-
-def _cut_answer(row: Encoded, target: int) -> Encoded:
-    """The row with the end of its last answer cut; the end token stays."""
-    keep = row.prompt_length + target - 1
-    return replace(
-        row,
-        input_ids=[*row.input_ids[:keep], row.input_ids[-1]],
-        labels=[*row.labels[:keep], row.labels[-1]],
-    )

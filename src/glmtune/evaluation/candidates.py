@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from glmtune.config import RunConfig
-from glmtune.data.cache import tokenizer_identity
-from glmtune.evaluation.model_info import ModelInfo, folder_digest, run_of, settings_for
-from glmtune.methods.base_info import check_base
-from glmtune.methods.tuned_model import Target, is_adapter, resolve_target
-from glmtune.models.loading import Base, inspect_base
+from glmtune.data.cache import hash_tokenizer
+from glmtune.evaluation.model_info import ModelInfo, hash_folder, find_run, read_settings
+from glmtune.methods.base_info import require_same_base
+from glmtune.methods.tuned_model import ModelTarget, is_adapter, resolve_target
+from glmtune.models.loading import Checkpoint, inspect_checkpoint
 from glmtune.models.tokenizers import load_tokenizer
 from glmtune.run_dir import RunDir, is_run
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Contender:
+class Candidate:
     """A base, or a base with an adapter, and how it is to be held in memory."""
 
     name: str
@@ -32,37 +32,37 @@ class Contender:
     """The run that it is, or is the result of."""
     config: RunConfig
     """The run's settings; the defaults for a model that no run made."""
-    found: Target
-    base: Base
+    found: ModelTarget
+    base: Checkpoint
     tokenizer: PreTrainedTokenizerBase
     adapter_digest: str | None
 
     @property
-    def stage_key(self) -> tuple[str, str, str | None, bool]:
+    def base_key(self) -> tuple[str, str, str | None, bool]:
         """Contenders with the same key can take turns on one base in memory."""
         return self.base.family.name, self.base.fingerprint, self.found.quantization, self.found.double_quantization
 
     @property
     def identity(self) -> tuple[str, str, str | None, bool, str | None]:
         """Two contenders that share it give the same replies."""
-        return (*self.stage_key, self.adapter_digest)
+        return (*self.base_key, self.adapter_digest)
 
     @property
     def vocabulary(self) -> str:
         """Contenders that share it read and write the same ids."""
-        return tokenizer_identity(self.tokenizer)
+        return hash_tokenizer(self.tokenizer)
 
     def info(self, dtype: torch.dtype) -> ModelInfo:
         """How results name it, once the precision is known."""
-        return ModelInfo.of(self.name, self.base, self.found, self.adapter_digest, dtype)
+        return ModelInfo.from_loaded(self.name, self.base, self.found, self.adapter_digest, dtype)
 
-    def bare(self) -> Contender:
+    def bare(self) -> Candidate:
         """Its base alone, held the same way."""
         found = replace(self.found, adapter=None, prefix="")
         return replace(self, name=short_name(self.found.base), run=None, found=found, adapter_digest=None)
 
 
-def open_contenders(
+def open_candidates(
     targets: Sequence[str],
     *,
     base: str | None = None,
@@ -70,7 +70,7 @@ def open_contenders(
     hub: str = "huggingface",
     quantization: str | None = None,
     overrides: Sequence[str] = (),
-) -> list[Contender]:
+) -> list[Candidate]:
     """Look at what is to be compared.
 
     Args:
@@ -86,21 +86,21 @@ def open_contenders(
         ModelError: a base that cannot be loaded.
         ConfigError: an unknown setting.
     """
-    names = names_of(targets)
+    names = list_names(targets)
     contenders = [
-        _look_at(target, name, base, family, hub, quantization, list(overrides))
+        _inspect_candidate(target, name, base, family, hub, quantization, list(overrides))
         for target, name in zip(targets, names, strict=True)
     ]
     if quantization:
         return contenders
-    return [_held_as_adapters(contender, contenders) for contender in contenders]
+    return [_load_as_adapters(contender, contenders) for contender in contenders]
 
 
-def names_of(targets: Sequence[str]) -> list[str]:
+def list_names(targets: Sequence[str]) -> list[str]:
     """A short name each; namesakes get their parent's name, then a number."""
     names = [short_name(target) for target in targets]
     twice = Counter(names)
-    longer = [_with_parent(t) if twice[n] > 1 else n for t, n in zip(targets, names, strict=True)]
+    longer = [_add_parent(t) if twice[n] > 1 else n for t, n in zip(targets, names, strict=True)]
     seen: Counter[str] = Counter()
     numbered = []
     for name in longer:
@@ -115,19 +115,19 @@ def short_name(target: str) -> str:
     if not folder.is_dir():
         return target
     folder = folder.resolve()
-    run = run_of(target)
+    run = find_run(target)
     if run is None or run.root.resolve() == folder:
         return folder.name
     checkpoint = folder.name.startswith("checkpoint-")
     return f"{run.root.resolve().name}/{folder.name}" if checkpoint else run.root.resolve().name
 
 
-def _with_parent(target: str) -> str:
+def _add_parent(target: str) -> str:
     folder = Path(target).expanduser()
     return f"{folder.resolve().parent.name}/{folder.resolve().name}" if folder.is_dir() else target
 
 
-def _look_at(
+def _inspect_candidate(
     target: str,
     name: str,
     base: str | None,
@@ -135,26 +135,26 @@ def _look_at(
     hub: str,
     quantization: str | None,
     overrides: list[str],
-) -> Contender:
+) -> Candidate:
     folder = Path(target).expanduser()
     needs_base = is_run(folder) or is_adapter(folder)
-    config = settings_for(target, overrides)
+    config = read_settings(target, overrides)
     found = resolve_target(target, base=base if needs_base else None, family=family, hub=hub)
-    inspected = inspect_base(found.base, family=found.family, hub=found.hub)
+    inspected = inspect_checkpoint(found.base, family=found.family, hub=found.hub)
     if found.adapter is not None:
-        check_base(found.adapter, inspected.fingerprint, inspected.folder)
-    return Contender(
+        require_same_base(found.adapter, inspected.fingerprint, inspected.folder)
+    return Candidate(
         name,
-        run_of(target),
+        find_run(target),
         config,
         replace(found, quantization=quantization or found.quantization),
         inspected,
         load_tokenizer(inspected.folder, family=inspected.family.name),
-        folder_digest(found.adapter) if found.adapter else None,
+        hash_folder(found.adapter) if found.adapter else None,
     )
 
 
-def _held_as_adapters(contender: Contender, all_: Sequence[Contender]) -> Contender:
+def _load_as_adapters(contender: Candidate, all_: Sequence[Candidate]) -> Candidate:
     """A bare base is held as its adapters hold it: what differs then is the tuning alone, and it is loaded once."""
     if contender.found.adapter is not None or contender.found.quantization:
         return contender

@@ -11,24 +11,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from glmtune.config import DataConfig
 from glmtune.errors import ConfigError, DataError, RunError
-from glmtune.evaluation.candidates import Contender
-from glmtune.evaluation.dataset import EvalData, read_data
+from glmtune.evaluation.candidates import Candidate
+from glmtune.evaluation.dataset import EvalData, read_eval_data
 from glmtune.evaluation.eval_folder import Record, read_predictions
-from glmtune.evaluation.evaluate import evaluate, settings_of, summary_of
-from glmtune.evaluation.forgetting.forget import training_of
-from glmtune.evaluation.forgetting.probing import Before, Probe
+from glmtune.evaluation.evaluate import evaluate, describe_settings, summarize_records
+from glmtune.evaluation.forgetting.forget import describe_training
+from glmtune.evaluation.forgetting.probing import BaseAnswers, ForgettingProbe
 from glmtune.evaluation.model_info import ModelInfo
-from glmtune.evaluation.model_switcher import Stage
-from glmtune.evaluation.pairs import changed_rows, on_common_rows, pairs_of
-from glmtune.evaluation.reuse import copy_evaluation, same_evaluation
-from glmtune.evaluation.scoring import printable
-from glmtune.generation.load import Opened
+from glmtune.evaluation.model_switcher import ModelSwitcher
+from glmtune.evaluation.pairs import list_changed_rows, select_common_rows, compare_pairs
+from glmtune.evaluation.reuse import copy_evaluation, is_same_evaluation
+from glmtune.evaluation.scoring import make_printable
+from glmtune.generation.load import LoadedModel
 from glmtune.generation.reply import Sampling
-from glmtune.training.training_data import say
+from glmtune.utils.console import print_message, print_warning
 from glmtune.utils.io import write_text
 
 _EVALS = Path("evals")
@@ -37,16 +35,14 @@ _NOT_SHARED = ("train", "eval", "eval_fraction", "packing", "prefix")
 
 
 @dataclass(frozen=True)
-class Entry:
+class ComparisonEntry:
     """A contender with the rows as its generation renders them."""
 
-    contender: Contender
+    contender: Candidate
     data: EvalData
 
 
-def read_entries(
-    contenders: Sequence[Contender], path: str, console: Console, *, limit: int | None = None
-) -> list[Entry]:
+def read_entries(contenders: Sequence[Candidate], path: str, *, limit: int | None = None) -> list[ComparisonEntry]:
     """Render the same rows for every contender: by the data settings of the first run among them, each with its own
     `data.prefix`.
 
@@ -58,17 +54,17 @@ def read_entries(
         raise ConfigError("There is nothing to compare with: one model was given.", "Give two or more.")
     leader = next((each for each in contenders if each.run), contenders[0])
     rules = leader.config.data
-    others = [each.name for each in contenders if each.run and _shared(each.config.data) != _shared(rules)]
+    others = [each.name for each in contenders if each.run and _list_shared_rows(each.config.data) != _list_shared_rows(rules)]
     if others:
-        say(console, f"Rows are read by the data settings of {leader.name}; {', '.join(others)} had others.", "yellow")
+        print_warning(f"Rows are read by the data settings of {leader.name}; {', '.join(others)} had others.")
     titles = dict.fromkeys(each.base.family.title for each in contenders)
     if len(titles) > 1:
-        say(console, f"Different generations ({', '.join(titles)}): the same rows, each in its own prompt.", "yellow")
+        print_warning(f"Different generations ({', '.join(titles)}): the same rows, each in its own prompt.")
     seed = int(leader.config.training["seed"])
     entries = [
-        Entry(
+        ComparisonEntry(
             each,
-            read_data(
+            read_eval_data(
                 path,
                 replace(rules, prefix=each.config.data.prefix),
                 each.base.family,
@@ -80,20 +76,19 @@ def read_entries(
         for each in contenders
     ]
     for note in entries[0].data.notes:
-        say(console, note)
+        print_message(note)
     return entries
 
 
-def compare(
-    entries: Sequence[Entry],
+def compare_models(
+    entries: Sequence[ComparisonEntry],
     output: Path,
     sampling: Sampling,
     *,
-    probe: Probe | None = None,
+    probe: ForgettingProbe | None = None,
     batch_size: int = 8,
     dtype: str | None = None,
     device: str | None = None,
-    console: Console | None = None,
     command: str = "",
 ) -> dict[str, Any]:
     """Answer the rows with every contender, score the replies against the first one's, and write the comparison.
@@ -109,7 +104,6 @@ def compare(
         batch_size: rows at once.
         dtype: precision of all; each checkpoint's own when None.
         device: a GPU if there is one when None.
-        console: where progress goes.
         command: what repeats the comparison.
 
     Returns:
@@ -120,20 +114,19 @@ def compare(
         DataError: no row is left that all of them can answer.
         ModelError: a model that cannot be loaded, or not even memory for one row.
     """
-    console = console or Console(stderr=True)
-    round_ = _Round(entries, output, sampling, probe, batch_size, console, command)
-    stage = Stage(dtype, device)
-    for i in _by_base([entry.contender for entry in entries]):
+    round_ = _ComparisonRun(entries, output, sampling, probe, batch_size, command)
+    stage = ModelSwitcher(dtype, device)
+    for i in _group_by_base([entry.contender for entry in entries]):
         contender = entries[i].contender
         held = f" ({contender.found.quantization})" if contender.found.quantization else ""
-        say(console, f"[{i + 1}/{len(entries)}] {contender.name}{held}", "bold")
-        round_.take(i, *stage.show(contender))
+        print_message(f"[{i + 1}/{len(entries)}] {contender.name}{held}", "bold")
+        round_.take(i, *stage.load(contender))
     comparison = round_.comparison()
     _write(output / "comparison.json", comparison)
     return comparison
 
 
-def default_compare_output(entries: Sequence[Entry], sampling: Sampling) -> Path:
+def default_compare_output(entries: Sequence[ComparisonEntry], sampling: Sampling) -> Path:
     """A folder that the same comparison finds again: in the run, if one run is compared with models; else in `evals`.
 
     Args:
@@ -152,38 +145,36 @@ def default_compare_output(entries: Sequence[Entry], sampling: Sampling) -> Path
     return place / f"compare-{_plain(Path(first.path).name.split('.')[0])}-{digest}"
 
 
-class _Round:
+class _ComparisonRun:
     """What the contenders have said so far."""
 
     def __init__(
         self,
-        entries: Sequence[Entry],
+        entries: Sequence[ComparisonEntry],
         output: Path,
         sampling: Sampling,
-        probe: Probe | None,
+        probe: ForgettingProbe | None,
         batch_size: int,
-        console: Console,
         command: str,
     ):
         self._entries, self._output, self._sampling = entries, output, sampling
         self._probe, self._batch_size = probe, batch_size
-        self._console, self._command = console, command
+        self._command = command
         self._metrics: dict[int, dict[str, Any]] = {}
         self._forgetting: dict[int, dict[str, Any]] = {}
-        self._before: Before | None = None
+        self._before: BaseAnswers | None = None
 
-    def take(self, i: int, opened: Opened, model: ModelInfo) -> None:
+    def take(self, i: int, opened: LoadedModel, model: ModelInfo) -> None:
         """Let contender `i` answer the rows and, where it makes sense, the probe."""
         entry, folder = self._entries[i], self._folder(i)
-        settings = settings_of(model, entry.data, self._sampling, 0)
-        earlier = None if folder.exists() else same_evaluation(_places(entry.contender), settings)
+        settings = describe_settings(model, entry.data, self._sampling, 0)
+        earlier = None if folder.exists() else is_same_evaluation(_list_places(entry.contender), settings)
         if earlier is not None:
-            say(self._console, f"{earlier}: evaluated before, taken over.")
+            print_message(f"{earlier}: evaluated before, taken over.")
             _taken(earlier, folder)
         self._metrics[i] = evaluate(
             *(opened, model, entry.data, folder, self._sampling),
             batch_size=self._batch_size,
-            console=self._console,
             command=self._command,
         )
         if self._probe is None:
@@ -191,12 +182,12 @@ class _Round:
         if i == 0:
             self._before = self._probe.ask_base(opened, model)
         elif self._before is not None and self._is_tuned(entry.contender):
-            asked = self._probe.ask_tuned(self._before, opened, model, *training_of(entry.contender))
+            asked = self._probe.ask_tuned(self._before, opened, model, *describe_training(entry.contender))
             self._forgetting[i] = {**asked, "command": self._command, "finished_at": _now()}
 
     def comparison(self) -> dict[str, Any]:
         """The content of comparison.json."""
-        models = on_common_rows([read_predictions(self._folder(i)) for i in range(len(self._entries))])
+        models = select_common_rows([read_predictions(self._folder(i)) for i in range(len(self._entries))])
         rows = len(models[0])
         if not rows:
             raise DataError(
@@ -205,19 +196,19 @@ class _Round:
             )
         fewer = max(metrics["data"]["rows"] for metrics in self._metrics.values()) - rows
         if fewer:
-            say(self._console, f"{fewer} rows are left out: too long for one of the models.", "yellow")
+            print_warning(f"{fewer} rows are left out: too long for one of the models.")
         return {
             "kind": "comparison",
             "data": {**self._metrics[0]["data"], "rows": rows},
             "models": [_on(self._metrics[i], records) for i, records in enumerate(models)],
-            "pairs": pairs_of(models),
-            "changed": changed_rows(models),
+            "pairs": compare_pairs(models),
+            "changed": list_changed_rows(models),
             "forgetting": [self._forgetting.get(i) for i in range(len(models))],
             "command": self._command,
             "finished_at": _now(),
         }
 
-    def _is_tuned(self, contender: Contender) -> bool:
+    def _is_tuned(self, contender: Candidate) -> bool:
         """Whether it can have forgotten what the first one knows: it reads the same ids, and is another model."""
         first = self._entries[0].contender
         same_ids = (first.base.family.name, first.vocabulary) == (contender.base.family.name, contender.vocabulary)
@@ -227,17 +218,17 @@ class _Round:
         return self._output / f"{i}-{_plain(self._entries[i].contender.name)}"
 
 
-def _by_base(contenders: Sequence[Contender]) -> list[int]:
+def _group_by_base(contenders: Sequence[Candidate]) -> list[int]:
     """The order in which every base is loaded once: the first one's adapters, then the next base's."""
-    keys = [contender.stage_key for contender in contenders]
+    keys = [contender.base_key for contender in contenders]
     return sorted(range(len(keys)), key=lambda i: (keys.index(keys[i]), i))
 
 
-def _shared(data: DataConfig) -> dict[str, Any]:
+def _list_shared_rows(data: DataConfig) -> dict[str, Any]:
     return {key: value for key, value in asdict(data).items() if key not in _NOT_SHARED}
 
 
-def _places(contender: Contender) -> list[Path]:
+def _list_places(contender: Candidate) -> list[Path]:
     """Folders that may hold an evaluation of the contender."""
     found = [*contender.run.root.glob("eval/*/")] if contender.run else []
     return sorted(found) + sorted(_EVALS.glob("*/")) + sorted(_EVALS.glob("compare-*/*/"))
@@ -247,7 +238,7 @@ def _taken(earlier: Path, folder: Path) -> None:
     try:
         copy_evaluation(earlier, folder)
     except OSError as error:
-        raise _unwritable(folder, error) from None
+        raise _explain_write_error(folder, error) from None
 
 
 def _on(metrics: dict[str, Any], records: list[Record]) -> dict[str, Any]:
@@ -255,17 +246,17 @@ def _on(metrics: dict[str, Any], records: list[Record]) -> dict[str, Any]:
     metrics = {key: value for key, value in metrics.items() if key != "settings"}  # only a finished one's has them
     if metrics["data"]["rows"] == len(records):
         return metrics
-    return {**metrics, **summary_of(records), "data": {**metrics["data"], "rows": len(records)}}
+    return {**metrics, **summarize_records(records), "data": {**metrics["data"], "rows": len(records)}}
 
 
 def _write(path: Path, comparison: dict[str, Any]) -> None:
     try:
-        write_text(path, printable(json.dumps(comparison, ensure_ascii=False, indent=2)) + "\n")
+        write_text(path, make_printable(json.dumps(comparison, ensure_ascii=False, indent=2)) + "\n")
     except OSError as error:
-        raise _unwritable(path.parent, error) from None
+        raise _explain_write_error(path.parent, error) from None
 
 
-def _unwritable(folder: Path, error: OSError) -> RunError:
+def _explain_write_error(folder: Path, error: OSError) -> RunError:
     return RunError(
         f"{folder}: cannot be written ({error.strerror or error}).", "Free some space, or choose another --output."
     )

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from glmtune.config import DataConfig
 from glmtune.data.conversation import Conversation
-from glmtune.data.encoding import Counts, EncodedRow, EncodingRules, encode_conversations, with_prefix
-from glmtune.data.files import holds_encoded
-from glmtune.data.sources import Source, open_sources, weighted
+from glmtune.data.encoding import EncodedRow, EncodingCounts, EncodingRules, add_prefix, encode_conversations
+from glmtune.data.files import is_encoded_folder
+from glmtune.data.sources import DataSource, open_sources, sample_sources
 from glmtune.errors import DataError
 from glmtune.evaluation.scoring import read_reference
-from glmtune.families import IGNORE, Family, ToolCall
-from glmtune.training.training_data import encoding_rules
+from glmtune.families import IGNORE_INDEX, Family, ToolCall
+from glmtune.training.training_data import make_encoding_rules
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,13 +50,13 @@ class EvalData:
     encoded: list[EncodedRow]
     """What the loss is taken over: the same conversations as training would see them."""
     rules: EncodingRules
-    counts: Counts
+    counts: EncodingCounts
     """What the length limits took from the rows."""
     notes: list[str]
     """What the user should know of the data."""
 
 
-def read_data(
+def read_eval_data(
     path: str,
     config: DataConfig,
     family: Family,
@@ -78,41 +78,41 @@ def read_data(
     Raises:
         DataError: a file that cannot be read, a row that does not fit the family, or nothing to compare replies with.
     """
-    if holds_encoded(Path(path)):
+    if is_encoded_folder(Path(path)):
         raise DataError(f"{path}: holds encoded rows.", "Give the file that they were made from.")
     sources = open_sources(path, config.columns, config.format, seed)
-    conversations = list(islice(weighted(sources), limit))
-    rules = encoding_rules(config)
-    encoded = list(encode_conversations(conversations, family, tokenizer, rules, Counts()))
-    counts = Counts()
-    rows = list(_rows(conversations, family, tokenizer, rules, counts))
+    conversations = list(islice(sample_sources(sources), limit))
+    rules = make_encoding_rules(config)
+    encoded = list(encode_conversations(conversations, family, tokenizer, rules, EncodingCounts()))
+    counts = EncodingCounts()
+    rows = list(_make_rows(conversations, family, tokenizer, rules, counts))
     if not any(row.reference for row in rows):
-        raise _nothing(path, conversations, counts)
-    return EvalData(path, _digest(sources), rows, encoded, rules, counts, list(_notes(sources)))
+        raise _explain_no_rows(path, conversations, counts)
+    return EvalData(path, _hash_rows(sources), rows, encoded, rules, counts, list(_list_notes(sources)))
 
 
-def _rows(
+def _make_rows(
     conversations: Sequence[Conversation],
     family: Family,
     tokenizer: PreTrainedTokenizerBase,
     rules: EncodingRules,
-    counts: Counts,
+    counts: EncodingCounts,
 ) -> Iterator[EvalRow]:
     """The turns that fit, each as training would cut it if it were the only one that is learnt."""
-    turns = [turn for conversation in conversations for turn in _turns(conversation, rules)]
+    turns = [turn for conversation in conversations for turn in _list_turns(conversation, rules)]
     for number, turn in enumerate(turns):
         turn.number = number
     for row in encode_conversations(turns, family, tokenizer, replace(rules, train_on="last"), counts):
         turn = turns[row.conversation]
         *before, answer = turn.messages
-        start = next(place for place, label in enumerate(row.labels) if label != IGNORE)
+        start = next(place for place, label in enumerate(row.labels) if label != IGNORE_INDEX)
         reference, calls = read_reference(list(row.input_ids[start:]), tokenizer, family)
         if answer["role"] == "tool":  # as it is known, even where the limits cut what is written of it
             calls = [ToolCall(answer["name"], answer.get("parameters") or {})]
         yield EvalRow(
             row.conversation,
             row.where,
-            with_prefix(before, rules.prefix),
+            add_prefix(before, rules.prefix),
             turn.tools,
             reference,
             calls,
@@ -120,7 +120,7 @@ def _rows(
         )
 
 
-def _turns(conversation: Conversation, rules: EncodingRules) -> Iterator[Conversation]:
+def _list_turns(conversation: Conversation, rules: EncodingRules) -> Iterator[Conversation]:
     """A conversation up to each of its trained answers, the answer last; plain text has none."""
     messages = conversation.messages
     trained = [i for i, m in enumerate(messages) if m["role"] in ("assistant", "tool") and m.get("loss", True)]
@@ -130,7 +130,7 @@ def _turns(conversation: Conversation, rules: EncodingRules) -> Iterator[Convers
         yield Conversation([*messages[:end], answer], conversation.where, conversation.tools)
 
 
-def _nothing(path: str, conversations: Sequence[Conversation], counts: Counts) -> DataError:
+def _explain_no_rows(path: str, conversations: Sequence[Conversation], counts: EncodingCounts) -> DataError:
     if counts.rows_dropped:
         return DataError(
             f"{path}: no row is left, all {counts.rows_dropped} are too long.",
@@ -141,13 +141,14 @@ def _nothing(path: str, conversations: Sequence[Conversation], counts: Counts) -
     return DataError(f"{path}: no answers to compare with, all of them are empty.", "Fill in the answers.")
 
 
-def _digest(sources: list[Source]) -> str:
-    return "-".join(source.digest()[:16] for source in sources)
+def _hash_rows(sources: list[DataSource]) -> str:
+    return "-".join(source.compute_digest()[:16] for source in sources)
 
 
-def _notes(sources: list[Source]) -> Iterator[str]:
+def _list_notes(sources: list[DataSource]) -> Iterator[str]:
     for source in sources:
         yield f"{source.name}: {source.format}"
         yield from source.notes
-        if source.broken_count:
-            yield f"{source.name}: {source.broken_count} lines are no rows and left out; the first: {source.broken[0]}"
+        if source.invalid_line_count:
+            first = source.invalid_lines[0]
+            yield f"{source.name}: {source.invalid_line_count} invalid lines skipped; the first: {first}"

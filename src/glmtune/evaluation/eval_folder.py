@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from glmtune.errors import RunError
-from glmtune.evaluation.scoring import printable
+from glmtune.evaluation.scoring import make_printable
 from glmtune.utils.io import write_text
 
 Record = dict[str, Any]
@@ -42,7 +42,7 @@ class EvalFolder:
         """How long they took."""
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Make the folder, and keep other processes from evaluating in it.
 
         Raises:
@@ -63,7 +63,7 @@ class EvalFolder:
         finally:
             lock.release()
 
-    def finished(self) -> dict[str, Any] | None:
+    def read_finished(self) -> dict[str, Any] | None:
         """metrics.json of the same evaluation, if it was finished before.
 
         Raises:
@@ -84,7 +84,7 @@ class EvalFolder:
         if self.partial.is_file() and self._read_partial():
             return
         with _writing(self.root):
-            write_text(self.partial, _line(self._settings))
+            write_text(self.partial, _format_line(self._settings))
 
     def add(self, records: list[Record], seconds: float) -> None:
         """Keep the replies of a finished batch: one line, so that a kill leaves whole batches.
@@ -93,7 +93,7 @@ class EvalFolder:
             RunError: it cannot be written.
         """
         with _writing(self.root), self.partial.open("a", encoding="utf-8") as stream:
-            stream.write(_line({"seconds": seconds, "records": records}))
+            stream.write(_format_line({"seconds": seconds, "records": records}))
         self._records += records
         self.seconds += seconds
 
@@ -102,7 +102,7 @@ class EvalFolder:
         """The replies so far, in the order of the data."""
         return sorted(self._records, key=lambda record: record["row"])
 
-    def close(self, metrics: dict[str, Any]) -> None:
+    def write_results(self, metrics: dict[str, Any]) -> None:
         """Write the finished files; the partial one goes last.
 
         Raises:
@@ -112,14 +112,14 @@ class EvalFolder:
         pairs = ({"labels": record["reference"], "predict": record["prediction"]} for record in records)
         whole = json.dumps({**metrics, "settings": self._settings}, ensure_ascii=False, indent=2)
         with _writing(self.root):
-            write_text(self.predictions, "".join(_line(record) for record in records))
-            write_text(self.root / "generated_predictions.txt", "".join(_line(pair) for pair in pairs))
-            write_text(self.metrics, printable(whole) + "\n")
+            write_text(self.predictions, "".join(_format_line(record) for record in records))
+            write_text(self.root / "generated_predictions.txt", "".join(_format_line(pair) for pair in pairs))
+            write_text(self.metrics, make_printable(whole) + "\n")
             self.partial.unlink()
 
     def _read_partial(self) -> bool:
         """Whether there is anything to go on from."""
-        lines = list(_whole_lines(self.partial))
+        lines = list(_iterate_lines(self.partial))
         if not lines:
             return False
         self._require_same(lines[0], self.partial)
@@ -127,17 +127,17 @@ class EvalFolder:
             self._records += batch["records"]
             self.seconds += batch["seconds"]
         # A line cut short by a kill goes, so that the next one starts on its own.
-        write_text(self.partial, "".join(_line(line) for line in lines))
+        write_text(self.partial, "".join(_format_line(line) for line in lines))
         return True
 
     def _require_same(self, theirs: dict[str, Any], where: Path) -> None:
-        ours: dict[str, Any] = json.loads(_line(self._settings))
+        ours: dict[str, Any] = json.loads(_format_line(self._settings))
         hint = "Choose another --output, or remove the folder."
         if theirs.get("digest") != ours["digest"]:
             raise RunError(f"{where}: replies to {theirs.get('data', 'other data')}, not to {ours['data']}.", hint)
         names = [name for name in ours if name != "data" and theirs.get(name) != ours[name]]
         if names:
-            other = "; ".join(f"{name} {_short(theirs.get(name))}, not {_short(ours[name])}" for name in names)
+            other = "; ".join(f"{name} {_truncate_value(theirs.get(name))}, not {_truncate_value(ours[name])}" for name in names)
             raise RunError(f"{where}: made with other settings ({other}).", hint)
 
 
@@ -153,12 +153,12 @@ def _writing(root: Path) -> Iterator[None]:
         ) from None
 
 
-def unfinished(folders: Iterable[Path], settings: dict[str, Any]) -> Path | None:
+def find_unfinished(folders: Iterable[Path], settings: dict[str, Any]) -> Path | None:
     """The first of the folders that holds a part of the evaluation with these settings."""
-    ours = json.loads(_line(settings))
+    ours = json.loads(_format_line(settings))
     for folder in folders:
         partial = folder / "predictions.partial.jsonl"
-        if partial.is_file() and next(_whole_lines(partial), None) == ours:
+        if partial.is_file() and next(_iterate_lines(partial), None) == ours:
             return folder
     return None
 
@@ -172,10 +172,10 @@ def read_predictions(folder: Path) -> list[Record]:
     path = folder / "predictions.jsonl"
     if not path.is_file():
         raise RunError(f"{folder}: no predictions.jsonl, so this is no finished evaluation.")
-    return list(_whole_lines(path))
+    return list(_iterate_lines(path))
 
 
-def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+def _iterate_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a file up to the first line that a kill cut short."""
     with path.open(encoding="utf-8", errors="replace", newline="\n") as stream:
         for line in stream:
@@ -197,10 +197,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _line(value: dict[str, Any]) -> str:
-    return printable(json.dumps(value, ensure_ascii=False)) + "\n"
+def _format_line(value: dict[str, Any]) -> str:
+    return make_printable(json.dumps(value, ensure_ascii=False)) + "\n"
 
 
-def _short(value: Any) -> str:
+def _truncate_value(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -16,22 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from glmtune.errors import ConfigError
 from glmtune.evaluation.dataset import EvalData, EvalRow
-from glmtune.evaluation.eval_folder import EvalFolder, Record, unfinished
-from glmtune.evaluation.eval_progress import EvalProgress
-from glmtune.evaluation.metrics import variety
+from glmtune.evaluation.eval_folder import EvalFolder, Record, find_unfinished
+from glmtune.evaluation.metrics import measure_variety
 from glmtune.evaluation.model_info import ModelInfo
-from glmtune.evaluation.reference_loss import teacher_forced_loss
+from glmtune.evaluation.reference_loss import compute_reference_loss
 from glmtune.evaluation.scoring import score_reply
-from glmtune.evaluation.statistics import summarise
-from glmtune.generation.batched import Generated, generate
-from glmtune.generation.load import Opened
+from glmtune.evaluation.statistics import summarize_scores
+from glmtune.generation.batched import GeneratedReply, generate_batched
+from glmtune.generation.load import LoadedModel
 from glmtune.generation.reply import Sampling
-from glmtune.training.summary import versions
-from glmtune.training.training_data import say
+from glmtune.training.summary import collect_versions
+from glmtune.utils.console import ProgressBar, print_message, print_warning
 
 _COUNTED = ("empty", "truncated", "repeated_tail")
 _EVALS = Path("evals")
@@ -41,7 +39,7 @@ _SUFFIXES = re.compile(r"(\.(json|jsonl|csv|parquet|txt))?(\.gz)?$")
 
 
 def evaluate(
-    opened: Opened,
+    opened: LoadedModel,
     model: ModelInfo,
     data: EvalData,
     output: Path,
@@ -49,7 +47,6 @@ def evaluate(
     *,
     seed: int = 0,
     batch_size: int = 8,
-    console: Console | None = None,
     command: str = "",
 ) -> dict[str, Any]:
     """Answer every row, score the replies, take the loss of the references, and write the evaluation's folder.
@@ -64,7 +61,6 @@ def evaluate(
         sampling: how tokens are chosen.
         seed: of sampling. A row's random draws depend on it and on the row's number alone.
         batch_size: rows at once.
-        console: where progress goes.
         command: what repeats the evaluation.
 
     Returns:
@@ -74,30 +70,29 @@ def evaluate(
         RunError: the folder holds other replies, or cannot be written.
         ModelError: there is not even memory for one row.
     """
-    console = console or Console(stderr=True)
-    folder = EvalFolder(output, settings_of(model, data, sampling, seed))
-    with folder.held():
-        finished = folder.finished()
+    folder = EvalFolder(output, describe_settings(model, data, sampling, seed))
+    with folder.lock():
+        finished = folder.read_finished()
         if finished is not None:
-            say(console, f"{output}: evaluated before, read from there.")
+            print_message(f"{output}: evaluated before, read from there.")
             return finished
         folder.begin()
         if answered := len(folder.records):
-            say(console, f"{output}: {answered} of {len(data.rows)} rows are answered already.")
-        _answer(opened, data, folder, sampling, seed, batch_size, console)
+            print_message(f"{output}: {answered} of {len(data.rows)} rows are answered already.")
+        _answer_rows(opened, data, folder, sampling, seed, batch_size)
         metrics = {
             "kind": "eval",
             "model": model.as_dict(),
             **_described(data, folder.records),
-            **_losses(opened, data, batch_size, console),
+            **_losses(opened, data, batch_size),
             "sampling": {**asdict(sampling), "seed": seed},
             **_speed(folder),
             "device": _device(opened.model.device),
-            "versions": {**versions(), **{name: version(name) for name in ("jieba", "rouge-chinese", "nltk")}},
+            "versions": {**collect_versions(), **{name: version(name) for name in ("jieba", "rouge-chinese", "nltk")}},
             "command": command,
             "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
-        folder.close(metrics)
+        folder.write_results(metrics)
     return metrics
 
 
@@ -112,17 +107,17 @@ def _described(data: EvalData, records: Sequence[Record]) -> dict[str, Any]:
             "counts": data.counts.as_dict(),
             "notes": data.notes,
         },
-        **summary_of(records),
+        **summarize_records(records),
     }
 
 
-def _losses(opened: Opened, data: EvalData, batch_size: int, console: Console) -> dict[str, Any]:
-    with EvalProgress(console, "loss", len(data.encoded)) as progress:
-        loss, targets = teacher_forced_loss(
+def _losses(opened: LoadedModel, data: EvalData, batch_size: int) -> dict[str, Any]:
+    with ProgressBar("loss", len(data.encoded)) as progress:
+        loss, targets = compute_reference_loss(
             *(opened.model, opened.tokenizer, opened.family, data.encoded),
             batch_size=batch_size,
             on_done=progress.add,
-            warn=lambda text: say(console, text, "yellow"),
+            warn=print_warning,
         )
     perplexity = math.exp(loss) if loss < _MOST else math.inf
     return {"loss": _finite(loss), "perplexity": _finite(perplexity), "loss_tokens": targets}
@@ -136,17 +131,17 @@ def _speed(folder: EvalFolder) -> dict[str, float]:
     }
 
 
-def summary_of(records: Sequence[Record]) -> dict[str, Any]:
+def summarize_records(records: Sequence[Record]) -> dict[str, Any]:
     """The part of metrics.json that records alone decide: `scores`, `variety` and `counts`."""
     scores = [record["scores"] for record in records]
     return {
-        "scores": {name: asdict(score) for name, score in summarise(scores).scores.items()},
-        "variety": variety(record["prediction"] for record in records),
+        "scores": {name: asdict(score) for name, score in summarize_scores(scores).scores.items()},
+        "variety": measure_variety(record["prediction"] for record in records),
         "counts": {name: sum(row[name] > 0 for row in scores) for name in _COUNTED},
     }
 
 
-def settings_of(model: ModelInfo, data: EvalData, sampling: Sampling, seed: int) -> dict[str, Any]:
+def describe_settings(model: ModelInfo, data: EvalData, sampling: Sampling, seed: int) -> dict[str, Any]:
     """All that decides the replies; the batch size does not, but for rounding."""
     chosen = asdict(sampling)
     if sampling.temperature == 0:  # then these change nothing
@@ -175,7 +170,7 @@ def default_output(target: str, data: str, run: Path | None, settings: dict[str,
     if run is not None:
         return run / "eval" / name
     start = f"{_plain(Path(target).name)}-{name}-"
-    earlier = unfinished(sorted(_EVALS.glob(f"{glob.escape(start)}*")), settings)
+    earlier = find_unfinished(sorted(_EVALS.glob(f"{glob.escape(start)}*")), settings)
     return earlier or _EVALS / f"{start}{time.strftime('%Y%m%d-%H%M%S')}"
 
 
@@ -194,43 +189,42 @@ def check_sampling(sampling: Sampling, batch_size: int) -> None:
             raise ConfigError(f"{name} is {value}; it must be {wish}.")
 
 
-def row_seed(seed: int, row: int) -> int:
+def make_row_seed(seed: int, row: int) -> int:
     """The seed of a row's draws. Mixed into 32 bits, for torch's generator on CPUs takes no more of it."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{row}".encode()).digest()[:4], "little")
 
 
-def _answer(
-    opened: Opened,
+def _answer_rows(
+    opened: LoadedModel,
     data: EvalData,
     folder: EvalFolder,
     sampling: Sampling,
     seed: int,
     batch_size: int,
-    console: Console,
 ) -> None:
     """Fill the folder with the replies that it lacks, batch by batch."""
     done = {record["row"] for record in folder.records}
     rows = [row for row in data.rows if row.row not in done]
-    with EvalProgress(console, "replies", len(data.rows), len(done)) as progress:
+    with ProgressBar("replies", len(data.rows), len(done)) as progress:
         last = time.monotonic()
 
-        def keep(batch: list[Generated]) -> None:
+        def keep(batch: list[GeneratedReply]) -> None:
             nonlocal last
             seconds = time.monotonic() - last
-            folder.add([to_record(rows[reply.index], reply, opened) for reply in batch], seconds)
+            folder.add([make_record(rows[reply.index], reply, opened) for reply in batch], seconds)
             progress.add(len(batch))
             last = time.monotonic()
 
-        generate(
+        generate_batched(
             *(opened.model, opened.tokenizer, opened.family, [row.prompt_ids for row in rows], sampling),
             batch_size=batch_size,
-            seeds=[row_seed(seed, row.row) for row in rows],
+            seeds=[make_row_seed(seed, row.row) for row in rows],
             on_done=keep,
-            warn=lambda text: say(console, text, "yellow"),
+            warn=print_warning,
         )
 
 
-def to_record(row: EvalRow, generated: Generated, opened: Opened) -> Record:
+def make_record(row: EvalRow, generated: GeneratedReply, opened: LoadedModel) -> Record:
     """A line of predictions.jsonl."""
     prediction, scores = score_reply(generated, row.reference, row.calls, opened.family, tools=bool(row.tools))
     return {

@@ -1,11 +1,8 @@
-"""What the report knows of scores: their order, their direction and their kind."""
+"""The order of metrics in tables, and whether more of them is better."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-
-from glmtune.report.markup import Html, el, say
-from glmtune.report.texts import TEXTS
 
 QUALITY = (
     "bleu4_characters",
@@ -27,20 +24,12 @@ RATIO = "length_ratio"
 SIGNIFICANT = 0.05
 
 
-def ordered(names: Iterable[str]) -> list[str]:
-    """Quality first, then faults; names the report does not know come last."""
-    known = (*QUALITY, *FAULTS, RATIO)
-    return sorted(names, key=lambda name: known.index(name) if name in known else len(known))
+def sort_metrics(names: Iterable[str]) -> list[str]:
+    """Quality first, then faults; unknown names last."""
+    order = (*QUALITY, *FAULTS, RATIO)
+    return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
 
 
-def direction(name: str) -> int:
+def find_direction(name: str) -> int:
     """1: more is better; -1: less is; 0: neither."""
     return -1 if name in FAULTS else int(name in QUALITY)
-
-
-def title(name: str) -> Html:
-    """A score's name with a line on what it says."""
-    if f"score.{name}" not in TEXTS:
-        return el("code", name)
-    explained = say(f"score.{name}.says")
-    return el("span", say(f"score.{name}"), el("small", explained), class_="score-name")

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from glmtune.evaluation.overlap import overlap_scores
-from glmtune.evaluation.repetition import distinct, has_repeated_tail, repeated_share
+from glmtune.evaluation.overlap import compute_overlap
+from glmtune.evaluation.repetition import compute_distinct, has_repeated_tail, compute_repeated_share
 
 EMPTY = "empty"
 """The flag, 0 or 100, of a prediction without a character to read."""
@@ -30,19 +30,19 @@ def score_pair(prediction: str, reference: str, *, truncated: bool = False) -> d
         `repeated_tail` (ends in a loop); `repeated_4grams`, the percentage of 4-word runs that stood before.
     """
     predicted, expected = prediction.strip(), reference.strip()
-    scores = overlap_scores(prediction, reference)
+    scores = compute_overlap(prediction, reference)
     scores["exact_match"] = 100.0 * (predicted == expected)
     if expected:
         scores["length_ratio"] = len(predicted) / len(expected)
     scores[EMPTY] = 100.0 * (not predicted)
     scores["truncated"] = 100.0 * truncated
     scores["repeated_tail"] = 100.0 * has_repeated_tail(predicted)
-    scores["repeated_4grams"] = 100 * repeated_share(predicted)
+    scores["repeated_4grams"] = 100 * compute_repeated_share(predicted)
     return scores
 
 
-def variety(predictions: Iterable[str]) -> dict[str, float]:
+def measure_variety(predictions: Iterable[str]) -> dict[str, float]:
     """`distinct_1` and `distinct_2`: the percentage of different characters and pairs of characters among all that the
     predictions hold. It falls with the number of predictions: compare sets of the same size."""
     predictions = list(predictions)
-    return {f"distinct_{size}": 100 * distinct(predictions, size) for size in (1, 2)}
+    return {f"distinct_{size}": 100 * compute_distinct(predictions, size) for size in (1, 2)}

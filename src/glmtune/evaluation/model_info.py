@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from glmtune.config import DataConfig, RunConfig, check
-from glmtune.config_parsing import from_tree, read_file, set_key
+from glmtune.config import DataConfig, RunConfig, check_config
+from glmtune.config_parsing import build_dataclass, read_config_file, set_key
 from glmtune.errors import ConfigError
-from glmtune.generation.load import Opened, open_parts
-from glmtune.methods.tuned_model import Target
-from glmtune.models.loading import DTYPES, Base
+from glmtune.generation.load import LoadedModel, load_parts
+from glmtune.methods.tuned_model import ModelTarget
+from glmtune.models.loading import DTYPES, Checkpoint
 from glmtune.run_dir import RunDir, is_run
 
 
@@ -34,7 +34,7 @@ class ModelInfo:
     dtype: str
 
     @classmethod
-    def of(cls, name: str, base: Base, found: Target, adapter_digest: str | None, dtype: torch.dtype) -> ModelInfo:
+    def from_loaded(cls, name: str, base: Checkpoint, found: ModelTarget, adapter_digest: str | None, dtype: torch.dtype) -> ModelInfo:
         """How results name a base and what was put onto it.
 
         Args:
@@ -64,19 +64,19 @@ class ModelInfo:
         return {key: getattr(self, key) for key in keys}
 
 
-def open_target(target: str, **options: Any) -> tuple[Opened, ModelInfo]:
+def load_target(target: str, **options: Any) -> tuple[LoadedModel, ModelInfo]:
     """Open a run, an adapter, a checkpoint folder or a hub id.
 
     Args:
         target: what the user named.
         options: those of `open_model`, whose errors these are too.
     """
-    opened, found, base = open_parts(target, **options)
-    digest = folder_digest(found.adapter) if found.adapter else None
-    return opened, ModelInfo.of(_name(target), base, found, digest, opened.model.dtype)
+    opened, found, base = load_parts(target, **options)
+    digest = hash_folder(found.adapter) if found.adapter else None
+    return opened, ModelInfo.from_loaded(_name_target(target), base, found, digest, opened.model.dtype)
 
 
-def folder_digest(folder: Path) -> str:
+def hash_folder(folder: Path) -> str:
     """A hash of the weights and settings in an adapter's folder."""
     hasher = hashlib.sha256()
     for path in sorted(folder.iterdir()):
@@ -88,7 +88,7 @@ def folder_digest(folder: Path) -> str:
     return hasher.hexdigest()[:16]
 
 
-def run_of(target: str) -> RunDir | None:
+def find_run(target: str) -> RunDir | None:
     """The run that a target is, or is the result or a checkpoint of."""
     folder = Path(target).expanduser()
     if is_run(folder):
@@ -102,14 +102,16 @@ def run_of(target: str) -> RunDir | None:
     return None
 
 
-def settings_for(target: str, overrides: list[str]) -> RunConfig:
+def read_settings(target: str, overrides: list[str]) -> RunConfig:
     """The run's own settings, or the defaults for a model that no run made, with `data.key=value` on top.
 
     Raises:
         ConfigError: an override of something else, an unknown key or a wrong value.
     """
-    run = run_of(target)
-    tree: dict[str, Any] = read_file(run.config) if run else {"model": {"path": target}, "data": {"train": "none"}}
+    run = find_run(target)
+    tree: dict[str, Any] = (
+        read_config_file(run.config) if run else {"model": {"path": target}, "data": {"train": "none"}}
+    )
     known = DataConfig.__dataclass_fields__.keys() - {"train", "eval", "eval_fraction", "packing"}
     for override in overrides:
         section, _, key = override.partition("=")[0].strip().partition(".")
@@ -119,10 +121,10 @@ def settings_for(target: str, overrides: list[str]) -> RunConfig:
                 f"It takes data.* with {', '.join(sorted(known))}.",
             )
         set_key(tree, override)
-    config: RunConfig = from_tree(RunConfig, tree, str(run.config) if run else "options")
-    check(config)
+    config: RunConfig = build_dataclass(RunConfig, tree, str(run.config) if run else "options")
+    check_config(config)
     return config
 
 
-def _name(target: str) -> str:
+def _name_target(target: str) -> str:
     return Path(target).expanduser().resolve().name if Path(target).expanduser().is_dir() else target

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from glmtune.evaluation.candidates import Contender
+from glmtune.evaluation.candidates import Candidate
 from glmtune.evaluation.model_info import ModelInfo
-from glmtune.generation.load import Opened
+from glmtune.generation.load import LoadedModel
 from glmtune.methods.lora import load_adapter
 from glmtune.methods.ptuning import is_prefix_folder, load_prefix, remove_prefix
-from glmtune.methods.tuned_model import load_onto
+from glmtune.methods.tuned_model import load_with_adapter
 
 
-class Stage:
+class ModelSwitcher:
     """Shows contenders one after another. A base stays loaded while the next one needs it too.
 
     Args:
@@ -32,7 +32,7 @@ class Stage:
         self._base: Any = None
         self._take_off: Callable[[], None] | None = None
 
-    def show(self, contender: Contender) -> tuple[Opened, ModelInfo]:
+    def load(self, contender: Candidate) -> tuple[LoadedModel, ModelInfo]:
         """The contender, ready to answer. What was shown before must not be used any more.
 
         Raises:
@@ -42,9 +42,9 @@ class Stage:
         if self._take_off is not None:
             self._take_off()
             self._take_off = None
-        if contender.stage_key != self._key:
+        if contender.base_key != self._key:
             self.clear()
-            self._base = load_onto(
+            self._base = load_with_adapter(
                 contender.base,
                 None,
                 dtype=self._dtype,
@@ -52,9 +52,9 @@ class Stage:
                 quantization=contender.found.quantization,
                 double_quantization=contender.found.double_quantization,
             )
-            self._key = contender.stage_key
+            self._key = contender.base_key
         model = self._base if contender.found.adapter is None else self._put_on(contender.found.adapter)
-        opened = Opened(model, contender.tokenizer, contender.base.family, contender.found.prefix)
+        opened = LoadedModel(model, contender.tokenizer, contender.base.family, contender.found.prefix)
         return opened, contender.info(model.dtype)
 
     def clear(self) -> None:

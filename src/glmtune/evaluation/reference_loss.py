@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from glmtune.data.batches import Collate
+from glmtune.data.batches import BlockCollator
 from glmtune.data.encoding import EncodedRow
 from glmtune.families import Family
-from glmtune.generation.batched import in_batches
-from glmtune.models.packed_attention import separate_rows
-from glmtune.training.loss import target_losses
+from glmtune.generation.batched import run_in_batches
+from glmtune.models.packed_attention import set_packed_attention
+from glmtune.training.loss import step_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def teacher_forced_loss(
+def compute_reference_loss(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     family: Family,
@@ -43,19 +43,18 @@ def teacher_forced_loss(
     Raises:
         ModelError: there is not even memory for one row.
     """
-    separate_rows(model)
-    collate = Collate(family)
-    head = model.get_output_embeddings()
+    set_packed_attention(model)
+    collate = BlockCollator(family)
 
     def compute(batch: Sequence[EncodedRow]) -> tuple[int, float, int]:
         tensors = {name: value.to(model.device) for name, value in collate([[(0, row)] for row in batch]).items()}
         with torch.no_grad():
-            losses_N = target_losses(model, head, tensors)
+            losses_N = step_loss(model, tensors)
         return len(batch), float(losses_N.double().sum()), len(losses_N)
 
     total, targets = 0.0, 0
     by_length = sorted(rows, key=lambda row: -len(row.input_ids))
-    for done, batch_sum, batch_targets in in_batches(by_length, batch_size, compute, warn):
+    for done, batch_sum, batch_targets in run_in_batches(by_length, batch_size, compute, warn):
         total += batch_sum
         targets += batch_targets
         if on_done:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from glmtune.evaluation.tokenize_words import words
+from glmtune.evaluation.tokenize_words import tokenize_words
 
 _TIMES = 4
 """A unit that often at the end of a reply makes it a loop."""
@@ -19,32 +19,32 @@ def has_repeated_tail(text: str) -> bool:
     text = "".join(text.split())
     if len(text) >= _SINGLE_TIMES and len(set(text[-_SINGLE_TIMES:])) == 1:
         return True
-    return any(_repeats(text, size) for size in range(2, len(text) // _TIMES + 1))
+    return any(_ends_in_repeats(text, size) for size in range(2, len(text) // _TIMES + 1))
 
 
-def _repeats(text: str, size: int) -> bool:
+def _ends_in_repeats(text: str, size: int) -> bool:
     unit = text[-size:]
     # The comparison of two units is here for speed: it fails for nearly every size.
     return text[-2 * size : -size] == unit and len(set(unit)) > 1 and text.endswith(unit * _TIMES)
 
 
-def repeated_share(text: str) -> float:
+def compute_repeated_share(text: str) -> float:
     """The share, 0 to 1, of runs of 4 words (spaces left out) that stood earlier in the same text."""
-    runs = _runs([word for word in words(text) if not word.isspace()], _WORDS)
+    runs = _list_runs([word for word in tokenize_words(text) if not word.isspace()], _WORDS)
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
-def distinct(replies: Iterable[str], size: int) -> float:
+def compute_distinct(replies: Iterable[str], size: int) -> float:
     """The share, 0 to 1, of different ones among all runs of `size` characters of all replies together (distinct-n); 0
     where there is none."""
     total = 0
     different: set[tuple[str, ...]] = set()
     for reply in replies:
-        runs = _runs(reply.strip(), size)
+        runs = _list_runs(reply.strip(), size)
         total += len(runs)
         different.update(runs)
     return len(different) / total if total else 0.0
 
 
-def _runs(items: Sequence[str], size: int) -> list[tuple[str, ...]]:
+def _list_runs(items: Sequence[str], size: int) -> list[tuple[str, ...]]:
     return list(zip(*(items[start:] for start in range(size)), strict=False))

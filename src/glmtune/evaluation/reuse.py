@@ -12,15 +12,15 @@ _FILES = ("predictions.jsonl", "generated_predictions.txt", "metrics.json")
 """metrics.json last: it says that the folder is whole."""
 
 
-def same_evaluation(folders: Iterable[Path], settings: dict[str, Any]) -> Path | None:
+def is_same_evaluation(folders: Iterable[Path], settings: dict[str, Any]) -> Path | None:
     """The first folder with a finished evaluation of the same model on the same rows, with the same settings.
 
     Args:
         folders: where to look.
         settings: from `evaluate.settings_of`.
     """
-    wanted = _decisive(settings)
-    return next((folder for folder in folders if _settings(folder) == wanted), None)
+    wanted = _select_decisive(settings)
+    return next((folder for folder in folders if _read_settings(folder) == wanted), None)
 
 
 def copy_evaluation(source: Path, target: Path) -> None:
@@ -30,7 +30,7 @@ def copy_evaluation(source: Path, target: Path) -> None:
         shutil.copyfile(source / name, target / name)
 
 
-def _settings(folder: Path) -> dict[str, Any] | None:
+def _read_settings(folder: Path) -> dict[str, Any] | None:
     if not all((folder / name).is_file() for name in _FILES) or (folder / "predictions.partial.jsonl").exists():
         return None
     try:
@@ -38,10 +38,10 @@ def _settings(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     found = metrics.get("settings") if isinstance(metrics, dict) else None
-    return _decisive(found) if isinstance(found, dict) else None
+    return _select_decisive(found) if isinstance(found, dict) else None
 
 
-def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
+def _select_decisive(settings: dict[str, Any]) -> dict[str, Any]:
     """All but where the data lies: its digest says what it is."""
     plain: dict[str, Any] = json.loads(json.dumps(settings))
     return {key: value for key, value in plain.items() if key != "data"}

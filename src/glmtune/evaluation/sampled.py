@@ -7,7 +7,7 @@ from typing import Any
 
 from glmtune.evaluation.scoring import read_reference, score_reply
 from glmtune.families import Family
-from glmtune.generation.batched import generate
+from glmtune.generation.batched import generate_batched
 from glmtune.generation.reply import Sampling
 from glmtune.training.generated import Question
 
@@ -26,7 +26,7 @@ def score_questions(
     Whether a row offered tools is not known any more: tool scores are given where the reference calls one.
     """
     prompts = [question.prompt_ids for question in questions]
-    replies = generate(model, tokenizer, family, prompts, Sampling(max_new_tokens), batch_size=batch_size)
+    replies = generate_batched(model, tokenizer, family, prompts, Sampling(max_new_tokens), batch_size=batch_size)
     scores = []
     for question, reply in zip(questions, replies, strict=True):
         reference, calls = read_reference(question.reference_ids, tokenizer, family)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from glmtune.evaluation.metrics import score_pair
 from glmtune.evaluation.tool_scores import score_tools
 from glmtune.families import Family, ToolCall
-from glmtune.generation.batched import Generated
+from glmtune.generation.batched import GeneratedReply
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 def score_reply(
-    generated: Generated, reference: str, calls: Sequence[ToolCall], family: Family, *, tools: bool
+    generated: GeneratedReply, reference: str, calls: Sequence[ToolCall], family: Family, *, tools: bool
 ) -> tuple[str, dict[str, float]]:
     """Read a reply as chat does, and score it.
 
@@ -31,7 +31,7 @@ def score_reply(
         The reply (a tool call as the model wrote it) and its scores by name.
     """
     reply = family.parse_reply(generated.text)
-    prediction = printable(generated.text.strip() if reply.tool_calls else reply.content)
+    prediction = make_printable(generated.text.strip() if reply.tool_calls else reply.content)
     scores = score_pair(prediction, reference, truncated=generated.stop == "length")
     if tools or calls:
         scores |= score_tools(calls, reply.tool_calls, reply.problem)
@@ -46,9 +46,9 @@ def read_reference(ids: list[int], tokenizer: PreTrainedTokenizerBase, family: F
     """
     written = str(tokenizer.decode(ids, skip_special_tokens=True))
     reply = family.parse_reply(written)
-    return printable(written.strip() if reply.tool_calls else reply.content), reply.tool_calls
+    return make_printable(written.strip() if reply.tool_calls else reply.content), reply.tool_calls
 
 
-def printable(text: str) -> str:
+def make_printable(text: str) -> str:
     """`text` with a replacement character for every half of a surrogate pair, which no file can hold."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

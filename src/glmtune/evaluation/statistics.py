@@ -17,7 +17,7 @@ _AT_ONCE = 2_000_000
 
 
 @dataclass(frozen=True)
-class Score:
+class ScoreSummary:
     """A mean over `rows` rows and its 95 % interval."""
 
     mean: float
@@ -31,12 +31,12 @@ class Summary:
     """A set's scores by name, in the order in which its rows name them."""
 
     rows: int
-    scores: dict[str, Score]
+    scores: dict[str, ScoreSummary]
     empty_predictions: int
 
 
 @dataclass(frozen=True)
-class Difference:
+class ScoreDifference:
     """How far `b` is above `a`, row by row: the mean difference, its 95 % interval and the two-sided p-value of "there
     is none"."""
 
@@ -50,7 +50,7 @@ class Difference:
     ties: int
 
 
-def summarise(rows: Sequence[Mapping[str, float]], *, resamples: int = 2000, seed: int = 0) -> Summary:
+def summarize_scores(rows: Sequence[Mapping[str, float]], *, resamples: int = 2000, seed: int = 0) -> Summary:
     """Means and bootstrap intervals of rows of scores.
 
     Args:
@@ -63,15 +63,15 @@ def summarise(rows: Sequence[Mapping[str, float]], *, resamples: int = 2000, see
     if not names:
         return Summary(len(rows), {}, 0)
     table = np.array([[row.get(name, np.nan) for name in names] for row in rows], dtype=np.float64)
-    lows, highs = np.nanpercentile(_resampled_means(table, resamples, seed), _LEVEL, axis=0)
+    lows, highs = np.nanpercentile(_resample_means(table, resamples, seed), _LEVEL, axis=0)
     scores = {}
     for i, name in enumerate(names):
         present = table[:, i][~np.isnan(table[:, i])]
-        scores[name] = _score(present, lows[i], highs[i])
+        scores[name] = _summarize_score(present, lows[i], highs[i])
     return Summary(len(rows), scores, sum(row.get(EMPTY, 0) > 0 for row in rows))
 
 
-def paired_bootstrap(a: Sequence[float], b: Sequence[float], *, resamples: int = 2000, seed: int = 0) -> Difference:
+def compare_by_bootstrap(a: Sequence[float], b: Sequence[float], *, resamples: int = 2000, seed: int = 0) -> ScoreDifference:
     """Compares one score of two models on the same rows.
 
     Args:
@@ -86,21 +86,21 @@ def paired_bootstrap(a: Sequence[float], b: Sequence[float], *, resamples: int =
     if len(a) != len(b) or not len(a):
         raise ValueError(f"Paired scores need the same rows, at least one; got {len(a)} and {len(b)}.")
     gains = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
-    means = _resampled_means(gains[:, None], resamples, seed)[:, 0]
-    score = _score(gains, *np.percentile(means, _LEVEL))
+    means = _resample_means(gains[:, None], resamples, seed)[:, 0]
+    score = _summarize_score(gains, *np.percentile(means, _LEVEL))
     # One is added to either count because the rows as they are belong to the possible draws (Davison & Hinkley 1997).
     side = (min(int(np.count_nonzero(means <= 0)), int(np.count_nonzero(means >= 0))) + 1) / (resamples + 1)
     wins, losses = int(np.count_nonzero(gains > 0)), int(np.count_nonzero(gains < 0))
-    return Difference(score.mean, score.low, score.high, min(1.0, 2 * side), wins, losses, len(gains) - wins - losses)
+    return ScoreDifference(score.mean, score.low, score.high, min(1.0, 2 * side), wins, losses, len(gains) - wins - losses)
 
 
-def _score(values: NDArray[np.float64], low: float, high: float) -> Score:
+def _summarize_score(values: NDArray[np.float64], low: float, high: float) -> ScoreSummary:
     """Rounding may leave the mean of equal values a hair outside their interval, and plots refuse negative bars."""
     mean = float(values.mean())
-    return Score(mean, min(float(low), mean), max(float(high), mean), len(values))
+    return ScoreSummary(mean, min(float(low), mean), max(float(high), mean), len(values))
 
 
-def _resampled_means(table: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
+def _resample_means(table: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
     """Column means of `table` (rows, scores; NaN where a row lacks a score) of as many draws of its rows: (resamples,
     scores). NaN where no drawn row has the score."""
     generator = np.random.default_rng(seed)

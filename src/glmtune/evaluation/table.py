@@ -4,31 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-TITLES = {
-    "bleu4_characters": "BLEU-4, characters (as ChatGLM's tables)",
-    "bleu4_words": "BLEU-4, words (as other tools)",
-    "rouge_1": "ROUGE-1",
-    "rouge_2": "ROUGE-2",
-    "rouge_l": "ROUGE-L",
-    "exact_match": "exact match, %",
-    "length_ratio": "length / reference's",
-    "empty": "empty, %",
-    "truncated": "cut at the longest length, %",
-    "repeated_tail": "ends in a loop, %",
-    "repeated_4grams": "repeated 4-word runs, %",
-    "tool_decision": "calls a tool when it should, %",
-    "tool_parse_failure": "unreadable call, %",
-    "tool_name": "right tool, %",
-    "tool_arguments": "right tool and arguments, %",
-    "tool_argument_keys": "right arguments, share in %",
-}
-"""What a score is called to a person."""
+from glmtune.html.i18n import has_text, text
+from glmtune.utils.console import get_console, print_message
 
 
-def print_scores(metrics: dict[str, Any], console: Console) -> None:
+def metric_title(name: str) -> str:
+    """The name of a metric as the terminal shows it."""
+    return text(f"metric.{name}", "en") if has_text(f"metric.{name}") else name
+
+
+def print_scores(metrics: dict[str, Any]) -> None:
     """Show the scores with their intervals, the loss, and what should make one wary."""
     data = metrics["data"]
     table = Table("score", title=f"{metrics['model']['name']} on {data['path']}, {data['rows']} rows")
@@ -36,13 +23,13 @@ def print_scores(metrics: dict[str, Any], console: Console) -> None:
         table.add_column(heading, justify="right")
     for name, score in metrics["scores"].items():
         interval = f"{score['low']:.2f} – {score['high']:.2f}"
-        table.add_row(TITLES.get(name, name), f"{score['mean']:.2f}", interval, str(score["rows"]))
-    console.print(table)
-    for line in _lines(metrics):
-        console.print(line, highlight=False, markup=False)
+        table.add_row(metric_title(name), f"{score['mean']:.2f}", interval, str(score["rows"]))
+    get_console().print(table)
+    for line in _list_lines(metrics):
+        print_message(line)
 
 
-def _lines(metrics: dict[str, Any]) -> list[str]:
+def _list_lines(metrics: dict[str, Any]) -> list[str]:
     loss, perplexity = metrics["loss"], metrics["perplexity"]
     data, counts, rows = metrics["data"], metrics["counts"], metrics["data"]["rows"]
     told = "not a finite number" if loss is None or perplexity is None else f"{loss:.4f}, perplexity {perplexity:.2f}"
@@ -57,11 +44,11 @@ def _lines(metrics: dict[str, Any]) -> list[str]:
         "truncated": f"did not end within {metrics['sampling']['max_new_tokens']} tokens",
         "repeated_tail": "end in a loop",
     }
-    said += _cuts(data["counts"])
+    said += _describe_cuts(data["counts"])
     return said + [f"{counts[name]} of {rows} replies {what}." for name, what in wary.items() if counts[name]]
 
 
-def _cuts(counts: dict[str, int]) -> list[str]:
+def _describe_cuts(counts: dict[str, int]) -> list[str]:
     """What the length limits took, if they took anything."""
     parts = {
         "turns_dropped": "prompts lost old turns",

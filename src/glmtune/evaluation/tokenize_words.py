@@ -10,7 +10,7 @@ _LOCK = threading.Lock()
 _TOKENIZER = jieba.Tokenizer()
 
 
-def words(text: str) -> list[str]:
+def tokenize_words(text: str) -> list[str]:
     """`text` cut by jieba; every whitespace and punctuation mark is a word of its own, joined they are `text` again."""
     if not _TOKENIZER.initialized:
         _read_dictionary()

@@ -28,7 +28,7 @@ def score_tools(expected: Sequence[ToolCall], predicted: Sequence[ToolCall], pro
     scores = {"tool_decision": 100.0 * (bool(expected) == called), "tool_parse_failure": 100.0 * bool(problem)}
     if not expected and not called:
         return scores
-    shares = [_call_shares(*pair) for pair in zip_longest(expected, predicted)] or [(0.0, 0.0, 0.0)]
+    shares = [_compute_call_shares(*pair) for pair in zip_longest(expected, predicted)] or [(0.0, 0.0, 0.0)]
     for name, column in zip(
         ("tool_name", "tool_arguments", "tool_argument_keys"), zip(*shares, strict=True), strict=True
     ):
@@ -36,17 +36,17 @@ def score_tools(expected: Sequence[ToolCall], predicted: Sequence[ToolCall], pro
     return scores
 
 
-def _call_shares(expected: ToolCall | None, predicted: ToolCall | None) -> tuple[float, float, float]:
+def _compute_call_shares(expected: ToolCall | None, predicted: ToolCall | None) -> tuple[float, float, float]:
     """Right name, right call, share of equal arguments."""
     if expected is None or predicted is None or expected.name != predicted.name:
         return 0.0, 0.0, 0.0
     keys = expected.arguments.keys() | predicted.arguments.keys()
     shared = expected.arguments.keys() & predicted.arguments.keys()
-    equal = sum(same_value(expected.arguments[key], predicted.arguments[key]) for key in shared)
+    equal = sum(is_same_value(expected.arguments[key], predicted.arguments[key]) for key in shared)
     return 1.0, float(equal == len(keys)), equal / len(keys) if keys else 1.0
 
 
-def same_value(a: Any, b: Any) -> bool:
+def is_same_value(a: Any, b: Any) -> bool:
     """Whether two JSON values are equal: 1 is 1.0 but not true (which Python takes for 1), whitespace around a text
     does not count."""
     if isinstance(a, bool) or isinstance(b, bool):
@@ -54,7 +54,7 @@ def same_value(a: Any, b: Any) -> bool:
     if isinstance(a, str) and isinstance(b, str):
         return a.strip() == b.strip()
     if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(same_value(a[key], b[key]) for key in a)
+        return a.keys() == b.keys() and all(is_same_value(a[key], b[key]) for key in a)
     if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(same_value(x, y) for x, y in zip(a, b, strict=True))
+        return len(a) == len(b) and all(is_same_value(x, y) for x, y in zip(a, b, strict=True))
     return bool(a == b)

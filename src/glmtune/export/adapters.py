@@ -6,18 +6,18 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from glmtune.methods.base_info import BaseNote, write_note
-from glmtune.methods.lora_files import peft_config, read_config, read_weights, write_files
-from glmtune.methods.lora_official import to_native, write_official_adapter
+from glmtune.methods.base_info import BaseInfo, write_base_info
+from glmtune.methods.lora_files import make_peft_config, read_config, read_weights, write_files
+from glmtune.methods.lora_official import convert_to_native, write_official_adapter
 from glmtune.methods.prefix_encoder import PrefixEncoder, PrefixShape
-from glmtune.methods.prefix_files import published_state, read_prefix, write_official, write_prefix
-from glmtune.models.loading import Base
+from glmtune.methods.prefix_files import make_published_state, read_prefix, write_official, write_prefix
+from glmtune.models.loading import Checkpoint
 
 PREFIX_FOLDER = "ptuning"
 """Where the prefix lies beside its base."""
 
 
-def write_lora(adapter: Path, base: Base, layout: str, folder: Path) -> None:
+def write_lora(adapter: Path, base: Checkpoint, layout: str, folder: Path) -> None:
     """Write a LoRA adapter of either naming for the native model (`hf`) or for the published code (`official`).
 
     Raises:
@@ -28,13 +28,13 @@ def write_lora(adapter: Path, base: Base, layout: str, folder: Path) -> None:
     else:
         names = base.native_shapes.items()
         rows = {name.removesuffix(".weight"): shape[0] for name, shape in names if name.endswith(".weight")}
-        raw, state = to_native(read_config(adapter), read_weights(adapter), rows)
-        write_files(folder, peft_config(raw, trainable=False), state)
-    write_note(folder, note_of(base, base.folder))
+        raw, state = convert_to_native(read_config(adapter), read_weights(adapter), rows)
+        write_files(folder, make_peft_config(raw, trainable=False), state)
+    write_base_info(folder, make_base_info(base, base.folder))
 
 
 def write_prefix_folder(
-    adapter: Path, base: Base, layout: str, folder: Path, published: dict[str, Any], place: BaseNote
+    adapter: Path, base: Checkpoint, layout: str, folder: Path, published: dict[str, Any], place: BaseInfo
 ) -> None:
     """Write a P-Tuning v2 prefix in our layout (`hf`) or that of the published scripts (`official`).
 
@@ -49,22 +49,22 @@ def write_prefix_folder(
     Raises:
         ModelError: the prefix is broken or belongs to another model.
     """
-    shape = PrefixShape.of(base.config)
+    shape = PrefixShape.from_config(base.config)
     found = read_prefix(adapter)
     encoder = PrefixEncoder.from_state(found.state, shape, found.dropout)
     if layout == "official":
         write_official(encoder, folder, published)
     else:
-        write_prefix(published_state(encoder.state_dict()), encoder, folder)
-    write_note(folder, place)
+        write_prefix(make_published_state(encoder.state_dict()), encoder, folder)
+    write_base_info(folder, place)
 
 
-def note_of(base: Base, place: Path) -> BaseNote:
+def make_base_info(base: Checkpoint, place: Path) -> BaseInfo:
     """The note for an adapter of a base that lies, or will lie, at `place`."""
-    return BaseNote(str(place.absolute()), base.fingerprint, base.family.name)
+    return BaseInfo(str(place.absolute()), base.fingerprint, base.family.name)
 
 
-def how_to_load_prefix(prefix: Path, layout: str) -> list[str]:
+def describe_prefix_loading(prefix: Path, layout: str) -> list[str]:
     """Sentences for the screen and for the text file beside the prefix."""
     said = [
         "A P-Tuning prefix cannot be merged: its keys and values stand in front of every layer's own.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from glmtune.errors import ModelError
-from glmtune.export.logit_probe import MERGE_TOLERANCE, compare
+from glmtune.export.logit_probe import MERGE_TOLERANCE, compare_logits
 
 _REPORT = "This is a fault of glmtune; please report it. Nothing was written."
 
@@ -14,7 +14,7 @@ def require_effect(tuned: torch.Tensor, base: torch.Tensor, adapter: object) -> 
     """Raises:
     ModelError: base and adapter say the same as the base alone.
     """
-    if not compare(tuned, base).largest:
+    if not compare_logits(tuned, base).largest:
         raise ModelError(
             f"{adapter}: does not change what the base says, so there is nothing to export.",
             "Was it trained at all? A fresh adapter changes nothing.",
@@ -33,27 +33,27 @@ def require_merged(merged: torch.Tensor, tuned: torch.Tensor, base: torch.Tensor
     Raises:
         ModelError: the merged model is another one than base and adapter, or is the base.
     """
-    error, effect = compare(merged, tuned), compare(tuned, base)
+    error, effect = compare_logits(merged, tuned), compare_logits(tuned, base)
     allowed = MERGE_TOLERANCE[dtype]
     if not error.relative <= allowed:
         raise ModelError(
             f"The merged model is not base and adapter: logits differ by {error.relative:.1e} of their spread, "
-            f"{allowed:.0e} is allowed in {_name(dtype)}.",
+            f"{allowed:.0e} is allowed in {_name_dtype(dtype)}.",
             "Merge in a finer precision: --dtype fp32.",
         )
-    if not compare(merged, base).largest:
+    if not compare_logits(merged, base).largest:
         raise ModelError(
-            f"Merged into {_name(dtype)}, the adapter's change is lost by rounding.",
+            f"Merged into {_name_dtype(dtype)}, the adapter's change is lost by rounding.",
             "Merge in a finer precision: --dtype fp32. Or train longer.",
         )
     said = [
         f"Merged: logits differ from base and adapter by {error.relative:.1e} of their spread ({allowed:.0e} is "
-        f"allowed in {_name(dtype)}; {error.largest:.2g} at most); the adapter changes them by {effect.relative:.1e} "
+        f"allowed in {_name_dtype(dtype)}; {error.largest:.2g} at most); the adapter changes them by {effect.relative:.1e} "
         f"({effect.largest:.2g} at most)."
     ]
     if error.mean > effect.mean / 2:
         said.append(
-            f"Rounding to {_name(dtype)} is more than half as large as what was trained: --dtype fp32 keeps more."
+            f"Rounding to {_name_dtype(dtype)} is more than half as large as what was trained: --dtype fp32 keeps more."
         )
     return said
 
@@ -70,7 +70,7 @@ def require_same(found: torch.Tensor, reference: torch.Tensor, allowed: float, w
     Raises:
         ModelError: they differ by more than the order of sums explains.
     """
-    difference = compare(found, reference)
+    difference = compare_logits(found, reference)
     if not difference.relative <= allowed:
         raise ModelError(
             f"Loaded again, {what} is another model than the one in memory: logits differ by "
@@ -81,9 +81,9 @@ def require_same(found: torch.Tensor, reference: torch.Tensor, allowed: float, w
     return f"Loaded again, {what}: the same logits {exactly}."
 
 
-def effect_of_bits(found: torch.Tensor, reference: torch.Tensor, what: str) -> str:
+def measure_quantization_effect(found: torch.Tensor, reference: torch.Tensor, what: str) -> str:
     """What a quantisation costs, told by its logits (N, V) and those of the model before it."""
-    difference = compare(found, reference)
+    difference = compare_logits(found, reference)
     return (
         f"{what} against full precision: logits differ by {difference.mean:.2g} on average, {difference.largest:.2g} "
         f"at most; the likeliest token is the same at {difference.agreement:.0%} of {len(found)} positions."
@@ -98,5 +98,5 @@ def require_tokenizer(written: list[list[int]], rows: list[list[int]]) -> None:
         raise ModelError("The written tokenizer gives other ids than the base's.", _REPORT)
 
 
-def _name(dtype: torch.dtype) -> str:
+def _name_dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

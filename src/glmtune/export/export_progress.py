@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
-class Steps:
+class ExportSteps:
     """One line on the screen: the step at work, and how far it is where that is known."""
 
     def __init__(self, progress: Progress):
@@ -34,8 +34,8 @@ class Steps:
 
 
 @contextmanager
-def steps(console: Console) -> Iterator[Steps]:
+def show_steps(console: Console) -> Iterator[ExportSteps]:
     """Show the steps of the block, and nothing of them afterwards."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        yield Steps(progress)
+        yield ExportSteps(progress)

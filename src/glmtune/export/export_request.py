@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 from glmtune.errors import ConfigError, ModelError
 from glmtune.export.published_config import has_published_layout
-from glmtune.export.shards import shard_bytes
-from glmtune.methods.base_info import check_base
+from glmtune.export.shards import parse_shard_size
+from glmtune.methods.base_info import require_same_base
 from glmtune.methods.ptuning import is_prefix_folder
 from glmtune.methods.tuned_model import resolve_target
-from glmtune.models.loading import DTYPES, Base, inspect_base, to_device, to_dtype
-from glmtune.models.quantized import quantization_arguments
+from glmtune.models.loading import DTYPES, Checkpoint, inspect_checkpoint, parse_device, parse_dtype
+from glmtune.models.quantized import make_quantization_arguments
 from glmtune.models.tokenizers import load_tokenizer
-from glmtune.models.tokenizers.tokenizer_files import require_published
+from glmtune.models.tokenizers.tokenizer_files import require_published_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +32,7 @@ _SPARE = 50_000_000
 
 
 @dataclass(frozen=True)
-class Request:
+class ExportRequest:
     """How to write it. The fields are the options of `glmtune export`."""
 
     layout: str = "hf"
@@ -45,10 +45,10 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Source:
+class ExportSource:
     """What to write: a base and, perhaps, an adapter on it."""
 
-    base: Base
+    base: Checkpoint
     tokenizer: PreTrainedTokenizerBase
     adapter: Path | None
     is_prefix: bool
@@ -59,12 +59,12 @@ class Source:
     def is_lora(self) -> bool:
         return self.adapter is not None and not self.is_prefix
 
-    def dtype(self, request: Request) -> torch.dtype:
+    def dtype(self, request: ExportRequest) -> torch.dtype:
         """The precision of what is not quantised."""
-        return to_dtype(request.dtype) or self.base.inventory.dtype
+        return parse_dtype(request.dtype) or self.base.inventory.dtype
 
 
-def open_source(target: str, base: str | None, family: str | None, hub: str) -> Source:
+def open_source(target: str, base: str | None, family: str | None, hub: str) -> ExportSource:
     """Find base, adapter and tokenizer behind a `RUN_OR_MODEL`; no weight is read.
 
     Raises:
@@ -72,10 +72,10 @@ def open_source(target: str, base: str | None, family: str | None, hub: str) -> 
         RunError: the run has no result, or its base is gone or another one.
     """
     found = resolve_target(target, base=base, family=family, hub=hub)
-    inspected = inspect_base(found.base, family=found.family, hub=found.hub)
+    inspected = inspect_checkpoint(found.base, family=found.family, hub=found.hub)
     if found.adapter is not None:
-        check_base(found.adapter, inspected.fingerprint, inspected.folder)
-    return Source(
+        require_same_base(found.adapter, inspected.fingerprint, inspected.folder)
+    return ExportSource(
         inspected,
         load_tokenizer(inspected.folder, family=inspected.family.name),
         found.adapter,
@@ -84,7 +84,7 @@ def open_source(target: str, base: str | None, family: str | None, hub: str) -> 
     )
 
 
-def check_possible(source: Source, request: Request, out: Path) -> None:
+def require_possible(source: ExportSource, request: ExportRequest, out: Path) -> None:
     """Refuse what cannot be written.
 
     Raises:
@@ -97,8 +97,8 @@ def check_possible(source: Source, request: Request, out: Path) -> None:
         raise ConfigError(f"--bits {request.bits}: not possible.", f"Known: {', '.join(map(str, BITS))}.")
     if request.adapter_only and source.adapter is None:
         raise ConfigError("--adapter-only: there is no adapter here.", "Leave it out to write the whole model.")
-    shard_bytes(request.max_shard_size)
-    to_device(request.device)
+    parse_shard_size(request.max_shard_size)
+    parse_device(request.device)
     dtype = source.dtype(request)
     if dtype not in DTYPES.values():
         raise ConfigError(f"--dtype {str(dtype).removeprefix('torch.')}: not possible.", f"Known: {', '.join(DTYPES)}.")
@@ -106,12 +106,12 @@ def check_possible(source: Source, request: Request, out: Path) -> None:
         _require_official(source.base)
     if not request.adapter_only:
         if request.layout == "official":
-            require_published(source.base.folder)
+            require_published_tokenizer(source.base.folder)
         _require_bits(source, request)
-        _require_space(out, needed_bytes(source, request))
+        _require_space(out, estimate_bytes(source, request))
 
 
-def needed_bytes(source: Source, request: Request) -> int:
+def estimate_bytes(source: ExportSource, request: ExportRequest) -> int:
     """How much disk the export takes at its largest, from shapes alone."""
     wide = source.dtype(request).itemsize
     whole = packed = 0
@@ -128,7 +128,7 @@ def needed_bytes(source: Source, request: Request) -> int:
     return packed + first + _SPARE
 
 
-def _require_official(base: Base) -> None:
+def _require_official(base: Checkpoint) -> None:
     if not has_published_layout(base.config):
         raise ModelError(
             f"{base.folder}: a {base.config.model_type} model was never published in the official layout.",
@@ -136,7 +136,7 @@ def _require_official(base: Base) -> None:
         )
 
 
-def _require_bits(source: Source, request: Request) -> None:
+def _require_bits(source: ExportSource, request: ExportRequest) -> None:
     base, packed = source.base, source.base.packed_bits
     if packed and source.is_lora:
         raise ModelError(
@@ -154,7 +154,7 @@ def _require_bits(source: Source, request: Request) -> None:
                 f"{source.adapter}: a P-Tuning prefix cannot stand beside a base that bitsandbytes quantised.",
                 "Use --bits 16 and quantise while loading, or --format official.",
             )
-        quantization_arguments(base, BITSANDBYTES[request.bits], source.dtype(request), True)  # names what is missing
+        make_quantization_arguments(base, BITSANDBYTES[request.bits], source.dtype(request), True)  # names what is missing
 
 
 def _require_space(out: Path, needed: int) -> None:

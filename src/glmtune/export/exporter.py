@@ -13,20 +13,20 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from glmtune.export import export_checks as proof
-from glmtune.export.adapters import PREFIX_FOLDER, how_to_load_prefix, note_of, write_lora, write_prefix_folder
-from glmtune.export.export_progress import Steps, steps
-from glmtune.export.export_request import BITSANDBYTES, Request, Source, check_possible, open_source
-from glmtune.export.folder import fresh_folder, require_free
-from glmtune.export.layouts import main_dtype, model_pieces, write_hf_files, write_official_files
-from glmtune.export.logit_probe import MERGE_TOLERANCE, RELOAD_TOLERANCE, probe, probe_rows
-from glmtune.export.published_config import published_config_of
-from glmtune.export.shards import shard_bytes, write_shards
+from glmtune.export.adapters import PREFIX_FOLDER, describe_prefix_loading, make_base_info, write_lora, write_prefix_folder
+from glmtune.export.export_progress import ExportSteps, show_steps
+from glmtune.export.export_request import BITSANDBYTES, ExportRequest, ExportSource, require_possible, open_source
+from glmtune.export.folder import create_folder, require_free_folder
+from glmtune.export.layouts import find_main_dtype, list_pieces, write_hf_files, write_official_files
+from glmtune.export.logit_probe import MERGE_TOLERANCE, RELOAD_TOLERANCE, compute_logits, make_probe_rows
+from glmtune.export.published_config import make_published_config
+from glmtune.export.shards import parse_shard_size, write_shards
 from glmtune.export.unpack import unpack_model
 from glmtune.methods.lora import load_adapter
-from glmtune.methods.lora_merge import merge
+from glmtune.methods.lora_merge import merge_adapter
 from glmtune.methods.ptuning import load_prefix, remove_prefix
-from glmtune.models.loading import inspect_base, load_base, to_device
-from glmtune.models.quantized import settle_on_cpu
+from glmtune.models.loading import inspect_checkpoint, load_base, parse_device
+from glmtune.models.quantized import prepare_quantized_cpu
 from glmtune.models.tokenizers import load_tokenizer
 from glmtune.quantization.quantizer import pack_model
 from glmtune.utils.console import silence_libraries
@@ -34,25 +34,25 @@ from glmtune.utils.io import write_text
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportResult:
     """What was written."""
 
     folder: Path
-    source: Source
+    source: ExportSource
     said: list[str]
     """What was measured and what the user should know, in sentences."""
 
 
-def export(
+def export_model(
     target: str,
     out: Path,
-    request: Request,
+    request: ExportRequest,
     *,
     base: str | None = None,
     family: str | None = None,
     hub: str = "huggingface",
     console: Console | None = None,
-) -> Exported:
+) -> ExportResult:
     """Write whatever a user names as a folder for use elsewhere, and prove it by loading it again.
 
     Args:
@@ -71,25 +71,25 @@ def export(
     """
     silence_libraries()
     out = out.expanduser().absolute()
-    require_free(out)
+    require_free_folder(out)
     source = open_source(target, base, family, hub)
-    check_possible(source, request, out)
-    with fresh_folder(out) as folder, steps(console or Console(quiet=True)) as shown:
-        work = _Export(source, request, folder, out, shown)
+    require_possible(source, request, out)
+    with create_folder(out) as folder, show_steps(console or Console(quiet=True)) as shown:
+        work = _Exporter(source, request, folder, out, shown)
         if request.adapter_only:
             work.write_adapter_alone()
         else:
             work.write_whole()
-    return Exported(out, source, work.said)
+    return ExportResult(out, source, work.said)
 
 
-class _Export:
+class _Exporter:
     """One export. Only one model is in memory at a time: `self._model`."""
 
-    def __init__(self, source: Source, request: Request, folder: Path, out: Path, shown: Steps):
+    def __init__(self, source: ExportSource, request: ExportRequest, folder: Path, out: Path, shown: ExportSteps):
         self._source, self._request, self._folder, self._out, self._shown = source, request, folder, out, shown
-        self._device = to_device(request.device)
-        self._rows = probe_rows(source.base.family, source.tokenizer)
+        self._device = parse_device(request.device)
+        self._rows = make_probe_rows(source.base.family, source.tokenizer)
         self._model: Any = None
         self.said: list[str] = []
 
@@ -100,18 +100,18 @@ class _Export:
         quantises = request.bits < 16 and not source.base.packed_bits
         if quantises:
             self._quantise()
-        dtype = main_dtype(self._model)
+        dtype = find_main_dtype(self._model)
         self._write_model(self._folder, request.layout)
         if quantises:
-            full, logits = logits, probe(self._model, self._rows)
-            self.said.append(proof.effect_of_bits(logits, full, f"{request.bits} bits"))
+            full, logits = logits, compute_logits(self._model, self._rows)
+            self.said.append(proof.measure_quantization_effect(logits, full, f"{request.bits} bits"))
         self._shown.begin("Loading what was written")
         self._free()
         self._model = self._reload()
         self.said.append(
-            proof.require_same(probe(self._model, self._rows), logits, RELOAD_TOLERANCE[dtype], "the folder")
+            proof.require_same(compute_logits(self._model, self._rows), logits, RELOAD_TOLERANCE[dtype], "the folder")
         )
-        proof.require_tokenizer(probe_rows(source.base.family, self._written_tokenizer()), self._rows)
+        proof.require_tokenizer(make_probe_rows(source.base.family, self._written_tokenizer()), self._rows)
         if source.is_prefix:
             self._write_prefix_beside(tuned, dtype)
         self._free()
@@ -122,7 +122,7 @@ class _Export:
         assert source.adapter is not None
         if source.is_prefix:
             base = source.base
-            self._write_prefix(self._folder, note_of(base, base.folder))
+            self._write_prefix(self._folder, make_base_info(base, base.folder))
         else:
             write_lora(source.adapter, source.base, self._request.layout, self._folder)
         self._shown.begin("Comparing it with the original")
@@ -133,7 +133,7 @@ class _Export:
     def _logits_with(self, adapter: Path) -> torch.Tensor:
         base = load_base(self._source.base, dtype=self._request.dtype, device=self._device)
         put = load_prefix if self._source.is_prefix else load_adapter
-        logits = probe(put(base, adapter).eval(), self._rows)
+        logits = compute_logits(put(base, adapter).eval(), self._rows)
         del base
         self._free()
         return logits
@@ -144,12 +144,12 @@ class _Export:
         self._shown.begin("Loading the model")
         self._model = load_base(source.base, dtype=request.dtype, device=self._device)
         if source.base.packed_bits and request.bits == 16:
-            self._model = unpack_model(self._model, main_dtype(self._model))
+            self._model = unpack_model(self._model, find_main_dtype(self._model))
             self.said.append(
                 f"The base was in {source.base.packed_bits} bits; what that lost does not come back in 16."
             )
         self._shown.begin("Computing logits")
-        logits = probe(self._model, self._rows)
+        logits = compute_logits(self._model, self._rows)
         if source.adapter is None:
             return logits, logits
         if source.is_lora:
@@ -157,7 +157,7 @@ class _Export:
             return logits, logits
         if source.held_in and request.bits == 16:
             self.said.append(f"The prefix was trained on the base in {source.held_in}; here the base is unquantised.")
-        tuned = probe(load_prefix(self._model, source.adapter).eval(), self._rows)
+        tuned = compute_logits(load_prefix(self._model, source.adapter).eval(), self._rows)
         remove_prefix(self._model)
         proof.require_effect(tuned, logits, source.adapter)
         return logits, tuned
@@ -170,12 +170,12 @@ class _Export:
                 f"Trained on the base in {source.held_in}; merged into its full precision, {source.base.folder}."
             )
         wrapped = load_adapter(self._model, source.adapter).eval()
-        tuned = probe(wrapped, self._rows)
+        tuned = compute_logits(wrapped, self._rows)
         proof.require_effect(tuned, base, source.adapter)
         self._shown.begin("Merging the adapter")
-        self._model = merge(wrapped).eval()
-        merged = probe(self._model, self._rows)
-        self.said += proof.require_merged(merged, tuned, base, main_dtype(self._model))
+        self._model = merge_adapter(wrapped).eval()
+        merged = compute_logits(self._model, self._rows)
+        self.said += proof.require_merged(merged, tuned, base, find_main_dtype(self._model))
         return merged
 
     def _quantise(self) -> None:
@@ -196,27 +196,27 @@ class _Export:
         with TemporaryDirectory(dir=self._folder, prefix=".full-") as name:
             self._write_model(Path(name), "hf")
             self._free()
-            whole = inspect_base(name, family=base.family.name)
+            whole = inspect_checkpoint(name, family=base.family.name)
             self._model = load_base(whole, quantization=quantization, dtype=dtype, device=self._device)
 
     def _write_model(self, folder: Path, layout: str) -> None:
         source, request, model = self._source, self._request, self._model
-        pieces = model_pieces(model, layout)
+        pieces = list_pieces(model, layout)
         self._shown.begin("Writing", sum(piece.size for piece in pieces))
-        write_shards(pieces, folder, shard_bytes(request.max_shard_size), self._shown.advance)
+        write_shards(pieces, folder, parse_shard_size(request.max_shard_size), self._shown.advance)
         if layout == "hf":
             write_hf_files(model, source.base, source.tokenizer, folder)
         else:
             bits = request.bits if request.bits < 16 else None
-            write_official_files(source.base, main_dtype(model), bits, folder)
+            write_official_files(source.base, find_main_dtype(model), bits, folder)
 
     def _reload(self) -> Any:
         if self._request.layout == "hf" and self._request.bits < 16:
             model: Any = AutoModelForCausalLM.from_pretrained(self._folder, device_map={"": self._device})
             if self._request.bits == 4 and self._device.type == "cpu":
-                settle_on_cpu(model)
+                prepare_quantized_cpu(model)
             return model.eval()
-        written = inspect_base(self._folder, family=self._source.base.family.name)
+        written = inspect_checkpoint(self._folder, family=self._source.base.family.name)
         return load_base(written, device=self._device)
 
     def _written_tokenizer(self) -> Any:
@@ -227,14 +227,14 @@ class _Export:
     def _write_prefix_beside(self, tuned: torch.Tensor, dtype: torch.dtype) -> None:
         """The prefix in a folder of its own; `self._model` is the written base."""
         request, prefix = self._request, self._folder / PREFIX_FOLDER
-        written = inspect_base(self._folder, family=self._source.base.family.name)
-        self._write_prefix(prefix, note_of(written, self._out))
-        logits = probe(load_prefix(self._model, prefix).eval(), self._rows)
+        written = inspect_checkpoint(self._folder, family=self._source.base.family.name)
+        self._write_prefix(prefix, make_base_info(written, self._out))
+        logits = compute_logits(load_prefix(self._model, prefix).eval(), self._rows)
         if request.bits < 16 and not self._source.base.packed_bits:
-            self.said.append(proof.effect_of_bits(logits, tuned, "base and prefix"))
+            self.said.append(proof.measure_quantization_effect(logits, tuned, "base and prefix"))
         else:
             self.said.append(proof.require_same(logits, tuned, RELOAD_TOLERANCE[dtype], "base and prefix"))
-        lines = how_to_load_prefix(self._out / PREFIX_FOLDER, request.layout)
+        lines = describe_prefix_loading(self._out / PREFIX_FOLDER, request.layout)
         write_text(prefix / "README.txt", "\n".join(lines) + "\n")
         self.said += lines[:2]
 
@@ -245,7 +245,7 @@ class _Export:
         published: dict[str, Any] = {}
         if request.layout == "official":
             bits = request.bits if request.bits < 16 else None
-            published = published_config_of(base.folder, base.config, base.family, source.dtype(request), bits)
+            published = make_published_config(base.folder, base.config, base.family, source.dtype(request), bits)
         write_prefix_folder(source.adapter, base, request.layout, folder, published, note)
 
     def _free(self) -> None:

@@ -7,52 +7,52 @@ from pathlib import Path
 
 from transformers import GlmConfig
 
-from glmtune.export.export_request import Request
-from glmtune.export.exporter import Exported
+from glmtune.export.export_request import ExportRequest
+from glmtune.export.exporter import ExportResult
 
 
-def closing_lines(done: Exported, request: Request) -> list[str]:
+def format_result(done: ExportResult, request: ExportRequest) -> list[str]:
     """Sentences: the folder, its size, how to serve it and how to talk to it."""
     form = "adapter" if request.adapter_only else f"{request.bits} bits"
-    said = [f"Done: {done.folder} ({request.layout} layout, {form}, {_size(done.folder)})."]
+    said = [f"Done: {done.folder} ({request.layout} layout, {form}, {_measure_folder(done.folder)})."]
     if request.adapter_only:
-        return [*said, _talk(done.folder)]
-    said += _official(done, request) if request.layout == "official" else _hf(done, request)
+        return [*said, _describe_chat(done.folder)]
+    said += _describe_official(done, request) if request.layout == "official" else _describe_hf(done, request)
     if done.source.is_prefix:
         return said  # how to load it has been said
-    return [*said, _talk(done.folder)]
+    return [*said, _describe_chat(done.folder)]
 
 
-def _hf(done: Exported, request: Request) -> list[str]:
+def _describe_hf(done: ExportResult, request: ExportRequest) -> list[str]:
     if not isinstance(done.source.base.config, GlmConfig):
         return ["transformers has no such class: `import glmtune` first, then its Auto classes load the folder."]
     if request.bits < 16:
         return ["Load it: AutoModelForCausalLM.from_pretrained, with bitsandbytes installed; glmtune is not needed."]
     if done.source.is_prefix:
         return []
-    return [f"Serve it: vllm serve {_quoted(done.folder)}"]
+    return [f"Serve it: vllm serve {_quote_path(done.folder)}"]
 
 
-def _official(done: Exported, request: Request) -> list[str]:
+def _describe_official(done: ExportResult, request: ExportRequest) -> list[str]:
     said = []
     if not any(done.folder.glob("modeling*.py")):
         said.append(
             "The base folder has no code of the repository; the published code and chatglm.cpp want its *.py here."
         )
     if request.bits == 16 and not done.source.is_prefix:
-        model = _quoted(done.folder)
+        model = _quote_path(done.folder)
         said.append(f"For chatglm.cpp: python3 chatglm_cpp/convert.py -i {model} -t q4_0 -o chatglm-q4_0.bin")
     return said
 
 
-def _talk(folder: Path) -> str:
-    return f"Talk to it: glmtune chat {_quoted(folder)}"
+def _describe_chat(folder: Path) -> str:
+    return f"Talk to it: glmtune chat {_quote_path(folder)}"
 
 
-def _size(folder: Path) -> str:
+def _measure_folder(folder: Path) -> str:
     total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return f"{total / 1e9:.2f} GB" if total >= 1e9 else f"{total / 1e6:.1f} MB"
 
 
-def _quoted(path: Path) -> str:
+def _quote_path(path: Path) -> str:
     return shlex.quote(str(path))

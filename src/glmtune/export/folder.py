@@ -12,7 +12,7 @@ from pathlib import Path
 from glmtune.errors import ModelError, RunError
 
 
-def require_free(out: Path) -> None:
+def require_free_folder(out: Path) -> None:
     """Raises:
     RunError: something is there already.
     """
@@ -21,14 +21,14 @@ def require_free(out: Path) -> None:
 
 
 @contextmanager
-def fresh_folder(out: Path) -> Iterator[Path]:
+def create_folder(out: Path) -> Iterator[Path]:
     """A temporary folder beside `out` that takes its name when the block ends well, and else is removed.
 
     Raises:
         RunError: `out` is in use, or cannot be made.
         ModelError: the disk is full.
     """
-    require_free(out)
+    require_free_folder(out)
     temporary = out.with_name(f".{out.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed

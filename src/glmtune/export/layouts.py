@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GlmConfig
 
-from glmtune.export.published_config import published_config_of
-from glmtune.export.shards import Piece, native_pieces, published_pieces
-from glmtune.families import MARK
+from glmtune.export.published_config import make_published_config
+from glmtune.export.shards import TensorPiece, list_native_pieces, list_published_pieces
+from glmtune.families import FAMILY_KEY
 from glmtune.models.tokenizers.tokenizer_files import write_published_tokenizer, write_tokenizer
 from glmtune.utils.io import write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from glmtune.models.loading import Base
+    from glmtune.models.loading import Checkpoint
 
 
-def model_pieces(model: PreTrainedModel, layout: str) -> list[Piece]:
+def list_pieces(model: PreTrainedModel, layout: str) -> list[TensorPiece]:
     """The model's weights as they are to be written.
 
     Args:
@@ -32,17 +32,17 @@ def model_pieces(model: PreTrainedModel, layout: str) -> list[Piece]:
     state = model.state_dict()
     if layout == "official":
         # ChatGLM-6B's native model has the published names already.
-        return published_pieces(state) if isinstance(model.config, GlmConfig) else native_pieces(state)
+        return list_published_pieces(state) if isinstance(model.config, GlmConfig) else list_native_pieces(state)
     tied = set(getattr(model, "all_tied_weights_keys", None) or {})
-    return native_pieces({name: value for name, value in state.items() if name not in tied})
+    return list_native_pieces({name: value for name, value in state.items() if name not in tied})
 
 
-def write_hf_files(model: PreTrainedModel, base: Base, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def write_hf_files(model: PreTrainedModel, base: Checkpoint, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """config.json, generation_config.json and the tokenizer of a folder that transformers loads by itself."""
     config: Any = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
-    config.dtype = main_dtype(model)
-    setattr(config, MARK, base.family.name)
+    config.dtype = find_main_dtype(model)
+    setattr(config, FAMILY_KEY, base.family.name)
     for key in ("auto_map", "quantization_bit", "pre_seq_len", "prefix_projection"):
         config.__dict__.pop(key, None)
     rope = getattr(config, "rope_parameters", None) or {}
@@ -51,23 +51,23 @@ def write_hf_files(model: PreTrainedModel, base: Base, tokenizer: PreTrainedToke
             setattr(config, key, rope[key])
     config.save_pretrained(str(folder))
     generation: Any = copy.deepcopy(model.generation_config)
-    generation.eos_token_id = base.family.stop_ids(tokenizer)
+    generation.eos_token_id = base.family.get_stop_ids(tokenizer)
     generation.pad_token_id = tokenizer.pad_token_id
     # Written as it is: the library's own writer refuses some published files, such as a temperature without sampling.
     generation.to_json_file(str(folder / "generation_config.json"))
     write_tokenizer(base.folder, base.family.name, folder)
 
 
-def write_official_files(base: Base, dtype: torch.dtype, bits: int | None, folder: Path) -> None:
+def write_official_files(base: Checkpoint, dtype: torch.dtype, bits: int | None, folder: Path) -> None:
     """config.json, the tokenizer, and what the base has of generation_config.json and code (copied, never run)."""
-    write_json(folder / "config.json", published_config_of(base.folder, base.config, base.family, dtype, bits))
+    write_json(folder / "config.json", make_published_config(base.folder, base.config, base.family, dtype, bits))
     write_published_tokenizer(base.folder, base.family.name, folder)
     for path in (base.folder / "generation_config.json", *sorted(base.folder.glob("*.py"))):
         if path.is_file():
             shutil.copyfile(path, folder / path.name)
 
 
-def main_dtype(model: PreTrainedModel) -> torch.dtype:
+def find_main_dtype(model: PreTrainedModel) -> torch.dtype:
     """The precision of the weights that are not quantised."""
     embedding: Any = model.get_input_embeddings()
     return embedding.weight.dtype

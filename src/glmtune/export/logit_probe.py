@@ -30,7 +30,7 @@ RELOAD_TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e
 
 
 @dataclass(frozen=True)
-class Difference:
+class LogitDifference:
     """How far one set of logits is from another."""
 
     largest: float
@@ -41,14 +41,14 @@ class Difference:
     """Share of positions with the same likeliest token."""
 
 
-def probe_rows(family: Family, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+def make_probe_rows(family: Family, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """The ids of the fixed texts as the family renders them."""
     talks = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in _TALKS]
     return [family.encode(talk, tokenizer).input_ids for talk in talks]
 
 
 @torch.no_grad()
-def probe(model: Any, rows: list[list[int]]) -> torch.Tensor:
+def compute_logits(model: Any, rows: list[list[int]]) -> torch.Tensor:
     """Logits (N, V), in fp32 on the CPU, of the last positions of each row; rows one by one, so nothing is padded."""
     found = []
     for row in rows:
@@ -59,10 +59,10 @@ def probe(model: Any, rows: list[list[int]]) -> torch.Tensor:
     return torch.cat(found)
 
 
-def compare(found: torch.Tensor, reference: torch.Tensor) -> Difference:
+def compare_logits(found: torch.Tensor, reference: torch.Tensor) -> LogitDifference:
     """How far `found` is from `reference`, both (N, V)."""
     apart = (found - reference).abs()
-    return Difference(
+    return LogitDifference(
         apart.max().item(),
         apart.mean().item(),
         (apart.mean() / reference.std()).item(),

@@ -9,7 +9,7 @@ import torch
 from transformers import GlmConfig, PreTrainedConfig
 
 from glmtune.errors import ModelError
-from glmtune.families import MARK, Family, read_config
+from glmtune.families import FAMILY_KEY, Family, read_model_config
 from glmtune.models.chatglm import ChatGLMConfig
 
 _CODE = {
@@ -27,7 +27,7 @@ def has_published_layout(config: PreTrainedConfig) -> bool:
     return isinstance(config, (ChatGLMConfig, GlmConfig))
 
 
-def published_config_of(
+def make_published_config(
     folder: Path, config: PreTrainedConfig, family: Family, dtype: torch.dtype, bits: int | None
 ) -> dict[str, Any]:
     """The published config.json of a model.
@@ -42,20 +42,20 @@ def published_config_of(
     Raises:
         ModelError: the rotary parameters are none that a published config can say.
     """
-    own = read_config(folder)
+    own = read_model_config(folder)
     # Both ways of writing ChatGLM-6B have the published keys; what libraries add to them goes.
     if own["model_type"] == ChatGLMConfig.model_type:
         made = {key: value for key, value in own.items() if key not in _NOT_PUBLISHED}
         code = own.get("auto_map", _CODE)
     else:
         assert isinstance(config, GlmConfig)
-        made, code = _from_glm(config, family, folder), _CODE
-    made |= {"architectures": ["ChatGLMModel"], "auto_map": code, MARK: family.name}
+        made, code = _convert_glm_config(config, family, folder), _CODE
+    made |= {"architectures": ["ChatGLMModel"], "auto_map": code, FAMILY_KEY: family.name}
     made["torch_dtype"] = str(dtype).removeprefix("torch.")
     return made | ({"quantization_bit": bits} if bits else {})
 
 
-def _from_glm(config: GlmConfig, family: Family, folder: Path) -> dict[str, Any]:
+def _convert_glm_config(config: GlmConfig, family: Family, folder: Path) -> dict[str, Any]:
     """The inverse of `glmtune.models.glm.glm_config`, with the constants that all published files share."""
     return {
         "model_type": "chatglm",
@@ -80,7 +80,7 @@ def _from_glm(config: GlmConfig, family: Family, folder: Path) -> dict[str, Any]
         "padded_vocab_size": config.vocab_size,
         "post_layer_norm": True,
         "rmsnorm": True,
-        **_rope_ratio(config, family, folder),
+        **_find_rope_ratio(config, family, folder),
         "seq_length": config.max_position_embeddings,
         "use_cache": True,
         "tie_word_embeddings": config.tie_word_embeddings,
@@ -89,7 +89,7 @@ def _from_glm(config: GlmConfig, family: Family, folder: Path) -> dict[str, Any]
     }
 
 
-def _rope_ratio(config: GlmConfig, family: Family, folder: Path) -> dict[str, float]:
+def _find_rope_ratio(config: GlmConfig, family: Family, folder: Path) -> dict[str, float]:
     """`rope_ratio`, left out where it is 1: the oldest published code does not know it."""
     rope: Any = config.rope_parameters
     kind, theta = rope.get("rope_type", "default"), rope["rope_theta"]

@@ -36,7 +36,7 @@ _CODES = {
 
 
 @dataclass(frozen=True)
-class Piece:
+class TensorPiece:
     """One tensor of the written folder: parts of the model, stacked by rows when there are several."""
 
     name: str
@@ -59,18 +59,18 @@ class Piece:
             stream.write(flat.view(torch.uint8).numpy().data)
 
 
-def native_pieces(state: Mapping[str, torch.Tensor]) -> list[Piece]:
+def list_native_pieces(state: Mapping[str, torch.Tensor]) -> list[TensorPiece]:
     """Every weight under its own name."""
-    return [Piece(name, (value,)) for name, value in state.items()]
+    return [TensorPiece(name, (value,)) for name, value in state.items()]
 
 
-def published_pieces(state: Mapping[str, torch.Tensor]) -> list[Piece]:
+def list_published_pieces(state: Mapping[str, torch.Tensor]) -> list[TensorPiece]:
     """The weights of a `glm` model under the published names, fused as they are published."""
     groups = group_by_published(state)
-    return [Piece(name, tuple(state[native] for native in natives)) for name, natives in groups.items()]
+    return [TensorPiece(name, tuple(state[native] for native in natives)) for name, natives in groups.items()]
 
 
-def shard_bytes(text: str) -> int:
+def parse_shard_size(text: str) -> int:
     """Bytes of a size such as `5GB` or `500MB` (powers of ten; `GiB` and `MiB` are powers of two).
 
     Raises:
@@ -82,7 +82,7 @@ def shard_bytes(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
-def write_shards(pieces: list[Piece], folder: Path, most: int, done: Callable[[int], Any]) -> list[str]:
+def write_shards(pieces: list[TensorPiece], folder: Path, most: int, done: Callable[[int], Any]) -> list[str]:
     """Write `model.safetensors`, or numbered shards and their index.
 
     Args:
@@ -94,7 +94,7 @@ def write_shards(pieces: list[Piece], folder: Path, most: int, done: Callable[[i
     Returns:
         The names of the files.
     """
-    shards = _planned(pieces, most)
+    shards = _plan_shards(pieces, most)
     if len(shards) == 1:
         names = ["model.safetensors"]
     else:
@@ -108,8 +108,8 @@ def write_shards(pieces: list[Piece], folder: Path, most: int, done: Callable[[i
     return names
 
 
-def _planned(pieces: list[Piece], most: int) -> list[list[Piece]]:
-    shards: list[list[Piece]] = [[]]
+def _plan_shards(pieces: list[TensorPiece], most: int) -> list[list[TensorPiece]]:
+    shards: list[list[TensorPiece]] = [[]]
     filled = 0
     for piece in pieces:
         if shards[-1] and filled + piece.size > most:
@@ -120,7 +120,7 @@ def _planned(pieces: list[Piece], most: int) -> list[list[Piece]]:
     return shards
 
 
-def _write_shard(pieces: list[Piece], path: Path, done: Callable[[int], Any]) -> None:
+def _write_shard(pieces: list[TensorPiece], path: Path, done: Callable[[int], Any]) -> None:
     # Wide types first: readers map the file, and a number must lie at a multiple of its own size.
     ordered = sorted(pieces, key=lambda piece: -piece.parts[0].element_size())
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}

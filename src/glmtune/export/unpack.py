@@ -25,7 +25,7 @@ def unpack_model(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
         if isinstance(module, PackedLinear):
             with torch.device("meta"):
                 linear = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
-            linear.weight = nn.Parameter(module.dequantized(dtype), requires_grad=False)
+            linear.weight = nn.Parameter(module.dequantize_weight(dtype), requires_grad=False)
             if module.bias is not None:
                 linear.bias = module.bias
             model.set_submodule(name, linear)

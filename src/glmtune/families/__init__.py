@@ -1,4 +1,4 @@
-"""All that differs between the generations, and nothing else."""
+"""Model families: everything that differs between the generations, and nothing else."""
 
 from __future__ import annotations
 
@@ -6,39 +6,43 @@ import os
 
 from glmtune.families.detection import (
     FAMILIES,
-    MARK,
-    UndecidedError,
-    family_of_config,
-    family_of_folder,
+    FAMILY_KEY,
+    AmbiguousFamilyError,
+    family_from_config,
+    family_from_folder,
     get_family,
-    read_config,
+    read_model_config,
 )
-from glmtune.families.family import IGNORE, Encoded, Family, Message, Reply, ToolCall
-from glmtune.hub import resolve
+from glmtune.families.family import IGNORE_INDEX, EncodedSequence, Family, Message, Reply, ToolCall
+from glmtune.hub import resolve_checkpoint
 
 
 def detect_family(path: str | os.PathLike[str], hub: str = "huggingface") -> Family:
-    """The generation of a checkpoint folder or hub id; only its config.json is needed.
+    """Detect the generation of a checkpoint; only its config.json is needed.
+
+    Args:
+        path: a checkpoint folder or a hub id.
+        hub: `huggingface` or `modelscope`, for a hub id.
 
     Raises:
-        ModelError: no such folder, not a ChatGLM, or nothing tells ChatGLM2 from ChatGLM3.
+        ModelError: no such folder, not a ChatGLM checkpoint, or ChatGLM2 and ChatGLM3 cannot be told apart.
     """
-    return family_of_folder(resolve(path, hub, parts="config"), name=str(path))
+    return family_from_folder(resolve_checkpoint(path, hub, parts="config"), name=str(path))
 
 
 __all__ = [
     "FAMILIES",
-    "IGNORE",
-    "MARK",
-    "Encoded",
+    "FAMILY_KEY",
+    "IGNORE_INDEX",
+    "AmbiguousFamilyError",
+    "EncodedSequence",
     "Family",
     "Message",
     "Reply",
     "ToolCall",
-    "UndecidedError",
     "detect_family",
-    "family_of_config",
-    "family_of_folder",
+    "family_from_config",
+    "family_from_folder",
     "get_family",
-    "read_config",
+    "read_model_config",
 ]

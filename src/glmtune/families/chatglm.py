@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from glmtune.families.family import Encoded, Family, Message, special_id, text_ids
-from glmtune.families.rounds import answer_text, to_rounds
+from glmtune.families.family import EncodedSequence, Family, Message, get_special_id, tokenize_text
+from glmtune.families.rounds import get_answer_text, split_rounds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 class ChatGLM(Family):
-    """The context is read in both directions, so a row trains its last answer only."""
+    """The prompt has bidirectional attention, so a row trains its last answer only."""
 
     name = "chatglm"
     title = "ChatGLM-6B"
@@ -23,8 +23,8 @@ class ChatGLM(Family):
     position_streams = 2
 
     def render_prompt(self, messages: Sequence[Message], tools: list | None = None) -> str:
-        """The text before `[gMASK]`: the bare question, or rounds counted from 0 once there is a history."""
-        rounds = to_rounds(messages, tools, self.title)
+        """The text before `[gMASK]`: the question alone, or with a history, rounds counted from 0."""
+        rounds = split_rounds(messages, tools, self.title)
         if len(rounds) == 1:
             return rounds[0].question
         parts = []
@@ -36,15 +36,18 @@ class ChatGLM(Family):
     def encode_prompt(
         self, messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, tools: list | None = None
     ) -> list[int]:
-        return text_ids(tokenizer, self.render_prompt(messages, tools)) + self._start(tokenizer)
+        return tokenize_text(tokenizer, self.render_prompt(messages, tools)) + self.get_start_ids(tokenizer)
 
     def encode_answer(self, message: Message, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        return [*text_ids(tokenizer, answer_text(message, self.title)), special_id(tokenizer, self.stop_tokens[0])]
+        return [
+            *tokenize_text(tokenizer, get_answer_text(message, self.title)),
+            get_special_id(tokenizer, self.stop_tokens[0]),
+        ]
 
-    def _start(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        return [special_id(tokenizer, "[gMASK]"), special_id(tokenizer, "<sop>")]
+    def get_start_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        return [get_special_id(tokenizer, "[gMASK]"), get_special_id(tokenizer, "<sop>")]
 
-    def row(self, prompt: list[int], answer: list[int], trained: bool = True) -> Encoded:
-        encoded = super().row(prompt, answer, trained)
-        encoded.context = len(prompt) - 1  # all before <sop>
+    def build_row(self, prompt: list[int], answer: list[int], trained: bool = True) -> EncodedSequence:
+        encoded = super().build_row(prompt, answer, trained)
+        encoded.context = len(prompt) - 1  # all tokens before <sop>
         return encoded

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from glmtune.families.family import Encoded, Family, Message, require_answer, special_id, text_ids
-from glmtune.families.rounds import Round, answer_text, to_rounds
+from glmtune.families.family import EncodedSequence, Family, Message, get_special_id, require_answer, tokenize_text
+from glmtune.families.rounds import Round, get_answer_text, split_rounds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 class ChatGLM2(Family):
-    """The whole history is one text; only the newest answer is encoded apart, as the official code does."""
+    """The whole history is one text; only the last answer is tokenized separately, as in the official code."""
 
     name = "chatglm2"
     title = "ChatGLM2-6B"
@@ -23,35 +23,40 @@ class ChatGLM2(Family):
 
     def render_prompt(self, messages: Sequence[Message], tools: list | None = None) -> str:
         """The text after `[gMASK] sop`."""
-        return self._render(to_rounds(messages, tools, self.title))[0]
+        return self._render_rounds(split_rounds(messages, tools, self.title))[0]
 
     def encode_prompt(
         self, messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, tools: list | None = None
     ) -> list[int]:
-        return self._start(tokenizer) + text_ids(tokenizer, self.render_prompt(messages, tools))
+        return self.get_start_ids(tokenizer) + tokenize_text(tokenizer, self.render_prompt(messages, tools))
 
     def encode_answer(self, message: Message, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        return [*text_ids(tokenizer, answer_text(message, self.title)), special_id(tokenizer, self.stop_tokens[0])]
+        return [
+            *tokenize_text(tokenizer, get_answer_text(message, self.title)),
+            get_special_id(tokenizer, self.stop_tokens[0]),
+        ]
 
     def encode(
         self, messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, tools: list | None = None
-    ) -> Encoded:
-        """Every answer is trained. The input is the official prompt, byte for byte, and it has no end token after
-        an earlier answer: there the end token stands in the labels alone, as what should have come next.
+    ) -> EncodedSequence:
+        """Encode a conversation in which every answer is trained.
+
+        The input is exactly the official prompt, which has no end token after an earlier answer: there the end token
+        is in the labels only, as the label of the position after the answer.
         """
         require_answer(messages)
-        rounds = to_rounds(messages[:-1], tools, self.title)
+        rounds = split_rounds(messages[:-1], tools, self.title)
         encoded = super().encode(messages, tokenizer, tools)
-        spans = self._render(rounds)[1]
+        spans = self._render_rounds(rounds)[1]
         if spans:
-            self._label_earlier_answers(encoded, self._render(rounds)[0], spans, tokenizer)
+            self._label_earlier_answers(encoded, self._render_rounds(rounds)[0], spans, tokenizer)
         return encoded
 
-    def _start(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        return [special_id(tokenizer, "[gMASK]"), special_id(tokenizer, "sop")]
+    def get_start_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        return [get_special_id(tokenizer, "[gMASK]"), get_special_id(tokenizer, "sop")]
 
-    def _render(self, rounds: list[Round]) -> tuple[str, list[tuple[int, int]]]:
-        """The prompt, and where in it the earlier answers that count begin and end."""
+    def _render_rounds(self, rounds: list[Round]) -> tuple[str, list[tuple[int, int]]]:
+        """The prompt, and the character spans of the earlier answers that are trained."""
         text, spans = "", []
         for i, turn in enumerate(rounds, start=1):
             text += f"[Round {i}]\n\n问：{turn.question}\n\n答："
@@ -64,14 +69,14 @@ class ChatGLM2(Family):
         return text, spans
 
     def _label_earlier_answers(
-        self, encoded: Encoded, text: str, spans: list[tuple[int, int]], tokenizer: PreTrainedTokenizerBase
+        self, encoded: EncodedSequence, text: str, spans: list[tuple[int, int]], tokenizer: PreTrainedTokenizerBase
     ) -> None:
         offsets = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)[
             "offset_mapping"
         ]
-        shift, end_id = len(self._start(tokenizer)), special_id(tokenizer, self.stop_tokens[0])
+        shift, end_id = len(self.get_start_ids(tokenizer)), get_special_id(tokenizer, self.stop_tokens[0])
         for start, end in spans:
-            # A token that reaches over either border belongs to the frame: the model is not asked to write it.
+            # A token that crosses either border of the answer is not a target.
             inside = [i for i, (first, last) in enumerate(offsets) if start <= first < last <= end]
             for i in inside:
                 encoded.labels[shift + i] = encoded.input_ids[shift + i]

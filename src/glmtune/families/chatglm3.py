@@ -1,4 +1,4 @@
-"""ChatGLM3-6B: role tokens, tools in a system message, calls as Python text (THUDM/ChatGLM3, finetune_demo)."""
+"""ChatGLM3-6B: role tokens, tools in a system message, tool calls as Python code (THUDM/ChatGLM3, finetune_demo)."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ class ChatGLM3(RoleFamily):
     stop_tokens = ("</s>", "<|user|>", "<|observation|>")
     start_tokens = ("[gMASK]", "sop")
 
-    def announce(self, messages: list[Message], tools: list) -> list[Message]:
-        listing = json.dumps(tools, indent=4, ensure_ascii=False)
-        return [{"role": "system", "content": TOOLS_HEADING + listing}, *messages]
+    def add_tools(self, messages: list[Message], tools: list) -> list[Message]:
+        tool_list = json.dumps(tools, indent=4, ensure_ascii=False)
+        return [{"role": "system", "content": TOOLS_HEADING + tool_list}, *messages]
 
-    def write_call(self, arguments: dict[str, Any]) -> str:
-        listed = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        return f"```python\ntool_call({listed})\n```"
+    def render_tool_call(self, arguments: dict[str, Any]) -> str:
+        keywords = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        return f"```python\ntool_call({keywords})\n```"
 
     def parse_reply(self, text: str) -> Reply:
-        """A tool call is the tool's name, a newline and a Python call in a code fence; it is read, never run."""
+        """Parse a tool call: the tool's name, a newline and a Python call in a code fence, never executed."""
         name, newline, body = text.partition("\n")
         if not newline or not name.strip() or "tool_call(" not in body:
             return super().parse_reply(text)
         try:
-            return Reply("", [ToolCall(name.strip(), _read_call(body))])
+            return Reply("", [ToolCall(name.strip(), _parse_call(body))])
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             reason = error.msg if isinstance(error, SyntaxError) else str(error)
             return Reply(text.strip(), problem=reason or "nested too deep")
 
 
-def _read_call(body: str) -> dict[str, Any]:
-    """Keyword arguments of the `tool_call(...)` in a code fence.
+def _parse_call(body: str) -> dict[str, Any]:
+    """Parse the keyword arguments of the `tool_call(...)` in a code fence.
 
-    The official preprocessing writes any name in front of the `=`, Python's keywords and names with a hyphen too, so
-    the names are read as text; the values are Python literals.
+    Names are taken as text, since the official preprocessing also writes Python keywords and names with a hyphen there;
+    values are Python literals.
 
     Raises:
-        SyntaxError, ValueError: the text is not exactly that, or a value is no plain literal.
+        SyntaxError, ValueError: the text has another form, or a value is not a literal.
     """
     lines = body.strip().splitlines()
     if len(lines) < 3 or not lines[0].startswith("```") or lines[-1].strip() != "```":
-        raise ValueError("the call stands in no closed code fence")
+        raise ValueError("the call is not in a closed code fence")
     call = "\n".join(lines[1:-1]).strip()
     if not call.startswith("tool_call(") or not call.endswith(")"):
         raise ValueError("not a single tool_call(...)")
@@ -65,19 +65,18 @@ def _read_call(body: str) -> dict[str, Any]:
 
 
 def _split_at_commas(text: str) -> list[str]:
-    """The arguments between commas that stand in no bracket and no string."""
+    """Split at the commas outside brackets and strings."""
     parts, start, depth = [], 0, 0
-    tokens = re.finditer(_PYTHON_STRING + r"|[(\[{]|[)\]}]|,", text, re.DOTALL)
-    for token in tokens:
+    for token in re.finditer(_PYTHON_STRING + r"|[(\[{]|[)\]}]|,", text, re.DOTALL):
         symbol = token.group()
         depth += (symbol in "([{") - (symbol in ")]}") if len(symbol) == 1 else 0
         if depth < 0:
-            raise ValueError("a bracket is closed that was never opened")
+            raise ValueError("a closing bracket without an opening one")
         if symbol == "," and depth == 0:
             parts.append(text[start : token.start()])
             start = token.end()
     return [part for part in [*parts, text[start:]] if part.strip()]
 
 
-# A string literal: three quotes or one, with escapes.
+# A Python string literal.
 _PYTHON_STRING = r"\'\'\'(?:\\.|.)*?\'\'\'|\"\"\"(?:\\.|.)*?\"\"\"|\'(?:\\.|[^\'\\])*\'|\"(?:\\.|[^\"\\])*\""

@@ -9,7 +9,7 @@ from typing import Any
 from glmtune.families.family import Message, Reply, ToolCall
 from glmtune.families.roles import RoleFamily
 
-# The published chat template's own words; a conversation's system message takes the place of the first sentence.
+# From the published chat template; a system message of the conversation replaces SYSTEM.
 SYSTEM = (
     "你是一个名为 ChatGLM 的人工智能助手。你是基于智谱AI训练的语言模型 GLM-4 模型开发的，"
     "你的任务是针对用户的问题和要求提供适当的答复和支持。"
@@ -25,31 +25,31 @@ class GLM4(RoleFamily):
     stop_tokens = ("<|endoftext|>", "<|user|>", "<|observation|>")
     start_tokens = ("[gMASK]", "<sop>")
 
-    def announce(self, messages: list[Message], tools: list) -> list[Message]:
-        has_own = bool(messages) and messages[0]["role"] == "system"
-        start = messages[0]["content"] if has_own else SYSTEM
-        listing = "".join(map(_announce, tools))
-        return [{"role": "system", "content": start + TOOLS_HEADING + listing}, *messages[has_own:]]
+    def add_tools(self, messages: list[Message], tools: list) -> list[Message]:
+        has_system = bool(messages) and messages[0]["role"] == "system"
+        system = messages[0]["content"] if has_system else SYSTEM
+        tool_list = "".join(map(_render_tool, tools))
+        return [{"role": "system", "content": system + TOOLS_HEADING + tool_list}, *messages[has_system:]]
 
-    def write_call(self, arguments: dict[str, Any]) -> str:
+    def render_tool_call(self, arguments: dict[str, Any]) -> str:
         return json.dumps(arguments, ensure_ascii=False)
 
     def parse_reply(self, text: str) -> Reply:
-        """A tool call is the tool's name, a newline and a JSON object."""
+        """Parse a tool call: the tool's name, a newline and a JSON object."""
         name, newline, body = text.partition("\n")
         if not newline or not re.fullmatch(r"\s*[\w.-]+\s*", name):
             return super().parse_reply(text)
         try:
             arguments = json.loads(body)
             if not isinstance(arguments, dict):
-                raise ValueError("the arguments are no JSON object")
+                raise ValueError("the arguments are not a JSON object")
         except (ValueError, RecursionError) as error:
             looks_like_call = body.lstrip().startswith(("{", "["))
             return Reply(text.strip(), problem=str(error) if looks_like_call else "")
         return Reply("", [ToolCall(name.strip(), arguments)])
 
 
-def _announce(tool: Any) -> str:
+def _render_tool(tool: Any) -> str:
     function = tool.get("function", tool) if isinstance(tool, dict) else tool
     name = function.get("name", "") if isinstance(function, dict) else ""
     return f"\n\n## {name}\n\n{json.dumps(function, ensure_ascii=False, indent=4)}{TOOL_FOOTER}"

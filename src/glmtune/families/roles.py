@@ -1,4 +1,4 @@
-"""ChatGLM3-6B and GLM-4: every message begins with the token of its role; the next role's token ends it."""
+"""ChatGLM3-6B and GLM-4: every message begins with the token of its role and ends with that of the next."""
 
 from __future__ import annotations
 
@@ -9,77 +9,85 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from glmtune.errors import DataError
-from glmtune.families.family import IGNORE, Encoded, Family, Message, require_answer, special_id, text_ids
+from glmtune.families.family import (
+    IGNORE_INDEX,
+    EncodedSequence,
+    Family,
+    Message,
+    get_special_id,
+    require_answer,
+    tokenize_text,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ROLES = ("system", "user", "assistant", "observation")
+MODEL_ROLES = ("system", "user", "assistant", "observation")
 
 
 class RoleFamily(Family):
-    """What the two generations share. A subclass says how tools are announced and called."""
+    """Common base of both generations. Subclasses define how tools are listed and called."""
 
     start_tokens: tuple[str, str]
 
     @abstractmethod
-    def announce(self, messages: list[Message], tools: list) -> list[Message]:
-        """The messages with a system message that lists the tools."""
+    def add_tools(self, messages: list[Message], tools: list) -> list[Message]:
+        """Return the messages with a system message that lists the tools."""
 
     @abstractmethod
-    def write_call(self, arguments: dict[str, Any]) -> str:
-        """What the assistant writes, under the tool's name, to call it."""
+    def render_tool_call(self, arguments: dict[str, Any]) -> str:
+        """The text of a tool call, which follows the line with the tool's name."""
 
-    def expand(self, messages: Sequence[Message], tools: list | None) -> list[Message]:
-        """Messages in the model's own roles: tools announced, `tool` messages turned into calls and results."""
+    def expand_tool_messages(self, messages: Sequence[Message], tools: list | None) -> list[Message]:
+        """Convert messages to the model's own roles: tools are listed, `tool` messages become calls and results."""
         expanded: list[Message] = []
-        for message in self.announce(list(messages), tools) if tools else messages:
-            expanded += self._call_and_result(message) if message["role"] == "tool" else [message]
+        for message in self.add_tools(list(messages), tools) if tools else messages:
+            expanded += self._split_tool_message(message) if message["role"] == "tool" else [message]
         return expanded
 
     def encode_prompt(
         self, messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, tools: list | None = None
     ) -> list[int]:
-        ids = self._start(tokenizer)
-        for message in self.expand(messages, tools):
-            ids += self._message_ids(message, tokenizer)
-        return [*ids, special_id(tokenizer, "<|assistant|>")]
+        ids = self.get_start_ids(tokenizer)
+        for message in self.expand_tool_messages(messages, tools):
+            ids += self._encode_message(message, tokenizer)
+        return [*ids, get_special_id(tokenizer, "<|assistant|>")]
 
     def encode_answer(self, message: Message, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        said = self.expand([message], None)[0]
-        return [*self._body_ids(said, tokenizer), self._end(said, tokenizer)]
+        answer = self.expand_tool_messages([message], None)[0]
+        return [*self._encode_body(answer, tokenizer), self._end_id(answer, tokenizer)]
 
     def encode(
         self, messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, tools: list | None = None
-    ) -> Encoded:
+    ) -> EncodedSequence:
         require_answer(messages)
-        ids = self._start(tokenizer)
-        labels = [IGNORE] * len(ids)
+        ids = self.get_start_ids(tokenizer)
+        labels = [IGNORE_INDEX] * len(ids)
         prompt_length = 0
-        # The official mask says whether the prediction made *at* a token counts, so the token after an assistant's
-        # message (the next role or the end) is a target too, and its own role token is not.
-        counted, last = False, messages[-1]
-        for message in self.expand(messages, tools):
-            new = self._message_ids(message, tokenizer)
-            labels.append(new[0] if counted else IGNORE)
-            counted = message["role"] == "assistant" and message.get("loss", True)
-            labels += new[1:] if counted else [IGNORE] * (len(new) - 1)
+        # The official mask applies to the prediction made at a token, so the token after an assistant's message (the
+        # next role or the end) is a target, and the role token of the message itself is not.
+        is_trained, last = False, messages[-1]
+        for message in self.expand_tool_messages(messages, tools):
+            message_ids = self._encode_message(message, tokenizer)
+            labels.append(message_ids[0] if is_trained else IGNORE_INDEX)
+            is_trained = message["role"] == "assistant" and message.get("loss", True)
+            labels += message_ids[1:] if is_trained else [IGNORE_INDEX] * (len(message_ids) - 1)
             if message["role"] == "assistant":
                 prompt_length = len(ids) + 1
-            ids += new
+            ids += message_ids
             last = message
-        end = self._end(last, tokenizer)
-        return Encoded([*ids, end], [*labels, end if counted else IGNORE], prompt_length)
+        end = self._end_id(last, tokenizer)
+        return EncodedSequence([*ids, end], [*labels, end if is_trained else IGNORE_INDEX], prompt_length)
 
-    def _start(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        return [special_id(tokenizer, token) for token in self.start_tokens]
+    def get_start_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        return [get_special_id(tokenizer, token) for token in self.start_tokens]
 
-    def _call_and_result(self, message: Message) -> list[Message]:
+    def _split_tool_message(self, message: Message) -> list[Message]:
         """A `tool` message as the assistant's call and, if there is one, its result."""
         call = {
             "role": "assistant",
             "metadata": message["name"],
-            "content": self.write_call(message.get("parameters") or {}),
+            "content": self.render_tool_call(message.get("parameters") or {}),
             "loss": message.get("loss", True),
         }
         if "observation" not in message:
@@ -88,23 +96,26 @@ class RoleFamily(Family):
         content = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
         return [call, {"role": "observation", "content": content}]
 
-    def _end(self, message: Message, tokenizer: PreTrainedTokenizerBase) -> int:
-        """What ends a row: after a tool call the tool's result is awaited, after all else nothing."""
+    def _end_id(self, message: Message, tokenizer: PreTrainedTokenizerBase) -> int:
+        """The token that ends a row: after a tool call, the role of its result; otherwise the stop token."""
         calls = message["role"] == "assistant" and message.get("metadata")
-        return special_id(tokenizer, "<|observation|>" if calls else self.stop_tokens[0])
+        return get_special_id(tokenizer, "<|observation|>" if calls else self.stop_tokens[0])
 
-    def _message_ids(self, message: Message, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    def _encode_message(self, message: Message, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         role = message["role"]
-        if role not in ROLES:
-            raise DataError(f"{self.title} has no role {role!r}.", f"Its roles are {', '.join(ROLES)} and tool.")
-        return [special_id(tokenizer, f"<|{role}|>"), *self._body_ids(message, tokenizer)]
+        if role not in MODEL_ROLES:
+            raise DataError(f"{self.title} has no role {role!r}.", f"Its roles are {', '.join(MODEL_ROLES)} and tool.")
+        return [get_special_id(tokenizer, f"<|{role}|>"), *self._encode_body(message, tokenizer)]
 
-    def _body_ids(self, message: Message, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        # The two pieces are encoded apart, as the official tokenizers do: each gets its own dummy prefix.
-        return [*_metadata_ids(tokenizer, message.get("metadata", "")), *text_ids(tokenizer, message["content"])]
+    def _encode_body(self, message: Message, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        # Tokenized separately, as in the official tokenizers: each part gets its own dummy prefix.
+        return [
+            *_encode_metadata(tokenizer, message.get("metadata", "")),
+            *tokenize_text(tokenizer, message["content"]),
+        ]
 
 
 @lru_cache(maxsize=4096)
-def _metadata_ids(tokenizer: PreTrainedTokenizerBase, metadata: str) -> tuple[int, ...]:
-    """Nearly always the empty line or one of a few tool names."""
-    return tuple(text_ids(tokenizer, f"{metadata}\n"))
+def _encode_metadata(tokenizer: PreTrainedTokenizerBase, metadata: str) -> tuple[int, ...]:
+    # Cached: nearly always an empty line or one of a few tool names.
+    return tuple(tokenize_text(tokenizer, f"{metadata}\n"))

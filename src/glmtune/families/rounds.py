@@ -1,4 +1,4 @@
-"""ChatGLM-6B and ChatGLM2-6B: a conversation is numbered rounds of question and answer in one plain text."""
+"""ChatGLM-6B and ChatGLM2-6B: conversations as numbered rounds of question and answer in plain text."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from glmtune.families.family import Message
 
 @dataclass
 class Round:
-    """A question and its answer; the answer is missing in the round the model is to write."""
+    """A question and its answer; `answer` is None in the round that the model has to answer."""
 
     question: str
     answer: Message | None = None
 
 
-def to_rounds(messages: Sequence[Message], tools: list | None, title: str) -> list[Round]:
-    """Messages as rounds. A system message goes in front of the first question: these formats have no such role.
+def split_rounds(messages: Sequence[Message], tools: list | None, title: str) -> list[Round]:
+    """Group messages into rounds. A system message is put before the first question: these formats have no such role.
 
     Raises:
-        DataError: tools, a role these generations do not know, or questions and answers that do not alternate.
+        DataError: tools, an unknown role, or questions and answers that do not alternate.
     """
     if tools:
-        raise no_tools(title)
+        raise make_tools_error(title)
     rounds: list[Round] = []
     systems: list[str] = []
     for position, message in enumerate(messages):
         role, content = message["role"], message.get("content", "")
         if role == "tool" or message.get("metadata"):
-            raise no_tools(title)
+            raise make_tools_error(title)
         if role == "system" and not rounds:
             systems.append(content)
         elif role == "user" and (not rounds or rounds[-1].answer is not None):
@@ -41,23 +41,23 @@ def to_rounds(messages: Sequence[Message], tools: list | None, title: str) -> li
             rounds[-1].answer = message
         else:
             raise DataError(
-                f"Message {position + 1} ({role}) does not fit: {title} wants an optional system message, "
+                f"Message {position + 1} ({role}) does not fit: {title} takes an optional system message, "
                 "then user and assistant in turn."
             )
     return rounds
 
 
-def answer_text(message: Message, title: str) -> str:
-    """What the assistant says in its last message.
+def get_answer_text(message: Message, title: str) -> str:
+    """The text of an assistant message.
 
     Raises:
-        DataError: it calls a tool instead.
+        DataError: the message calls a tool.
     """
     if message["role"] == "tool" or message.get("metadata"):
-        raise no_tools(title)
+        raise make_tools_error(title)
     return message["content"]
 
 
-def no_tools(title: str) -> DataError:
-    """The refusal of tools."""
-    return DataError(f"{title} has no format for tools.", "Use ChatGLM3-6B or GLM-4, or take the tools out.")
+def make_tools_error(title: str) -> DataError:
+    """The error for tools in a conversation."""
+    return DataError(f"{title} has no format for tools.", "Use ChatGLM3-6B or GLM-4, or remove the tools.")

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 
-from glmtune.errors import ModelError, first_line
+from glmtune.errors import ModelError, summarize_error
 from glmtune.families import Family
-from glmtune.generation.cpu_prepack import arranged
-from glmtune.generation.engine import decode
-from glmtune.generation.sampling import Sampling, chooser
+from glmtune.generation.cpu_prepack import prepacked
+from glmtune.generation.engine import decode_tokens
+from glmtune.generation.sampling import Sampling, make_sampler
 from glmtune.training.memory import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class Generated:
+class GeneratedReply:
     """A reply to the prompt with number `index`."""
 
     index: int
@@ -40,7 +40,7 @@ class Generated:
         return len(self.ids) + (self.stop == "stop")
 
 
-def generate(
+def generate_batched(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     family: Family,
@@ -49,9 +49,9 @@ def generate(
     *,
     batch_size: int = 8,
     seeds: Sequence[int] | None = None,
-    on_done: Callable[[list[Generated]], None] | None = None,
+    on_done: Callable[[list[GeneratedReply]], None] | None = None,
     warn: Callable[[str], None] | None = None,
-) -> list[Generated]:
+) -> list[GeneratedReply]:
     """Answer every prompt, the longest first: a lack of memory then shows at the start.
 
     In fp32 neither `batch_size` nor the other prompts change a reply; in 16 bits rounding may.
@@ -75,22 +75,22 @@ def generate(
     """
     seeds = range(len(prompts)) if seeds is None else seeds
 
-    def answer(batch: Sequence[int]) -> list[Generated]:
+    def answer(batch: Sequence[int]) -> list[GeneratedReply]:
         draws = [seeds[i] for i in batch]
         replies = _generate_batch(model, tokenizer, family, [prompts[i] for i in batch], sampling, draws)
-        return [_ended(i, ids, tokenizer, family) for i, ids in zip(batch, replies, strict=True)]
+        return [_is_ended(i, ids, tokenizer, family) for i, ids in zip(batch, replies, strict=True)]
 
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    replies: dict[int, Generated] = {}
-    with arranged(model):
-        for batch in in_batches(order, batch_size, answer, warn):
+    replies: dict[int, GeneratedReply] = {}
+    with prepacked(model):
+        for batch in run_in_batches(order, batch_size, answer, warn):
             replies |= {reply.index: reply for reply in batch}
             if on_done:
                 on_done(batch)
     return [replies[i] for i in range(len(prompts))]
 
 
-def in_batches(
+def run_in_batches(
     items: Sequence[T], size: int, compute: Callable[[Sequence[T]], R], warn: Callable[[str], None] | None = None
 ) -> Iterator[R]:
     """What `compute` makes of the items, `size` at a time; after a lack of memory half as many, from there on.
@@ -106,7 +106,7 @@ def in_batches(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            reason = first_line(error, 200)
+            reason = summarize_error(error, 200)
         else:
             yield result
             start += len(batch)
@@ -135,19 +135,19 @@ def _generate_batch(
 ) -> list[list[int]]:
     """The new ids of each row, its stop id included."""
     padding: Any = tokenizer.pad_token_id
-    return decode(
+    return decode_tokens(
         model,
         prompts,
-        chooser(sampling, seeds, model.device),
+        make_sampler(sampling, seeds, model.device),
         max_new_tokens=sampling.max_new_tokens,
-        stops=family.stop_ids(tokenizer),
+        stops=family.get_stop_ids(tokenizer),
         padding=padding,
     )
 
 
-def _ended(index: int, ids: list[int], tokenizer: PreTrainedTokenizerBase, family: Family) -> Generated:
-    stops = set(family.stop_ids(tokenizer))
+def _is_ended(index: int, ids: list[int], tokenizer: PreTrainedTokenizerBase, family: Family) -> GeneratedReply:
+    stops = set(family.get_stop_ids(tokenizer))
     end = next((place for place, token in enumerate(ids) if token in stops), None)
     kept = ids[:end]
     text = str(tokenizer.decode(kept, skip_special_tokens=True))
-    return Generated(index, kept, text, "length" if end is None else "stop")
+    return GeneratedReply(index, kept, text, "length" if end is None else "stop")

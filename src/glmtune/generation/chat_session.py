@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from glmtune.data.encoding import with_prefix
+from glmtune.data.encoding import add_prefix
 from glmtune.errors import GlmtuneError
 from glmtune.families import Family, Reply
 from glmtune.generation.reply import Sampling, generate_reply
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 HELP = "/clear forgets the conversation, /system TEXT sets a system message, /exit leaves."
 
 
-class Chat:
+class ChatSession:
     """Keeps the messages of a conversation and asks the model for the next one."""
 
     def __init__(
@@ -47,7 +47,7 @@ class Chat:
             self._model,
             self._tokenizer,
             self._family,
-            with_prefix([*system, *asked], self._prefix),
+            add_prefix([*system, *asked], self._prefix),
             sampling=self._sampling,
             on_text=on_text,
         )
@@ -59,7 +59,7 @@ class Chat:
         self.messages = []
 
 
-def converse(chat: Chat, console: Console) -> None:
+def run_chat(chat: ChatSession, console: Console) -> None:
     """Read lines and answer them until /exit or the end of input."""
     console.print(HELP, style="dim", highlight=False)
     while True:
@@ -71,17 +71,17 @@ def converse(chat: Chat, console: Console) -> None:
         if line == "/exit":
             return
         if line.startswith("/"):
-            _command(line, chat, console)
+            _run_command(line, chat, console)
         elif line:
-            _answer(line, chat, console)
+            _print_reply(line, chat, console)
 
 
-def show_calls(reply: Reply) -> str:
+def format_calls(reply: Reply) -> str:
     """The tool calls of a reply, a line each."""
     return "\n".join(f"{call.name}({json.dumps(call.arguments, ensure_ascii=False)})" for call in reply.tool_calls)
 
 
-def _command(line: str, chat: Chat, console: Console) -> None:
+def _run_command(line: str, chat: ChatSession, console: Console) -> None:
     command, _, rest = line.partition(" ")
     if command == "/clear":
         chat.clear()
@@ -95,7 +95,7 @@ def _command(line: str, chat: Chat, console: Console) -> None:
         console.print(f"There is no command {command}. {HELP}", style="dim", highlight=False, markup=False)
 
 
-def _answer(line: str, chat: Chat, console: Console) -> None:
+def _print_reply(line: str, chat: ChatSession, console: Console) -> None:
     def write(text: str) -> None:
         console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
 
@@ -109,4 +109,4 @@ def _answer(line: str, chat: Chat, console: Console) -> None:
         return
     console.print()
     if reply.tool_calls:
-        console.print(show_calls(reply), style="cyan", markup=False)
+        console.print(format_calls(reply), style="cyan", markup=False)

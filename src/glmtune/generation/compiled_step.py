@@ -14,8 +14,8 @@ from peft import PeftModel
 from transformers import StaticCache
 from transformers.cache_utils import Cache
 
-from glmtune.errors import ConfigError, first_line
-from glmtune.models.loading import to_device
+from glmtune.errors import ConfigError, summarize_error
+from glmtune.models.loading import parse_device
 from glmtune.training.memory import is_out_of_memory
 
 # A cache is made for a multiple of so many places: one compiled step then serves prompts and replies of many lengths.
@@ -40,7 +40,7 @@ class CompiledStep:
         self._cache: Cache | None = None
         self._made_for = (0, 0)
 
-    def empty_cache(self, rows: int, length: int) -> Cache:
+    def new_cache(self, rows: int, length: int) -> Cache:
         """Room for `length` tokens of each row; the last one again if it is of that size, for a new one costs a graph.
 
         So only one reply can be in work at a time.
@@ -66,7 +66,7 @@ class CompiledStep:
             inner = getattr(error, "inner_exception", error)
             if is_out_of_memory(inner):
                 raise inner from error
-            reason = first_line(inner, 200)
+            reason = summarize_error(inner, 200)
             raise ConfigError(
                 f"torch cannot compile the model here ({type(error).__name__}: {reason}).", "Leave out --compile."
             ) from error
@@ -79,25 +79,25 @@ def compile_step(model: Any, backend: str = "inductor") -> None:
         model: in eval mode, on the device where it stays; peft's wrapper or not.
         backend: of `torch.compile`.
     """
-    bare = unwrapped(model)
+    bare = unwrap_model(model)
     bare._compiled_step = CompiledStep(bare, backend)
 
 
-def unwrapped(model: Any) -> Any:
+def unwrap_model(model: Any) -> Any:
     """The model without peft's wrapper; adapters are part of it."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def compiled_step(model: Any) -> CompiledStep | None:
+def find_compiled_step(model: Any) -> CompiledStep | None:
     """What `compile_step` made for this model, wrapped by peft or not."""
     return getattr(model, "_compiled_step", None)
 
 
-def check_compile(device: str | None) -> None:
+def require_gpu(device: str | None) -> None:
     """What the commands do with `--compile` before they load a model for this device.
 
     Raises:
         ConfigError: it is no CUDA device.
     """
-    if to_device(device).type != "cuda":
+    if parse_device(device).type != "cuda":
         raise ConfigError("--compile is for a CUDA GPU: on a CPU the step is faster as it is.", "Leave it out.")

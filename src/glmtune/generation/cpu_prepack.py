@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from glmtune.generation.compiled_step import compiled_step
+from glmtune.generation.compiled_step import find_compiled_step
 from glmtune.quantization.packed_linear import PackedLinear
 from glmtune.training.memory import is_out_of_memory
 
@@ -30,7 +30,7 @@ _NARROWEST = 32
 
 
 @dataclass(frozen=True)
-class Layout:
+class PrepackFormat:
     """An order of a library's own."""
 
     pack: Callable[[torch.Tensor], Any]
@@ -42,7 +42,7 @@ class Layout:
     """An infinity would come back as the largest number."""
 
 
-class ArrangedLinear(nn.Module):
+class PrepackedLinear(nn.Module):
     """Stands in for an `nn.Linear`; has no backward pass of its own.
 
     Args:
@@ -50,7 +50,7 @@ class ArrangedLinear(nn.Module):
         layout: for the weight's precision.
     """
 
-    def __init__(self, linear: nn.Linear, layout: Layout):
+    def __init__(self, linear: nn.Linear, layout: PrepackFormat):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self._linear = [linear]  # in a list, so that it is no submodule
@@ -89,7 +89,7 @@ class ArrangedLinear(nn.Module):
         destination[f"{prefix}weight"] = self.weight
 
 
-def arrange(model: nn.Module) -> list[nn.Module]:
+def prepack_weights(model: nn.Module) -> list[nn.Module]:
     """Arrange what can be: matrices on the CPU that one layer alone uses; nothing of a model with a compiled step.
 
     Args:
@@ -99,47 +99,47 @@ def arrange(model: nn.Module) -> list[nn.Module]:
         The layers that were changed, for `restore`. After an error none is.
     """
     changed: list[nn.Module] = []
-    if compiled_step(model):
+    if find_compiled_step(model):
         return changed
     try:
-        _arrange(model, changed)
+        _prepack_linears(model, changed)
     except BaseException:
-        restore(model, changed)
+        restore_weights(model, changed)
         raise
     return changed
 
 
-def _arrange(model: nn.Module, changed: list[nn.Module]) -> None:
+def _prepack_linears(model: nn.Module, changed: list[nn.Module]) -> None:
     """Adds each layer to `changed` as soon as it is."""
-    shared, adapters = _shared(model), _of_adapters(model)
+    shared, adapters = _list_shared_weights(model), _list_adapter_weights(model)
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())  # an embedding's
     for name, module in list(model.named_modules()):
         if isinstance(module, PackedLinear):
-            if module.arrange(dtype):
+            if module.prepack(dtype):
                 changed.append(module)
-        elif type(module) is nn.Linear and id(module) not in adapters and _is_plain(module, shared):
-            layout = layout_for(module.weight.dtype)
-            if layout and not _is_read_elsewhere(model, name) and _comes_back(module.weight, layout):
-                changed.append(ArrangedLinear(module, layout))
-                _put(model, name, changed[-1])
+        elif type(module) is nn.Linear and id(module) not in adapters and _is_prepackable(module, shared):
+            layout = pick_format(module.weight.dtype)
+            if layout and not _is_read_elsewhere(model, name) and _is_restorable(module.weight, layout):
+                changed.append(PrepackedLinear(module, layout))
+                _replace_weight(model, name, changed[-1])
 
 
-def restore(model: nn.Module, changed: list[nn.Module]) -> None:
+def restore_weights(model: nn.Module, changed: list[nn.Module]) -> None:
     """Undo `arrange`."""
     remaining = {id(module) for module in changed}
     for module in changed:
         if isinstance(module, PackedLinear):
-            module.restore()
+            module.unprepack()
     for name, module in list(model.named_modules()):
-        if isinstance(module, ArrangedLinear) and id(module) in remaining:
-            _put(model, name, module.plain())
+        if isinstance(module, PrepackedLinear) and id(module) in remaining:
+            _replace_weight(model, name, module.plain())
 
 
 @contextmanager
-def arranged(model: nn.Module) -> Iterator[None]:
+def prepacked(model: nn.Module) -> Iterator[None]:
     """Arranged while inside, as it was afterwards. Inside another one, or without the memory, nothing happens."""
     try:
-        changed = arrange(model)
+        changed = prepack_weights(model)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -147,11 +147,11 @@ def arranged(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        restore(model, changed)
+        restore_weights(model, changed)
 
 
 @cache
-def layout_for(dtype: torch.dtype) -> Layout | None:
+def pick_format(dtype: torch.dtype) -> PrepackFormat | None:
     """The order for matrices of this precision; None where this machine or this torch has none that computes right."""
     layout = {torch.float32: _ONEDNN, torch.bfloat16: _ONEDNN, torch.float16: _FBGEMM}.get(dtype)
     if layout is None:
@@ -192,16 +192,16 @@ def _fbgemm_multiply(inputs: torch.Tensor, packed: Any, bias_O: torch.Tensor | N
     return (outputs if bias_O is None else outputs.add_(bias_O)).half()
 
 
-_ONEDNN = Layout(_onednn_pack, lambda packed: packed.to_dense(), _onednn_multiply)
-_FBGEMM = Layout(_fbgemm_pack, _fbgemm_unpack, _fbgemm_multiply, finite_only=True)
+_ONEDNN = PrepackFormat(_onednn_pack, lambda packed: packed.to_dense(), _onednn_multiply)
+_FBGEMM = PrepackFormat(_fbgemm_pack, _fbgemm_unpack, _fbgemm_multiply, finite_only=True)
 
 
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+def _replace_weight(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, module)
 
 
-def _is_plain(linear: nn.Linear, shared: set[int]) -> bool:
+def _is_prepackable(linear: nn.Linear, shared: set[int]) -> bool:
     """Whether nothing but its own forward pass uses the layer's weight."""
     weight = linear.weight
     return (
@@ -217,11 +217,11 @@ def _is_plain(linear: nn.Linear, shared: set[int]) -> bool:
     )
 
 
-def _comes_back(weight_OI: torch.Tensor, layout: Layout) -> bool:
+def _is_restorable(weight_OI: torch.Tensor, layout: PrepackFormat) -> bool:
     return not layout.finite_only or bool(weight_OI.isfinite().all())
 
 
-def _of_adapters(model: nn.Module) -> set[int]:
+def _list_adapter_weights(model: nn.Module) -> set[int]:
     """What peft's layers hold beside the layer they adapt; peft asks its weights for their precision at every token."""
     inside: set[int] = set()
     for layer in model.modules():
@@ -230,7 +230,7 @@ def _of_adapters(model: nn.Module) -> set[int]:
     return inside
 
 
-def _shared(model: nn.Module) -> set[int]:
+def _list_shared_weights(model: nn.Module) -> set[int]:
     """Weights that stand in several places, an embedding that is also the head say."""
     seen: set[int] = set()
     twice: set[int] = set()

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache
 
-from glmtune.generation.compiled_step import CompiledStep, compiled_step, unwrapped
-from glmtune.generation.kv_cache import roomy_cache
+from glmtune.generation.compiled_step import CompiledStep, find_compiled_step, unwrap_model
+from glmtune.generation.kv_cache import new_preallocated_cache
 
 Choose = Callable[[torch.Tensor, torch.Tensor, Sequence[int]], torch.Tensor]
 """From ids (B, S), logits (B, V) in fp32 and the numbers of the rows to the next ids, (B,)."""
@@ -27,7 +27,7 @@ _DONE_SHARE = 0.25
 
 
 @dataclass
-class _Work:
+class _DecodeState:
     """The rows in work, left-padded."""
 
     ids_BS: torch.Tensor
@@ -38,7 +38,7 @@ class _Work:
     """Their numbers."""
 
     @classmethod
-    def begin(cls, prompts: Sequence[Sequence[int]], padding: int, device: torch.device, cache: Cache) -> _Work:
+    def begin(cls, prompts: Sequence[Sequence[int]], padding: int, device: torch.device, cache: Cache) -> _DecodeState:
         longest = max(map(len, prompts))
         ids_BS = torch.tensor([[padding] * (longest - len(p)) + list(p) for p in prompts], device=device)
         mask_BS = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
@@ -50,7 +50,7 @@ class _Work:
         self.mask_BS = torch.cat((self.mask_BS, torch.ones_like(next_B)[:, None]), dim=1)
         self.positions_BS = torch.cat((self.positions_BS, self.positions_BS[:, -1:] + 1), dim=1)
 
-    def keep(self, places: list[int]) -> None:
+    def select_rows(self, places: list[int]) -> None:
         """Let the others leave."""
         places_B = torch.tensor(places, device=self.ids_BS.device)
         self.ids_BS, self.mask_BS = self.ids_BS[places_B], self.mask_BS[places_B]
@@ -61,7 +61,7 @@ class _Work:
 
 # Not inference mode: what a model keeps from here, rotary tables say, may serve a training step later.
 @torch.no_grad()
-def decode(
+def decode_tokens(
     model: Any,
     prompts: Sequence[Sequence[int]],
     choose: Choose,
@@ -85,16 +85,16 @@ def decode(
     Returns:
         The new ids of each row, its stop id included if there was one.
     """
-    bare = unwrapped(model)
-    compiled = compiled_step(bare)
+    bare = unwrap_model(model)
+    compiled = find_compiled_step(bare)
     longest = max(map(len, prompts)) + max_new_tokens
-    cache = compiled.empty_cache(len(prompts), longest) if compiled else roomy_cache()
-    work = _Work.begin(prompts, padding, bare.device, cache)
+    cache = compiled.new_cache(len(prompts), longest) if compiled else new_preallocated_cache()
+    work = _DecodeState.begin(prompts, padding, bare.device, cache)
     replies: list[list[int]] = [[] for _ in prompts]
     ends, done = set(stops), set()
     for step in range(max_new_tokens):
-        logits_BV = _forward(bare, work, step == 0, compiled)
-        next_B = choose(_without_padding(work), logits_BV, work.rows)
+        logits_BV = _run_forward(bare, work, step == 0, compiled)
+        next_B = choose(_strip_padding(work), logits_BV, work.rows)
         new = {row: token for row, token in zip(work.rows, next_B.tolist(), strict=True) if row not in done}
         for row, token in new.items():
             replies[row].append(token)
@@ -106,16 +106,16 @@ def decode(
             break
         work.append(next_B)
         if not compiled and len(work.rows) - len(left) >= _DONE_SHARE * len(work.rows):
-            work.keep(left)
+            work.select_rows(left)
     return replies
 
 
-def greedy(ids_BS: torch.Tensor, logits_BV: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+def pick_greedy(ids_BS: torch.Tensor, logits_BV: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
     """The likeliest ids."""
     return logits_BV.argmax(-1)
 
 
-def _forward(bare: Any, work: _Work, first: bool, compiled: CompiledStep | None = None) -> torch.Tensor:
+def _run_forward(bare: Any, work: _DecodeState, first: bool, compiled: CompiledStep | None = None) -> torch.Tensor:
     """Logits (B, V) after the last tokens, fp32."""
     step = compiled if compiled and not first else bare
     inputs = bare.prepare_inputs_for_generation(
@@ -135,7 +135,7 @@ def _forward(bare: Any, work: _Work, first: bool, compiled: CompiledStep | None 
     return step(**inputs, logits_to_keep=1, return_dict=True).logits[:, -1].float()
 
 
-def _without_padding(work: _Work) -> torch.Tensor:
+def _strip_padding(work: _DecodeState) -> torch.Tensor:
     """The rows with their first token in place of padding, for choices that look back: nothing that was not said."""
     if work.mask_BS[:, 0].all():
         return work.ids_BS

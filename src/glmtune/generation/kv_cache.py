@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 _ROOM = 256
 
 
-class RoomyLayer(DynamicLayer):
+class PreallocatedLayer(DynamicLayer):
     """One layer's keys and values, views (B, N, S, D) of buffers with room for later tokens."""
 
     def __init__(self, **kwargs: Any):
@@ -32,7 +32,7 @@ class RoomyLayer(DynamicLayer):
         if not self._buffers or total > self._buffers[0].shape[-2]:
             kept = (self.keys, self.values) if length else (None, None)
             self._buffers = [
-                _with_room(old, new, total) for old, new in zip(kept, (key_states, value_states), strict=True)
+                _grow_tensor(old, new, total) for old, new in zip(kept, (key_states, value_states), strict=True)
             ]
         for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[:, :, length:total] = new
@@ -45,12 +45,12 @@ class RoomyLayer(DynamicLayer):
         self._buffers = []  # the next token makes them anew, for fewer rows
 
 
-def roomy_cache() -> Cache:
+def new_preallocated_cache() -> Cache:
     """An empty cache for as many layers as will ask for one."""
-    return Cache(layer_class_to_replicate=RoomyLayer)
+    return Cache(layer_class_to_replicate=PreallocatedLayer)
 
 
-def _with_room(old: torch.Tensor | None, new: torch.Tensor, total: int) -> torch.Tensor:
+def _grow_tensor(old: torch.Tensor | None, new: torch.Tensor, total: int) -> torch.Tensor:
     buffer = new.new_empty(*new.shape[:2], total + _ROOM, new.shape[-1])
     if old is not None:
         buffer[:, :, : old.shape[-2]] = old

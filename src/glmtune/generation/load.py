@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from transformers import set_seed
 
 from glmtune.families import Family
-from glmtune.methods.tuned_model import Target, load_onto, resolve_target
-from glmtune.models.loading import Base, inspect_base
+from glmtune.methods.tuned_model import ModelTarget, load_with_adapter, resolve_target
+from glmtune.models.loading import Checkpoint, inspect_checkpoint
 from glmtune.models.tokenizers import load_tokenizer
 from glmtune.utils.console import silence_libraries
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Opened:
+class LoadedModel:
     """A model with what it needs to be talked to."""
 
     model: PreTrainedModel
@@ -28,7 +28,7 @@ class Opened:
     """What the run put in front of every first question; chat does the same."""
 
 
-def open_model(
+def load_for_generation(
     target: str,
     *,
     base: str | None = None,
@@ -38,7 +38,7 @@ def open_model(
     hub: str = "huggingface",
     seed: int | None = None,
     quantization: str | None = None,
-) -> Opened:
+) -> LoadedModel:
     """Open a run, an adapter, a checkpoint folder or a hub id.
 
     Args:
@@ -55,7 +55,7 @@ def open_model(
         ModelError: the base or its tokenizer cannot be loaded.
         RunError: the adapter is unfinished, its base gone, or another one.
     """
-    opened, _, _ = open_parts(
+    opened, _, _ = load_parts(
         target, base=base, dtype=dtype, device=device, family=family, hub=hub, quantization=quantization
     )
     if seed is not None:
@@ -63,7 +63,7 @@ def open_model(
     return opened
 
 
-def open_parts(
+def load_parts(
     target: str,
     *,
     base: str | None = None,
@@ -72,14 +72,14 @@ def open_parts(
     family: str | None = None,
     hub: str = "huggingface",
     quantization: str | None = None,
-) -> tuple[Opened, Target, Base]:
+) -> tuple[LoadedModel, ModelTarget, Checkpoint]:
     """`open_model`, with what was found behind the name: the target, its quantisation decided, and the checkpoint."""
     silence_libraries()
     found = resolve_target(target, base=base, family=family, hub=hub)
     found = replace(found, quantization=quantization or found.quantization)
-    inspected = inspect_base(found.base, family=found.family, hub=found.hub)
+    inspected = inspect_checkpoint(found.base, family=found.family, hub=found.hub)
     tokenizer = load_tokenizer(inspected.folder, family=inspected.family.name)
-    model = load_onto(
+    model = load_with_adapter(
         inspected,
         found.adapter,
         dtype=dtype,
@@ -87,4 +87,4 @@ def open_parts(
         quantization=found.quantization,
         double_quantization=found.double_quantization,
     )
-    return Opened(model, tokenizer, inspected.family, found.prefix), found, inspected
+    return LoadedModel(model, tokenizer, inspected.family, found.prefix), found, inspected

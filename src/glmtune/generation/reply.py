@@ -9,8 +9,8 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 from glmtune.families import Family, Message, Reply
-from glmtune.generation.engine import decode
-from glmtune.generation.sampling import Sampling, chooser
+from glmtune.generation.engine import decode_tokens
+from glmtune.generation.sampling import Sampling, make_sampler
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -87,12 +87,12 @@ def generate_reply(
     padding: Any = tokenizer.pad_token_id
     if stream:
         stream.put(torch.tensor(prompt))
-    (ids,) = decode(
+    (ids,) = decode_tokens(
         model,
         [prompt],
-        chooser(chosen, seeds, model.device),
+        make_sampler(chosen, seeds, model.device),
         max_new_tokens=chosen.max_new_tokens,
-        stops=family.stop_ids(tokenizer),
+        stops=family.get_stop_ids(tokenizer),
         padding=padding,
         on_step=(lambda new: stream.put(torch.tensor(new[0]))) if stream else None,
     )

@@ -30,7 +30,7 @@ class Sampling:
     repetition_penalty: float = 1.0
 
 
-def chooser(sampling: Sampling, seeds: Sequence[int], device: torch.device) -> Choose:
+def make_sampler(sampling: Sampling, seeds: Sequence[int], device: torch.device) -> Choose:
     """What `decode` is given.
 
     Args:
@@ -46,7 +46,7 @@ def chooser(sampling: Sampling, seeds: Sequence[int], device: torch.device) -> C
         steps.append(TemperatureLogitsWarper(sampling.temperature))
         if sampling.top_p < 1:
             steps.append(TopPLogitsWarper(sampling.top_p))
-        draws = _OwnDraws(seeds, device)
+        draws = _SeededDraws(seeds, device)
 
     def choose(ids_BS: torch.Tensor, logits_BV: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
         scores_BV = steps(ids_BS, logits_BV)
@@ -55,7 +55,7 @@ def chooser(sampling: Sampling, seeds: Sequence[int], device: torch.device) -> C
     return choose
 
 
-class _OwnDraws:
+class _SeededDraws:
     """Sampling with random numbers of each row's own, so that its neighbours do not change what it draws.
 
     The largest of logits plus Gumbel noise is a draw from their softmax (Maddison et al., arXiv 1411.0030).

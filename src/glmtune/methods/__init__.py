@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from glmtune.methods.method import Method
 
 
-def method_of(config: RunConfig, family: Family, precision: torch.dtype) -> Method:
+def make_method(config: RunConfig, family: Family, precision: torch.dtype) -> Method:
     """The method that a run's config asks for, with its settings.
 
     Args:

@@ -14,7 +14,7 @@ NOTE = "glmtune.json"
 
 
 @dataclass
-class BaseNote:
+class BaseInfo:
     """The base of an adapter."""
 
     path: str
@@ -22,12 +22,12 @@ class BaseNote:
     family: str
 
 
-def write_note(folder: Path, note: BaseNote) -> None:
+def write_base_info(folder: Path, note: BaseInfo) -> None:
     """Put the note into a folder."""
     write_json(folder / NOTE, asdict(note))
 
 
-def read_note(folder: Path) -> BaseNote | None:
+def read_base_info(folder: Path) -> BaseInfo | None:
     """What the adapter says of its base; None for adapters that others made.
 
     Raises:
@@ -38,7 +38,7 @@ def read_note(folder: Path) -> BaseNote | None:
         return None
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
-        return BaseNote(*(str(said[field.name]) for field in fields(BaseNote)))
+        return BaseInfo(*(str(said[field.name]) for field in fields(BaseInfo)))
     except (ValueError, KeyError, TypeError):
         raise RunError(
             f"{path}: broken, so it does not say which base this is for.",
@@ -46,13 +46,13 @@ def read_note(folder: Path) -> BaseNote | None:
         ) from None
 
 
-def check_base(folder: Path, fingerprint: str, base: Path) -> None:
+def require_same_base(folder: Path, fingerprint: str, base: Path) -> None:
     """Refuse an adapter whose base was another one.
 
     Raises:
         RunError: names both fingerprints.
     """
-    note = read_note(folder)
+    note = read_base_info(folder)
     if note and note.fingerprint != fingerprint:
         raise RunError(
             f"{folder}: was trained on a base with fingerprint {note.fingerprint} ({note.path}); "

@@ -17,9 +17,9 @@ from torch import nn
 
 from glmtune.config import FreezeConfig
 from glmtune.errors import ConfigError, RunError
-from glmtune.methods.base_info import BaseNote, write_note
-from glmtune.methods.method import Method, State
-from glmtune.models.loading import inspect_base, load_base
+from glmtune.methods.base_info import BaseInfo, write_base_info
+from glmtune.methods.method import Method, StateDict
+from glmtune.models.loading import inspect_checkpoint, load_base
 from glmtune.models.tokenizers.tokenizer_files import write_tokenizer
 
 SHARD_SIZE = "5GB"
@@ -28,7 +28,7 @@ SHARD_SIZE = "5GB"
 class Full(Method):
     """Every weight is trained."""
 
-    keeps: ClassVar[str] = "model"
+    output_kind: ClassVar[str] = "model"
 
     def load_dtype(self, precision: torch.dtype) -> torch.dtype | None:
         return torch.float32  # by way of bf16, weights published in fp16 would lose three bits
@@ -41,31 +41,31 @@ class Full(Method):
         # Optimisers lose small steps in 16 bits; mixed precision computes in them all the same.
         return model.float().requires_grad_(True)
 
-    def write(self, model: Any, folder: Path, note: BaseNote, state: State | None = None) -> None:
+    def write(self, model: Any, folder: Path, note: BaseInfo, state: StateDict | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         save_torch_state_dict(
-            _own_storage(self.trained(model, state)),
+            _copy_storage(self.trained_state(model, state)),
             folder,
             filename_pattern="trained{suffix}.safetensors",
             max_shard_size=SHARD_SIZE,
         )
-        write_note(folder, note)
+        write_base_info(folder, note)
 
     def save(
-        self, model: Any, folder: Path, note: BaseNote, dtype: torch.dtype | None = None, state: State | None = None
+        self, model: Any, folder: Path, note: BaseInfo, dtype: torch.dtype | None = None, state: StateDict | None = None
     ) -> None:
         whole = model.state_dict() if state is None else state
         # On the CPU: beside the optimiser's state a GPU has no room for the model in another precision.
         cast = {name: value.to("cpu", dtype or value.dtype) for name, value in whole.items()}
         model.config.use_cache = True  # the Trainer turns it off
-        model.save_pretrained(str(folder), state_dict=_own_storage(cast), max_shard_size=SHARD_SIZE)
+        model.save_pretrained(str(folder), state_dict=_copy_storage(cast), max_shard_size=SHARD_SIZE)
         write_tokenizer(Path(note.path), note.family, folder)
-        write_note(folder, note)
+        write_base_info(folder, note)
 
     def read(self, model: Any, folder: Path) -> None:
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         seen = set()
-        for name, value in self.stored(folder):
+        for name, value in self.saved_state(folder):
             if name in trained:
                 if trained[name].shape != value.shape:
                     raise RunError(f"{folder}: {name} is {tuple(value.shape)}, not {tuple(trained[name].shape)}.")
@@ -77,7 +77,7 @@ class Full(Method):
                 "It belongs to a run with other settings.",
             )
 
-    def stored(self, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    def saved_state(self, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
         files = sorted(folder.glob("*.safetensors"))
         if not files:
             raise RunError(f"{folder}: no weights here.", "Give a checkpoint of a freeze or full run.")
@@ -86,7 +86,7 @@ class Full(Method):
                 for name in source.keys():  # noqa: SIM118 (not a dict)
                     yield name, source.get_tensor(name)
 
-    def trained(self, model: Any, state: State | None = None) -> State:
+    def trained_state(self, model: Any, state: StateDict | None = None) -> StateDict:
         names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         whole = model.state_dict() if state is None else state
         return {name: whole[name] for name in names}
@@ -109,7 +109,7 @@ class Freeze(Full):
 
     def prepare(self, model: Any) -> Any:
         _require_plain(model)
-        layers = _layers(model)
+        layers = _find_layers(model)
         if self._count > len(layers):
             raise ConfigError(
                 f"freeze.trainable_layers is {self._count}; the model has {len(layers)} layers.",
@@ -126,15 +126,15 @@ class Freeze(Full):
         return model
 
     def save(
-        self, model: Any, folder: Path, note: BaseNote, dtype: torch.dtype | None = None, state: State | None = None
+        self, model: Any, folder: Path, note: BaseInfo, dtype: torch.dtype | None = None, state: StateDict | None = None
     ) -> None:
         """As `Full.save`; the layers that were not trained are read from the base again, for the run may have held
         them in a precision that rounded them."""
-        base: Any = load_base(inspect_base(note.path, family=note.family), dtype=dtype, device="cpu")
-        super().save(base, folder, note, dtype, base.state_dict() | self.trained(model, state))
+        base: Any = load_base(inspect_checkpoint(note.path, family=note.family), dtype=dtype, device="cpu")
+        super().save(base, folder, note, dtype, base.state_dict() | self.trained_state(model, state))
 
 
-def _layers(model: nn.Module) -> nn.ModuleList:
+def _find_layers(model: nn.Module) -> nn.ModuleList:
     """The stack of transformer layers: the longest list of modules there is."""
     stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     return max(stacks, key=len)
@@ -149,7 +149,7 @@ def _require_plain(model: nn.Module) -> None:
         )
 
 
-def _own_storage(state: State) -> State:
+def _copy_storage(state: StateDict) -> StateDict:
     """Query, key and value are views of one published matrix; a file wants each on its own. Copies lie on the CPU."""
     return {
         name: value.contiguous()

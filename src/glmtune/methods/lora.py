@@ -12,14 +12,14 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from glmtune.config import LoraConfig
-from glmtune.errors import ConfigError, ModelError, RunError, first_line
-from glmtune.methods.base_info import BaseNote, write_note
-from glmtune.methods.lora_files import adapter_state, peft_config, put, read_config, read_weights, write_files
+from glmtune.errors import ConfigError, ModelError, RunError, summarize_error
+from glmtune.methods.base_info import BaseInfo, write_base_info
+from glmtune.methods.lora_files import select_adapter_state, make_peft_config, load_state, read_config, read_weights, write_files
 from glmtune.methods.lora_fused import fuse_updates
-from glmtune.methods.lora_official import module_rows, to_native
-from glmtune.methods.lora_optimizer import optimizer_groups
-from glmtune.methods.lora_targets import resolve_saved, resolve_targets
-from glmtune.methods.method import Method, State
+from glmtune.methods.lora_official import list_module_rows, convert_to_native
+from glmtune.methods.lora_optimizer import make_loraplus_groups
+from glmtune.methods.lora_targets import resolve_modules_to_save, resolve_targets
+from glmtune.methods.method import Method, StateDict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,7 +38,7 @@ class Lora(Method):
         family: gives the targets when the config names none.
     """
 
-    keeps: ClassVar[str] = "adapter"
+    output_kind: ClassVar[str] = "adapter"
 
     def __init__(self, config: LoraConfig, family: Family):
         self._config = config
@@ -54,7 +54,7 @@ class Lora(Method):
         _require_adaptable(model)
         config = self._config
         targets = resolve_targets(model, config.targets or list(self._family.lora_targets))
-        saved = resolve_saved(model, config.modules_to_save, targets)
+        saved = resolve_modules_to_save(model, config.modules_to_save, targets)
         wrapped = get_peft_model(
             model,
             PeftLoraConfig(
@@ -71,14 +71,14 @@ class Lora(Method):
             ),
         )
         fuse_updates(wrapped)
-        return _to_fp32(wrapped)
+        return _cast_to_fp32(wrapped)
 
     def optimizer_groups(self, model: Any, learning_rate: float, weight_decay: float) -> list[dict[str, Any]] | None:
         """LoRA+: a higher rate for B than for A."""
         ratio = self._config.loraplus_ratio
-        return optimizer_groups(model, learning_rate, weight_decay, ratio) if ratio else None
+        return make_loraplus_groups(model, learning_rate, weight_decay, ratio) if ratio else None
 
-    def write(self, model: PeftModel, folder: Path, note: BaseNote, state: State | None = None) -> None:
+    def write(self, model: PeftModel, folder: Path, note: BaseInfo, state: StateDict | None = None) -> None:
         """Write a plain peft adapter in fp32, with the note."""
         self.save(model, folder, note, state=state)
 
@@ -86,16 +86,16 @@ class Lora(Method):
         self,
         model: PeftModel,
         folder: Path,
-        note: BaseNote,
+        note: BaseInfo,
         dtype: torch.dtype | None = None,
-        state: State | None = None,
+        state: StateDict | None = None,
     ) -> None:
         """Write a plain peft adapter: about 7 MB for a 6B base at rank 8 in 16 bits."""
-        trained = self.trained(model, state)
+        trained = self.trained_state(model, state)
         config = model.peft_config["default"]
         assert isinstance(config, PeftLoraConfig)
         write_files(folder, config, {name: value.to(dtype or value.dtype) for name, value in trained.items()})
-        write_note(folder, note)
+        write_base_info(folder, note)
 
     def read(self, model: PeftModel, folder: Path) -> None:
         """Put an adapter back, one trained on the published code too.
@@ -104,7 +104,7 @@ class Lora(Method):
             RunError: it is broken, has other settings, or a weight is missing, left over, or of another shape.
         """
         try:
-            before, state = _open(folder, model.get_base_model(), trainable=True)
+            before, state = _open_adapter(folder, model.get_base_model(), trainable=True)
         except ModelError as error:
             raise RunError(error.message, error.hint) from None
         now: Any = model.peft_config["default"]
@@ -119,20 +119,20 @@ class Lora(Method):
                 f"{folder}: some modules have a scale of their own (alpha_pattern), which a run cannot have.",
                 "Merge it into the base and train on that.",
             )
-        faults = put(model, state)
+        faults = load_state(model, state)
         if faults:
             raise RunError(
                 f"{folder}: the adapter does not fit this run ({'; '.join(faults)}).",
                 "It was trained on another base, or with other lora.targets, bias or modules_to_save.",
             )
 
-    def stored(self, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    def saved_state(self, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
         """The weights of an adapter's file."""
         yield from read_weights(folder).items()
 
-    def trained(self, model: PeftModel, state: State | None = None) -> State:
+    def trained_state(self, model: PeftModel, state: StateDict | None = None) -> StateDict:
         """The adapter's matrices, trained biases and modules to save, under the names of peft's file."""
-        return adapter_state(model, state=state)
+        return select_adapter_state(model, state=state)
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, *, name: str = "default", trainable: bool = False) -> PeftModel:
@@ -150,39 +150,39 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, name: str = "default",
         ConfigError: the base is in the packed layout, or biases of quantised modules would be trained.
     """
     _require_adaptable(model)
-    config, state = _open(folder, model, trainable=trainable)
+    config, state = _open_adapter(folder, model, trainable=trainable)
     config.base_model_name_or_path = model.name_or_path
     try:
         wrapped = get_peft_model(model, config, adapter_name=name)
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise _misfit(folder, first_line(error, 200)) from None
+        raise _explain_misfit(folder, summarize_error(error, 200)) from None
     if trainable:
-        _to_fp32(wrapped)
+        _cast_to_fp32(wrapped)
     else:
         wrapped.requires_grad_(False)
-    faults = put(wrapped, state, name)
+    faults = load_state(wrapped, state, name)
     if faults:
         wrapped.unload()
-        raise _misfit(folder, "; ".join(faults))
+        raise _explain_misfit(folder, "; ".join(faults))
     return wrapped
 
 
-def saved_base_path(folder: Path) -> str:
+def read_base_path(folder: Path) -> str:
     """Where the adapter's base lay when it was saved."""
     return str(read_config(folder).get("base_model_name_or_path") or "")
 
 
-def _open(folder: Path, base: nn.Module, *, trainable: bool) -> tuple[PeftLoraConfig, State]:
+def _open_adapter(folder: Path, base: nn.Module, *, trainable: bool) -> tuple[PeftLoraConfig, StateDict]:
     """An adapter as `base` takes it."""
     raw, state = read_config(folder), read_weights(folder)
     try:
-        raw, state = to_native(raw, state, module_rows(base))
-        return peft_config(raw, trainable=trainable), state
+        raw, state = convert_to_native(raw, state, list_module_rows(base))
+        return make_peft_config(raw, trainable=trainable), state
     except ModelError as error:
         raise ModelError(f"{folder}: {error.message}", error.hint) from None
 
 
-def _misfit(folder: Path, why: str) -> ModelError:
+def _explain_misfit(folder: Path, why: str) -> ModelError:
     return ModelError(f"{folder}: the adapter does not fit this base ({why}).", "Give its own base with --base.")
 
 
@@ -195,11 +195,11 @@ def _require_adaptable(model: Any) -> None:
         )
 
 
-def _to_fp32(model: PeftModel) -> PeftModel:
+def _cast_to_fp32(model: PeftModel) -> PeftModel:
     """Optimisers lose small steps in 16 bits; peft raises the matrices alone, not biases and whole modules."""
     for path, module in model.named_modules():
         weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-        if isinstance(weight, nn.Parameter) and not weight.is_floating_point() and _is_trained(bias):
+        if isinstance(weight, nn.Parameter) and not weight.is_floating_point() and _is_adapter_weight(bias):
             raise ConfigError(
                 f"lora.bias: bitsandbytes rounds the bias of {path} at every step, so it cannot be trained.",
                 "Use lora.bias=none on a quantised base.",
@@ -210,5 +210,5 @@ def _to_fp32(model: PeftModel) -> PeftModel:
     return model
 
 
-def _is_trained(parameter: Any) -> bool:
+def _is_adapter_weight(parameter: Any) -> bool:
     return isinstance(parameter, nn.Parameter) and parameter.requires_grad

@@ -13,8 +13,8 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from glmtune.errors import ModelError, first_line
-from glmtune.methods.method import State
+from glmtune.errors import ModelError, summarize_error
+from glmtune.methods.method import StateDict
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -42,7 +42,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def read_weights(folder: Path) -> State:
+def read_weights(folder: Path) -> StateDict:
     """An adapter's weights by the names in its file. Code in a `.bin` file is never run.
 
     Raises:
@@ -57,16 +57,16 @@ def read_weights(folder: Path) -> State:
                 return load_file(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
         except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-            raise ModelError(f"{path}: cut short or corrupt ({first_line(error, 120)}).", _MEND) from None
+            raise ModelError(f"{path}: cut short or corrupt ({summarize_error(error, 120)}).", _MEND) from None
         except Exception as error:  # pickle's own errors: the file holds something other than tensors
-            raise ModelError(f"{path}: not plain weights ({first_line(error, 120)}).", _MEND) from None
+            raise ModelError(f"{path}: not plain weights ({summarize_error(error, 120)}).", _MEND) from None
         if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
             raise ModelError(f"{path}: holds something other than named tensors.", _MEND)
         return state
     raise ModelError(f"{folder}: the adapter has no weights ({WEIGHTS} or {OLD_WEIGHTS}).", _MEND)
 
 
-def peft_config(raw: dict[str, Any], *, trainable: bool) -> PeftLoraConfig:
+def make_peft_config(raw: dict[str, Any], *, trainable: bool) -> PeftLoraConfig:
     """A config as today's peft takes it. Keys that peft no longer has are left out where they ask for nothing.
 
     Raises:
@@ -78,12 +78,12 @@ def peft_config(raw: dict[str, Any], *, trainable: bool) -> PeftLoraConfig:
     try:
         config = PeftLoraConfig.from_peft_type(**kept)  # warns of keys that ask for something it does not have
     except (ValueError, TypeError) as error:
-        raise ModelError(f"{CONFIG}: {first_line(error, 120)}", _MEND) from None
+        raise ModelError(f"{CONFIG}: {summarize_error(error, 120)}", _MEND) from None
     assert isinstance(config, PeftLoraConfig)
     return config
 
 
-def write_files(folder: Path, config: PeftLoraConfig, state: State) -> None:
+def write_files(folder: Path, config: PeftLoraConfig, state: StateDict) -> None:
     """Write the two files that peft reads."""
     folder.mkdir(parents=True, exist_ok=True)
     stored = copy.deepcopy(config)
@@ -92,14 +92,14 @@ def write_files(folder: Path, config: PeftLoraConfig, state: State) -> None:
     write_weights(folder, state)
 
 
-def write_weights(folder: Path, state: State) -> None:
+def write_weights(folder: Path, state: StateDict) -> None:
     """Write the weights alone."""
     # A copy of each, for safetensors refuses tensors that share memory.
     whole = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
     save_file(whole, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def adapter_state(model: PeftModel, name: str = "default", state: State | None = None) -> State:
+def select_adapter_state(model: PeftModel, name: str = "default", state: StateDict | None = None) -> StateDict:
     """All that adapter `name` trains, under the names of its file.
 
     Args:
@@ -111,31 +111,31 @@ def adapter_state(model: PeftModel, name: str = "default", state: State | None =
     return get_peft_model_state_dict(model, state_dict=state, adapter_name=name, save_embedding_layers=False)
 
 
-def put(model: PeftModel, state: State, name: str = "default") -> list[str]:
+def load_state(model: PeftModel, state: StateDict, name: str = "default") -> list[str]:
     """Copy weights onto adapter `name`, all of them or none.
 
     Returns:
         What does not fit, in words; empty when the weights were copied.
     """
-    expected = adapter_state(model, name)
-    by_plain = {_plain(key): key for key in expected}
-    found = {by_plain.get(_plain(key), key): value for key, value in state.items()}
+    expected = select_adapter_state(model, name)
+    by_plain = {_strip_name(key): key for key in expected}
+    found = {by_plain.get(_strip_name(key), key): value for key, value in state.items()}
     faults = {
         "missing": [key for key in expected if key not in found],
-        "left over": _left_over(model, {key: value for key, value in found.items() if key not in expected}),
+        "left over": _list_unused(model, {key: value for key, value in found.items() if key not in expected}),
         "wrong shape": [
-            f"{key} is {_by(found[key])} instead of {_by(value)}"
+            f"{key} is {_group_by(found[key])} instead of {_group_by(value)}"
             for key, value in expected.items()
             if key in found and found[key].shape != value.shape
         ],
     }
-    told = [f"{what}: {_listed(keys)}" for what, keys in faults.items() if keys]
+    told = [f"{what}: {_join_names(keys)}" for what, keys in faults.items() if keys]
     if not told:
         set_peft_model_state_dict(model, {key: found[key] for key in expected}, adapter_name=name)
     return told
 
 
-def _left_over(model: PeftModel, unknown: State) -> list[str]:
+def _list_unused(model: PeftModel, unknown: StateDict) -> list[str]:
     """Names that the adapter has no place for; embeddings that peft stored beside it unchanged are none."""
     base = model.state_dict() if unknown else {}
     return [
@@ -147,15 +147,15 @@ def _left_over(model: PeftModel, unknown: State) -> list[str]:
     ]
 
 
-def _plain(key: str) -> str:
+def _strip_name(key: str) -> str:
     """Older files name a trained bias without the wrapper around its module."""
     return key.replace(".base_layer.", ".")
 
 
-def _by(tensor: torch.Tensor) -> str:
+def _group_by(tensor: torch.Tensor) -> str:
     return "x".join(str(size) for size in tensor.shape)
 
 
-def _listed(names: list[str], most: int = 3) -> str:
+def _join_names(names: list[str], most: int = 3) -> str:
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -29,11 +29,11 @@ def fuse_updates(model: nn.Module) -> None:
     for module in model.modules():
         kind: Any = type(module)
         if isinstance(module, LoraLayer) and kind.__name__ in _KINDS:
-            module.__class__ = _fused(kind)
+            module.__class__ = _make_fused_forward(kind)
 
 
 @cache
-def _fused(kind: Any) -> type:
+def _make_fused_forward(kind: Any) -> type:
     return type(f"Fused{kind.__name__}", (_Fused, kind), {})
 
 
@@ -67,9 +67,9 @@ class _Update(torch.autograd.Function):
         dropout: float,
     ) -> torch.Tensor:
         with torch.autocast(x_TI.device.type, enabled=False):
-            keep_TI = kept(x_TI.shape, dropout, x_TI.device) if dropout else None
+            keep_TI = draw_dropout_mask(x_TI.shape, dropout, x_TI.device) if dropout else None
             ctx.scale = scale / (1 - dropout)
-            low_TR = F.linear(_dropped(x_TI, keep_TI), down_RI.to(x_TI.dtype))
+            low_TR = F.linear(_drop_input(x_TI, keep_TI), down_RI.to(x_TI.dtype))
             ctx.save_for_backward(x_TI, keep_TI, low_TR, down_RI, up_OR)
             return torch.addmm(result_TO, low_TR, up_OR.to(x_TI.dtype).T, alpha=ctx.scale)
 
@@ -81,19 +81,19 @@ class _Update(torch.autograd.Function):
             scaled_TO = grad_TO * ctx.scale if ctx.scale != 1 else grad_TO
             low_grad_TR = scaled_TO @ up_OR.to(grad_TO.dtype)
             up_grad_OR = (scaled_TO.T @ low_TR).to(up_OR.dtype)
-            down_grad_RI = (low_grad_TR.T @ _dropped(x_TI, keep_TI)).to(down_RI.dtype)
+            down_grad_RI = (low_grad_TR.T @ _drop_input(x_TI, keep_TI)).to(down_RI.dtype)
             x_grad_TI = None
             if ctx.needs_input_grad[0]:
-                x_grad_TI = _dropped(low_grad_TR @ down_RI.to(grad_TO.dtype), keep_TI)
+                x_grad_TI = _drop_input(low_grad_TR @ down_RI.to(grad_TO.dtype), keep_TI)
         return x_grad_TI, down_grad_RI, up_grad_OR, grad_TO, None, None
 
 
-def _dropped(x_TI: torch.Tensor, keep_TI: torch.Tensor | None) -> torch.Tensor:
+def _drop_input(x_TI: torch.Tensor, keep_TI: torch.Tensor | None) -> torch.Tensor:
     """Without the scale that makes up for what is dropped."""
     return x_TI if keep_TI is None else x_TI * keep_TI
 
 
-def kept(shape: torch.Size, dropout: float, device: torch.device) -> torch.Tensor:
+def draw_dropout_mask(shape: torch.Size, dropout: float, device: torch.device) -> torch.Tensor:
     """Random decisions, bool: True with probability `1 - dropout`, exact to 1 in 65,536 on a CPU.
 
     There, four decisions come from one random number of 64 bits; torch's own dropout draws one for each.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def merge(model: PeftModel) -> PreTrainedModel:
+def merge_adapter(model: PeftModel) -> PreTrainedModel:
     """Add the active adapter into the base's weights and take the wrapping off, one module at a time.
 
     Update and sum are computed in fp32 and rounded once to the base's precision: a merged weight differs from the
@@ -44,17 +44,17 @@ def merge(model: PeftModel) -> PreTrainedModel:
             )
     for path, layer in layers:
         layer.merge()  # the adapter is in fp32, so peft's sum is too, until it is stored
-        _replace(base, path, layer.get_base_layer())
+        _replace_module(base, path, layer.get_base_layer())
     for path, module in list(base.named_modules()):
         if isinstance(module, ModulesToSaveWrapper):
-            _replace(base, path, _kept(module))
+            _replace_module(base, path, _select_layers(module))
     for module in base.modules():
         _round_bias(module)
     base.__dict__.pop("peft_config", None)
     return base.requires_grad_(False)
 
 
-def _kept(wrapper: ModulesToSaveWrapper) -> nn.Module:
+def _select_layers(wrapper: ModulesToSaveWrapper) -> nn.Module:
     """The copy that was trained, in the precision of the module it takes the place of."""
     before: Any = wrapper.original_module
     trained: nn.Module = wrapper.modules_to_save[wrapper.active_adapters[0]]
@@ -68,6 +68,6 @@ def _round_bias(module: nn.Module) -> None:
         bias.data = bias.data.to(weight.dtype)
 
 
-def _replace(root: nn.Module, path: str, module: nn.Module) -> None:
+def _replace_module(root: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     setattr(root.get_submodule(parent), name, module)

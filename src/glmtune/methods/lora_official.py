@@ -20,10 +20,10 @@ from peft import LoraConfig as PeftLoraConfig
 from torch import nn
 
 from glmtune.errors import ModelError
-from glmtune.methods.base_info import read_note, write_note
+from glmtune.methods.base_info import read_base_info, write_base_info
 from glmtune.methods.lora_files import CONFIG, read_config, read_weights, write_weights
-from glmtune.methods.lora_targets import shortest
-from glmtune.methods.method import State
+from glmtune.methods.lora_targets import shorten_names
+from glmtune.methods.method import StateDict
 from glmtune.models.weight_names import FUSED, group_by_published
 from glmtune.utils.io import write_json
 
@@ -41,7 +41,7 @@ Rows = Mapping[str, int]
 """How many rows the weight of each native module has."""
 
 
-def module_rows(model: nn.Module) -> dict[str, int]:
+def list_module_rows(model: nn.Module) -> dict[str, int]:
     """Rows of every module with a weight. A quantised weight does not have them in its shape."""
     return {
         path: getattr(module, "out_features", module.weight.shape[0])
@@ -50,7 +50,7 @@ def module_rows(model: nn.Module) -> dict[str, int]:
     }
 
 
-def to_native(raw: dict[str, Any], state: State, rows: Rows) -> tuple[dict[str, Any], State]:
+def convert_to_native(raw: dict[str, Any], state: StateDict, rows: Rows) -> tuple[dict[str, Any], StateDict]:
     """An adapter for the native model; one that is for it already, or for neither, is given back as it is.
 
     Args:
@@ -61,23 +61,23 @@ def to_native(raw: dict[str, Any], state: State, rows: Rows) -> tuple[dict[str, 
     Raises:
         ModelError: a fused weight has another number of rows than the model's parts together.
     """
-    keys = _parse(state)
+    keys = _parse_name(state)
     published = group_by_published(rows)
     paths = {path for path, _ in keys.values()}
     if paths <= rows.keys() or not paths <= published.keys():
         return raw, state
-    native: State = {}
+    native: StateDict = {}
     for name, (path, kind) in keys.items():
-        for part, value in zip(published[path], _split(name, state[name], published[path], kind, rows), strict=True):
+        for part, value in zip(published[path], _split_update(name, state[name], published[path], kind, rows), strict=True):
             native[f"{_PREFIX}{part}.{kind}"] = value
     adapted = {path for path, kind in keys.values() if kind == A}
-    config = _without_places(raw)
-    config["target_modules"] = shortest({part for path in adapted for part in published[path]}, rows.keys())
-    whole = _named_whole(raw, paths - adapted)
+    config = _strip_layer_numbers(raw)
+    config["target_modules"] = shorten_names({part for path in adapted for part in published[path]}, rows.keys())
+    whole = _select_whole_modules(raw, paths - adapted)
     config["modules_to_save"] = sorted({part for path in whole for part in published[path]}) or None
     for pattern, default in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
         if raw.get(pattern):
-            each = {path: _by_pattern(raw[pattern], path, raw[default]) for path in adapted}
+            each = {path: _make_rank_pattern(raw[pattern], path, raw[default]) for path in adapted}
             config[pattern] = {part: value for path, value in each.items() for part in published[path]}
     return config, native
 
@@ -99,13 +99,13 @@ def write_official_adapter(adapter: Path, native_shapes: Mapping[str, tuple[int,
     """
     raw, state = read_config(adapter), read_weights(adapter)
     rows = {name.removesuffix(".weight"): shape[0] for name, shape in native_shapes.items() if name.endswith(".weight")}
-    raw, state = to_native(raw, state, rows)
+    raw, state = convert_to_native(raw, state, rows)
     if raw.get("rank_pattern") or raw.get("alpha_pattern"):
         raise ModelError(
             f"{adapter}: its ranks or alphas differ between modules (rank_pattern, alpha_pattern).",
             "Merge it and export the whole model instead.",
         )
-    keys = _parse(state)
+    keys = _parse_name(state)
     foreign = sorted({path for path, _ in keys.values()} - rows.keys())
     if foreign:
         raise ModelError(f"{adapter}: this base has no module {foreign[0]}.", "Give the adapter's own base.")
@@ -114,7 +114,7 @@ def write_official_adapter(adapter: Path, native_shapes: Mapping[str, tuple[int,
     if not adapted or any(kind in (A, B) and path not in adapted for path, kind in whole):
         raise ModelError(f"{adapter}: an A without its B, or none at all.", "Copy or download the adapter again.")
     if any(_is_part(path) for path in rows):
-        config, state = _to_published(raw, state, keys, rows, adapter)
+        config, state = _convert_to_published(raw, state, keys, rows, adapter)
     else:  # a model that has the published names itself
         config = raw
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,14 +122,14 @@ def write_official_adapter(adapter: Path, native_shapes: Mapping[str, tuple[int,
     kept = {key: value for key, value in config.items() if value != default.get(key) and value not in ([], {})}
     write_json(folder / CONFIG, kept)
     write_weights(folder, state)
-    note = read_note(adapter)
+    note = read_base_info(adapter)
     if note:
-        write_note(folder, note)
+        write_base_info(folder, note)
 
 
-def _to_published(
-    raw: dict[str, Any], state: State, keys: dict[str, tuple[str, str]], rows: Rows, adapter: Path
-) -> tuple[dict[str, Any], State]:
+def _convert_to_published(
+    raw: dict[str, Any], state: StateDict, keys: dict[str, tuple[str, str]], rows: Rows, adapter: Path
+) -> tuple[dict[str, Any], StateDict]:
     """Config and weights under the published names."""
     groups = group_by_published(rows)
     values = {(path, kind.removeprefix("base_layer.")): state[name] for name, (path, kind) in keys.items()}
@@ -139,18 +139,18 @@ def _to_published(
         if any(part in parts for part, _ in values)
     }
     fused = {path for path, there in kinds.items() if len(groups[path]) > 1 and A in there}
-    share = all(_same([values[part, A] for part in groups[path] if (part, A) in values]) for path in fused)
-    published: State = {}
+    share = all(_require_same([values[part, A] for part in groups[path] if (part, A) in values]) for path in fused)
+    published: StateDict = {}
     for path, there in kinds.items():
         if path in fused:
-            published |= _fuse(path, groups[path], values, rows, share)
+            published |= _fuse_updates(path, groups[path], values, rows, share)
         for kind in sorted(there - ({A, B} if path in fused else set())):
             stored = "base_layer.bias" if kind == "bias" and A in there else kind
-            published[f"{_PREFIX}{path}.{stored}"] = _stack(groups[path], kind, values, adapter)
-    return _published_config(raw, kinds, groups, published), published
+            published[f"{_PREFIX}{path}.{stored}"] = _stack_rows(groups[path], kind, values, adapter)
+    return _make_published_config(raw, kinds, groups, published), published
 
 
-def _stack(parts: list[str], kind: str, values: Mapping[tuple[str, str], torch.Tensor], adapter: Path) -> torch.Tensor:
+def _stack_rows(parts: list[str], kind: str, values: Mapping[tuple[str, str], torch.Tensor], adapter: Path) -> torch.Tensor:
     """The rows of one weight of all parts of a published module."""
     if any((part, kind) not in values for part in parts):
         raise ModelError(
@@ -161,8 +161,8 @@ def _stack(parts: list[str], kind: str, values: Mapping[tuple[str, str], torch.T
     return torch.cat([values[part, kind] for part in parts])
 
 
-def _published_config(
-    raw: dict[str, Any], kinds: Mapping[str, set[str]], groups: Mapping[str, list[str]], published: State
+def _make_published_config(
+    raw: dict[str, Any], kinds: Mapping[str, set[str]], groups: Mapping[str, list[str]], published: StateDict
 ) -> dict[str, Any]:
     """The config of what `_to_published` made, with ranks and alphas as they became."""
     ranks = {path: len(published[f"{_PREFIX}{path}.{A}"]) for path in kinds if A in kinds[path]}
@@ -172,9 +172,9 @@ def _published_config(
         grown = rank / raw["r"]
         return raw["lora_alpha"] * (math.sqrt(grown) if raw.get("use_rslora") else grown)
 
-    config = _without_places(raw)
+    config = _strip_layer_numbers(raw)
     config |= {"r": usual, "lora_alpha": alpha(usual)}
-    config["target_modules"] = shortest(ranks.keys(), groups.keys())
+    config["target_modules"] = shorten_names(ranks.keys(), groups.keys())
     config["modules_to_save"] = sorted(path for path in kinds if "weight" in kinds[path]) or None
     others = {path: rank for path, rank in ranks.items() if rank != usual}
     config["rank_pattern"] = others
@@ -182,9 +182,9 @@ def _published_config(
     return config
 
 
-def _fuse(
+def _fuse_updates(
     path: str, parts: list[str], values: Mapping[tuple[str, str], torch.Tensor], rows: Rows, share: bool
-) -> State:
+) -> StateDict:
     """A (rank, columns) and B (rows, rank) of a fused matrix; rows of a part without adapter are zero in B.
 
     Args:
@@ -208,7 +208,7 @@ def _fuse(
     return {f"{_PREFIX}{path}.{A}": a, f"{_PREFIX}{path}.{B}": b}
 
 
-def _split(name: str, value: torch.Tensor, parts: list[str], kind: str, rows: Rows) -> list[torch.Tensor]:
+def _split_update(name: str, value: torch.Tensor, parts: list[str], kind: str, rows: Rows) -> list[torch.Tensor]:
     """What each native part of a published module has of one of its weights."""
     if len(parts) == 1 or kind == A:
         return [value] * len(parts)
@@ -222,13 +222,13 @@ def _split(name: str, value: torch.Tensor, parts: list[str], kind: str, rows: Ro
     return list(value.split(sizes))
 
 
-def _parse(state: State) -> dict[str, tuple[str, str]]:
+def _parse_name(state: StateDict) -> dict[str, tuple[str, str]]:
     """Module and kind of every weight; a name that is none of an adapter's counts as a module, which no model has."""
     found = {name: _KEY.match(name) for name in state}
     return {name: (match[1], match[2]) if match else (name, "") for name, match in found.items()}
 
 
-def _without_places(raw: dict[str, Any]) -> dict[str, Any]:
+def _strip_layer_numbers(raw: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in raw.items() if key not in _PLACES}
 
 
@@ -236,15 +236,15 @@ def _is_part(path: str) -> bool:
     return any(path.endswith(part) for _, parts in FUSED for part in parts)
 
 
-def _same(tensors: list[torch.Tensor]) -> bool:
+def _require_same(tensors: list[torch.Tensor]) -> bool:
     return all(torch.equal(tensors[0], other) for other in tensors[1:])
 
 
-def _named_whole(raw: dict[str, Any], paths: set[str]) -> set[str]:
+def _select_whole_modules(raw: dict[str, Any], paths: set[str]) -> set[str]:
     wanted = raw.get("modules_to_save") or []
     return {path for path in paths if any(path.endswith(name) for name in wanted)}
 
 
-def _by_pattern(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
+def _make_rank_pattern(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
     """The value of the first pattern that fits, as peft reads them."""
     return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", path)), default)

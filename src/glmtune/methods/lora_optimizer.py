@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 
-def optimizer_groups(model: nn.Module, learning_rate: float, weight_decay: float, ratio: float) -> list[dict[str, Any]]:
+def make_loraplus_groups(model: nn.Module, learning_rate: float, weight_decay: float, ratio: float) -> list[dict[str, Any]]:
     """The trained parameters as groups for a torch optimiser.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from glmtune.config_parsing import nearest
+from glmtune.config_parsing import suggest_key
 from glmtune.errors import ConfigError
 from glmtune.models.weight_names import group_by_published
 
@@ -36,11 +36,11 @@ def resolve_targets(model: Any, wanted: list[str]) -> list[str]:
         if name == ALL_LINEAR:
             found |= {path for path in linear if model.get_submodule(path) is not head}
         else:
-            found |= _meant(name, linear, "lora.targets")
-    return shortest(found, linear)
+            found |= _find_meant_modules(name, linear, "lora.targets")
+    return shorten_names(found, linear)
 
 
-def resolve_saved(model: Any, wanted: list[str], targets: list[str]) -> list[str]:
+def resolve_modules_to_save(model: Any, wanted: list[str], targets: list[str]) -> list[str]:
     """Full paths of the modules that are trained whole.
 
     Args:
@@ -52,7 +52,7 @@ def resolve_saved(model: Any, wanted: list[str], targets: list[str]) -> list[str
         ConfigError: an unknown name, a module that has an adapter already, or one that cannot be trained whole.
     """
     paths = [path for path, module in model.named_modules() if dict(module.named_parameters(recurse=False))]
-    found = sorted({path for name in wanted for path in _meant(name, paths, "lora.modules_to_save")})
+    found = sorted({path for name in wanted for path in _find_meant_modules(name, paths, "lora.modules_to_save")})
     for path in found:
         if any(_is_or_ends(path, target) for target in targets):
             raise ConfigError(
@@ -78,14 +78,14 @@ def _require_trainable(model: Any, path: str) -> None:
         )
 
 
-def shortest(paths: Collection[str], known: Collection[str]) -> list[str]:
+def shorten_names(paths: Collection[str], known: Collection[str]) -> list[str]:
     """Names that mean exactly `paths` among `known`: their last parts where that is enough, else the whole paths."""
     last = {path.rpartition(".")[2] for path in paths}
     covered = {path for path in known if path.rpartition(".")[2] in last}
     return sorted(last) if covered == set(paths) else sorted(paths)
 
 
-def _meant(name: str, paths: list[str], key: str) -> set[str]:
+def _find_meant_modules(name: str, paths: list[str], key: str) -> set[str]:
     own = {path for path in paths if _is_or_ends(path, name)}
     if own:
         return own
@@ -94,7 +94,7 @@ def _meant(name: str, paths: list[str], key: str) -> set[str]:
     if not found:
         natives = sorted({path.rpartition(".")[2] for path in paths})
         known = sorted({*natives, *(path.rpartition(".")[2] for path in published)})
-        hint = nearest(name, known)
+        hint = suggest_key(name, known)
         more = "" if hint.startswith("Known") else f" Modules here: {', '.join(natives)}."
         raise ConfigError(f"{key}: no module {name!r} in this model.", hint + more)
     return found

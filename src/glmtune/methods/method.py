@@ -13,16 +13,16 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from glmtune.methods.base_info import BaseNote, check_base
+from glmtune.methods.base_info import BaseInfo, require_same_base
 
-State = dict[str, torch.Tensor]
+StateDict = dict[str, torch.Tensor]
 """Whole weights by the names of `model.state_dict()`."""
 
 
 class Method(ABC):
     """One way to tune, with the settings of one run."""
 
-    keeps: ClassVar[str]
+    output_kind: ClassVar[str]
     """`adapter` or `model`: the folder of a run that holds what was trained."""
 
     def load_dtype(self, precision: torch.dtype) -> torch.dtype | None:
@@ -52,7 +52,7 @@ class Method(ABC):
         return None
 
     @abstractmethod
-    def write(self, model: Any, folder: Path, note: BaseNote, state: State | None = None) -> None:
+    def write(self, model: Any, folder: Path, note: BaseInfo, state: StateDict | None = None) -> None:
         """Write what was trained into an existing or new folder, in the precision that it is trained in.
 
         Args:
@@ -70,7 +70,7 @@ class Method(ABC):
             RunError: a weight is missing, left over, or of another shape.
         """
 
-    def start_from(self, model: Any, folder: Path, note: BaseNote) -> None:
+    def start_from(self, model: Any, folder: Path, note: BaseInfo) -> None:
         """Put what an earlier run trained onto a prepared model, to train it further.
 
         Args:
@@ -81,12 +81,12 @@ class Method(ABC):
         Raises:
             RunError: it was trained on another base, or with settings that do not fit.
         """
-        check_base(folder, note.fingerprint, Path(note.path))
+        require_same_base(folder, note.fingerprint, Path(note.path))
         self.read(model, folder)
 
     @abstractmethod
     def save(
-        self, model: Any, folder: Path, note: BaseNote, dtype: torch.dtype | None = None, state: State | None = None
+        self, model: Any, folder: Path, note: BaseInfo, dtype: torch.dtype | None = None, state: StateDict | None = None
     ) -> None:
         """Write the result of a run for use, in `dtype` (as trained when None), into an empty folder.
 
@@ -94,14 +94,14 @@ class Method(ABC):
         """
 
     @abstractmethod
-    def stored(self, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    def saved_state(self, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
         """The weights in a folder of `write` or `save`, under the names that `trained` has."""
 
     @abstractmethod
-    def trained(self, model: Any, state: State | None = None) -> State:
+    def trained_state(self, model: Any, state: StateDict | None = None) -> StateDict:
         """The weights that `stored` is to give back, as they are trained."""
 
 
-def trainable_parameters(model: nn.Module) -> int:
+def count_trainable_parameters(model: nn.Module) -> int:
     """How many numbers training changes."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

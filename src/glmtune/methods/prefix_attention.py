@@ -24,7 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from glmtune.errors import ConfigError
 from glmtune.methods.prefix_encoder import PrefixEncoder
-from glmtune.models.packed_attention import SEPARATE, by_rows, eager_with_bool_masks
+from glmtune.models.packed_attention import SEPARATE, attend_by_rows, attend_eagerly
 
 _OURS = "prefix_"
 _ATTENTIONS = ("sdpa", "eager", f"{SEPARATE}sdpa", f"{SEPARATE}eager")
@@ -40,7 +40,7 @@ def attach_prefix(model: PreTrainedModel, encoder: PrefixEncoder) -> None:
     Raises:
         ConfigError: the model's attention is neither sdpa nor eager.
     """
-    if prefix_of(model) is not None:
+    if find_prefix(model) is not None:
         remove_prefix(model)
     attention = model.config._attn_implementation
     if attention not in _ATTENTIONS:
@@ -49,7 +49,7 @@ def attach_prefix(model: PreTrainedModel, encoder: PrefixEncoder) -> None:
     model.set_attn_implementation(f"{_OURS}{attention}")
     base.prefix_encoder = encoder.to(model.device).train(model.training)
     base.prefix_hook = base.register_forward_pre_hook(_add_prefix, with_kwargs=True)
-    model._keys_to_ignore_on_save = {*(model._keys_to_ignore_on_save or ()), *_names(model)}
+    model._keys_to_ignore_on_save = {*(model._keys_to_ignore_on_save or ()), *_name_attention(model)}
 
 
 def remove_prefix(model: PreTrainedModel) -> PrefixEncoder:
@@ -61,10 +61,10 @@ def remove_prefix(model: PreTrainedModel) -> PrefixEncoder:
     Raises:
         ValueError: there is none.
     """
-    encoder = prefix_of(model)
+    encoder = find_prefix(model)
     if encoder is None:
         raise ValueError("the model has no prefix")
-    model._keys_to_ignore_on_save = set(model._keys_to_ignore_on_save or ()) - _names(model)
+    model._keys_to_ignore_on_save = set(model._keys_to_ignore_on_save or ()) - _name_attention(model)
     base: Any = model.base_model
     base.prefix_hook.remove()
     del base.prefix_hook, base.prefix_encoder
@@ -73,7 +73,7 @@ def remove_prefix(model: PreTrainedModel) -> PrefixEncoder:
 
 
 @contextmanager
-def without_prefix(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+def disable_prefix(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """The base, for as long as the block lasts.
 
     Raises:
@@ -86,12 +86,12 @@ def without_prefix(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
         attach_prefix(model, encoder)
 
 
-def prefix_of(model: nn.Module) -> PrefixEncoder | None:
+def find_prefix(model: nn.Module) -> PrefixEncoder | None:
     """The encoder whose prefix the model sees."""
     return getattr(getattr(model, "base_model", None), "prefix_encoder", None)
 
 
-def _names(model: PreTrainedModel) -> set[str]:
+def _name_attention(model: PreTrainedModel) -> set[str]:
     base: Any = model.base_model
     return {f"{model.base_model_prefix}.prefix_encoder.{name}" for name in base.prefix_encoder.state_dict()}
 
@@ -113,7 +113,7 @@ def _is_reentrant(base: Any) -> bool:
     return bool(base._gradient_checkpointing_func.keywords.get("use_reentrant"))  # transformers keeps it as a partial
 
 
-def _behind_prefix(attend: Callable[..., Any]) -> Callable[..., Any]:
+def _make_prefix_attention(attend: Callable[..., Any]) -> Callable[..., Any]:
     """An attention function that looks at the layer's prefix first and leaves the rest to `attend`."""
 
     def attention(
@@ -126,14 +126,14 @@ def _behind_prefix(attend: Callable[..., Any]) -> Callable[..., Any]:
         prefix_kv: torch.Tensor,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        key_BNSD, value_BNSD = _lengthened(module, key_BNSD, value_BNSD, prefix_kv)
-        mask = _widened(module, attention_mask, query_BHTD, key_BNSD, prefix_kv)
+        key_BNSD, value_BNSD = _extend_states(module, key_BNSD, value_BNSD, prefix_kv)
+        mask = _extend_mask(module, attention_mask, query_BHTD, key_BNSD, prefix_kv)
         return attend(module, query_BHTD, key_BNSD, value_BNSD, mask, **kwargs)
 
     return attention
 
 
-def _lengthened(
+def _extend_states(
     module: Any, key_BNSD: torch.Tensor, value_BNSD: torch.Tensor, prefix_kv: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values with the layer's prefix in front, (B, N, P + S, D). Prefix keys are not rotated."""
@@ -145,7 +145,7 @@ def _lengthened(
     return key, value
 
 
-def _widened(
+def _extend_mask(
     module: Any,
     mask: torch.Tensor | None,
     query_BHTD: torch.Tensor,
@@ -169,7 +169,7 @@ def _widened(
 
 # Masks are made as for the attention without a prefix and widened here, layer by layer.
 _sdpa = partial(sdpa_attention_forward, is_causal=False)  # the widened mask says what is hidden
-for name, attend, make_mask in (("sdpa", _sdpa, sdpa_mask), ("eager", eager_with_bool_masks, eager_mask)):
-    for before, attention in (("", _behind_prefix(attend)), (SEPARATE, by_rows(_behind_prefix(attend), masked=True))):
+for name, attend, make_mask in (("sdpa", _sdpa, sdpa_mask), ("eager", attend_eagerly, eager_mask)):
+    for before, attention in (("", _make_prefix_attention(attend)), (SEPARATE, attend_by_rows(_make_prefix_attention(attend), masked=True))):
         ALL_ATTENTION_FUNCTIONS.register(f"{_OURS}{before}{name}", attention)
         ALL_MASK_ATTENTION_FUNCTIONS.register(f"{_OURS}{before}{name}", make_mask)

@@ -27,7 +27,7 @@ class PrefixShape:
     head_dim: int
 
     @classmethod
-    def of(cls, config: PreTrainedConfig) -> PrefixShape:
+    def from_config(cls, config: PreTrainedConfig) -> PrefixShape:
         """The shape that a model's layers take."""
         heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
         return cls(config.num_hidden_layers, heads, config.head_dim)
@@ -49,10 +49,10 @@ class Projection:
     hidden: int
 
     @classmethod
-    def of(cls, config: PreTrainedConfig) -> Projection:
+    def from_state(cls, config: PreTrainedConfig) -> Projection:
         """The published widths. ChatGLM-6B says its own; the later generations embed the whole width of a prefix."""
         own: int | None = getattr(config, "prefix_embedding_size", None)
-        return cls(own or PrefixShape.of(config).width, config.hidden_size)
+        return cls(own or PrefixShape.from_config(config).width, config.hidden_size)
 
 
 class PrefixEncoder(nn.Module):
@@ -114,17 +114,17 @@ class PrefixEncoder(nn.Module):
         Without gradients it is computed once and kept until a weight changes: generation asks for it at every token.
         """
         if torch.is_grad_enabled():
-            return self._encode()
+            return self._encode_prefix()
         weights = tuple((p.data_ptr(), p._version) for p in self.parameters())
         if self.training or self._kept is None or self._kept[0] != weights:
-            self._kept = weights, self._encode()
+            self._kept = weights, self._encode_prefix()
         return self._kept[1]
 
     def train(self, mode: bool = True) -> PrefixEncoder:
         self._kept = None  # not worth its memory while training
         return super().train(mode)
 
-    def _encode(self) -> torch.Tensor:
+    def _encode_prefix(self) -> torch.Tensor:
         device = self.embedding.weight.device
         # Autocast would compute the network in 16 bits.
         with torch.autocast(device.type, enabled=False):

@@ -58,7 +58,7 @@ def is_prefix_folder(folder: Path) -> bool:
     return bool(names) and all(name.startswith(PUBLISHED) for name in names)
 
 
-def official_base_hint(folder: Path) -> str:
+def find_official_base(folder: Path) -> str:
     """Where the base of a published checkpoint lay when it was made; empty where it does not say."""
     return str(_read_json(folder / "config.json").get("_name_or_path") or "")
 
@@ -80,7 +80,7 @@ def read_prefix(folder: Path) -> StoredPrefix:
         dropout = float(config["dropout"])
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{folder / CONFIG}: lacks a number or has something else in its place ({error}).") from None
-    return StoredPrefix(_own_names(_load(folder / WEIGHTS), folder), dropout, shape)
+    return StoredPrefix(_convert_names(_load_weights(folder / WEIGHTS), folder), dropout, shape)
 
 
 def write_prefix(state: Mapping[str, torch.Tensor], encoder: PrefixEncoder, folder: Path) -> None:
@@ -92,7 +92,7 @@ def write_prefix(state: Mapping[str, torch.Tensor], encoder: PrefixEncoder, fold
         folder: made if it is not there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(_on_cpu(state), folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(_copy_to_cpu(state), folder / WEIGHTS, metadata={"format": "pt"})
     settings = {
         "num_virtual_tokens": encoder.tokens,
         "prefix_projection": encoder.trans is not None,
@@ -110,12 +110,12 @@ def write_official(encoder: PrefixEncoder, folder: Path, base_config: Mapping[st
         base_config: the base's published config.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(_on_cpu(published_state(encoder.state_dict())), folder / _PUBLISHED_WEIGHTS[1])
+    torch.save(_copy_to_cpu(make_published_state(encoder.state_dict())), folder / _PUBLISHED_WEIGHTS[1])
     settings = {"pre_seq_len": encoder.tokens, "prefix_projection": encoder.trans is not None}
     write_json(folder / "config.json", {**base_config, **settings})
 
 
-def published_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def make_published_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """An encoder's weights under the published names."""
     return {f"{PUBLISHED}{name}": value for name, value in state.items()}
 
@@ -133,17 +133,17 @@ def _read_published(folder: Path) -> dict[str, torch.Tensor]:
     files = {weight.file for weight in inventory.weights.values()}
     if not files:
         raise ModelError(f"{folder}: holds no prefix.", _MEND)
-    return _own_names({name: value for file in files for name, value in _load(file).items()}, folder)
+    return _convert_names({name: value for file in files for name, value in _load_weights(file).items()}, folder)
 
 
-def _own_names(state: Mapping[str, torch.Tensor], folder: Path) -> dict[str, torch.Tensor]:
+def _convert_names(state: Mapping[str, torch.Tensor], folder: Path) -> dict[str, torch.Tensor]:
     wrong = [name for name in state if not name.startswith(PUBLISHED)]
     if wrong or not state:
         raise ModelError(f"{folder}: holds no prefix ({', '.join(wrong[:4]) or 'no weights at all'}).", _MEND)
     return {name.removeprefix(PUBLISHED): value for name, value in state.items()}
 
 
-def _load(file: Path) -> dict[str, torch.Tensor]:
+def _load_weights(file: Path) -> dict[str, torch.Tensor]:
     if file.suffix == ".bin":  # its header has been read, so it is whole and holds tensors alone
         state: dict[str, torch.Tensor] = torch.load(file, map_location="cpu", weights_only=True)
         return state
@@ -164,5 +164,5 @@ def _read_json(file: Path) -> dict[str, Any]:
     return read if isinstance(read, dict) else {}
 
 
-def _on_cpu(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _copy_to_cpu(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in state.items()}

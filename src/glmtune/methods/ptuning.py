@@ -17,15 +17,15 @@ from transformers import PreTrainedModel
 
 from glmtune.config import PTuningConfig
 from glmtune.errors import ConfigError, ModelError, RunError
-from glmtune.methods.base_info import BaseNote, write_note
-from glmtune.methods.method import Method, State
-from glmtune.methods.prefix_attention import attach_prefix, prefix_of, remove_prefix, without_prefix
+from glmtune.methods.base_info import BaseInfo, write_base_info
+from glmtune.methods.method import Method, StateDict
+from glmtune.methods.prefix_attention import attach_prefix, find_prefix, remove_prefix, disable_prefix
 from glmtune.methods.prefix_encoder import PrefixEncoder, PrefixShape, Projection
 from glmtune.methods.prefix_files import (
     StoredPrefix,
     is_prefix_folder,
-    official_base_hint,
-    published_state,
+    find_official_base,
+    make_published_state,
     read_prefix,
     write_official,
     write_prefix,
@@ -33,13 +33,13 @@ from glmtune.methods.prefix_files import (
 
 __all__ = [
     "PTuning",
-    "accepted_when_quantised",
+    "allow_quantized_training",
     "is_prefix_folder",
     "load_prefix",
-    "official_base_hint",
-    "prefix_of",
+    "find_official_base",
+    "find_prefix",
     "remove_prefix",
-    "without_prefix",
+    "disable_prefix",
     "write_official",
 ]
 
@@ -51,7 +51,7 @@ class PTuning(Method):
         config: its length, dropout, and whether a network makes it.
     """
 
-    keeps: ClassVar[str] = "adapter"
+    output_kind: ClassVar[str] = "adapter"
 
     def __init__(self, config: PTuningConfig):
         self._config = config
@@ -65,45 +65,45 @@ class PTuning(Method):
             raise ConfigError(
                 f"ptuning.num_virtual_tokens is {tokens}; the model has {longest} positions.", "128 is usual."
             )
-        projection = Projection.of(model.config) if self._config.prefix_projection else None
+        projection = Projection.from_state(model.config) if self._config.prefix_projection else None
         model.requires_grad_(False)
-        attach_prefix(model, PrefixEncoder(tokens, PrefixShape.of(model.config), projection, self._config.dropout))
+        attach_prefix(model, PrefixEncoder(tokens, PrefixShape.from_config(model.config), projection, self._config.dropout))
         return model
 
-    def write(self, model: Any, folder: Path, note: BaseNote, state: State | None = None) -> None:
+    def write(self, model: Any, folder: Path, note: BaseInfo, state: StateDict | None = None) -> None:
         self.save(model, folder, note, state=state)
 
     def save(
-        self, model: Any, folder: Path, note: BaseNote, dtype: torch.dtype | None = None, state: State | None = None
+        self, model: Any, folder: Path, note: BaseInfo, dtype: torch.dtype | None = None, state: StateDict | None = None
     ) -> None:
-        cast = {name: value.to(dtype or value.dtype) for name, value in self.trained(model, state).items()}
-        write_prefix(cast, _encoder(model), folder)
-        write_note(folder, note)
+        cast = {name: value.to(dtype or value.dtype) for name, value in self.trained_state(model, state).items()}
+        write_prefix(cast, _find_encoder(model), folder)
+        write_base_info(folder, note)
 
     def read(self, model: Any, folder: Path) -> None:
-        encoder = _encoder(model)
+        encoder = _find_encoder(model)
         try:
-            found = _made_for(encoder.shape, folder)
+            found = _require_same_shape(encoder.shape, folder)
             read = PrefixEncoder.from_state(found.state, encoder.shape, found.dropout)
         except ModelError as error:
             raise RunError(error.message, error.hint) from None
         except ValueError as error:
             raise RunError(f"{folder}: the prefix cannot be read ({error}).") from None
-        if _settings(read) != _settings(encoder):
+        if _describe_settings(read) != _describe_settings(encoder):
             raise RunError(
-                f"{folder}: holds a prefix of {_settings(read)}; this run trains one of {_settings(encoder)}.",
+                f"{folder}: holds a prefix of {_describe_settings(read)}; this run trains one of {_describe_settings(encoder)}.",
                 "Set ptuning.num_virtual_tokens and ptuning.prefix_projection to what it was trained with.",
             )
         encoder.load_state_dict(read.state_dict())
 
-    def stored(self, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-        yield from published_state(read_prefix(folder).state).items()
+    def saved_state(self, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from make_published_state(read_prefix(folder).state).items()
 
-    def trained(self, model: Any, state: State | None = None) -> State:
+    def trained_state(self, model: Any, state: StateDict | None = None) -> StateDict:
         if state is None:
-            return published_state(_encoder(model).state_dict())
+            return make_published_state(_find_encoder(model).state_dict())
         start = f"{model.base_model_prefix}.prefix_encoder."
-        return published_state({name.removeprefix(start): v for name, v in state.items() if name.startswith(start)})
+        return make_published_state({name.removeprefix(start): v for name, v in state.items() if name.startswith(start)})
 
 
 def load_prefix(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
@@ -116,8 +116,8 @@ def load_prefix(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         ModelError: no prefix here, a broken file, or a prefix made for another model.
         ConfigError: the model's attention cannot take a prefix.
     """
-    shape = PrefixShape.of(model.config)
-    found = _made_for(shape, folder)
+    shape = PrefixShape.from_config(model.config)
+    found = _require_same_shape(shape, folder)
     try:
         encoder = PrefixEncoder.from_state(found.state, shape, found.dropout)
     except ValueError as error:
@@ -130,13 +130,13 @@ def load_prefix(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 
 
 @contextmanager
-def accepted_when_quantised(model: nn.Module) -> Iterator[None]:
+def allow_quantized_training(model: nn.Module) -> Iterator[None]:
     """Let transformers' Trainer be made for a quantised model with a prefix.
 
     It refuses those without anything trainable on top, and knows peft's adapters alone. Other models are left to its
     own judgement.
     """
-    if prefix_of(model) is None:
+    if find_prefix(model) is None:
         yield
         return
     model._hf_peft_config_loaded = True  # type: ignore[assignment]
@@ -146,7 +146,7 @@ def accepted_when_quantised(model: nn.Module) -> Iterator[None]:
         del model._hf_peft_config_loaded
 
 
-def _made_for(shape: PrefixShape, folder: Path) -> StoredPrefix:
+def _require_same_shape(shape: PrefixShape, folder: Path) -> StoredPrefix:
     found = read_prefix(folder)
     if found.shape is not None and found.shape != shape:
         raise ModelError(
@@ -155,13 +155,13 @@ def _made_for(shape: PrefixShape, folder: Path) -> StoredPrefix:
     return found
 
 
-def _encoder(model: Any) -> PrefixEncoder:
-    encoder = prefix_of(model)
+def _find_encoder(model: Any) -> PrefixEncoder:
+    encoder = find_prefix(model)
     if encoder is None:
         raise ValueError("the model has no prefix")
     return encoder
 
 
-def _settings(encoder: PrefixEncoder) -> str:
+def _describe_settings(encoder: PrefixEncoder) -> str:
     made = "made by a network" if encoder.trans is not None else "trained directly"
     return f"{encoder.tokens} virtual tokens {made}"

@@ -12,10 +12,10 @@ import torch
 
 from glmtune.config import load_config
 from glmtune.errors import RunError
-from glmtune.methods.base_info import check_base, read_note
-from glmtune.methods.lora import load_adapter, saved_base_path
-from glmtune.methods.ptuning import is_prefix_folder, load_prefix, official_base_hint
-from glmtune.models.loading import Base, inspect_base, load_base
+from glmtune.methods.base_info import require_same_base, read_base_info
+from glmtune.methods.lora import load_adapter, read_base_path
+from glmtune.methods.ptuning import is_prefix_folder, load_prefix, find_official_base
+from glmtune.models.loading import Checkpoint, inspect_checkpoint, load_base
 from glmtune.run_dir import RunDir, is_run
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Target:
+class ModelTarget:
     """What `RUN_OR_MODEL` stands for: a base and, perhaps, an adapter on it."""
 
     base: str
@@ -68,14 +68,14 @@ def load_model(
     """
     target = resolve_target(path, family=family, hub=hub)
     if adapter is not None:
-        folder = trained_folder(Path(adapter), "adapter")
-        target = Target(target.base, folder, target.family, target.hub)
-    base = inspect_base(target.base, family=target.family, hub=target.hub)
-    return load_onto(base, target.adapter, dtype=dtype, device=device, quantization=quantization)
+        folder = find_trained_folder(Path(adapter), "adapter")
+        target = ModelTarget(target.base, folder, target.family, target.hub)
+    base = inspect_checkpoint(target.base, family=target.family, hub=target.hub)
+    return load_with_adapter(base, target.adapter, dtype=dtype, device=device, quantization=quantization)
 
 
-def load_onto(
-    base: Base,
+def load_with_adapter(
+    base: Checkpoint,
     adapter: Path | None,
     *,
     dtype: str | torch.dtype | None = None,
@@ -89,7 +89,7 @@ def load_onto(
         RunError: the adapter belongs to another base.
     """
     if adapter is not None:
-        check_base(adapter, base.fingerprint, base.folder)
+        require_same_base(adapter, base.fingerprint, base.folder)
     model = load_base(
         base, dtype=dtype, device=device, quantization=quantization, double_quantization=double_quantization
     )
@@ -105,7 +105,7 @@ def resolve_target(
     base: str | None = None,
     family: str | None = None,
     hub: str = "huggingface",
-) -> Target:
+) -> ModelTarget:
     """Find base and adapter behind a `RUN_OR_MODEL`.
 
     Args:
@@ -117,12 +117,12 @@ def resolve_target(
     """
     folder = Path(path).expanduser()
     if is_run(folder):
-        return _run_target(folder, base, family)
+        return _resolve_run(folder, base, family)
     if is_adapter(folder):
-        return _adapter_target(folder, base, family, hub)
+        return _resolve_adapter(folder, base, family, hub)
     if base:
         raise RunError(f"{path}: has no adapter, so --base has no meaning.", "Give a run or an adapter folder.")
-    return Target(str(path), None, family, hub)
+    return ModelTarget(str(path), None, family, hub)
 
 
 def is_adapter(folder: Path) -> bool:
@@ -130,12 +130,12 @@ def is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file() or is_prefix_folder(folder)
 
 
-def trained_folder(folder: Path, keeps: str) -> Path:
+def find_trained_folder(folder: Path, output_kind: str) -> Path:
     """The result of a run, or the folder itself when it is no run.
 
     Args:
         folder: a run, or what one trained.
-        keeps: `adapter` or `model`: what is wanted.
+        output_kind: `adapter` or `model`: what is wanted.
 
     Raises:
         RunError: the run has none, or not yet.
@@ -143,25 +143,25 @@ def trained_folder(folder: Path, keeps: str) -> Path:
     if not is_run(folder):
         return folder
     run = RunDir(folder)
-    if any(run.result(keeps).glob("*.json")):
-        return run.result(keeps)
-    other = "model" if keeps == "adapter" else "adapter"
+    if any(run.result(output_kind).glob("*.json")):
+        return run.result(output_kind)
+    other = "model" if output_kind == "adapter" else "adapter"
     if run.result(other).is_dir():
-        raise RunError(f"{folder}: the run trained a whole {other}, not an {keeps}.", f"Give {run.result(other)}.")
+        raise RunError(f"{folder}: the run trained a whole {other}, not an {output_kind}.", f"Give {run.result(other)}.")
     last = run.last_checkpoint()
     hint = f"Its newest checkpoint can be used: {last}." if last else "Continue it: glmtune train --resume --output RUN"
-    raise RunError(f"{folder}: the run is not finished, so it has no {keeps} yet.", hint)
+    raise RunError(f"{folder}: the run is not finished, so it has no {output_kind} yet.", hint)
 
 
-def _run_target(folder: Path, base: str | None, family: str | None) -> Target:
+def _resolve_run(folder: Path, base: str | None, family: str | None) -> ModelTarget:
     config = load_config(folder / "config.yaml")
     family = family or config.model.family
     if config.method in ("freeze", "full"):
-        return Target(str(trained_folder(folder, "model")), None, family, prefix=config.data.prefix)
-    adapter = trained_folder(folder, "adapter")
+        return ModelTarget(str(find_trained_folder(folder, "model")), None, family, prefix=config.data.prefix)
+    adapter = find_trained_folder(folder, "adapter")
     if not base:
         _require_there(folder, config.model.path)
-    return Target(
+    return ModelTarget(
         base or config.model.path,
         adapter,
         family,
@@ -172,15 +172,15 @@ def _run_target(folder: Path, base: str | None, family: str | None) -> Target:
     )
 
 
-def _adapter_target(folder: Path, base: str | None, family: str | None, hub: str) -> Target:
-    note = read_note(folder)
-    saved = official_base_hint(folder) if is_prefix_folder(folder) else saved_base_path(folder)
+def _resolve_adapter(folder: Path, base: str | None, family: str | None, hub: str) -> ModelTarget:
+    note = read_base_info(folder)
+    saved = find_official_base(folder) if is_prefix_folder(folder) else read_base_path(folder)
     where = base or (note.path if note else saved)
     if not where:
         raise RunError(f"{folder}: the adapter does not say where its base lies.", "Give it with --base.")
     if not base:
         _require_there(folder, where)
-    return Target(where, folder, family or (note.family if note else None), hub)
+    return ModelTarget(where, folder, family or (note.family if note else None), hub)
 
 
 def _require_there(folder: Path, base: str) -> None:

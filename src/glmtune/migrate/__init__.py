@@ -1,8 +1,13 @@
-"""Command lines, shell scripts and config files of the scripts this project grew from, read as runs of our own."""
+"""Command lines, shell scripts and config files of other ChatGLM projects, translated to runs of glmtune."""
 
-from glmtune.migrate.draft import Translation
-from glmtune.migrate.entry import read_config, read_flags, translate
-from glmtune.migrate.training import modern_training
-from glmtune.migrate.write import to_yaml
+from glmtune.migrate.argument_names import update_training_keys
+from glmtune.migrate.entry import require_translation, translate_command
+from glmtune.migrate.translation import Translation, dump_translation
 
-__all__ = ["Translation", "modern_training", "read_config", "read_flags", "to_yaml", "translate"]
+__all__ = [
+    "Translation",
+    "dump_translation",
+    "require_translation",
+    "translate_command",
+    "update_training_keys",
+]

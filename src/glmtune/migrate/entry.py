@@ -1,37 +1,32 @@
-"""The doors into this room: a file, a command line, or whatever stood behind `glmtune train`."""
+"""Translate command lines, shell scripts and config files of other projects."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from glmtune.config import RunConfig
-from glmtune.config_parsing import nearest, read_file
+from glmtune.config_parsing import read_config_file, suggest_key
 from glmtune.errors import ConfigError
-from glmtune.migrate.argument_names import TRAINING_KEYS, TRAINING_SWITCHES
-from glmtune.migrate.dialect import Dialect, take
-from glmtune.migrate.draft import Translation
-from glmtune.migrate.finetune_demo import SCRIPTS as DEMO_SCRIPTS
-from glmtune.migrate.finetune_demo import is_demo, take_demo
-from glmtune.migrate.finetune_lora import FINETUNE_LORA
-from glmtune.migrate.flags import Words, flag_names, sort_words
-from glmtune.migrate.launchers import Launch, describe_launch, find_launch
-from glmtune.migrate.llama_factory import FACTORY
-from glmtune.migrate.ptuning_script import PTUNING
-from glmtune.migrate.qlora import QLORA
-from glmtune.migrate.rules import flag
-from glmtune.migrate.shell import Command, need, read_commands
-from glmtune.migrate.training import OLD_KEYS, OLD_SWITCHES
+from glmtune.migrate.argument_names import OLD_KEYS, OLD_SWITCHES, TRAINING_KEYS, TRAINING_SWITCHES
+from glmtune.migrate.command_words import CommandWords, find_flag_names, parse_words
+from glmtune.migrate.dialect import Dialect, format_flag, translate_keys
+from glmtune.migrate.finetune_demo import SCRIPT_NAMES as FINETUNE_DEMO_SCRIPTS
+from glmtune.migrate.finetune_demo import is_finetune_demo, translate_finetune_demo
+from glmtune.migrate.launchers import ScriptLaunch, find_launch, translate_launcher
+from glmtune.migrate.llama_factory import LLAMA_FACTORY
+from glmtune.migrate.lora_scripts import FINETUNE_SCRIPT, QLORA_SCRIPT
+from glmtune.migrate.ptuning_script import PTUNING_SCRIPT
+from glmtune.migrate.shell import ShellCommand, read_commands, require_value
+from glmtune.migrate.translation import Translation
 
-DIALECTS = (PTUNING, QLORA, FACTORY, FINETUNE_LORA)
-"""Scripts that are told everything by flags."""
+DIALECTS = (PTUNING_SCRIPT, QLORA_SCRIPT, LLAMA_FACTORY, FINETUNE_SCRIPT)
+"""Scripts whose options are all flags."""
 
-ELSEWHERE = {
+OTHER_SCRIPTS = {
     "merge_lora_and_quantize.py": "Use: glmtune export RUN OUT --format official --bits 4",
-    "inference_test.py": "Use: glmtune eval RUN --data F, which says tokens per second too",
+    "inference_test.py": "Use: glmtune eval RUN --data F, which also measures tokens per second",
     "inference_hf.py": "Use: glmtune chat RUN --prompt TEXT",
     "inference.py": "Use: glmtune chat RUN --prompt TEXT",
     "infer.py": "Use: glmtune chat RUN",
@@ -40,215 +35,205 @@ ELSEWHERE = {
     "web_demo.py": "Use: glmtune ui",
     "webui.py": "Use: glmtune ui",
     "train_web.py": "Use: glmtune ui",
-    "tokenize_dataset_rows.py": "Rows are encoded by glmtune train; to do it before: glmtune data tokenize",
-    "cover_alpaca2jsonl.py": "Not needed: glmtune train reads alpaca rows as they are.",
+    "tokenize_dataset_rows.py": "glmtune train encodes the rows; to do it before: glmtune data tokenize",
+    "cover_alpaca2jsonl.py": "Not needed: glmtune train reads alpaca rows directly.",
 }
-"""Scripts that train nothing, and what does their work here."""
+"""Scripts that do not train, and the command of glmtune that replaces them."""
 
+_CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 _JSON_FLAG = "train_args_json"
 _KEYS = TRAINING_KEYS | OLD_KEYS
 _SWITCHES = TRAINING_SWITCHES | OLD_SWITCHES
 
 
-def read_config(path: str | Path, environment: Mapping[str, str] | None = None) -> Translation | None:
-    """A run from a config file or shell script of another project; None if the file is a run of ours.
+def translate_command(words: list[str], source: str = "options") -> Translation | None:
+    """Translate the arguments of `glmtune train`, if they are those of another project.
+
+    Supported: the flags of a known script, with or without the command that starts it; a shell script that starts one;
+    a YAML or JSON file of one. Options of `glmtune train`, such as --model and --set, override translated values.
 
     Args:
-        path: a YAML file of the ChatGLM3 finetune_demo or of LLaMA-Factory, a JSON file of `TrainingArguments` or of
-            main.py's arguments, or a shell script that starts one of the known scripts.
-        environment: variables that a shell script may rely on; None: those of this process.
+        words: the arguments.
+        source: for messages.
+
+    Returns:
+        The run; None if the arguments are those of `glmtune train`.
 
     Raises:
-        ConfigError: it cannot be read, holds an unknown key or a value that cannot be honoured.
+        ConfigError: an unknown flag or key, a value that is not supported, or a `training` key given as a flag.
     """
-    path = Path(path)
-    if path.suffix in (".sh", ".bash"):
-        return _from_script(path, os.environ if environment is None else environment)
-    if path.suffix not in (".yaml", ".yml", ".json") or not path.is_file():
+    if not words:
         return None
-    return _from_tree(read_file(path), Translation(str(path)), Words())
+    launch = find_launch(ShellCommand(words, source))
+    if launch and Path(words[0]).suffix != ".sh":
+        return _translate_launch(launch, None)
+    names = find_flag_names(words)
+    dialect = _find_dialect(names)
+    if dialect or _JSON_FLAG in names:
+        return _translate_flags(dialect or QLORA_SCRIPT, words, source, None)
+
+    parsed = parse_words(words, _SWITCHES, _KEYS, source)
+    positionals = parsed.positionals
+    if len(positionals) >= 3 and Path(positionals[2]).suffix in (".yaml", ".yml"):
+        return _translate_finetune_command(parsed, source, None)
+    translation = None
+    if len(positionals) == 1:
+        path = Path(positionals[0])
+        if path.suffix in (".sh", ".bash"):
+            translation = _translate_script(path)
+            parsed.apply_options(translation)
+        elif path.suffix in _CONFIG_SUFFIXES and path.is_file():
+            translation = _translate_config(path, parsed)
+    if translation is None and names & _KEYS:
+        name = min(names & _KEYS)
+        raise ConfigError(f"--{name} is a key of the training section.", f"Give it as --set training.{name}=VALUE.")
+    return translation
 
 
-def read_flags(words: list[str], source: str = "options") -> Translation:
-    """A run from a command line: the flags of a known script, with or without the words that start it.
+def require_translation(words: list[str], source: str = "options") -> Translation:
+    """Translate a command line as `translate_command` does.
 
     Raises:
-        ConfigError: flags of no known script, an unknown one, or a value that cannot be honoured.
+        ConfigError: not the command line of another project, or one that cannot be translated.
     """
-    translation = translate(words, source)
+    translation = translate_command(words, source)
     if translation is None:
         raise ConfigError(
-            f"{source}: not the command line of a script known here.",
-            f"Known: {', '.join([*(dialect.name for dialect in DIALECTS), 'finetune_hf.py'])}.",
+            f"{source}: not the command line of a supported script.",
+            f"Supported: {', '.join([*(dialect.name for dialect in DIALECTS), 'finetune_hf.py'])}.",
         )
     return translation
 
 
-def translate(words: list[str], source: str = "options") -> Translation | None:
-    """What stood behind `glmtune train`, if it is another project's way to say it.
-
-    Our own options (--model, --set and so on) are put on top of what was translated.
-
-    Args:
-        words: the raw arguments.
-        source: for messages.
-
-    Returns:
-        The run; None if the arguments are our own.
-
-    Raises:
-        ConfigError: an unknown flag, a value that cannot be honoured, or a training key given as a flag.
-    """
-    if not words:
-        return None
-    launch = find_launch(Command(words, source))
-    if launch and Path(words[0]).suffix != ".sh":
-        return _from_launch(launch, None)
-    names = flag_names(words)
-    dialect = _by_signs(names)
-    if dialect or _JSON_FLAG in names:
-        return _from_flags(dialect or QLORA, words, source, None)
-    sorted_words = sort_words(words, _SWITCHES, _KEYS, source)
-    alone = sorted_words.alone
-    if len(alone) >= 3 and Path(alone[2]).suffix in (".yaml", ".yml"):
-        return _from_demo_words(sorted_words, source, None)
-    translation = _from_file(sorted_words) if len(alone) == 1 else None
-    if translation is None:
-        _refuse_training_flags(names)
-    return translation
+def _find_dialect(names: set[str]) -> Dialect | None:
+    """Return the script that most of the marker keys among `names` belong to."""
+    best = max(DIALECTS, key=lambda dialect: len(names & dialect.marker_keys))
+    return best if names & best.marker_keys else None
 
 
-def _from_file(words: Words) -> Translation | None:
-    path = Path(words.alone[0])
-    if path.suffix in (".sh", ".bash"):
-        translation = _from_script(path, os.environ)
-        words.put_own(translation)
-        return translation
-    if path.suffix not in (".yaml", ".yml", ".json") or not path.is_file():
-        return None
-    return _from_tree(read_file(path), Translation(str(path)), words)
-
-
-def _refuse_training_flags(names: set[str]) -> None:
-    for name in sorted(names & _KEYS):
-        raise ConfigError(f"--{name} is a key of the training section.", f"Give it as --set training.{name}=VALUE.")
-
-
-def _by_signs(names: set[str]) -> Dialect | None:
-    best = max(DIALECTS, key=lambda dialect: len(names & dialect.signs))
-    return best if names & best.signs else None
-
-
-def _from_tree(tree: dict[str, Any], draft: Translation, words: Words) -> Translation | None:
-    """A config file's run, with the flags beside it; None if the file is ours."""
+def _translate_config(path: Path, words: CommandWords) -> Translation | None:
+    """Translate a YAML or JSON file and the words after it; None if it is a config of glmtune."""
+    tree = read_config_file(path)
     names = set(map(str, tree))
     if names & {field.name for field in fields(RunConfig)}:
         return None
-    dialect = _by_signs(names)
-    if is_demo(tree):
-        take_demo(tree, draft, extra=words.given)
+    translation = Translation(str(path))
+    dialect = _find_dialect(names)
+    if is_finetune_demo(tree):
+        translate_finetune_demo(tree, translation, flags=words.flags)
     elif dialect:
-        take(dialect, {**tree, **words.given}, draft, str)
+        translate_keys(dialect, {**tree, **words.flags}, translation, str)
     elif names and names <= _KEYS:
-        take(QLORA, {**tree, **words.given}, draft, str)
-        draft.note("Taken for the TrainingArguments of train_qlora.py; give the rows with --data.")
+        translate_keys(QLORA_SCRIPT, {**tree, **words.flags}, translation, str)
+        translation.add_note("Read as the TrainingArguments of train_qlora.py; give the rows with --data.")
     else:
         return None
-    words.put_own(draft)
-    return draft
+    words.apply_options(translation)
+    return translation
 
 
-def _from_script(path: Path, environment: Mapping[str, str]) -> Translation:
+def _translate_script(path: Path) -> Translation:
+    """Translate the only training that a shell script starts."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'}).") from None
-    launches, others = [], []
-    for command in read_commands(text, str(path), environment):
+    launches, other_commands = [], []
+    for command in read_commands(text, str(path), os.environ):
         launch = find_launch(command)
         if launch:
             launches.append(launch)
         else:
-            others.append(command)
+            other_commands.append(command)
     if not launches:
-        raise ConfigError(f"{path}: starts no script known here.", f"Known: {', '.join(_scripts())}.")
-    training = [launch for launch in launches if launch.script not in ELSEWHERE] or launches[:1]
-    if len(training) > 1:
-        lines = ", ".join(launch.command.where for launch in training)
-        raise ConfigError(f"{path}: starts several trainings ({lines}).", "Make a script of each.")
-    translation = _from_launch(training[0], path.parent)
+        raise ConfigError(f"{path}: starts no supported script.", f"Supported: {', '.join(_script_names())}.")
+    trainings = [launch for launch in launches if launch.script not in OTHER_SCRIPTS] or launches[:1]
+    if len(trainings) > 1:
+        lines = ", ".join(launch.command.location for launch in trainings)
+        raise ConfigError(f"{path}: starts several trainings ({lines}).", "Write one script for each.")
+
+    translation = _translate_launch(trainings[0], path.parent)
     translation.source = str(path)
     for launch in launches:
-        if launch is not training[0]:
-            translation.note(f"{launch.command.where}: {launch.script} left out. {ELSEWHERE[launch.script]}")
-    for command in others:
-        translation.note(f"{command.where}: left out, not a training: {' '.join(command.words)[:60]}")
+        if launch is not trainings[0]:
+            translation.add_note(f"{launch.command.location}: {launch.script} ignored. {OTHER_SCRIPTS[launch.script]}")
+    for command in other_commands:
+        translation.add_note(f"{command.location}: ignored, not a training: {' '.join(command.words)[:60]}")
     return translation
 
 
-def _scripts() -> list[str]:
-    return [*(name for dialect in DIALECTS for name in dialect.scripts), DEMO_SCRIPTS[0]]
+def _script_names() -> list[str]:
+    return [*(name for dialect in DIALECTS for name in dialect.scripts), FINETUNE_DEMO_SCRIPTS[0]]
 
 
-def _from_launch(launch: Launch, near: Path | None) -> Translation:
-    """A run from a script's command; files are looked for here and in folder `near`."""
-    where = launch.command.where
-    if launch.script in ELSEWHERE:
-        raise ConfigError(f"{where}: {launch.script} trains nothing.", ELSEWHERE[launch.script])
-    words = [need(word, where) for word in launch.words]
-    names = flag_names(words)
-    by_name = next((dialect for dialect in DIALECTS if launch.script in dialect.scripts), None)
-    dialect = by_name if by_name and names & by_name.signs else _by_signs(names) or by_name
-    configs = [word for word in words if Path(word).suffix in (".yaml", ".yml", ".json")]
-    if launch.script in DEMO_SCRIPTS and configs and not names & FINETUNE_LORA.signs:
-        sorted_words = sort_words(words, _SWITCHES, _KEYS, where)
-        translation = _from_demo_words(sorted_words, where, near)
+def _translate_launch(launch: ScriptLaunch, folder: Path | None) -> Translation:
+    """Translate the command of a script; its files are searched in the working directory, then in `folder`."""
+    location = launch.command.location
+    if launch.script in OTHER_SCRIPTS:
+        raise ConfigError(f"{location}: {launch.script} does not train.", OTHER_SCRIPTS[launch.script])
+    words = [require_value(word, location) for word in launch.arguments]
+    names = find_flag_names(words)
+    # Several projects have a finetune.py or a train.py: the flags decide where they can.
+    dialect = next((dialect for dialect in DIALECTS if launch.script in dialect.scripts), None)
+    if dialect is None or not names & dialect.marker_keys:
+        dialect = _find_dialect(names) or dialect
+    has_config = any(Path(word).suffix in _CONFIG_SUFFIXES for word in words)
+    if launch.script in FINETUNE_DEMO_SCRIPTS and has_config and not names & FINETUNE_SCRIPT.marker_keys:
+        parsed = parse_words(words, _SWITCHES, _KEYS, location)
+        translation = _translate_finetune_command(parsed, location, folder)
     elif dialect is None:
-        raise ConfigError(f"{where}: {launch.script} is not known here.", nearest(launch.script, _scripts()))
+        raise ConfigError(f"{location}: {launch.script} is not supported.", suggest_key(launch.script, _script_names()))
     else:
-        translation = _from_flags(dialect, words, where, near)
-    describe_launch(launch, translation)
+        translation = _translate_flags(dialect, words, location, folder)
+    translate_launcher(launch, translation)
     return translation
 
 
-def _from_flags(dialect: Dialect, words: list[str], source: str, near: Path | None) -> Translation:
-    sorted_words = sort_words(words, dialect.switches, dialect.keys | {_JSON_FLAG}, source)
-    given = sorted_words.given
-    alone = [word for word in sorted_words.alone if not (dialect is FACTORY and word == "train")]
-    draft = Translation(source)
-    if dialect is QLORA and _JSON_FLAG in given:
-        # The flags win, as in the script; its --seed has a default and always won.
-        arguments = read_file(_find(str(given.pop(_JSON_FLAG)), near))
-        given = {**arguments, "seed": 42, **given}
-        draft.moved.append(f"--{_JSON_FLAG} -> training")
-    elif alone and Path(alone[0]).suffix in (".yaml", ".yml", ".json"):
-        overrides = [word.partition("=") for word in alone[1:]]  # llamafactory-cli's key=value
-        given = {**read_file(_find(alone[0], near)), **given, **{key: value for key, _, value in overrides}}
-        alone = []
-    if alone:
-        raise ConfigError(f"{source}: {alone[0]!r} belongs to no flag.", "A value with spaces needs quotes.")
-    take(dialect, given, draft, flag)
-    sorted_words.put_own(draft)
-    return draft
+def _translate_flags(dialect: Dialect, words: list[str], source: str, folder: Path | None) -> Translation:
+    """Translate the flags of a script, and the JSON or YAML file that they name."""
+    parsed = parse_words(words, dialect.switches, dialect.keys | {_JSON_FLAG}, source)
+    values = parsed.flags
+    positionals = [word for word in parsed.positionals if not (dialect is LLAMA_FACTORY and word == "train")]
+    translation = Translation(source)
+    if dialect is QLORA_SCRIPT and _JSON_FLAG in values:
+        # Flags override the file, as in the script. Its --seed has a default, which overrides the file too.
+        section = read_config_file(_find_file(str(values.pop(_JSON_FLAG)), folder))
+        values = {**section, "seed": 42, **values}
+        translation.translated_keys.append(f"--{_JSON_FLAG} -> training")
+    elif positionals and Path(positionals[0]).suffix in _CONFIG_SUFFIXES:
+        overrides = [word.partition("=") for word in positionals[1:]]  # llamafactory-cli's key=value
+        section = read_config_file(_find_file(positionals[0], folder))
+        values = {**section, **values, **{key: value for key, _, value in overrides}}
+        positionals = []
+    if positionals:
+        raise ConfigError(f"{source}: {positionals[0]!r} belongs to no flag.", "Quote values that contain spaces.")
+    translate_keys(dialect, values, translation, format_flag)
+    parsed.apply_options(translation)
+    return translation
 
 
-def _from_demo_words(words: Words, source: str, near: Path | None) -> Translation:
-    """`finetune_hf.py DATA_DIR MODEL_DIR CONFIG [RESUME]`."""
-    if not 3 <= len(words.alone) <= 4:
-        raise ConfigError(f"{source}: {len(words.alone)} words.", "It takes DATA_DIR MODEL_DIR CONFIG.yaml [yes].")
-    data_dir, model, config, *resume = words.alone
-    draft = Translation(source)
-    take_demo(read_file(_find(config, near)), draft, data_dir, model, words.given)
+def _translate_finetune_command(words: CommandWords, source: str, folder: Path | None) -> Translation:
+    """Translate `finetune_hf.py DATA_DIR MODEL_DIR CONFIG [RESUME]`."""
+    if not 3 <= len(words.positionals) <= 4:
+        raise ConfigError(
+            f"{source}: {len(words.positionals)} arguments.", "It takes DATA_DIR MODEL_DIR CONFIG.yaml [yes]."
+        )
+    data_dir, model, config, *resume = words.positionals
+    translation = Translation(source)
+    translate_finetune_demo(read_config_file(_find_file(config, folder)), translation, data_dir, model, words.flags)
     if resume and resume[0].lower() != "no":
         if resume[0].lower() != "yes" and not resume[0].isdigit():
-            raise ConfigError(f"{source}: {resume[0]!r} behind the config.", "It takes yes, no or a checkpoint's step.")
-        draft.resume = True
-        draft.note(f"{resume[0]}: continues from the run's last checkpoint, as --resume does.")
-    words.put_own(draft)
-    return draft
+            raise ConfigError(
+                f"{source}: {resume[0]!r} after the config.", "It takes yes, no or the step of a checkpoint."
+            )
+        translation.resume = True
+        translation.add_note(f"{resume[0]}: resumes from the last checkpoint of the run, as --resume does.")
+    words.apply_options(translation)
+    return translation
 
 
-def _find(name: str, near: Path | None) -> Path:
+def _find_file(name: str, folder: Path | None) -> Path:
     path = Path(name)
-    beside = near / name if near else path
-    return path if path.is_file() or not beside.is_file() else beside
+    if folder and not path.is_file() and (folder / name).is_file():
+        return folder / name
+    return path

@@ -1,4 +1,4 @@
-"""What stands in front of a script: python, torchrun, deepspeed, accelerate; and how many processes they start."""
+"""Programs that start a script, such as torchrun and deepspeed, and the number of processes that they start."""
 
 from __future__ import annotations
 
@@ -6,80 +6,69 @@ import re
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from glmtune.migrate.draft import Translation
-from glmtune.migrate.shell import Command
+from glmtune.migrate.shell import ShellCommand
+from glmtune.migrate.translation import Translation
 
 PROGRAMS = ("llamafactory-cli",)
 LAUNCHERS = {"python", "python3", "torchrun", "deepspeed", "accelerate", "nohup", "time", "env", "exec", "sudo", "srun"}
-_COUNTS = {"nproc_per_node", "num_gpus", "num_processes"}
-_NODES = {"nnodes", "num_nodes", "num_machines"}
+_PROCESS_OPTIONS = ("nproc_per_node", "num_gpus", "num_processes")
+_NODE_OPTIONS = ("nnodes", "num_nodes", "num_machines")
 
 
 @dataclass
-class Launch:
-    """A script and what it was given.
+class ScriptLaunch:
+    """A command that starts a script.
 
     Attributes:
         script: its file name.
-        words: its arguments.
-        before: the words in front of it.
-        command: where it stands.
+        arguments: the words after it.
+        launcher_words: the words before it.
+        command: the whole command.
     """
 
     script: str
-    words: list[str]
-    before: list[str]
-    command: Command
+    arguments: list[str]
+    launcher_words: list[str]
+    command: ShellCommand
 
 
-def find_launch(command: Command) -> Launch | None:
-    """The script that a command starts; None for other commands, `cd` or `mkdir` for example."""
+def find_launch(command: ShellCommand) -> ScriptLaunch | None:
+    """Return the script that a command starts, or None for other commands such as `cd` and `mkdir`."""
     first = PurePath(command.words[0]).name
     if first in PROGRAMS:
-        return Launch(first, command.words[1:], [], command)
+        return ScriptLaunch(first, command.words[1:], [], command)
     if not (first in LAUNCHERS or first.endswith(".py") or re.fullmatch(r"python3?\.\d+", first)):
         return None
     for index, word in enumerate(command.words):
         name = PurePath(word).name
         if name.endswith(".py") or name in PROGRAMS:
-            return Launch(name, command.words[index + 1 :], command.words[:index], command)
+            return ScriptLaunch(name, command.words[index + 1 :], command.words[:index], command)
     return None
 
 
-def describe_launch(launch: Launch, draft: Translation) -> None:
-    """Take over the number of processes and the variables in front, with a note for each."""
-    before = _options(launch.before)
-    names = {PurePath(word).name for word in launch.before}
-    counts = [before[key] for key in _COUNTS if key in before]
-    include = before.get("include", "")
-    if include:
-        draft.processes = include.count(",") + 1
-    elif counts:
-        draft.processes = int(counts[0]) if counts[0].isdigit() else 0
-    elif "deepspeed" in names:
-        draft.processes = 0
-    if draft.processes != 1:
-        many, count = (draft.processes,) * 2 if draft.processes else ("all", "N")
-        draft.note(f"Started on {many} GPUs: glmtune train CONFIG --nproc {count}")
-    if any(before.get(key, "1") != "1" for key in _NODES):
-        draft.note("Started on several machines: give torchrun the same --nnodes and --node-rank on each.")
-    _take_environment(launch.command.environment, draft)
-
-
-def _take_environment(environment: dict[str, str], draft: Translation) -> None:
-    for name, value in environment.items():
-        if name == "USE_MODELSCOPE_HUB":
-            if value in ("1", "true"):
-                draft.put("model.hub", "modelscope")
-            continue
-        draft.note(f"{name}={value}: put it in front of glmtune in the same way.")
-
-
-def _options(words: list[str]) -> dict[str, str]:
-    """`--name=value` and `--name value` among a launcher's words, dashes as underscores."""
-    found = {}
-    for word, following in zip(words, [*words[1:], ""], strict=False):
+def translate_launcher(launch: ScriptLaunch, translation: Translation) -> None:
+    """Set the number of processes, with a note about it, and add notes about environment variables."""
+    options: dict[str, str] = {}  # names with underscores
+    for word, following in zip(launch.launcher_words, [*launch.launcher_words[1:], ""], strict=False):
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
-            found[name.replace("-", "_")] = value if equals else following
-    return found
+            options[name.replace("-", "_")] = value if equals else following
+
+    counts = [options[name] for name in _PROCESS_OPTIONS if name in options]
+    if options.get("include"):  # deepspeed: localhost:0,1
+        translation.nproc = options["include"].count(",") + 1
+    elif counts:
+        translation.nproc = int(counts[0]) if counts[0].isdigit() else 0
+    elif "deepspeed" in {PurePath(word).name for word in launch.launcher_words}:
+        translation.nproc = 0
+    if translation.nproc != 1:
+        gpus, count = (translation.nproc, translation.nproc) if translation.nproc else ("all", "N")
+        translation.add_note(f"Started on {gpus} GPUs: glmtune train CONFIG --nproc {count}")
+    if any(options.get(name, "1") != "1" for name in _NODE_OPTIONS):
+        translation.add_note("Started on several machines: glmtune train CONFIG --nnodes N --node-rank I on each.")
+
+    for name, value in launch.command.environment.items():
+        if name != "USE_MODELSCOPE_HUB":
+            translation.add_note(f"{name}={value}: set it before glmtune train in the same way.")
+        elif value in ("1", "true"):
+            translation.set_value("model.hub", "modelscope")

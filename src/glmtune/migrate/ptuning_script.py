@@ -1,100 +1,110 @@
-"""`main.py` of the P-Tuning folder that came with ChatGLM-6B and ChatGLM2-6B: train.sh, train_chat.sh and others."""
+"""`ptuning/main.py` of ChatGLM-6B and ChatGLM2-6B, which train.sh, train_chat.sh and others start."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from glmtune.config_parsing import as_number
+from glmtune.config_parsing import parse_number
 from glmtune.errors import ConfigError
-from glmtune.migrate.dialect import Dialect, stop_evaluation_without_data
-from glmtune.migrate.draft import Translation
-from glmtune.migrate.rules import Rules, only, to, without
-from glmtune.migrate.values import is_true
+from glmtune.migrate.argument_names import parse_bool
+from glmtune.migrate.dialect import Dialect, Rules, accept_values, disable_evaluation_without_data, ignore_key, map_key
+from glmtune.migrate.translation import Translation
 
-_EVAL = "belongs to `glmtune eval RUN`"
-_SHORTER = "Cut the file (head -n N), or give data.train: [{path: FILE, num_samples: N}], a random sample."
-_OTHER_FOLDER = "Put the files into one folder and give that as --model_name_or_path."
+_EVALUATION = "an option of `glmtune eval RUN`"
+_SAMPLE_HINT = "Cut the file (head -n N), or give data.train: [{path: FILE, num_samples: N}], a random sample."
+_FOLDER_HINT = "Put the files into one folder and give that as --model_name_or_path."
 
 RULES: Rules = {
-    "model_name_or_path": to("model.path"),
-    "ptuning_checkpoint": to("adapter"),
-    "config_name": only(why="the config is read from the checkpoint", hint=_OTHER_FOLDER),
-    "tokenizer_name": only(why="the tokenizer is read from the checkpoint", hint=_OTHER_FOLDER),
-    "cache_dir": without("downloads go to the hub's own cache; HF_HOME moves it"),
-    "use_fast_tokenizer": without("always the fast one, with the published ids", switch=True),
-    "model_revision": only("main", why="hub ids mean their newest revision", hint="Download it and give the folder."),
-    "use_auth_token": without("log in with `hf auth login`, or set HF_TOKEN", switch=True),
-    "resize_position_embeddings": without("positions are rotary; there is no table to resize", switch=True),
-    "quantization_bit": to("model.quantization", values={4: "packed4", 8: "packed8"}),
-    "pre_seq_len": to("ptuning.num_virtual_tokens"),
-    "prefix_projection": to("ptuning.prefix_projection", switch=True),
-    "lang": without("never read by the script"),
-    "dataset_name": to("data.train"),
-    "dataset_config_name": only(
-        why="is part of the data entry here", hint="Give data.train: [{path: ORG/NAME, subset: CONFIG}]."
+    "model_name_or_path": map_key("model.path"),
+    "ptuning_checkpoint": map_key("adapter"),
+    "config_name": accept_values(note="the config is read from the checkpoint", hint=_FOLDER_HINT),
+    "tokenizer_name": accept_values(note="the tokenizer is read from the checkpoint", hint=_FOLDER_HINT),
+    "cache_dir": ignore_key("downloads are stored in the cache of the hub; HF_HOME changes its folder"),
+    "use_fast_tokenizer": ignore_key("always a fast tokenizer, with the published ids", switch=True),
+    "model_revision": accept_values(
+        "main", note="the newest revision of a hub id is used", hint="Download the revision and give its folder."
     ),
-    "prompt_column": to("data.columns.prompt"),
-    "response_column": to("data.columns.response"),
-    "history_column": to("data.columns.history"),
-    "train_file": to("data.train"),
-    "validation_file": to("data.eval"),
-    "test_file": without("score the run on it afterwards: glmtune eval RUN --data FILE"),
-    "overwrite_cache": without("encoded rows are kept by their content, so they are never stale", switch=True),
-    "preprocessing_num_workers": without("decided by the machine; the rows are the same"),
-    "max_source_length": to("data.max_source_length"),
-    "max_target_length": to("data.max_target_length"),
-    "val_max_target_length": without(_EVAL),
-    "pad_to_max_length": without("rows are padded no further than they must be; padding is never learnt", switch=True),
-    "max_train_samples": only(why="rows are counted per data entry here", hint=_SHORTER),
-    "max_eval_samples": only(why="rows are counted per data entry here", hint=_SHORTER.replace("train", "eval")),
-    "max_predict_samples": without(_EVAL),
-    "num_beams": without(_EVAL),
-    "ignore_pad_token_for_loss": only(True, why="padding is never learnt here", hint="Leave it out.", switch=True),
-    "source_prefix": to("data.prefix"),
-    "forced_bos_token": without("never read by the script"),
+    "use_auth_token": ignore_key("log in with `hf auth login`, or set HF_TOKEN", switch=True),
+    "resize_position_embeddings": ignore_key("positions are rotary; there is no table to resize", switch=True),
+    "quantization_bit": map_key("model.quantization", values={4: "packed4", 8: "packed8"}),
+    "pre_seq_len": map_key("ptuning.num_virtual_tokens"),
+    "prefix_projection": map_key("ptuning.prefix_projection", switch=True),
+    "lang": ignore_key("never read by the script"),
+    "dataset_name": map_key("data.train"),
+    "dataset_config_name": accept_values(
+        note="a key of the data entry in glmtune", hint="Give data.train: [{path: ORG/NAME, subset: CONFIG}]."
+    ),
+    "prompt_column": map_key("data.columns.prompt"),
+    "response_column": map_key("data.columns.response"),
+    "history_column": map_key("data.columns.history"),
+    "train_file": map_key("data.train"),
+    "validation_file": map_key("data.eval"),
+    "test_file": ignore_key("score the run on it afterwards: glmtune eval RUN --data FILE"),
+    "overwrite_cache": ignore_key(
+        "the cache of encoded rows is keyed by their content, so it is never out of date", switch=True
+    ),
+    "preprocessing_num_workers": ignore_key("set automatically; the rows are the same"),
+    "max_source_length": map_key("data.max_source_length"),
+    "max_target_length": map_key("data.max_target_length"),
+    "val_max_target_length": ignore_key(_EVALUATION),
+    "pad_to_max_length": ignore_key("batches are padded to their longest row; the loss ignores padding", switch=True),
+    "max_train_samples": accept_values(note="glmtune limits the rows per data entry", hint=_SAMPLE_HINT),
+    "max_eval_samples": accept_values(
+        note="glmtune limits the rows per data entry", hint=_SAMPLE_HINT.replace("train", "eval")
+    ),
+    "max_predict_samples": ignore_key(_EVALUATION),
+    "num_beams": ignore_key(_EVALUATION),
+    "ignore_pad_token_for_loss": accept_values(
+        True, note="the loss always ignores padding", hint="Leave it out.", switch=True
+    ),
+    "source_prefix": map_key("data.prefix"),
+    "forced_bos_token": ignore_key("never read by the script"),
 }
-"""Keys of `main.py`; those of `TrainingArguments` come on top."""
+"""Keys of `main.py`; it takes those of `TrainingArguments` too."""
 
 
-def complete(draft: Translation, given: Mapping[str, Any]) -> None:
-    """What main.py does without being told."""
-    if not is_true(given.get("do_train"), "--do_train", draft.source):
-        raise ConfigError(f"{draft.source}: nothing to train, there is no --do_train.", _how_to_score(given))
-    prefix = as_number(draft.get("ptuning.num_virtual_tokens"))
-    draft.put("method", "ptuning" if prefix else "full")
+def _set_defaults(translation: Translation, values: Mapping[str, Any]) -> None:
+    if not parse_bool(values.get("do_train"), "--do_train", translation.source):
+        raise ConfigError(
+            f"{translation.source}: no --do_train, so there is nothing to train.", _evaluation_hint(values)
+        )
+    prefix = parse_number(translation.get_value("ptuning.num_virtual_tokens"))
+    translation.set_value("method", "ptuning" if prefix else "full")
     if not prefix:
-        draft.note("no --pre_seq_len: every weight is trained (method full).")
-        if draft.get("model.quantization"):
+        translation.add_note("No --pre_seq_len: all weights are trained (method full).")
+        if translation.get_value("model.quantization"):
             raise ConfigError(
-                f"{draft.source}: --quantization_bit without --pre_seq_len: quantised weights cannot be trained.",
+                f"{translation.source}: --quantization_bit without --pre_seq_len: quantized weights cannot be trained.",
                 "Give --pre_seq_len 128 for P-Tuning, or leave out --quantization_bit.",
             )
-    draft.default("data.max_source_length", 1024)
-    draft.default("data.max_target_length", 128)
-    draft.default("training.gradient_checkpointing", True)
-    draft.note(
-        "Prompts over the limit lose their oldest turns and then their start; main.py cut off the end, "
-        "which is where the question stands."
+    translation.set_default("data.max_source_length", 1024)
+    translation.set_default("data.max_target_length", 128)
+    translation.set_default("training.gradient_checkpointing", True)
+    translation.add_note(
+        "Prompts over the limit are truncated at the oldest turns, then at the start; main.py truncated the end, "
+        "where the question is."
     )
-    if draft.get("data.prefix") and draft.get("data.columns.history"):
-        draft.note("--source_prefix: stands before the first question, inside its round; main.py put it before that.")
-    stop_evaluation_without_data(draft)
+    if translation.get_value("data.prefix") and translation.get_value("data.columns.history"):
+        translation.add_note(
+            "--source_prefix: inserted inside the round of the first question; main.py inserted it before the round."
+        )
+    disable_evaluation_without_data(translation)
 
 
-def _how_to_score(given: Mapping[str, Any]) -> str:
-    model, prefix = given.get("model_name_or_path", "MODEL"), given.get("ptuning_checkpoint")
-    data = given.get("test_file") or given.get("validation_file") or "FILE"
-    return f"Score it with: glmtune eval {f'{prefix} --base {model}' if prefix else model} --data {data}"
+def _evaluation_hint(values: Mapping[str, Any]) -> str:
+    model, prefix = values.get("model_name_or_path", "MODEL"), values.get("ptuning_checkpoint")
+    data = values.get("test_file") or values.get("validation_file") or "FILE"
+    return f"To evaluate: glmtune eval {f'{prefix} --base {model}' if prefix else model} --data {data}"
 
 
-PTUNING = Dialect(
+PTUNING_SCRIPT = Dialect(
     name="main.py (P-Tuning)",
     scripts=("main.py",),
-    signs=frozenset(
+    marker_keys=frozenset(
         {"pre_seq_len", "prompt_column", "response_column", "history_column", "train_file", "ptuning_checkpoint"}
         | {"test_file", "validation_file", "source_prefix", "prefix_projection"}
     ),
     rules=RULES,
-    complete=complete,
+    set_defaults=_set_defaults,
 )

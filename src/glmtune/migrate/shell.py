@@ -1,8 +1,8 @@
-"""Shell scripts that start a training, read without running a shell.
+"""Commands of shell scripts, read without running a shell.
 
-Known: comments, lines continued by a backslash, quotes, assignments, `$NAME`, `${NAME}` and `${NAME:-default}`,
-redirections, commands joined by `&&`, `;`, `|` or `&`. What only a shell can know, such as `$(date)`, is an error where
-it matters and unnoticed where it does not (a port).
+Supported: comments, lines continued with a backslash, quotes, assignments, `$NAME`, `${NAME}` and `${NAME:-default}`,
+redirections, commands joined by `&&`, `;`, `|` or `&`. What only a shell can compute, such as `$(date)`, is an error if
+the value is needed, and ignored otherwise.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 from glmtune.errors import ConfigError
 
-_DOLLAR = "\0"  # stands for a dollar sign that is meant as it is
-_RUN = "\1"  # stands for what a shell would have to compute
-_PARTS = re.compile(
+_DOLLAR = "\0"  # replaces a literal dollar sign
+_SUBSTITUTION = "\1"  # replaces what a shell would compute
+_SPECIAL_PARTS = re.compile(
     r"""
     (?P<double>"(?:\\.|[^"\\])*") | (?P<single>'[^']*') | (?P<comment>(?:^|(?<=\s))\#.*$) | (?P<dollar>\\\$)
     | (?P<run>\$\([^()]*\)|`[^`]*`) | (?P<redirect>(?<!\S)(?:\d|&)?>>?\s*(?:&\d|[^\s;|&]+)|(?<!\S)<\s*[^\s;|&]+)
@@ -25,135 +25,134 @@ _PARTS = re.compile(
 )
 _VARIABLE = re.compile(r"\$(?:\{(?P<braced>\w+)(?::?-(?P<default>[^}]*))?\}|(?P<bare>\w+))")
 _ASSIGNMENT = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<value>.*)", re.DOTALL)
-_JOINERS = {";", "&&", "||", "|", "&", "|&", ";;"}
+_SEPARATORS = {";", "&&", "||", "|", "&", "|&", ";;"}
 
 
 @dataclass
-class Command:
-    """A command of a script, its variables filled in.
+class ShellCommand:
+    """A command with its variables replaced.
 
     Attributes:
         words: the command and its arguments.
-        where: file and line.
-        environment: assignments that stood in front of it.
+        location: file and line.
+        environment: assignments before the command.
     """
 
     words: list[str]
-    where: str
+    location: str
     environment: dict[str, str] = field(default_factory=dict)
 
 
-def read_commands(text: str, name: str, environment: Mapping[str, str]) -> Iterator[Command]:
-    """The commands of a shell script, in order.
+def read_commands(text: str, name: str, environment: Mapping[str, str]) -> Iterator[ShellCommand]:
+    """Yield the commands of a shell script in order.
+
+    A variable without a value stays in its word; `require_value` raises the error if the word is needed.
 
     Args:
         text: the script.
         name: its file name, for messages.
-        environment: variables that the script may rely on.
+        environment: variables that are set before the script starts.
 
     Raises:
-        ConfigError: quotes that do not close. A variable without a value is left in its word, see `need`.
+        ConfigError: quotes that are not closed.
     """
     variables = dict(environment)
-    for line, joined in _logical_lines(text):
-        where = f"{name}:{line}"
-        for words in _split(joined, where):
-            exported = words[1:] if words[0] in ("export", "declare", "local") else words
-            count = _count_assignments(exported)
-            assigned = {}
-            for word in exported[:count]:
+    for line_number, line in _read_logical_lines(text):
+        location = f"{name}:{line_number}"
+        for words in _split_commands(line, location):
+            candidates = words[1:] if words[0] in ("export", "declare", "local") else words
+            assignments: dict[str, str] = {}
+            count = 0
+            for word in candidates:
                 match = _ASSIGNMENT.fullmatch(word)
-                assert match is not None
-                assigned[match["name"]] = fill(match["value"], variables)
-            if count == len(exported):
-                variables |= assigned
-            else:
-                filled = [part for word in words[count:] for part in _fill_word(word, variables)]
-                yield Command(filled, where, assigned)
+                if match is None:
+                    break
+                assignments[match["name"]] = _replace_variables(match["value"], variables)
+                count += 1
+            if count == len(candidates):
+                variables |= assignments
+                continue
+            arguments: list[str] = []
+            for word in words[count:]:
+                value = _replace_variables(word, variables)
+                # A shell splits the value of an unquoted variable. Only variables with flags rely on it.
+                if _VARIABLE.fullmatch(word) and value.lstrip().startswith("-"):
+                    arguments += shlex.split(value)
+                else:
+                    arguments.append(value)
+            yield ShellCommand(arguments, location, assignments)
 
 
-def need(word: str, where: str) -> str:
-    """A word that has to be known.
+def require_value(word: str, location: str) -> str:
+    """Return a word of a command as plain text.
 
     Raises:
-        ConfigError: it holds a variable without a value, or something that only a shell can compute.
+        ConfigError: it contains a variable without a value, or something that only a shell can compute.
     """
     missing = _VARIABLE.search(word)
     if missing:
         name = missing["braced"] or missing["bare"]
-        hint = f"Set it in the script, or in front: {name}=... glmtune ..."
-        raise ConfigError(f"{where}: ${name} has no value.", hint)
-    if _RUN in word:
-        raise ConfigError(f"{where}: {word.replace(_RUN, '$(...)')} needs a shell.", "Write the value in its place.")
+        raise ConfigError(
+            f"{location}: ${name} has no value.", f"Set it in the script, or before the command: {name}=... glmtune ..."
+        )
+    if _SUBSTITUTION in word:
+        text = word.replace(_SUBSTITUTION, "$(...)")
+        raise ConfigError(f"{location}: {text} needs a shell.", "Write the value in its place.")
     return word.replace(_DOLLAR, "$")
 
 
-def fill(word: str, variables: Mapping[str, str]) -> str:
-    """A word with its variables filled in; those without a value stay."""
+def _replace_variables(word: str, variables: Mapping[str, str]) -> str:
+    """Replace the variables that have a value."""
 
-    def value(match: re.Match[str]) -> str:
-        known = variables.get(match["braced"] or match["bare"])
-        if not known and match["default"] is not None:
+    def find_value(match: re.Match[str]) -> str:
+        value = variables.get(match["braced"] or match["bare"])
+        if not value and match["default"] is not None:
             return match["default"]
-        return match.group() if known is None else known
+        return match.group() if value is None else value
 
-    return _VARIABLE.sub(value, word)
-
-
-def _fill_word(word: str, variables: Mapping[str, str]) -> list[str]:
-    filled = fill(word, variables)
-    # A shell splits what an unquoted variable holds. Only flags are kept in variables that way.
-    if _VARIABLE.fullmatch(word) and filled.lstrip().startswith("-"):
-        return shlex.split(filled)
-    return [filled]
+    return _VARIABLE.sub(find_value, word)
 
 
-def _count_assignments(words: list[str]) -> int:
-    count = 0
-    while count < len(words) and _ASSIGNMENT.fullmatch(words[count]):
-        count += 1
-    return count
-
-
-def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
-    """Lines with their continuations, comments and redirections taken out, and where they begin."""
+def _read_logical_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Yield lines joined at backslashes, without comments and redirections, with the number of their first line."""
     start = 1
     parts: list[str] = []
     for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
-        bare = _PARTS.sub(_mask, line).rstrip()
+        code = _SPECIAL_PARTS.sub(_mask_part, line).rstrip()
         if not parts:
             start = number
-        elif not bare and line.lstrip().startswith("#"):
+        elif not code and line.lstrip().startswith("#"):
             continue  # a flag that is commented out in the middle of a command
-        parts.append(bare.removesuffix("\\"))
-        if not bare.endswith("\\"):
+        parts.append(code.removesuffix("\\"))
+        if not code.endswith("\\"):
             yield start, " ".join(parts)
             parts = []
     if parts:
         yield start, " ".join(parts)
 
 
-def _mask(match: re.Match[str]) -> str:
+def _mask_part(match: re.Match[str]) -> str:
     text = match.group()
     if match.lastgroup == "single":
         return text.replace("$", _DOLLAR)
     if match.lastgroup == "double":
-        return re.sub(r"\$\([^()]*\)|`[^`]*`", _RUN, text.replace("\\$", _DOLLAR))
-    return {"dollar": _DOLLAR, "run": _RUN}.get(str(match.lastgroup), " ")
+        return re.sub(r"\$\([^()]*\)|`[^`]*`", _SUBSTITUTION, text.replace("\\$", _DOLLAR))
+    return {"dollar": _DOLLAR, "run": _SUBSTITUTION}.get(str(match.lastgroup), " ")
 
 
-def _split(line: str, where: str) -> Iterator[list[str]]:
+def _split_commands(line: str, location: str) -> Iterator[list[str]]:
+    """Split a line into the words of its commands."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars=";|&")
     lexer.whitespace_split, lexer.commenters = True, ""
     words: list[str] = []
     try:
         for word in lexer:
-            if word not in _JOINERS:
+            if word not in _SEPARATORS:
                 words.append(word)
             elif words:
                 yield words
                 words = []
     except ValueError as error:
-        raise ConfigError(f"{where}: cannot be read ({error}).", "Mend the quotes.") from None
+        raise ConfigError(f"{location}: cannot be read ({error}).", "Close the quotes.") from None
     if words:
         yield words

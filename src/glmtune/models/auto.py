@@ -12,42 +12,49 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from glmtune.errors import ModelError
-from glmtune.families import MARK, Family, UndecidedError, family_of_config, family_of_folder, read_config
+from glmtune.families import (
+    FAMILY_KEY,
+    AmbiguousFamilyError,
+    Family,
+    family_from_config,
+    family_from_folder,
+    read_model_config,
+)
 from glmtune.models.chatglm import ChatGLMConfig, ChatGLMForCausalLM
-from glmtune.models.glm import PublishedGlm, PublishedGlmConfig, glm_config
-from glmtune.models.weight_names import to_published
+from glmtune.models.glm import PublishedGlm, PublishedGlmConfig, make_glm_config
+from glmtune.models.weight_names import convert_to_published
 from glmtune.quantization.packed import BITS
-from glmtune.quantization.quantizer import PackedConfig
+from glmtune.quantization.quantizer import PackedQuantizationConfig
 
 
-def family_or_none(folder: Path, name: str = "") -> Family | None:
+def find_family(folder: Path, name: str = "") -> Family | None:
     """The family of a folder; None where nothing tells ChatGLM2 from ChatGLM3, which matters for prompts only.
 
     Raises:
         ModelError: see `glmtune.families.family_of_folder`.
     """
     try:
-        return family_of_folder(folder, name)
-    except UndecidedError:
+        return family_from_folder(folder, name)
+    except AmbiguousFamilyError:
         return None
 
 
-def native_config(folder: Path, family: Family | None) -> PreTrainedConfig:
+def make_native_config(folder: Path, family: Family | None) -> PreTrainedConfig:
     """The config that a checkpoint folder loads with, published or transformers-native.
 
     Raises:
         ModelError: see `published_config`.
     """
-    config = read_config(folder)
+    config = read_model_config(folder)
     if config["model_type"] == "chatglm":
-        return published_config(config, family)
+        return read_published_config(config, family)
     loaded = AutoConfig.from_pretrained(folder)
     if family:
-        setattr(loaded, MARK, family.name)
+        setattr(loaded, FAMILY_KEY, family.name)
     return _announce_packing(loaded)
 
 
-def published_config(config: dict[str, Any], family: Family | None) -> PreTrainedConfig:
+def read_published_config(config: dict[str, Any], family: Family | None) -> PreTrainedConfig:
     """The native config of a published config.json (any `model_type: chatglm`).
 
     Args:
@@ -60,21 +67,21 @@ def published_config(config: dict[str, Any], family: Family | None) -> PreTraine
     try:
         if family and family.name == "chatglm":
             own = {key: value for key, value in config.items() if key not in ("auto_map", "model_type")}
-            return _announce_packing(ChatGLMConfig(**own | {MARK: family.name}))
-        return _announce_packing(glm_config(config, family))
+            return _announce_packing(ChatGLMConfig(**own | {FAMILY_KEY: family.name}))
+        return _announce_packing(make_glm_config(config, family))
     except KeyError as error:
         title = family.title if family else "ChatGLM2-6B"
         raise ModelError(f"config.json: no key {error}, which {title} needs.", "Download config.json again.") from None
 
 
-def packed_bits(config: PreTrainedConfig) -> int:
+def read_packed_bits(config: PreTrainedConfig) -> int:
     """Bits of the packed weights that a config announces; 0 for full precision."""
     return getattr(config, "quantization_bit", None) or 0
 
 
 def _announce_packing(config: PreTrainedConfig) -> PreTrainedConfig:
     """Tell transformers of packed weights, which published files announce by `quantization_bit` alone."""
-    bits = packed_bits(config)
+    bits = read_packed_bits(config)
     if bits and bits not in BITS:
         raise ModelError(f"config.json: quantization_bit is {bits}; packed weights have 4 or 8.", "Correct the key.")
     if bits and (getattr(config, "quantization_embeddings", False) or getattr(config, "quantize_embeddings", False)):
@@ -83,23 +90,23 @@ def _announce_packing(config: PreTrainedConfig) -> PreTrainedConfig:
             "Use a repository whose embeddings are not, such as THUDM/chatglm-6b-int4, or the full-precision one.",
         )
     if bits:
-        config.quantization_config = PackedConfig(bits).to_dict()
+        config.quantization_config = PackedQuantizationConfig(bits).to_dict()
     return config
 
 
-def published_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+def open_published_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """A loaded model's weights under their published names, bit for bit; packed ones in the official layout.
 
     With `"quantization_bit"` in config.json, packed weights so written are a published quantised repository's.
     """
     state = model.state_dict()
-    return state if isinstance(model, ChatGLMForCausalLM) else to_published(state)
+    return state if isinstance(model, ChatGLMForCausalLM) else convert_to_published(state)
 
 
-def config_from_dict(config_dict: dict[str, Any], **kwargs: Any) -> Any:
+def make_config_from_dict(config_dict: dict[str, Any], **kwargs: Any) -> Any:
     """What `AutoConfig` wants of a `from_dict`: the config, with overrides from `kwargs` set on it."""
     source = str(kwargs.pop("name_or_path", "") or config_dict.get("_name_or_path", ""))
-    config = published_config(config_dict, _family_of(config_dict, source))
+    config = read_published_config(config_dict, _family_of(config_dict, source))
     return_unused = kwargs.pop("return_unused_kwargs", False)
     for key in [key for key in kwargs if hasattr(config, key)]:
         setattr(config, key, kwargs.pop(key))
@@ -110,11 +117,11 @@ def config_from_dict(config_dict: dict[str, Any], **kwargs: Any) -> Any:
 
 def _family_of(config: dict[str, Any], source: str) -> Family | None:
     if source and Path(source).is_dir():
-        return family_or_none(Path(source))
+        return find_family(Path(source))
     clues = [source, str(config.get("_name_or_path", ""))]
     try:
-        return family_of_config(config, clues=clues, where=source or "config.json")
-    except UndecidedError:
+        return family_from_config(config, names=clues, where=source or "config.json")
+    except AmbiguousFamilyError:
         return None
 
 

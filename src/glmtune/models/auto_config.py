@@ -19,6 +19,6 @@ class ChatGLMAutoConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         # This import registers the models too: whoever reads a config may ask an Auto class for its model next.
-        from glmtune.models.auto import config_from_dict
+        from glmtune.models.auto import make_config_from_dict
 
-        return config_from_dict(config_dict, **kwargs)
+        return make_config_from_dict(config_dict, **kwargs)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from glmtune.errors import ModelError, first_line
+from glmtune.errors import ModelError, summarize_error
 from glmtune.models.weight_names import COMPUTED, group_by_published
 
 _KINDS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
@@ -35,7 +35,7 @@ class Weight:
 
 
 @dataclass
-class Inventory:
+class WeightInventory:
     """All weights of a folder by name, without their values."""
 
     folder: Path
@@ -54,7 +54,7 @@ class Inventory:
         return getattr(torch, max(set(names), key=names.count)) if names else torch.float32
 
 
-def read_inventory(folder: Path) -> Inventory:
+def read_inventory(folder: Path) -> WeightInventory:
     """Names, shapes and precision of every weight in `folder`, from the files' headers.
 
     Raises:
@@ -66,13 +66,13 @@ def read_inventory(folder: Path) -> Inventory:
         for name, (shape, dtype) in _read_header(file).items():
             if not any(re.search(pattern, name) for pattern in COMPUTED):
                 weights[name] = Weight(file, shape, dtype)
-    absent = [name for name, file in index.items() if name not in weights and not _computed(name)]
+    absent = [name for name, file in index.items() if name not in weights and not _is_computed(name)]
     if absent:
-        raise ModelError(f"{folder}: the index names weights that its shards lack: {_listed(absent)}.", _MEND)
-    return Inventory(folder, weights, indexed=bool(index))
+        raise ModelError(f"{folder}: the index names weights that its shards lack: {_join_names(absent)}.", _MEND)
+    return WeightInventory(folder, weights, indexed=bool(index))
 
 
-def check_shapes(inventory: Inventory, expected: Mapping[str, tuple[int, ...]]) -> None:
+def check_shapes(inventory: WeightInventory, expected: Mapping[str, tuple[int, ...]]) -> None:
     """Compare what a folder holds with what its config asks for.
 
     Raises:
@@ -88,11 +88,11 @@ def check_shapes(inventory: Inventory, expected: Mapping[str, tuple[int, ...]]) 
         if name in found and found[name] != tuple(shape)
     ]
     if missing:
-        faults.append(f"missing: {_listed(missing)}")
+        faults.append(f"missing: {_join_names(missing)}")
     if unexpected:
-        faults.append(f"unexpected: {_listed(unexpected)}")
+        faults.append(f"unexpected: {_join_names(unexpected)}")
     if wrong:
-        faults.append(f"wrong shape: {_listed(wrong)}")
+        faults.append(f"wrong shape: {_join_names(wrong)}")
     if faults:
         raise ModelError(
             f"{inventory.folder}: the weights do not fit config.json. {'; '.join(faults)}.",
@@ -101,7 +101,7 @@ def check_shapes(inventory: Inventory, expected: Mapping[str, tuple[int, ...]]) 
 
 
 @contextmanager
-def loadable(inventory: Inventory) -> Iterator[Path]:
+def list_loadable(inventory: WeightInventory) -> Iterator[Path]:
     """A folder that transformers can load: the checkpoint's own, or links plus the index that it lacks."""
     files = {weight.file for weight in inventory.weights.values()}
     if inventory.indexed or len(files) == 1:
@@ -118,7 +118,7 @@ def loadable(inventory: Inventory) -> Iterator[Path]:
         yield Path(temporary)
 
 
-def fingerprint(inventory: Inventory, native_shapes: Mapping[str, tuple[int, ...]]) -> str:
+def compute_fingerprint(inventory: WeightInventory, native_shapes: Mapping[str, tuple[int, ...]]) -> str:
     """Sixteen hexadecimal digits that tell bases apart, equal for every layout of the same weights.
 
     The first, middle and last row of every native weight are hashed in fp32 with its name and shape, so the
@@ -146,7 +146,7 @@ def fingerprint(inventory: Inventory, native_shapes: Mapping[str, tuple[int, ...
     return digest.hexdigest()[:16]
 
 
-def read_tensors(inventory: Inventory) -> Iterator[tuple[str, torch.Tensor]]:
+def read_tensors(inventory: WeightInventory) -> Iterator[tuple[str, torch.Tensor]]:
     """Every weight by name, one at a time."""
     with _Rows(inventory) as rows:
         for name in inventory.weights:
@@ -156,7 +156,7 @@ def read_tensors(inventory: Inventory) -> Iterator[tuple[str, torch.Tensor]]:
 class _Rows:
     """Single rows of weights on disk, each file opened once."""
 
-    def __init__(self, inventory: Inventory):
+    def __init__(self, inventory: WeightInventory):
         self._weights = inventory.weights
         self._open: dict[Path, Any] = {}
 
@@ -173,7 +173,7 @@ class _Rows:
         """What gives the tensor, or rows of it, when it is indexed."""
         file = self._weights[name].file
         if file not in self._open:
-            self._open[file] = safe_open(file, "pt") if file.suffix == ".safetensors" else _load_bin(file, "cpu")
+            self._open[file] = safe_open(file, "pt") if file.suffix == ".safetensors" else _read_bin(file, "cpu")
         source = self._open[file]
         return source[name] if isinstance(source, dict) else source.get_slice(name)
 
@@ -207,7 +207,7 @@ def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
 def _require_files(folder: Path, names: list[str], who: str) -> None:
     absent = [name for name in names if not (folder / name).is_file()]
     if absent:
-        raise ModelError(f"{folder}: {who} files that are not there: {_listed(absent)}.", "Download the missing files.")
+        raise ModelError(f"{folder}: {who} files that are not there: {_join_names(absent)}.", "Download the missing files.")
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -238,27 +238,27 @@ def _safetensors_header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 def _bin_header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    state = _load_bin(file, "meta")
+    state = _read_bin(file, "meta")
     return {name: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in state.items()}
 
 
-def _load_bin(file: Path, device: str) -> dict[str, torch.Tensor]:
+def _read_bin(file: Path, device: str) -> dict[str, torch.Tensor]:
     """A `.bin` file, never running code in it; mapped from disk where its format allows."""
     try:
         state = torch.load(file, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and others for a broken file
-        reason = first_line(error, 120)
+        reason = summarize_error(error, 120)
         raise ModelError(f"{file}: cut short, corrupt or not plain weights ({reason}).", _MEND) from None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ModelError(f"{file}: holds something other than named tensors.", "Give the model's own weight files.")
     return state
 
 
-def _computed(name: str) -> bool:
+def _is_computed(name: str) -> bool:
     return any(re.search(pattern, name) for pattern in COMPUTED)
 
 
-def _listed(names: list[str], most: int = 8) -> str:
+def _join_names(names: list[str], most: int = 8) -> str:
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 

@@ -6,35 +6,35 @@ import torch
 from torch import nn
 
 from glmtune.errors import ModelError
-from glmtune.models.checkpoints import Inventory, read_tensors
-from glmtune.models.weight_names import published_name
+from glmtune.models.checkpoints import WeightInventory, read_tensors
+from glmtune.models.weight_names import find_published_name
 
 _MEND = "Download the file again (compare its SHA-256 with the hub's)"
 
 
-def check_finite(model: nn.Module, inventory: Inventory) -> None:
+def check_finite(model: nn.Module, inventory: WeightInventory) -> None:
     """Look at every floating weight of a loaded model once.
 
     Raises:
         ModelError: names the first weight with a NaN or an infinity, and its file.
     """
     for native, value in model.named_parameters():
-        if not is_finite(value.detach()):
-            _refuse(_name_on_disk(native, inventory), inventory, value.dtype)
+        if not is_finite_tensor(value.detach()):
+            _raise_not_finite(_find_name_on_disk(native, inventory), inventory, value.dtype)
 
 
-def check_finite_on_disk(inventory: Inventory) -> None:
+def check_finite_on_disk(inventory: WeightInventory) -> None:
     """The same on the files, for loading that leaves no floating numbers to look at.
 
     Raises:
         ModelError: names the first weight with a NaN or an infinity, and its file.
     """
     for name, value in read_tensors(inventory):
-        if not is_finite(value):
-            _refuse(name, inventory, value.dtype)
+        if not is_finite_tensor(value):
+            _raise_not_finite(name, inventory, value.dtype)
 
 
-def is_finite(value: torch.Tensor) -> bool:
+def is_finite_tensor(value: torch.Tensor) -> bool:
     """Whether a tensor has neither NaN nor infinity; one pass, no copy. Whole numbers always are."""
     if not value.is_floating_point() or not value.numel():
         return True
@@ -42,14 +42,14 @@ def is_finite(value: torch.Tensor) -> bool:
     return bool(least.isfinite() & most.isfinite())
 
 
-def _name_on_disk(native: str, inventory: Inventory) -> str:
+def _find_name_on_disk(native: str, inventory: WeightInventory) -> str:
     """The stored weight that a loaded one came from; packing while loading makes scales of weights."""
     origins = (native, native.removesuffix("_scale"))
-    names = [name for origin in origins for name in (origin, published_name(origin)[0])]
+    names = [name for origin in origins for name in (origin, find_published_name(origin)[0])]
     return next(name for name in names if name in inventory.weights)
 
 
-def _refuse(name: str, inventory: Inventory, loaded: torch.dtype) -> None:
+def _raise_not_finite(name: str, inventory: WeightInventory, loaded: torch.dtype) -> None:
     weight = inventory.weights[name]
     cast = str(loaded).removeprefix("torch.")
     also = "" if cast == weight.dtype else f"; or its {weight.dtype} does not fit {cast}, then load it as bf16 or fp32"

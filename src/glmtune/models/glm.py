@@ -8,8 +8,8 @@ from transformers import GlmConfig, GlmForCausalLM
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 
 from glmtune.errors import ModelError
-from glmtune.families import MARK, Family
-from glmtune.models.weight_names import COMPUTED, conversions
+from glmtune.families import FAMILY_KEY, Family
+from glmtune.models.weight_names import COMPUTED, make_conversions
 
 # What GlmForCausalLM computes; a published config that says otherwise would load and be wrong.
 _REQUIRED = {
@@ -46,10 +46,10 @@ class PublishedGlm(GlmForCausalLM):
         return result
 
 
-register_checkpoint_conversion_mapping(PublishedGlm.__name__, conversions(), overwrite=True)
+register_checkpoint_conversion_mapping(PublishedGlm.__name__, make_conversions(), overwrite=True)
 
 
-def glm_config(published: dict[str, Any], family: Family | None) -> PublishedGlmConfig:
+def make_glm_config(published: dict[str, Any], family: Family | None) -> PublishedGlmConfig:
     """The transformers config of a published ChatGLM2, ChatGLM3 or GLM-4 config.json.
 
     Args:
@@ -81,7 +81,7 @@ def glm_config(published: dict[str, Any], family: Family | None) -> PublishedGlm
         attention_dropout=published.get("attention_dropout", 0.0),
         max_position_embeddings=published.get("seq_length", 2048),
         rms_norm_eps=published.get("layernorm_epsilon", 1e-5),
-        rope_parameters=_rope(published, family),
+        rope_parameters=_read_rope(published, family),
         tie_word_embeddings=published.get("tie_word_embeddings", False),
         pad_token_id=published.get("pad_token_id", 0),
         eos_token_id=published.get("eos_token_id", 2),
@@ -89,13 +89,13 @@ def glm_config(published: dict[str, Any], family: Family | None) -> PublishedGlm
         dtype=published.get("torch_dtype") or published.get("dtype"),
     )
     if family:
-        setattr(config, MARK, family.name)
+        setattr(config, FAMILY_KEY, family.name)
     if published.get("quantization_bit"):
         config.quantization_bit = published["quantization_bit"]
     return config
 
 
-def _rope(published: dict[str, Any], family: Family | None) -> dict[str, Any]:
+def _read_rope(published: dict[str, Any], family: Family | None) -> dict[str, Any]:
     """Rotary parameters. `rope_ratio` stretches the base, but in ChatGLM2-6B-32k it divides the positions."""
     ratio = published.get("rope_ratio", 1) or 1
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
@@ -105,7 +105,7 @@ def _rope(published: dict[str, Any], family: Family | None) -> dict[str, Any]:
         raise ModelError(
             f"config.json: rope_ratio {ratio} means one thing in ChatGLM2 and another in ChatGLM3, and nothing says "
             "which of them this is.",
-            f'Say it: family chatglm2 or chatglm3, or add "{MARK}": "chatglm3" to config.json.',
+            f'Say it: family chatglm2 or chatglm3, or add "{FAMILY_KEY}": "chatglm3" to config.json.',
         )
     if family.positions_scaled:
         return rope | {"rope_type": "linear", "factor": float(ratio)}

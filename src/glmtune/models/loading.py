@@ -12,34 +12,34 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from glmtune.errors import ModelError, first_line
-from glmtune.families import Family, family_of_folder, get_family
-from glmtune.hub import resolve
-from glmtune.models.auto import family_or_none, native_config, packed_bits
-from glmtune.models.checkpoints import Inventory, check_shapes, fingerprint, loadable, read_inventory
+from glmtune.errors import ModelError, summarize_error
+from glmtune.families import Family, family_from_folder, get_family
+from glmtune.hub import resolve_checkpoint
+from glmtune.models.auto import find_family, make_native_config, read_packed_bits
+from glmtune.models.checkpoints import WeightInventory, check_shapes, compute_fingerprint, list_loadable, read_inventory
 from glmtune.models.finite import check_finite, check_finite_on_disk
 from glmtune.models.glm import PublishedGlmConfig
 from glmtune.models.quantized import (
     BITSANDBYTES,
     check_packing,
-    quantization_arguments,
-    settle_on_cpu,
-    stored_quantization,
+    make_quantization_arguments,
+    prepare_quantized_cpu,
+    read_stored_quantization,
 )
-from glmtune.models.weight_names import published_shapes
-from glmtune.quantization.quantizer import cast, replace_linears
+from glmtune.models.weight_names import list_published_shapes
+from glmtune.quantization.quantizer import cast_unpacked, replace_linears
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass
-class Base:
+class Checkpoint:
     """A checkpoint folder that was looked through but not loaded."""
 
     folder: Path
     decided_family: Family | None
     config: PreTrainedConfig
-    inventory: Inventory
+    inventory: WeightInventory
     native_shapes: dict[str, tuple[int, ...]]
     packed_bits: int = 0
     """4 or 8 where the weights are in the official quantised layout, else 0."""
@@ -53,36 +53,36 @@ class Base:
         Raises:
             ModelError: nothing tells ChatGLM2 from ChatGLM3; such a checkpoint can be loaded, but not prompted.
         """
-        return self.decided_family or family_of_folder(self.folder)
+        return self.decided_family or family_from_folder(self.folder)
 
     @cached_property
     def fingerprint(self) -> str:
         """Tells bases apart, whatever their layout on disk."""
-        return fingerprint(self.inventory, self.native_shapes)
+        return compute_fingerprint(self.inventory, self.native_shapes)
 
 
-def inspect_base(path: str | os.PathLike[str], *, family: str | None = None, hub: str = "huggingface") -> Base:
+def inspect_checkpoint(path: str | os.PathLike[str], *, family: str | None = None, hub: str = "huggingface") -> Checkpoint:
     """Look through a checkpoint: generation, config, and whether its weights fit; headers only, no values.
 
     Raises:
         ModelError: the folder cannot be loaded as it is; the message lists what is wrong with it.
     """
-    folder = resolve(path, hub)
-    chosen = get_family(family) if family else family_or_none(folder, name=str(path))
-    config = native_config(folder, chosen)
+    folder = resolve_checkpoint(path, hub)
+    chosen = get_family(family) if family else find_family(folder, name=str(path))
+    config = make_native_config(folder, chosen)
     inventory = read_inventory(folder)
-    bits = packed_bits(config)
+    bits = read_packed_bits(config)
     check_packing(inventory, bits)
     native = _native_shapes(config)
-    expected = published_shapes(native) if isinstance(config, PublishedGlmConfig) else native
-    stored = None if bits else stored_quantization(config)
+    expected = list_published_shapes(native) if isinstance(config, PublishedGlmConfig) else native
+    stored = None if bits else read_stored_quantization(config)
     if stored is None:  # bitsandbytes' numbers have shapes of their own, which its loading checks
         check_shapes(inventory, expected)
-    return Base(folder, chosen, config, inventory, native, bits, stored)
+    return Checkpoint(folder, chosen, config, inventory, native, bits, stored)
 
 
 def load_base(
-    base: Base,
+    base: Checkpoint,
     *,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
@@ -105,31 +105,31 @@ def load_base(
         ModelError: a weight was not read, two were read into one, or one is not finite; an unknown quantisation, one
             that does not go with this checkpoint, or bitsandbytes is missing; it does not fit into the memory.
     """
-    target, precision = to_device(device), to_dtype(dtype) or base.inventory.dtype
+    target, precision = parse_device(device), parse_dtype(dtype) or base.inventory.dtype
     arguments: dict[str, Any] = {"config": copy.deepcopy(base.config), "dtype": precision}
-    arguments |= quantization_arguments(base, quantization, precision, double_quantization)
+    arguments |= make_quantization_arguments(base, quantization, precision, double_quantization)
     if target.type != "cpu" or quantization in BITSANDBYTES or base.stored:
         arguments["device_map"] = {"": target}
     if quantization in BITSANDBYTES:
         check_finite_on_disk(base.inventory)
-    with loadable(base.inventory) as folder:
+    with list_loadable(base.inventory) as folder:
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **arguments)
         except (torch.OutOfMemoryError, MemoryError) as error:
-            raise _too_large(base, target, quantization, error) from None
+            raise _explain_lack_of_memory(base, target, quantization, error) from None
         model, info = loaded
-    _check_loaded(base, info)
+    _require_loaded(base, info)
     if model.dtype != precision:  # packed while it was read, which is done in the checkpoint's own precision
-        cast(model, precision)
+        cast_unpacked(model, precision)
     if "nf4" in (quantization, base.stored) and target.type == "cpu":
-        settle_on_cpu(model)
+        prepare_quantized_cpu(model)
     check_finite(model, base.inventory)
     # Absolute, for an adapter keeps it as the place of its base.
     model.config._name_or_path = model.name_or_path = str(base.folder.resolve())
     return model.eval()
 
 
-def to_device(device: str | torch.device | None) -> torch.device:
+def parse_device(device: str | torch.device | None) -> torch.device:
     """The device to compute on; a GPU if there is one when None.
 
     Raises:
@@ -148,7 +148,7 @@ def to_device(device: str | torch.device | None) -> torch.device:
     return target
 
 
-def to_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """A torch dtype from its short or full name.
 
     Raises:
@@ -168,14 +168,14 @@ def _native_shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
     """Shapes by name of the model that `config` describes, built without memory."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-        if packed_bits(config):
-            replace_linears(model, packed_bits(config))
+        if read_packed_bits(config):
+            replace_linears(model, read_packed_bits(config))
     tied = getattr(model, "all_tied_weights_keys", {}) or {}
     return {name: tuple(t.shape) for name, t in model.state_dict().items() if name not in tied}
 
 
-def _too_large(base: Base, target: torch.device, quantization: str | None, error: BaseException) -> ModelError:
-    reason = first_line(error, 200)
+def _explain_lack_of_memory(base: Checkpoint, target: torch.device, quantization: str | None, error: BaseException) -> ModelError:
+    reason = summarize_error(error, 200)
     ways = ["end other programs that use this memory"]
     if target.type != "cpu":
         ways.append("use the CPU")
@@ -187,7 +187,7 @@ def _too_large(base: Base, target: torch.device, quantization: str | None, error
     )
 
 
-def _check_loaded(base: Base, info: dict[str, Any]) -> None:
+def _require_loaded(base: Checkpoint, info: dict[str, Any]) -> None:
     """`check_shapes` has compared the names; this is the proof that each was read as well."""
     left = {key: sorted(info.get(key) or []) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     faults = [f"{key.removesuffix('_keys')}: {', '.join(map(str, names[:8]))}" for key, names in left.items() if names]

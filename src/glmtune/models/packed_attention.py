@@ -27,7 +27,7 @@ Attention = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 
 
 @dataclass(frozen=True)
-class Group:
+class RowGroup:
     """Rows that one call attends to: a single one as it lies there, or several of like length, padded."""
 
     where: slice | torch.Tensor
@@ -51,10 +51,10 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Rows:
+class PackedRows:
     """How a sequence falls into rows."""
 
-    groups: list[Group]
+    groups: list[RowGroup]
     order_T: torch.Tensor | None
     """Where each position is found in the groups' flattened outputs; None: in order."""
 
@@ -64,7 +64,7 @@ class Rows:
         return (joined if self.order_T is None else joined[self.order_T])[None]
 
 
-def lay_out(lengths: Sequence[int], contexts: Sequence[int], device: torch.device, single: bool | None = None) -> Rows:
+def make_packed_rows(lengths: Sequence[int], contexts: Sequence[int], device: torch.device, single: bool | None = None) -> PackedRows:
     """Rows of these lengths, one behind the other.
 
     Args:
@@ -78,9 +78,9 @@ def lay_out(lengths: Sequence[int], contexts: Sequence[int], device: torch.devic
     for length in lengths:
         starts.append(starts[-1] + length)
     if device.type == "cpu" if single is None else single:
-        return Rows(
+        return PackedRows(
             [
-                Group(slice(start, start + length), length, (context,), device)
+                RowGroup(slice(start, start + length), length, (context,), device)
                 for start, length, context in zip(starts, lengths, contexts, strict=False)
             ],
             None,
@@ -94,38 +94,38 @@ def lay_out(lengths: Sequence[int], contexts: Sequence[int], device: torch.devic
         index_Rt = torch.tensor([starts[row] for row in members])[:, None] + torch.arange(longest)
         last_R1 = torch.tensor([[starts[row] + lengths[row] - 1] for row in members])
         groups.append(
-            Group(index_Rt.minimum(last_R1).to(device), longest, tuple(contexts[row] for row in members), device)
+            RowGroup(index_Rt.minimum(last_R1).to(device), longest, tuple(contexts[row] for row in members), device)
         )
         for place, row in enumerate(members):
             order[starts[row] : starts[row + 1]] = done + place * longest + torch.arange(lengths[row])
         done += len(members) * longest
-    return Rows(groups, order.to(device))
+    return PackedRows(groups, order.to(device))
 
 
-def separate_rows(model: Any) -> None:
+def set_packed_attention(model: Any) -> None:
     """Let the attention of `model` take `rows`, if it is one that can.
 
     Args:
         model: any of ours, with adapters or a prefix, not wrapped for data parallelism.
     """
     name = model.config._attn_implementation
-    if not (separates_rows(model) or takes_positions(model)):
+    if not (has_packed_attention(model) or finds_rows_by_positions(model)):
         kind = name.rsplit("_", 1)[-1]
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         base.set_attn_implementation(name.removesuffix(kind) + SEPARATE + kind)
 
 
-def separates_rows(model: Any) -> bool:
+def has_packed_attention(model: Any) -> bool:
     """Whether its attention takes `rows`."""
     return SEPARATE in model.config._attn_implementation
 
 
-def takes_positions(model: Any) -> bool:
+def finds_rows_by_positions(model: Any) -> bool:
     """Whether its attention finds the rows by itself, where positions start anew (transformers' flash attention)."""
     return "flash" in model.config._attn_implementation
 
 
-def by_rows(attend: Attention, *, masked: bool) -> Attention:
+def attend_by_rows(attend: Attention, *, masked: bool) -> Attention:
     """An attention function that calls `attend` for each group of rows, where it is told of rows.
 
     Args:
@@ -140,7 +140,7 @@ def by_rows(attend: Attention, *, masked: bool) -> Attention:
         value_1NTD: torch.Tensor,
         attention_mask: torch.Tensor | None,
         *,
-        rows: Rows | None = None,
+        rows: PackedRows | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if rows is None:
@@ -155,7 +155,7 @@ def by_rows(attend: Attention, *, masked: bool) -> Attention:
     return attention
 
 
-def eager_with_bool_masks(
+def attend_eagerly(
     module: Any,
     query_BHTD: torch.Tensor,
     key_BNSD: torch.Tensor,
@@ -171,7 +171,7 @@ def eager_with_bool_masks(
     return attend(module, query_BHTD, key_BNSD, value_BNSD, mask, **kwargs)
 
 
-ALL_ATTENTION_FUNCTIONS.register(f"{SEPARATE}sdpa", by_rows(sdpa_attention_forward, masked=False))
-ALL_ATTENTION_FUNCTIONS.register(f"{SEPARATE}eager", by_rows(eager_with_bool_masks, masked=True))
+ALL_ATTENTION_FUNCTIONS.register(f"{SEPARATE}sdpa", attend_by_rows(sdpa_attention_forward, masked=False))
+ALL_ATTENTION_FUNCTIONS.register(f"{SEPARATE}eager", attend_by_rows(attend_eagerly, masked=True))
 ALL_MASK_ATTENTION_FUNCTIONS.register(f"{SEPARATE}sdpa", sdpa_mask)
 ALL_MASK_ATTENTION_FUNCTIONS.register(f"{SEPARATE}eager", eager_mask)

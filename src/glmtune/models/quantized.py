@@ -10,17 +10,17 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from glmtune.errors import ModelError
-from glmtune.models.checkpoints import Inventory
-from glmtune.quantization.quantizer import PackedConfig
+from glmtune.models.checkpoints import WeightInventory
+from glmtune.quantization.quantizer import PackedQuantizationConfig
 
 if TYPE_CHECKING:
-    from glmtune.models.loading import Base
+    from glmtune.models.loading import Checkpoint
 
 BITSANDBYTES = ("nf4", "int8")
 PACKED = {"packed4": 4, "packed8": 8}
 
 
-def check_packing(inventory: Inventory, bits: int) -> None:
+def check_packing(inventory: WeightInventory, bits: int) -> None:
     """Compare what config.json says about packed weights with what the files hold.
 
     Args:
@@ -57,7 +57,7 @@ def check_packing(inventory: Inventory, bits: int) -> None:
         )
 
 
-def stored_quantization(config: PreTrainedConfig) -> str | None:
+def read_stored_quantization(config: PreTrainedConfig) -> str | None:
     """`nf4` or `int8` where a transformers folder was saved in bitsandbytes' form.
 
     Raises:
@@ -77,7 +77,7 @@ def stored_quantization(config: PreTrainedConfig) -> str | None:
     return quantization
 
 
-def quantization_arguments(base: Base, quantization: str | None, dtype: torch.dtype, double: bool) -> dict[str, Any]:
+def make_quantization_arguments(base: Checkpoint, quantization: str | None, dtype: torch.dtype, double: bool) -> dict[str, Any]:
     """What `from_pretrained` is given for a quantisation.
 
     Raises:
@@ -103,11 +103,11 @@ def quantization_arguments(base: Base, quantization: str | None, dtype: torch.dt
         )
     if quantization in PACKED:
         # From the stored precision, as the official quantiser: casting first would quantise other numbers.
-        return {"quantization_config": PackedConfig(PACKED[quantization]), "dtype": base.inventory.dtype}
-    return {"quantization_config": _bitsandbytes(quantization, dtype, double)}
+        return {"quantization_config": PackedQuantizationConfig(PACKED[quantization]), "dtype": base.inventory.dtype}
+    return {"quantization_config": _make_bitsandbytes_config(quantization, dtype, double)}
 
 
-def settle_on_cpu(model: nn.Module) -> None:
+def prepare_quantized_cpu(model: nn.Module) -> None:
     """Keep to what bitsandbytes (0.50) computes rightly in 4 bits on the CPU.
 
     Its kernels there take it for granted that rows are whole blocks of 64, and give wrong numbers otherwise. And at the
@@ -138,7 +138,7 @@ def _require_bitsandbytes(quantization: str) -> None:
         )
 
 
-def _bitsandbytes(quantization: str, dtype: torch.dtype, double: bool) -> Any:
+def _make_bitsandbytes_config(quantization: str, dtype: torch.dtype, double: bool) -> Any:
     _require_bitsandbytes(quantization)
     from transformers import BitsAndBytesConfig
 

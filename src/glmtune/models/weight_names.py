@@ -32,7 +32,7 @@ FUSED: tuple[tuple[str, tuple[str, ...]], ...] = (
 COMPUTED = (r"rotary_pos_emb\.inv_freq$", r"rotary_emb\.inv_freq$")
 
 
-def conversions() -> list[WeightConverter | WeightRenaming]:
+def make_conversions() -> list[WeightConverter | WeightRenaming]:
     """The table in the form that transformers applies while it loads: rename, then split by the model's own sizes."""
     from transformers.core_model_loading import Split, WeightConverter, WeightRenaming
 
@@ -41,7 +41,7 @@ def conversions() -> list[WeightConverter | WeightRenaming]:
     return [*renames, *splits]
 
 
-def published_name(native: str) -> tuple[str, int]:
+def find_published_name(native: str) -> tuple[str, int]:
     """The published name that holds native weight `native`, and its place in the stack (0 when it stands alone)."""
     name, place = native, 0
     for published, parts in FUSED:
@@ -57,12 +57,12 @@ def group_by_published(native_names: Iterable[str]) -> dict[str, list[str]]:
     """Published name to the native names stacked in it, in order."""
     places: dict[str, dict[int, str]] = {}
     for native in native_names:
-        published, place = published_name(native)
+        published, place = find_published_name(native)
         places.setdefault(published, {})[place] = native
     return {published: [parts[i] for i in sorted(parts)] for published, parts in places.items()}
 
 
-def published_shapes(native_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def list_published_shapes(native_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """Shapes of the published weights of a model whose native ones have `native_shapes`."""
     shapes = {}
     for published, natives in group_by_published(native_shapes).items():
@@ -71,7 +71,7 @@ def published_shapes(native_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, 
     return shapes
 
 
-def to_published(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def convert_to_published(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Native weights under their published names, bit for bit: the inverse of loading.
 
     Args:

@@ -39,7 +39,7 @@ class Int4Order:
     """(block,): the slots that rows 0, 1, ... of a block stand in; first all low nibbles, then all high ones."""
 
 
-def usable(inputs_MI: torch.Tensor, outputs: int, bits: int) -> bool:
+def is_kernel_available(inputs_MI: torch.Tensor, outputs: int, bits: int) -> bool:
     """Whether a kernel computes this product; it has no backward, so not where a gradient is wanted.
 
     Only plain tensors: with fake ones, what is kept here for later products would be fake too.
@@ -52,13 +52,13 @@ def usable(inputs_MI: torch.Tensor, outputs: int, bits: int) -> bool:
         and outputs % ROWS == 0
         and inputs_MI.shape[1] % COLUMNS == 0
         and not (torch.is_grad_enabled() and inputs_MI.requires_grad)
-        and (bits == 8 or int4_order() is not None)
+        and (bits == 8 or find_int4_order() is not None)
     )
 
 
 def multiply_int8(inputs_MI: torch.Tensor, packed_OI: torch.Tensor) -> torch.Tensor:
     """`inputs @ numbers.T` in bf16, (M, O), from the official int8 layout as it is."""
-    return torch.ops.aten._weight_int8pack_mm(inputs_MI, packed_OI, _ones(packed_OI.shape[0]))
+    return torch.ops.aten._weight_int8pack_mm(inputs_MI, packed_OI, _make_ones(packed_OI.shape[0]))
 
 
 # Numbers of a matrix from which, in bf16, preparing the inputs is made up for beside torch's own kernel.
@@ -72,24 +72,24 @@ _ROWS_AT_ONCE = 128
 _LARGEST, _OFFSET = 127 << 16, 128 * 0x010101
 
 
-def arrange_int8(packed_OI: torch.Tensor) -> torch.Tensor:
+def prepack_int8(packed_OI: torch.Tensor) -> torch.Tensor:
     """Official int8 numbers in oneDNN's order."""
     return torch.ops.onednn.qlinear_prepack(packed_OI.contiguous(), None)
 
 
-def restore_int8(arranged: torch.Tensor) -> torch.Tensor:
+def unpack_prepacked_int8(arranged: torch.Tensor) -> torch.Tensor:
     """The inverse of `arrange_int8`, (O, I)."""
     return arranged.to_dense().t().contiguous()
 
 
-def arranged_is_faster(inputs_MI: torch.Tensor) -> bool:
+def is_prepacked_faster(inputs_MI: torch.Tensor) -> bool:
     """Whether `multiply_arranged_int8` is to compute this product; it has no backward."""
     if torch.is_grad_enabled() and inputs_MI.requires_grad:
         return False
     return inputs_MI.dtype != torch.bfloat16 or inputs_MI.shape[0] <= _MOST_ARRANGED_BF16
 
 
-def multiply_arranged_int8(inputs_MI: torch.Tensor, arranged: torch.Tensor, scale_O: torch.Tensor) -> torch.Tensor:
+def multiply_prepacked_int8(inputs_MI: torch.Tensor, arranged: torch.Tensor, scale_O: torch.Tensor) -> torch.Tensor:
     """`inputs @ (numbers * scale).T` in fp32, (M, O).
 
     Args:
@@ -98,21 +98,21 @@ def multiply_arranged_int8(inputs_MI: torch.Tensor, arranged: torch.Tensor, scal
         scale_O: fp32.
     """
     if len(inputs_MI) <= _ROWS_AT_ONCE:
-        return _multiply_some(inputs_MI.float(), arranged, scale_O)
+        return _multiply_in_parts(inputs_MI.float(), arranged, scale_O)
     outputs_MO = inputs_MI.new_empty(len(inputs_MI), len(scale_O), dtype=torch.float32)
     for start in range(0, len(inputs_MI), _ROWS_AT_ONCE):
         some = slice(start, start + _ROWS_AT_ONCE)
-        outputs_MO[some] = _multiply_some(inputs_MI[some].float(), arranged, scale_O)
+        outputs_MO[some] = _multiply_in_parts(inputs_MI[some].float(), arranged, scale_O)
     return outputs_MO
 
 
-def _multiply_some(inputs_MI: torch.Tensor, arranged: torch.Tensor, scale_O: torch.Tensor) -> torch.Tensor:
+def _multiply_in_parts(inputs_MI: torch.Tensor, arranged: torch.Tensor, scale_O: torch.Tensor) -> torch.Tensor:
     rows, columns = inputs_MI.shape
     step_M1 = inputs_MI.abs().amax(-1, keepdim=True).clamp_(min=1e-30).div_(_LARGEST)
     numbers_MI = (inputs_MI / step_M1).round_().int().add_(_OFFSET)
     bytes_3MI = numbers_MI.view(torch.uint8).view(rows, columns, 4)[..., :3].permute(2, 0, 1)
     sums_3MO = torch.ops.onednn.qlinear_pointwise(
-        *(bytes_3MI.reshape(3 * rows, columns), 1.0, 128, arranged, scale_O, _no_offsets(len(scale_O)), None),
+        *(bytes_3MI.reshape(3 * rows, columns), 1.0, 128, arranged, scale_O, _make_zero_offsets(len(scale_O)), None),
         *(1.0, 0, torch.float32, "none", [], ""),
     ).view(3, rows, len(scale_O))
     return sums_3MO[2].mul_(256).add_(sums_3MO[1]).mul_(256).add_(sums_3MO[0]).mul_(step_M1)
@@ -126,16 +126,16 @@ def int8_is_exact() -> bool:
     inputs_MI = torch.full((1, 128), 1.0)
     expected_MO = inputs_MI.double() @ numbers_OI.double().T
     try:
-        arranged = arrange_int8(numbers_OI)
-        product_MO = multiply_arranged_int8(inputs_MI, arranged, torch.ones(64))
-        same = torch.equal(restore_int8(arranged), numbers_OI)
+        arranged = prepack_int8(numbers_OI)
+        product_MO = multiply_prepacked_int8(inputs_MI, arranged, torch.ones(64))
+        same = torch.equal(unpack_prepacked_int8(arranged), numbers_OI)
     except (RuntimeError, AttributeError, NotImplementedError):
         return False  # these are not public functions of torch
     return same and torch.allclose(product_MO.double(), expected_MO, rtol=1e-5)
 
 
 @cache
-def _no_offsets(outputs: int) -> torch.Tensor:
+def _make_zero_offsets(outputs: int) -> torch.Tensor:
     return torch.zeros(outputs, dtype=torch.int64)
 
 
@@ -144,7 +144,7 @@ def multiply_int4(inputs_MI: torch.Tensor, kernel_OJ: torch.Tensor) -> torch.Ten
     outputs, inputs = kernel_OJ.shape[0], inputs_MI.shape[1]
     group = next(size for size in (256, 128, 64, 32) if inputs % size == 0)
     return torch.ops.aten._weight_int4pack_mm_for_cpu(
-        inputs_MI, kernel_OJ.view(torch.uint8), group, _unit_groups(inputs // group, outputs)
+        inputs_MI, kernel_OJ.view(torch.uint8), group, _make_unit_groups(inputs // group, outputs)
     )
 
 
@@ -154,25 +154,25 @@ def to_kernel_order(packed_OJ: torch.Tensor) -> torch.Tensor:
     return torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers_OI, 2).view(torch.int8)
 
 
-def kernel_numbers(kernel_OJ: torch.Tensor) -> torch.Tensor:
+def convert_to_kernel_numbers(kernel_OJ: torch.Tensor) -> torch.Tensor:
     """The numbers (O, I), int8, of weights in the kernel's order."""
-    order = int4_order()
+    order = find_int4_order()
     assert order is not None  # nothing is in that order otherwise
-    return _numbers(kernel_OJ, order)
+    return _decode_numbers(kernel_OJ, order)
 
 
 def from_kernel_order(kernel_OJ: torch.Tensor) -> torch.Tensor:
     """The inverse of `to_kernel_order`."""
-    return pack_int4(kernel_numbers(kernel_OJ))
+    return pack_int4(convert_to_kernel_numbers(kernel_OJ))
 
 
-def _numbers(kernel_OJ: torch.Tensor, order: Int4Order) -> torch.Tensor:
+def _decode_numbers(kernel_OJ: torch.Tensor, order: Int4Order) -> torch.Tensor:
     outputs, columns = kernel_OJ.shape[0], kernel_OJ.shape[1] * 2
-    slots_SBI = _slots(kernel_OJ, order.block)
+    slots_SBI = _list_slots(kernel_OJ, order.block)
     return slots_SBI[:, order.slot_rows].reshape(outputs, columns) - 8
 
 
-def _slots(kernel_OJ: torch.Tensor, block: int) -> torch.Tensor:
+def _list_slots(kernel_OJ: torch.Tensor, block: int) -> torch.Tensor:
     """(blocks, block, I) int8, 0..15: the low nibbles of each block's bytes, then the high ones."""
     columns = kernel_OJ.shape[1] * 2
     bytes_SIH = kernel_OJ.reshape(-1).view(-1, columns, block // 2)
@@ -181,7 +181,7 @@ def _slots(kernel_OJ: torch.Tensor, block: int) -> torch.Tensor:
 
 
 @cache
-def int4_order() -> Int4Order | None:
+def find_int4_order() -> Int4Order | None:
     """The kernel's order on this processor; None if its layout is not by blocks, or torch has no such kernel."""
     if not hasattr(torch.ops.aten, "_convert_weight_to_int4pack_for_cpu"):
         return None
@@ -189,7 +189,7 @@ def int4_order() -> Int4Order | None:
     pack = torch.ops.aten._convert_weight_to_int4pack_for_cpu
     low, high = (pack(part.contiguous(), 2).view(torch.int8) for part in (row_OI & 15, row_OI >> 4))
     for block in (64, 32, 16):
-        rows_SBI = _slots(low, block) + 16 * _slots(high, block)
+        rows_SBI = _list_slots(low, block) + 16 * _list_slots(high, block)
         slot_rows = rows_SBI[0, :, 0].argsort()
         expected = row_OI.reshape(-1, block, COLUMNS)
         if torch.equal(rows_SBI[:, slot_rows].int(), expected):
@@ -198,13 +198,13 @@ def int4_order() -> Int4Order | None:
 
 
 @cache
-def _ones(outputs: int) -> torch.Tensor:
+def _make_ones(outputs: int) -> torch.Tensor:
     """Scales are applied to the product, in fp32: the kernels would round them to bf16."""
     return torch.ones(outputs, dtype=torch.bfloat16)
 
 
 @cache
-def _unit_groups(groups: int, outputs: int) -> torch.Tensor:
+def _make_unit_groups(groups: int, outputs: int) -> torch.Tensor:
     """Scale 1 and zero point 0 for every group of columns, (groups, O, 2)."""
     units = torch.zeros(groups, outputs, 2, dtype=torch.bfloat16)
     units[..., 0] = 1

@@ -34,19 +34,19 @@ def quantize(weight_OI: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Te
     Raises:
         ModelError: 4 bits and an odd number of columns.
     """
-    packed_OJ = weight_OI.new_empty(len(weight_OI), packed_columns(weight_OI.shape[1], bits), dtype=torch.int8)
+    packed_OJ = weight_OI.new_empty(len(weight_OI), count_packed_columns(weight_OI.shape[1], bits), dtype=torch.int8)
     scales = []
     # Some rows at a time: what fits the cache is quantised several times as fast as whole matrices.
     rows = max(_CHUNK // weight_OI.shape[1], 1)
     for start in range(0, len(weight_OI), rows):
         part = weight_OI[start : start + rows]
-        numbers, scale = _round(part.float() if part.dtype == torch.bfloat16 else part, 2 ** (bits - 1) - 1)
+        numbers, scale = _round_rows(part.float() if part.dtype == torch.bfloat16 else part, 2 ** (bits - 1) - 1)
         packed_OJ[start : start + rows] = pack_int4(numbers) if bits == 4 else numbers
         scales.append(scale)
     return packed_OJ, torch.cat(scales)
 
 
-def _round(weight_OI: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _round_rows(weight_OI: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Numbers in -most..most, int8, and scales."""
     scale_O = weight_OI.abs().amax(dim=1) / most
     # A row of zeros has scale 0; and next to fp16's smallest number a scale can be off by half of itself.
@@ -54,7 +54,7 @@ def _round(weight_OI: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tens
     return (weight_OI / divisor_O[:, None]).round_().clamp_(-most, most).to(torch.int8), scale_O
 
 
-def packed_columns(columns: int, bits: int) -> int:
+def count_packed_columns(columns: int, bits: int) -> int:
     """Bytes that a row of `columns` numbers takes.
 
     Raises:
@@ -83,9 +83,9 @@ def unpack_int4(packed_OJ: torch.Tensor) -> torch.Tensor:
 def dequantize(packed: torch.Tensor, scale_O: torch.Tensor, bits: int, dtype: torch.dtype) -> torch.Tensor:
     """The matrix (O, I) that packed weights stand for; the product is made in fp32 and rounded to `dtype` once."""
     numbers_OI = unpack_int4(packed) if bits == 4 else packed
-    return scaled(numbers_OI, scale_O, dtype)
+    return scale_rows(numbers_OI, scale_O, dtype)
 
 
-def scaled(numbers_OI: torch.Tensor, scale_O: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def scale_rows(numbers_OI: torch.Tensor, scale_O: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """`number * scale`, made in fp32 and rounded to `dtype` once."""
     return numbers_OI.float().mul_(scale_O.float()[:, None]).to(dtype)

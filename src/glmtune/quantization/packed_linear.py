@@ -13,10 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from glmtune.quantization import kernels
-from glmtune.quantization.packed import dequantize, packed_columns, quantize, scaled, unpack_int4
+from glmtune.quantization.packed import dequantize, count_packed_columns, quantize, scale_rows, unpack_int4
 
 # Numbers unpacked at a time: what fits a CPU's cache, and on other devices what keeps them busy.
-_CPU_CHUNK, _DEVICE_CHUNK = 1 << 20, 1 << 25
+_CPU_CHUNK, DEVICE_CHUNK = 1 << 20, 1 << 25
 
 
 class PackedLinear(nn.Module):
@@ -41,11 +41,12 @@ class PackedLinear(nn.Module):
     def __init__(self, in_features: int, out_features: int, bits: int, bias: bool, dtype: torch.dtype | None = None):
         super().__init__()
         self.in_features, self.out_features, self.bits = in_features, out_features, bits
-        columns = packed_columns(in_features, bits)
+        columns = count_packed_columns(in_features, bits)
         # Parameters rather than buffers: transformers splits published weights by the sizes of parameters.
         self.weight = nn.Parameter(torch.empty(out_features, columns, dtype=torch.int8), requires_grad=False)
         self.weight_scale = nn.Parameter(torch.empty(out_features, dtype=dtype), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(out_features, dtype=dtype)) if bias else None
+        self.unpack_chunk: int | None = None  # numbers unpacked at a time; None: by device
         self._in_kernel_order = False
         self._arranged: torch.Tensor | None = None  # the numbers, while `weight` is empty
         self._arranged_scale: torch.Tensor | None = None
@@ -75,11 +76,11 @@ class PackedLinear(nn.Module):
         plain = self._arranged is None and not self._in_kernel_order
         if torch.compiler.is_compiling() and plain and not torch.is_grad_enabled():
             outputs_MO = self._multiply_for_compilers(inputs_MI)
-        elif self._arranged is not None and kernels.arranged_is_faster(inputs_MI):
+        elif self._arranged is not None and kernels.is_prepacked_faster(inputs_MI):
             assert self._arranged_scale is not None
-            outputs_MO = kernels.multiply_arranged_int8(inputs_MI, self._arranged, self._arranged_scale)
+            outputs_MO = kernels.multiply_prepacked_int8(inputs_MI, self._arranged, self._arranged_scale)
             outputs_MO = outputs_MO.to(inputs_MI.dtype)
-        elif self._arranged is None and kernels.usable(inputs_MI, self.out_features, self.bits):
+        elif self._arranged is None and kernels.is_kernel_available(inputs_MI, self.out_features, self.bits):
             outputs_MO = self._multiply_packed(inputs_MI)
         else:
             outputs_MO = _UnpackAndMultiply.apply(inputs_MI, self)
@@ -87,7 +88,7 @@ class PackedLinear(nn.Module):
             outputs_MO = outputs_MO + self.bias.to(outputs_MO.dtype)
         return outputs_MO.view(*inputs.shape[:-1], self.out_features)
 
-    def arrange(self, dtype: torch.dtype) -> bool:
+    def prepack(self, dtype: torch.dtype) -> bool:
         """Bring int8 numbers on the CPU into the order of a faster kernel; whether that was done.
 
         Saving, loading and moving bring the official order back; so does `restore`.
@@ -102,31 +103,31 @@ class PackedLinear(nn.Module):
         if self._arranged is not None or not usable or not kernels.int8_is_exact():
             return False
         # All that may lack memory first: a layer is arranged or it is not.
-        scale, arranged = self.weight_scale.detach().float(), kernels.arrange_int8(self.weight.data)
+        scale, arranged = self.weight_scale.detach().float(), kernels.prepack_int8(self.weight.data)
         self._arranged, self._arranged_scale = arranged, scale
         self.weight.data = self.weight.data.new_empty(0, self.in_features)
         return True
 
-    def restore(self) -> None:
+    def unprepack(self) -> None:
         """Undo `arrange`."""
         if self._arranged is not None:
-            self.weight.data = kernels.restore_int8(self._arranged)
+            self.weight.data = kernels.unpack_prepacked_int8(self._arranged)
             self._arranged = self._arranged_scale = None
 
-    def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
+    def dequantize_weight(self, dtype: torch.dtype) -> torch.Tensor:
         """The whole weight, (O, I)."""
-        return torch.cat([rows for _, rows in self.dequantized_chunks(dtype)])
+        return torch.cat([rows for _, rows in self.iterate_dequantized(dtype)])
 
-    def dequantized_chunks(self, dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
+    def iterate_dequantized(self, dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
         """Some rows of the weight at a time: where they are, and (rows, I) in `dtype`."""
-        whole = self.weight.data if self._arranged is None else kernels.restore_int8(self._arranged)
-        for rows in self._chunks():
+        whole = self.weight.data if self._arranged is None else kernels.unpack_prepacked_int8(self._arranged)
+        for rows in self._iterate_chunks():
             packed = whole[rows]
             if self._in_kernel_order:
-                numbers = kernels.kernel_numbers(packed)
+                numbers = kernels.convert_to_kernel_numbers(packed)
             else:
                 numbers = unpack_int4(packed) if self.bits == 4 else packed
-            yield rows, scaled(numbers, self.weight_scale[rows], dtype)
+            yield rows, scale_rows(numbers, self.weight_scale[rows], dtype)
 
     def extra_repr(self) -> str:
         shape = f"in_features={self.in_features}, out_features={self.out_features}"
@@ -137,7 +138,7 @@ class PackedLinear(nn.Module):
             numbers_MO = kernels.multiply_int8(inputs_MI.contiguous(), self.weight.data)
         else:
             if not self._in_kernel_order:
-                self._reorder(kernels.to_kernel_order)
+                self._reorder_rows(kernels.to_kernel_order)
                 self._in_kernel_order = True
             numbers_MO = kernels.multiply_int4(inputs_MI.contiguous(), self.weight.data)
         return (numbers_MO * self.weight_scale.float()).to(inputs_MI.dtype)
@@ -155,18 +156,18 @@ class PackedLinear(nn.Module):
         return (sums_O * self.weight_scale.float())[None].to(inputs_MI.dtype)
 
     def _to_official_order(self) -> None:
-        self.restore()
+        self.unprepack()
         if self._in_kernel_order:
-            self._reorder(kernels.from_kernel_order)
+            self._reorder_rows(kernels.from_kernel_order)
             self._in_kernel_order = False
 
-    def _reorder(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def _reorder_rows(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """In place and by whole blocks, so that no second copy is held. The next decoded token changes it back."""
-        for rows in self._chunks():
+        for rows in self._iterate_chunks():
             self.weight.data[rows] = change(self.weight.data[rows])
 
-    def _chunks(self) -> Iterator[slice]:
-        most = _CPU_CHUNK if self.weight.device.type == "cpu" else _DEVICE_CHUNK
+    def _iterate_chunks(self) -> Iterator[slice]:
+        most = self.unpack_chunk or (_CPU_CHUNK if self.weight.device.type == "cpu" else DEVICE_CHUNK)
         # Whole blocks of the int4 kernel.
         step = max(most // self.in_features // kernels.ROWS, 1) * kernels.ROWS
         for start in range(0, self.out_features, step):
@@ -197,7 +198,7 @@ class _UnpackAndMultiply(torch.autograd.Function):
     def forward(ctx: Any, inputs_MI: torch.Tensor, layer: PackedLinear) -> torch.Tensor:
         ctx.layer = layer
         outputs_MO = inputs_MI.new_empty(inputs_MI.shape[0], layer.out_features)
-        for rows, weight in layer.dequantized_chunks(inputs_MI.dtype):
+        for rows, weight in layer.iterate_dequantized(inputs_MI.dtype):
             outputs_MO[:, rows] = F.linear(inputs_MI, weight)
         return outputs_MO
 

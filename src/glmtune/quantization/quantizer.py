@@ -18,7 +18,7 @@ _METHOD = "glm_packed"
 
 
 @register_quantization_config(_METHOD)
-class PackedConfig(QuantizationConfigMixin):
+class PackedQuantizationConfig(QuantizationConfigMixin):
     """Asks transformers for packed linears.
 
     Args:
@@ -34,20 +34,20 @@ class PackedConfig(QuantizationConfigMixin):
 class PackedQuantizer(HfQuantizer):
     """Puts packed linears into the empty model, and packs weights that come in full precision, one at a time."""
 
-    quantization_config: PackedConfig
+    quantization_config: PackedQuantizationConfig
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         replace_linears(model, self.quantization_config.bits)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
-        for layer in packed_layers(model):
+        for layer in list_packed_layers(model):
             layer.weight_scale.requires_grad_(False)  # transformers makes every floating parameter trainable
         # From here on it is a model like any other, which trainers and `to()` need not be wary of.
         self.remove_quantization_config(model)
         model.config._is_quantized = False
         asked = model.config.dtype
         assert isinstance(asked, torch.dtype)  # from_pretrained has put it there
-        cast(model, asked)
+        cast_unpacked(model, asked)
         model.config.quantization_bit = self.quantization_config.bits
 
     def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> None:
@@ -58,7 +58,7 @@ class PackedQuantizer(HfQuantizer):
         return not self.pre_quantized and leaf == "weight" and isinstance(model.get_submodule(module), PackedLinear)
 
     def get_quantize_ops(self) -> ConversionOps:
-        return _Pack(self.quantization_config.bits)
+        return _PackWeights(self.quantization_config.bits)
 
     def is_serializable(self) -> bool:
         return True
@@ -68,7 +68,7 @@ class PackedQuantizer(HfQuantizer):
         return True
 
 
-class _Pack(ConversionOps):
+class _PackWeights(ConversionOps):
     """One full-precision weight to packed numbers and scales."""
 
     def __init__(self, bits: int):
@@ -90,7 +90,7 @@ def replace_linears(model: PreTrainedModel, bits: int) -> None:
     Raises:
         ModelError: 4 bits and a layer with an odd number of inputs.
     """
-    for name, linear in _layer_linears(model):
+    for name, linear in _list_layer_linears(model):
         with torch.device("meta"):
             layer = PackedLinear(
                 linear.in_features, linear.out_features, bits, linear.bias is not None, linear.weight.dtype
@@ -108,29 +108,29 @@ def pack_model(model: PreTrainedModel, bits: int) -> PreTrainedModel:
     Raises:
         ModelError: 4 bits and a layer with an odd number of inputs.
     """
-    for name, linear in _layer_linears(model):
+    for name, linear in _list_layer_linears(model):
         model.set_submodule(name, PackedLinear.from_linear(linear, bits))
     model.config.quantization_bit = bits
     return model
 
 
-def cast(model: nn.Module, dtype: torch.dtype) -> None:
+def cast_unpacked(model: nn.Module, dtype: torch.dtype) -> None:
     """Bring a model's weights to `dtype`; not packed ones, not scales, and not buffers: rotary frequencies in 16 bits
     are other positions."""
-    scales = {id(layer.weight_scale) for layer in packed_layers(model)}
+    scales = {id(layer.weight_scale) for layer in list_packed_layers(model)}
     for parameter in model.parameters():
         if parameter.is_floating_point() and id(parameter) not in scales:
             parameter.data = parameter.data.to(dtype)
 
 
-def packed_layers(model: nn.Module) -> list[PackedLinear]:
+def list_packed_layers(model: nn.Module) -> list[PackedLinear]:
     """All packed linears of a model."""
     return [module for module in model.modules() if isinstance(module, PackedLinear)]
 
 
-def is_quantized(model: nn.Module) -> str | None:
+def is_packed_model(model: nn.Module) -> str | None:
     """What a model's weights are in: `packed8`, `packed4`, `nf4` or `int8`; None for full precision."""
-    packed = packed_layers(model)
+    packed = list_packed_layers(model)
     if packed:
         return f"packed{packed[0].bits}"
     if getattr(model, "is_loaded_in_4bit", False):
@@ -138,7 +138,7 @@ def is_quantized(model: nn.Module) -> str | None:
     return "int8" if getattr(model, "is_loaded_in_8bit", False) else None
 
 
-def _layer_linears(model: PreTrainedModel) -> list[tuple[str, nn.Linear]]:
+def _list_layer_linears(model: PreTrainedModel) -> list[tuple[str, nn.Linear]]:
     head = model.get_output_embeddings()
     modules = model.named_modules()
     return [(name, module) for name, module in modules if type(module) is nn.Linear and module is not head]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from glmtune.evaluation.metric_order import SIGNIFICANT, direction, ordered, title
+from glmtune.evaluation.metric_order import SIGNIFICANT, find_direction, sort_metrics
 from glmtune.report.bars import key, wins_and_losses
 from glmtune.report.gather import Json, at, below, several
 from glmtune.report.markup import Html, el, is_number, join, note, number, say, table
@@ -21,6 +21,7 @@ from glmtune.report.parts import (
     rouge,
     section,
     tile,
+    title,
     unbroken,
 )
 
@@ -141,7 +142,7 @@ def _table(pairs_: list[Json], models: list[Json], names: list[str]) -> Html:
         *(say(f"compare.{name}") for name in ("says", "difference", "p", "rows")),
     ]
     by_name = {str(pair.get("score")): below(pair, "difference") for pair in pairs_}
-    rows = [_row(name, by_name[name], models[a], models[b]) for name in ordered(by_name)]
+    rows = [_row(name, by_name[name], models[a], models[b]) for name in sort_metrics(by_name)]
     return table(head, rows, "compare")
 
 
@@ -165,7 +166,7 @@ def verdict(name: str, difference: Json) -> Html:
         return say("compare.unknown")
     if p >= SIGNIFICANT or mean == 0:
         return el("span", say("compare.unclear"), class_="unclear")
-    good = direction(name) * mean
+    good = find_direction(name) * mean
     if good == 0:
         return el("span", say("compare.different"))
     kind = "better" if good > 0 else "worse"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from glmtune.html.i18n import has_text
 from glmtune.report.bars import key, share_pair
 from glmtune.report.gather import Json, at, several
 from glmtune.report.markup import Html, el, join, loss, note, number, say, table
@@ -21,7 +22,6 @@ from glmtune.report.parts import (
     tile,
     unbroken,
 )
-from glmtune.report.texts import TEXTS
 
 _SHOWN = 4
 """Examples before the rest is folded."""
@@ -134,7 +134,7 @@ def _bars(title: str, shares: Any, kind: str) -> Html | None:
 
 
 def _named(kind: str, name: str) -> Html:
-    return say(f"{kind}.{name}") if f"{kind}.{name}" in TEXTS else el("span", name)
+    return say(f"{kind}.{name}") if has_text(f"report.{kind}.{name}") else el("span", name)
 
 
 def _card(item: Json) -> Html:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glmtune.config_parsing import read_file
+from glmtune.config_parsing import read_config_file
 from glmtune.errors import ConfigError, RunError
 from glmtune.run_dir import RunDir, is_run
 
@@ -71,7 +71,7 @@ def gather(folder: Path) -> Found:
 def _run(folder: Path) -> Found:
     run = RunDir(folder)
     try:
-        config = read_file(run.config)
+        config = read_config_file(run.config)
     except ConfigError as error:
         raise RunError(error.message, "Restore the file, or remove it: it is the run's own copy.") from None
     inside = sorted(folder.glob("eval/*/"))

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any, TypeGuard
 
-from glmtune.report.texts import LANGUAGES, TEXTS
+from glmtune.html.i18n import LANGUAGES, load_texts
 
 _VOID = {"input", "meta", "br", "rect", "line", "circle", "path", "polyline"}
 NOTHING = "–"
@@ -49,7 +49,7 @@ def say(key: str, **values: object) -> Html:
     """A text of the table in every language; the page shows one of them.
 
     Args:
-        key: of `texts.TEXTS`.
+        key: without `report.`, or a whole one such as `metric.rouge_l`.
         values: what stands in its braces; escaped unless it is `Html`.
     """
     return join(el("span", line, lang=lang) for lang, line in zip(LANGUAGES, _lines(key, values), strict=True))
@@ -63,7 +63,9 @@ def say_svg(key: str, x: float, y: float, **attributes: object) -> Html:
 
 def _lines(key: str, values: dict[str, object]) -> list[Html]:
     filled = {name: safe(value) for name, value in values.items()}
-    return [Html(escape(text, quote=False).format(**filled)) for text in TEXTS[key]]
+    texts = (load_texts(lang) for lang in LANGUAGES)
+    key = key if key.startswith("metric.") else f"report.{key}"
+    return [Html(escape(table[key], quote=False).format(**filled)) for table in texts]
 
 
 def _attribute(name: str, value: object) -> str:

@@ -6,12 +6,12 @@ import re
 import shlex
 from html import unescape
 
+from glmtune.html.i18n import LANGUAGES
 from glmtune.report import compare_sections, forget_sections, run_sections, score_sections
 from glmtune.report.gather import Found
 from glmtune.report.markup import Html, command, el, join, note, say
 from glmtune.report.parts import section
 from glmtune.report.style import STYLE
-from glmtune.report.texts import LANGUAGES, NAMES
 
 
 def render(found: Found, lang: str) -> str:
@@ -158,12 +158,12 @@ def _choices(lang: str) -> list[Html]:
             checked=each == lang,
             aria_label=name,
         )
-        for each, name in zip(LANGUAGES, NAMES, strict=True)
+        for each, name in LANGUAGES.items()
     ]
 
 
 def _bar(kind: str) -> Html:
-    labels = [el("label", name, for_=f"lang-{each}") for each, name in zip(LANGUAGES, NAMES, strict=True)]
+    labels = [el("label", name, for_=f"lang-{each}") for each, name in LANGUAGES.items()]
     brand = el("div", "glmtune", el("span", say(f"kind.{kind}")), class_="brand")
     return el("div", brand, el("div", *labels, class_="switch"), class_="bar")
 

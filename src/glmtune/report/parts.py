@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from glmtune.html.i18n import has_text
 from glmtune.report.gather import Json, at, below
 from glmtune.report.markup import (
     NOTHING,
@@ -144,3 +145,11 @@ def _messages(prompt: Any) -> list[Json]:
 
 def _turn(turn: Json) -> Html:
     return el("p", el("small", turn["role"]), el("br"), clipped(turn["content"]), class_="text")
+
+
+def title(name: str) -> Html:
+    """A score's name with a line on what it says."""
+    if not has_text(f"report.score.{name}"):
+        return el("code", name)
+    explained = say(f"score.{name}.says")
+    return el("span", say(f"score.{name}"), el("small", explained), class_="score-name")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.evaluation.metric_order import QUALITY
+from glmtune.html.i18n import has_text
 from glmtune.report.charts import Line, line_chart
 from glmtune.report.gather import Found, at, below, several
 from glmtune.report.markup import (
@@ -25,7 +26,6 @@ from glmtune.report.markup import (
 )
 from glmtune.report.parts import callout, data_name, facts, from_to, pairs, section, tile, unbroken
 from glmtune.report.series import generated_scores, points, rise, smoothed
-from glmtune.report.texts import TEXTS
 
 _CUTS = ("turns_dropped", "prompts_cut", "answers_cut", "rows_dropped", "tokens_cut")
 _KINDS = ("first", "second", "third", "fourth")
@@ -166,7 +166,7 @@ def _model_name(found: Found) -> str:
 
 def _method(found: Found) -> Html:
     method = str(found.summary.get("method") or found.config.get("method") or "?")
-    name = say(f"method.{method}") if f"method.{method}" in TEXTS else el("span", method)
+    name = say(f"method.{method}") if has_text(f"report.method.{method}") else el("span", method)
     bits = at(found.config, "model", "quantization")
     return say("method.on", method=name, bits=bits) if bits else name
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from glmtune.evaluation.metric_order import RATIO, ordered, title
+from glmtune.evaluation.metric_order import RATIO, sort_metrics
 from glmtune.report.bars import whisker
 from glmtune.report.gather import Evaluation, Json, at, below
 from glmtune.report.markup import (
@@ -29,6 +29,7 @@ from glmtune.report.parts import (
     rouge,
     section,
     tile,
+    title,
     unbroken,
 )
 
@@ -67,7 +68,7 @@ def scores(evaluation: Evaluation, title_key: str = "scores.title") -> Html:
     found = at(metrics, "scores")
     if not isinstance(found, dict) or not found:
         return section(title_key, note(say("scores.none")))
-    rows = [_row(name, found[name]) for name in ordered(found) if isinstance(found[name], dict)]
+    rows = [_row(name, found[name]) for name in sort_metrics(found) if isinstance(found[name], dict)]
     head = [say(f"scores.{key}") for key in ("score", "mean", "interval", "scale", "rows")]
     data = at(metrics, "data")
     return section(

@@ -6,16 +6,17 @@ import dataclasses
 from typing import Any, get_args, get_type_hints
 
 import torch
-from transformers import TrainingArguments
+from transformers import IntervalStrategy, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 from transformers.training_args import ParallelMode
 
 from glmtune.config import TRAINING_DEFAULTS, RunConfig
-from glmtune.config_parsing import nearest
-from glmtune.errors import ConfigError, first_line
+from glmtune.config_parsing import suggest_key
+from glmtune.errors import ConfigError, summarize_error
 from glmtune.run_dir import RunDir
 
-# The run folder's layout is fixed, and these are what make it so.
-_OURS = {
+# Keys that the run folder decides, and what to use instead.
+_RESERVED_KEYS = {
     "output_dir": "output",
     "resume_from_checkpoint": "--resume",
     "do_train": "glmtune train",
@@ -23,49 +24,52 @@ _OURS = {
 }
 
 
-class Arguments(TrainingArguments):
-    """`TrainingArguments` whose warm-up share is rounded down: rounded up, a run of one step would learn nothing."""
+class GlmTrainingArguments(TrainingArguments):
+    """`TrainingArguments` that round a warm-up share down: rounded up, a run of one step would have a rate of 0."""
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
         return int(self.warmup_steps if self.warmup_steps >= 1 else num_training_steps * self.warmup_steps)
 
 
-_AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+_POSITIVE_KEYS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 
 
-def pick_precision(asked: str) -> torch.dtype:
-    """The precision of the frozen weights: what is asked for, else the best that the device computes in."""
-    named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if asked != "auto":
-        return named[asked]
+def pick_precision(precision: str) -> torch.dtype:
+    """Pick the precision of the frozen weights: `model.precision`, for `auto` the best that the device computes in."""
+    if precision != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     if not torch.cuda.is_available():
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def check_training_keys(training: dict[str, Any]) -> None:
-    """Raises:
-    ConfigError: a key that `TrainingArguments` does not have, one that the run folder decides, or text or a number
-        below its least where a number belongs.
+    """Check the keys of the `training:` section, and the types of numbers.
+
+    Raises:
+        ConfigError: a key that `TrainingArguments` does not have, one that the run folder decides, or a value that is
+            not a number, or too small.
     """
     hints = get_type_hints(TrainingArguments)
-    known = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
+    known_keys = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
     for key, value in training.items():
-        if key in _OURS:
-            raise ConfigError(f"training.{key} is decided by glmtune.", f"Use {_OURS[key]} instead.")
-        if key not in known:
-            raise ConfigError(f"unknown key training.{key}.", nearest(key, known))
+        if key in _RESERVED_KEYS:
+            raise ConfigError(f"training.{key} is decided by glmtune.", f"Use {_RESERVED_KEYS[key]} instead.")
+        if key not in known_keys:
+            raise ConfigError(f"unknown key training.{key}.", suggest_key(key, known_keys))
         kinds = set(get_args(hints[key]) or (hints[key],))
         numeric = bool(kinds & {int, float}) and str not in kinds
         if numeric and value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
             raise ConfigError(f"training.{key} must be a number, not {value!r}.")
-        if key in _AT_LEAST_ONE and value < 1:
+        if key in _POSITIVE_KEYS and value < 1:
             raise ConfigError(f"training.{key} is {value}; it must be at least 1.")
 
 
-def checkpointing_asked(config: RunConfig) -> bool | str:
-    """Whether activations are to be computed again in the backward pass: true, false, or `auto`, as the memory plan
-    decides. transformers has two names for it, of which the newer counts."""
+def read_checkpointing(config: RunConfig) -> bool | str:
+    """Read whether activations are recomputed in the backward pass: true, false, or `auto` (the memory plan decides).
+
+    transformers has two names for it, of which the newer one takes precedence.
+    """
     for key in ("activation_checkpointing", "gradient_checkpointing"):
         value = config.training.get(key)
         if value is None:
@@ -77,39 +81,41 @@ def checkpointing_asked(config: RunConfig) -> bool | str:
     return False
 
 
-def reporters(config: RunConfig) -> list[str]:
-    """Where metrics are reported besides the run folder."""
-    named = config.training.get("report_to") or []
-    listed = [named] if isinstance(named, str) else list(named)
-    return [] if listed == ["none"] else listed
+def list_reporters(config: RunConfig) -> list[str]:
+    """List the services that metrics are reported to, besides the run folder."""
+    value = config.training.get("report_to") or []
+    names = [value] if isinstance(value, str) else list(value)
+    if names == ["all"]:
+        return get_available_reporting_integrations()
+    return [] if names == ["none"] else names
 
 
-def _keep_the_best(values: dict[str, Any], config: RunConfig) -> None:
-    """The best checkpoint is one that was evaluated: unless both are told otherwise, save when evaluating."""
+def _align_save_with_eval(values: dict[str, Any], config: RunConfig) -> None:
+    """Save when evaluating, since the best checkpoint is one that was evaluated, unless both are set."""
     if config.early_stopping:
         values.setdefault("load_best_model_at_end", True)
         values.setdefault("restore_callback_states_from_checkpoint", True)  # evaluations without a better one
     if not values.get("load_best_model_at_end"):
         return
     if values["eval_strategy"] == "no":
-        wanted = "early_stopping" if config.early_stopping else "training.load_best_model_at_end"
-        raise ConfigError(f"{wanted} needs evaluations; training.eval_strategy is no.", "Set it to epoch or steps.")
-    if not _told(values, "save"):
+        key = "early_stopping" if config.early_stopping else "training.load_best_model_at_end"
+        raise ConfigError(f"{key} needs evaluations; training.eval_strategy is no.", "Set it to epoch or steps.")
+    if not _is_changed(values, "save"):
         values |= {"save_strategy": values["eval_strategy"], "save_steps": values.get("eval_steps") or 0.1}
-    elif not _told(values, "eval"):
+    elif not _is_changed(values, "eval"):
         values |= {"eval_strategy": values["save_strategy"], "eval_steps": values["save_steps"]}
 
 
-def _told(values: dict[str, Any], what: str) -> bool:
-    keys = (f"{what}_strategy", f"{what}_steps")
+def _is_changed(values: dict[str, Any], prefix: str) -> bool:
+    keys = (f"{prefix}_strategy", f"{prefix}_steps")
     return any(values.get(key) != TRAINING_DEFAULTS.get(key) for key in keys)
 
 
-def training_arguments(config: RunConfig, run: RunDir, precision: torch.dtype) -> TrainingArguments:
-    """The arguments of a run.
+def make_arguments(config: RunConfig, run: RunDir, precision: torch.dtype) -> TrainingArguments:
+    """Make the arguments of a run, as far as they do not depend on data and plan: see `finish_arguments`.
 
     Raises:
-        ConfigError: an unknown key, or a value that transformers refuses (its own words are passed on).
+        ConfigError: an unknown key, or a value that transformers refuses (with its own message).
     """
     check_training_keys(config.training)
     values: dict[str, Any] = dict(config.training)
@@ -121,23 +127,48 @@ def training_arguments(config: RunConfig, run: RunDir, precision: torch.dtype) -
     values.setdefault("dataloader_pin_memory", on_gpu)
     values.setdefault("label_names", ["labels"])
     values.setdefault("ddp_find_unused_parameters", False)  # every trained weight is used in every step
-    _keep_the_best(values, config)
+    _align_save_with_eval(values, config)
     values.pop("gradient_checkpointing", None)
     values |= {
-        "activation_checkpointing": checkpointing_asked(config) is True,  # auto is decided when the data is known
+        "activation_checkpointing": read_checkpointing(config) is True,  # auto is decided by the plan
         "output_dir": str(run.checkpoints),
         "remove_unused_columns": False,
-        "logging_nan_inf_filter": False,  # the trainer stops at such a loss and says why
-        "disable_tqdm": True,  # our own progress bar shows more
-        "report_to": [name for name in reporters(config) if name != "tensorboard"],  # its folder is the run's
+        "logging_nan_inf_filter": False,  # the trainer stops at such a loss with an error
+        "disable_tqdm": True,  # ProgressDisplay shows more
+        "report_to": [],  # the run builds their callbacks itself
     }
     try:
-        arguments = Arguments(**values)
+        arguments = GlmTrainingArguments(**values)
     except (ValueError, TypeError, ImportError, KeyError) as error:
-        reason = first_line(error)
+        reason = summarize_error(error)
         raise ConfigError(f"training: {reason}") from None
     if arguments.parallel_mode is ParallelMode.NOT_DISTRIBUTED:
         # With several GPUs visible to one process the Trainer would split batches among them by nn.DataParallel,
-        # which nobody should use and whose halves the loss could not tell apart. One process uses one GPU.
+        # which is obsolete and which our batches of rows without padding cannot be split for.
         arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+def finish_arguments(
+    arguments: TrainingArguments, config: RunConfig, *, has_eval_rows: bool, checkpointing: bool
+) -> None:
+    """Complete the arguments with what data and memory plan decide. Nothing changes them afterwards.
+
+    Args:
+        arguments: of `make_arguments`.
+        config: of the run.
+        has_eval_rows: whether there are rows to evaluate on.
+        checkpointing: whether any layer's activations are recomputed.
+
+    Raises:
+        ConfigError: the best checkpoint is to be kept, and there are no evaluation rows.
+    """
+    arguments.activation_checkpointing = arguments.gradient_checkpointing = checkpointing
+    if has_eval_rows:
+        return
+    if config.early_stopping or arguments.load_best_model_at_end:
+        key = "early_stopping" if config.early_stopping else "training.load_best_model_at_end"
+        raise ConfigError(
+            f"{key} needs evaluation rows, and there are none.", "Give --eval-data, or set data.eval_fraction=0.05."
+        )
+    arguments.eval_strategy = IntervalStrategy.NO

@@ -1,26 +1,30 @@
-"""What happens beside the training steps: metrics on disk, progress on screen, a clean stop."""
+"""What happens beside the training steps: metrics and progress on disk, progress on screen, a clean stop."""
 
 from __future__ import annotations
 
 import math
 import signal
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from glmtune.run_dir import RunDir
-from glmtune.training.distributed import anywhere, is_main
-from glmtune.utils.console import format_duration
+from glmtune.training.distributed import any_rank
+from glmtune.utils.console import format_duration, get_console, is_main_process, print_message
 
-_KEPT = ("loss", "grad_norm", "learning_rate")
-_SHOWN = {"eval_rouge_l": "ROUGE-L", "eval_bleu4_characters": "BLEU-4"}
+_LOGGED_KEYS = ("loss", "grad_norm", "learning_rate")
+_SCORE_NAMES = {"eval_rouge_l": "ROUGE-L", "eval_bleu4_characters": "BLEU-4"}
+# Seconds between two writes of progress.json.
+_PROGRESS_INTERVAL = 1.0
 
 
-class Meter:
+class SpeedMeter:
     """Tokens per second and time left, from the Trainer's own counters."""
 
     def __init__(self) -> None:
@@ -28,48 +32,61 @@ class Meter:
         self._first_step = self._tokens = 0
 
     def begin(self, state: TrainerState) -> None:
-        """Start counting here; a resumed run has steps and tokens behind it."""
+        """Start counting at `state`: a resumed run has earlier steps and tokens."""
         self._start = self._last = time.monotonic()
         self._first_step = state.global_step
         self._tokens = int(state.num_input_tokens_seen)
 
     def tokens_per_second(self, state: TrainerState) -> float:
         """Non-padding tokens per second since the last call."""
-        now, seen = time.monotonic(), int(state.num_input_tokens_seen)
-        rate = (seen - self._tokens) / max(now - self._last, 1e-9)
-        self._last, self._tokens = now, seen
+        now, tokens = time.monotonic(), int(state.num_input_tokens_seen)
+        rate = (tokens - self._tokens) / max(now - self._last, 1e-9)
+        self._last, self._tokens = now, tokens
         return rate
 
     def leave_out(self, seconds: float) -> None:
-        """Do not count time that went into an evaluation."""
+        """Leave out time that went into an evaluation."""
         self._last += seconds
 
+    def seconds_elapsed(self) -> float:
+        """Seconds since `begin`."""
+        return time.monotonic() - self._start
+
     def seconds_left(self, state: TrainerState) -> float | None:
-        """Estimated from the mean step so far; None before the first."""
-        done = state.global_step - self._first_step
-        if done <= 0:
+        """Estimate from the mean step so far; None before the first."""
+        steps = state.global_step - self._first_step
+        if steps <= 0:
             return None
-        return (time.monotonic() - self._start) / done * (state.max_steps - state.global_step)
+        return self.seconds_elapsed() / steps * (state.max_steps - state.global_step)
 
 
 class MetricsCallback(TrainerCallback):
-    """A line of metrics.jsonl per logged step, and the same numbers on the screen."""
+    """Writes metrics.jsonl and progress.json, and shows the same numbers on the screen."""
 
-    def __init__(self, run: RunDir, progress: TrainingProgress):
+    def __init__(self, run: RunDir, display: ProgressDisplay):
         self._run = run
-        self._progress = progress
-        self._meter = Meter()
+        self._display = display
+        self._meter = SpeedMeter()
+        self._last_entry: dict[str, Any] = {}
+        self._last_write = -math.inf
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._meter.begin(state)
-        self._progress.begin(state.global_step, state.max_steps)
+        self._display.begin(state.global_step, state.max_steps)
+        self._write_progress(state, "training", force=True)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._progress.step(state.global_step, self._meter.seconds_left(state))
+        self._display.show_step(state.global_step, self._meter.seconds_left(state))
         if state.global_step >= state.max_steps:
-            control.should_log = True  # the last loss is the one that is asked for
+            control.should_log = True  # so that the last loss is logged
+        self._write_progress(state, "training")
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._write_progress(state, "evaluating")
 
     def on_log(
         self,
@@ -83,15 +100,17 @@ class MetricsCallback(TrainerCallback):
             return
         entry: dict[str, Any] = {"step": state.global_step, "epoch": round(float(state.epoch or 0), 4)}
         if "loss" in logs:
-            entry |= {key: logs[key] for key in _KEPT if key in logs}
+            entry |= {key: logs[key] for key in _LOGGED_KEYS if key in logs}
             entry["tokens_per_second"] = round(self._meter.tokens_per_second(state), 2)
         entry |= {key: value for key, value in logs.items() if key.startswith("eval_")}
-        # An overflow in fp16 gives an infinite norm, which JSON cannot say.
+        # An overflow in fp16 gives an infinite norm, which JSON has no number for.
         entry = {key: value if math.isfinite(value) else None for key, value in entry.items()}
         if len(entry) == 2:
-            return  # the Trainer's closing summary; summary.json holds it
+            return  # the Trainer's last log, whose numbers are in summary.json
         self._run.append_metrics(entry)
-        self._progress.log(entry)
+        self._display.show_metrics(entry)
+        self._last_entry |= entry
+        self._write_progress(state, "training", force=True)
 
     def on_evaluate(
         self,
@@ -106,22 +125,40 @@ class MetricsCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._progress.end()
+        self._display.end()
+        self._write_progress(state, "saving", force=True)
+
+    def _write_progress(self, state: TrainerState, phase: str, force: bool = False) -> None:
+        now = time.monotonic()
+        if not is_main_process() or (not force and now - self._last_write < _PROGRESS_INTERVAL):
+            return
+        self._last_write = now
+        self._run.write_progress(
+            phase,
+            step=state.global_step,
+            max_steps=state.max_steps,
+            epoch=round(float(state.epoch or 0), 4),
+            seconds=round(self._meter.seconds_elapsed(), 1),
+            eta_seconds=self._meter.seconds_left(state),
+            loss=self._last_entry.get("loss"),
+            eval_loss=self._last_entry.get("eval_loss"),
+            tokens_per_second=self._last_entry.get("tokens_per_second"),
+        )
 
 
-class TrainingProgress:
+class ProgressDisplay:
     """A bar with loss, tokens/s and the time left; plain lines where the output is no terminal."""
 
-    def __init__(self, console: Console):
-        self._console = console
+    def __init__(self) -> None:
+        self._console = get_console()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._total = 0
-        self._left: float | None = None
+        self._max_steps = 0
+        self._seconds_left: float | None = None
 
-    def begin(self, done: int, total: int) -> None:
+    def begin(self, step: int, max_steps: int) -> None:
         """Show the bar."""
-        self._total = total
+        self._max_steps = max_steps
         if not self._console.is_terminal:
             return
         self._bar = Progress(
@@ -133,28 +170,28 @@ class TrainingProgress:
             TextColumn("ETA {task.fields[eta]}"),
             console=self._console,
         )
-        self._task = self._bar.add_task("", total=total, completed=done, numbers="", eta="-:--:--")
+        self._task = self._bar.add_task("", total=max_steps, completed=step, numbers="", eta=format_duration(None))
         self._bar.start()
 
-    def step(self, done: int, seconds_left: float | None) -> None:
+    def show_step(self, step: int, seconds_left: float | None) -> None:
         """Move the bar."""
-        self._left = seconds_left
+        self._seconds_left = seconds_left
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, eta=format_duration(seconds_left))
+            self._bar.update(self._task, completed=step, eta=format_duration(seconds_left))
 
-    def log(self, entry: dict[str, Any]) -> None:
-        """Show a logged step."""
-        text = describe(entry)
+    def show_metrics(self, entry: dict[str, Any]) -> None:
+        """Show an entry of metrics.jsonl."""
+        text = format_metrics(entry)
         if self._bar is None or self._task is None:
-            step = f"step {entry['step']}/{self._total}"
-            self._console.print(f"{step}  {text}  ETA {format_duration(self._left)}", highlight=False)
+            step = f"step {entry['step']}/{self._max_steps}"
+            self._console.print(f"{step}  {text}  ETA {format_duration(self._seconds_left)}", highlight=False)
         elif "loss" in entry:
             self._bar.update(self._task, numbers=text)
         else:
             self._bar.console.print(f"step {entry['step']}: {text}", highlight=False, markup=False)
 
     def end(self) -> None:
-        """Take the bar down."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -163,66 +200,98 @@ class TrainingProgress:
 class StopCallback(TrainerCallback):
     """Ends training after the current step, with a checkpoint, on Ctrl-C or when the run's stop file appears."""
 
-    def __init__(self, run: RunDir, console: Console):
+    def __init__(self, run: RunDir):
         self._run = run
-        self._console = console
-        self._previous: Any = None
-        self._asked = False
-        self.stopped = False
+        self._previous_handler: Any = None
+        self._is_requested = False
+        self.is_stopped = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if is_main():
+        if is_main_process():
             self._run.stop.unlink(missing_ok=True)
         try:
-            self._previous = signal.signal(signal.SIGINT, self._on_signal)
+            self._previous_handler = signal.signal(signal.SIGINT, self._handle_signal)
         except ValueError:
-            self._previous = None  # not the main thread: whoever runs it stops it through the file
+            self._previous_handler = None  # not the main thread: whoever runs it stops it through the file
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        asked = self._asked or (is_main() and self._run.stop.exists())
-        if not self.stopped and anywhere(asked, args.device):  # all processes stop after the same step
-            self.stopped = True
-            if is_main():
+        is_requested = self._is_requested or (is_main_process() and self._run.stop.exists())
+        if not self.is_stopped and any_rank(is_requested, args.device):  # all processes stop after the same step
+            self.is_stopped = True
+            if is_main_process():
                 self._run.stop.unlink(missing_ok=True)
-        if self.stopped and state.global_step < state.max_steps:
+        if self.is_stopped and state.global_step < state.max_steps:
             control.should_training_stop = True
             control.should_save = True
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.stopped:  # leaving the epoch early would evaluate and save once more
+        if self.is_stopped:  # leaving the epoch early would evaluate and save once more
             control.should_evaluate = control.should_save = False
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.restore()
+        self.restore_signal()
 
-    def restore(self) -> None:
-        """Give Ctrl-C back its usual meaning."""
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-            self._previous = None
+    def restore_signal(self) -> None:
+        """Restore the previous handler of Ctrl-C."""
+        if self._previous_handler is not None:
+            signal.signal(signal.SIGINT, self._previous_handler)
+            self._previous_handler = None
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._asked:
-            self.restore()
+    def _handle_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._is_requested:
+            self.restore_signal()
             raise KeyboardInterrupt
-        self._asked = True
-        self._console.print("\nStopping after this step, with a checkpoint. Ctrl-C again stops at once.")
+        self._is_requested = True
+        print_message("\nStopping after this step, with a checkpoint. Ctrl-C again stops at once.")
 
 
-def describe(entry: dict[str, Any]) -> str:
-    """A metrics line in words."""
+class CheckpointFirstLayers(TrainerCallback):
+    """Restricts gradient checkpointing to the first layers, after the Trainer has enabled it for all.
+
+    The first ones, because when they are recomputed, the activations of the others have been freed.
+    """
+
+    def __init__(self, layers: int):
+        self._layers = layers
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        checkpoint_first_layers(kwargs["model"], self._layers)
+
+
+class ProbeBeforeFirstStep(TrainerCallback):
+    """Calls a function with the prepared, perhaps sharded model before the first step."""
+
+    def __init__(self, probe: Callable[[Any], None]):
+        self._probe = probe
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._probe(kwargs["model"])
+
+
+def checkpoint_first_layers(model: nn.Module, layers: int) -> None:
+    """Of a model with gradient checkpointing, keep it for the first `layers` only."""
+    for index, layer in enumerate(m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)):
+        layer.gradient_checkpointing = index < layers
+
+
+def format_metrics(entry: dict[str, Any]) -> str:
+    """An entry of metrics.jsonl as a line of text."""
     parts = []
     if "loss" in entry:
         parts.append(f"loss {entry['loss']:.4f}")
     if "eval_loss" in entry:
         parts.append(f"eval loss {entry['eval_loss']:.4f}")
-    parts += [f"{name} {entry[key]:.2f}" for key, name in _SHOWN.items() if entry.get(key) is not None]
+    parts += [f"{name} {entry[key]:.2f}" for key, name in _SCORE_NAMES.items() if entry.get(key) is not None]
     if "learning_rate" in entry:
         parts.append(f"lr {entry['learning_rate']:.2e}")
     if "tokens_per_second" in entry:

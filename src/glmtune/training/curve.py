@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 
-def draw_curve(entries: list[dict[str, Any]], path: Path, title: str) -> None:
+def draw_loss_curve(entries: list[dict[str, Any]], path: Path, title: str) -> None:
     """Draw training and evaluation loss over steps.
 
     Args:

@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from glmtune.config import RunConfig
-from glmtune.config_parsing import nearest
+from glmtune.config_parsing import suggest_key
 from glmtune.errors import ConfigError
 
 _TOP = (
@@ -32,7 +32,7 @@ _TOP = (
 """What DeepSpeed 0.19 reads at the top of its file; it keeps no list itself."""
 
 
-def with_deepspeed(config: RunConfig) -> RunConfig:
+def resolve_deepspeed(config: RunConfig) -> RunConfig:
     """The config with DeepSpeed's file read into `training.deepspeed`, so that the run folder holds what was used.
 
     Raises:
@@ -73,7 +73,7 @@ def check_deepspeed(settings: Any, where: str) -> None:
         )
 
 
-def check_agreement(config: RunConfig, arguments: TrainingArguments) -> None:
+def require_same_settings(config: RunConfig, arguments: TrainingArguments) -> None:
     """Raises:
     ConfigError: batch size, rate or optimiser of DeepSpeed's file are not those of `training`.
     """
@@ -94,7 +94,7 @@ def check_agreement(config: RunConfig, arguments: TrainingArguments) -> None:
 
 
 @contextmanager
-def loaded_whole(arguments: TrainingArguments) -> Iterator[None]:
+def without_zero_init(arguments: TrainingArguments) -> Iterator[None]:
     """Let a base be loaded as it is: under ZeRO-3 transformers would load into parts, whose shapes the conversion from
     the published layout cannot know. DeepSpeed shares a whole model out as well."""
     settings = getattr(arguments, "hf_deepspeed_config", None)
@@ -106,7 +106,7 @@ def loaded_whole(arguments: TrainingArguments) -> Iterator[None]:
             set_hf_deepspeed_config(settings)
 
 
-def zero_stage(config: RunConfig) -> int:
+def find_zero_stage(config: RunConfig) -> int:
     """The stage of ZeRO: 0 without DeepSpeed; from 3 on processes share the weights out."""
     settings = config.training.get("deepspeed") or {}
     return int(settings.get("zero_optimization", {}).get("stage", 0))
@@ -124,7 +124,7 @@ def _read(path: Path) -> Any:
 def _check_keys(found: dict[str, Any], known: list[str], where: str, prefix: str) -> None:
     for key in found:
         if key not in known:
-            raise ConfigError(f"{where}: DeepSpeed has no key {prefix}{key}.", nearest(key, known))
+            raise ConfigError(f"{where}: DeepSpeed has no key {prefix}{key}.", suggest_key(key, known))
 
 
 def _zero_keys() -> list[str]:

@@ -29,7 +29,7 @@ T = TypeVar("T")
 _GRACE = 30.0
 
 
-def join(training: Mapping[str, Any]) -> None:
+def init_process_group(training: Mapping[str, Any]) -> None:
     """Join the other processes, if torchrun, `accelerate launch` or `--nproc` started this one among several.
 
     Args:
@@ -68,13 +68,13 @@ def require_gpus(processes: int, gpus: int) -> None:
         )
 
 
-def leave() -> None:
+def destroy_at_exit() -> None:
     """Say goodbye when the program ends; torch complains about processes that just go."""
     if dist.is_initialized():
         _leave_at_exit()
 
 
-def depart(code: int) -> NoReturn:
+def hard_exit(code: int) -> NoReturn:
     """End this process, one of several, without taking the interpreter down.
 
     gloo's threads outlive their group where DistributedDataParallel was used. One that still lets go of a tensor while
@@ -86,22 +86,22 @@ def depart(code: int) -> NoReturn:
     os._exit(code)
 
 
-def processes() -> int:
+def count_processes() -> int:
     """How many processes train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def is_main() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the one that writes and prints."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
 def voice(console: Console) -> Console:
     """The console of the main process; one that says nothing for the others."""
-    return console if is_main() else Console(quiet=True)
+    return console if is_main_process() else Console(quiet=True)
 
 
-def share(value: T) -> T:
+def broadcast_object(value: T) -> T:
     """The main process's value."""
     if not dist.is_initialized():
         return value
@@ -110,33 +110,33 @@ def share(value: T) -> T:
     return box[0]
 
 
-def wait() -> None:
+def barrier() -> None:
     """Wait until every process is here."""
     if dist.is_initialized():
         dist.monitored_barrier() if dist.get_backend() == "gloo" else dist.barrier()
 
 
-def anywhere(flag: bool, device: torch.device) -> bool:
+def any_rank(flag: bool, device: torch.device) -> bool:
     """Whether `flag` is true in any process."""
     if not dist.is_initialized():
         return flag
-    told = torch.tensor(int(flag), device=device)
-    dist.all_reduce(told, dist.ReduceOp.MAX)
-    return bool(told)
+    result = torch.tensor(int(flag), device=device)
+    dist.all_reduce(result, dist.ReduceOp.MAX)
+    return bool(result)
 
 
 @contextmanager
-def main_first() -> Iterator[None]:
+def main_process_first() -> Iterator[None]:
     """Let the main process go through the body before the others do."""
-    if not is_main():
-        wait()
+    if not is_main_process():
+        barrier()
     yield
-    if is_main():
-        wait()
+    if is_main_process():
+        barrier()
 
 
 @contextmanager
-def one_voice() -> Iterator[None]:
+def report_error_once() -> Iterator[None]:
     """Let one process alone raise an error: others have the same, or fail because that one is gone.
 
     Raises:

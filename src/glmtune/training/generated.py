@@ -1,4 +1,4 @@
-"""Scores of replies while training: a sample of the evaluation rows, answered and scored at every evaluation."""
+"""Scores of replies during training: a sample of the evaluation rows is answered and scored at every evaluation."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any, Protocol
 import torch.distributed as dist
 from transformers import TrainingArguments
 
+from glmtune.config import GenerateConfig
 from glmtune.data.batches import BlockDataset
 from glmtune.data.encoding import EncodedRow
 from glmtune.errors import ConfigError
-from glmtune.families import IGNORE, Family
-from glmtune.training.distributed import processes
-from glmtune.training.training_data import Rows
+from glmtune.families import IGNORE_INDEX, Family
+from glmtune.training.distributed import count_processes
+from glmtune.training.training_data import TrainingData
 
 
 @dataclass(frozen=True)
@@ -42,20 +43,20 @@ class ScoreReplies(Protocol):
 
 
 class GeneratedScores:
-    """Mean scores of the same sampled rows whenever it is called; processes share the rows.
+    """Mean scores of the same sampled rows at every call; the rows are divided among the processes.
 
     Args:
         blocks: the evaluation rows.
-        rows: how many of them are sampled; all when there are fewer.
+        rows: number of rows to sample; all when there are fewer.
         seed: of the sample.
-        score: from `glmtune.evaluation`, which stands above this room.
+        score: from `glmtune.evaluation`, which this package must not import.
         tokenizer: the model's.
         family: its generation.
         max_new_tokens: longest reply.
-        batch_size: rows at once, per process.
+        batch_size: rows in a batch, per process.
 
     Raises:
-        ConfigError: the rows are plain text, which asks nothing.
+        ConfigError: the rows are plain text without questions.
     """
 
     def __init__(
@@ -82,39 +83,37 @@ class GeneratedScores:
             model: in eval mode, not wrapped for data parallelism.
         """
         rank = dist.get_rank() if dist.is_initialized() else 0
-        mine = self._questions[rank :: processes()]
-        scored = self._score(model, self._tokenizer, self._family, mine, **self._limits) if mine else []
-        rows = [row for part in _gather(scored) for row in part]
+        questions = self._questions[rank :: count_processes()]
+        scores = self._score(model, self._tokenizer, self._family, questions, **self._limits) if questions else []
+        rows = [row for part in _gather_scores(scores) for row in part]
         names = dict.fromkeys(name for row in rows for name in row)
         return {name: _mean([row[name] for row in rows if name in row]) for name in names}
 
 
-def generated_scores(
-    count: int,
-    max_new_tokens: int,
-    rows: Rows,
+def make_generated_scores(
+    generate: GenerateConfig,
+    data: TrainingData,
     family: Family,
     tokenizer: Any,
     arguments: TrainingArguments,
     score: ScoreReplies | None,
 ) -> GeneratedScores | None:
-    """What a run's config asks for; None if it asks for nothing.
+    """Make the scores that a run's config asks for; None if it asks for none.
 
     Args:
-        count: `generate.rows`.
-        max_new_tokens: `generate.max_new_tokens`.
-        rows: the run's data.
+        generate: the section of the config.
+        data: of the run.
         family: the generation.
         tokenizer: its tokenizer.
-        arguments: say by what the best checkpoint is chosen, and how many rows are evaluated at once.
+        arguments: with the metric of the best checkpoint and the evaluation batch size.
         score: scores replies.
 
     Raises:
-        ConfigError: there are no rows to answer, or the best checkpoint is to be chosen by a score that nobody takes.
+        ConfigError: there are no rows to answer, or the metric of the best checkpoint is a score that is not computed.
         ValueError: `score` is missing.
     """
     best = (arguments.metric_for_best_model or "loss").removeprefix("eval_")
-    if not count:
+    if not generate.rows:
         if best != "loss":
             raise ConfigError(
                 f"training.metric_for_best_model {best} is a score of replies, and none are generated.",
@@ -123,52 +122,52 @@ def generated_scores(
         return None
     if score is None:
         raise ValueError("generate.rows needs a function that scores replies")
-    if rows.eval is None:
+    if data.eval is None:
         raise ConfigError(
             "generate.rows needs evaluation rows, and there are none.",
             "Give --eval-data, or set data.eval_fraction=0.05.",
         )
     return GeneratedScores(
-        *(rows.eval, count, arguments.seed, score),
+        *(data.eval, generate.rows, arguments.seed, score),
         tokenizer=tokenizer,
         family=family,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=generate.max_new_tokens,
         batch_size=arguments.per_device_eval_batch_size,
     )
 
 
 def sample_questions(blocks: BlockDataset, count: int, seed: int) -> list[Question]:
-    """A sample of the rows in the blocks; it depends on nothing but the rows' order, `count` and `seed`.
+    """Sample rows of the blocks; the sample depends on the order of the rows, `count` and `seed` only.
 
     Raises:
         ConfigError: the rows are plain text.
     """
     numbers = sorted(row for block in blocks.blocks for row in block)
-    chosen = sorted(random.Random(seed).sample(numbers, min(count, len(numbers))))
-    questions = [question for row in chosen if (question := last_turn(blocks.rows[row])) is not None]
+    sample = sorted(random.Random(seed).sample(numbers, min(count, len(numbers))))
+    questions = [question for row in sample if (question := extract_last_turn(blocks.rows[row])) is not None]
     if not questions:
-        raise ConfigError("generate.rows: the evaluation rows are plain text, which asks nothing.", "Set it to 0.")
+        raise ConfigError("generate.rows: the evaluation rows are plain text without questions.", "Set it to 0.")
     return questions
 
 
-def last_turn(row: EncodedRow) -> Question | None:
-    """Prompt and answer at the end of a row; None for plain text, where all but the two opening tokens is learnt."""
+def extract_last_turn(row: EncodedRow) -> Question | None:
+    """Prompt and answer at the end of a row; None for plain text, where all but the two first tokens are targets."""
     ids, labels = list(map(int, row.input_ids)), list(row.labels)
-    start = max(place for place, label in enumerate(labels) if label == IGNORE) + 1
-    return None if start <= _OPENING else Question(ids[:start], ids[start:])
+    start = max(index for index, label in enumerate(labels) if label == IGNORE_INDEX) + 1
+    return None if start <= _TEXT_PREFIX_LENGTH else Question(ids[:start], ids[start:])
 
 
-_OPENING = 2
+_TEXT_PREFIX_LENGTH = 2
 
 
-def _gather(scored: list[dict[str, float]]) -> list[list[dict[str, float]]]:
-    """What every process has, in the order of processes."""
+def _gather_scores(scores: list[dict[str, float]]) -> list[list[dict[str, float]]]:
+    """The scores of every process, in the order of the processes."""
     if not dist.is_initialized():
-        return [scored]
-    parts: list[Any] = [None] * processes()
-    dist.all_gather_object(parts, scored)
+        return [scores]
+    parts: list[Any] = [None] * count_processes()
+    dist.all_gather_object(parts, scores)
     return parts
 
 
 def _mean(values: list[float]) -> float:
-    return sum(sorted(values)) / len(values)  # sorted: one sum, however the rows were shared out
+    return sum(sorted(values)) / len(values)  # sorted, so that the sum does not depend on the number of processes

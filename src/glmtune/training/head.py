@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 _BYTES = 64 * 2**20
 
 
-def head_losses(
+def compute_head_losses(
     head: nn.Module,
     forward: Callable[[torch.Tensor], torch.Tensor],
     hidden_NH: torch.Tensor,
@@ -36,7 +36,7 @@ def head_losses(
         hidden_NH: final hidden states of the positions that predict a target.
         targets_N: what they should predict.
     """
-    if _is_plain(head):
+    if _is_single_product(head):
         weight_VH: Any = head.weight
         if torch.is_autocast_enabled(hidden_NH.device.type):
             dtype = torch.get_autocast_dtype(hidden_NH.device.type)
@@ -48,7 +48,7 @@ def head_losses(
     def losses(hidden_CH: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(forward(hidden_CH).float(), targets_C, reduction="none")
 
-    size = _chunk(int(getattr(head, "out_features", 0)) or 130_528)
+    size = _chunk_size(int(getattr(head, "out_features", 0)) or 130_528)
     return torch.cat(
         [
             checkpoint(losses, hidden_CH, targets_C, use_reentrant=False)
@@ -57,12 +57,12 @@ def head_losses(
     )
 
 
-def _is_plain(head: nn.Module) -> bool:
+def _is_single_product(head: nn.Module) -> bool:
     """Whether the head is one matrix product in floating point: no adapter, no bias, nothing packed."""
     return isinstance(head, nn.Linear) and head.bias is None and head.weight.is_floating_point()
 
 
-def _chunk(columns: int) -> int:
+def _chunk_size(columns: int) -> int:
     return max(1, _BYTES // (4 * columns))
 
 
@@ -73,7 +73,7 @@ class _HeadLosses(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_NH: torch.Tensor, weight_VH: torch.Tensor, targets_N: torch.Tensor, gradients: bool
     ) -> torch.Tensor:
-        size = _chunk(len(weight_VH))
+        size = _chunk_size(len(weight_VH))
         losses_N = torch.empty(len(hidden_NH), dtype=torch.float32, device=hidden_NH.device)
         at_once = gradients and ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]
         gradient_NH = torch.empty_like(hidden_NH) if at_once else None
@@ -82,7 +82,7 @@ class _HeadLosses(torch.autograd.Function):
             logs_CV = _log_softmax(hidden_NH[part], weight_VH)
             losses_N[part] = -logs_CV.gather(1, targets_N[part, None])[:, 0]
             if gradient_NH is not None:
-                gradient_NH[part] = _error(logs_CV, targets_N[part]).to(weight_VH.dtype) @ weight_VH
+                gradient_NH[part] = _logit_gradient(logs_CV, targets_N[part]).to(weight_VH.dtype) @ weight_VH
         ctx.save_for_backward(hidden_NH, weight_VH, targets_N, gradient_NH)
         return losses_N
 
@@ -92,12 +92,12 @@ class _HeadLosses(torch.autograd.Function):
         hidden_NH, weight_VH, targets_N, gradient_NH = ctx.saved_tensors
         if gradient_NH is not None:
             return (gradient_NH * grad_N[:, None]).to(hidden_NH.dtype), None, None, None
-        size = _chunk(len(weight_VH))
+        size = _chunk_size(len(weight_VH))
         hidden_grad_NH = torch.empty_like(hidden_NH) if ctx.needs_input_grad[0] else None
         weight_grad_VH = torch.zeros_like(weight_VH, dtype=torch.float32)  # many chunks are added up
         for start in range(0, len(hidden_NH), size):
             part = slice(start, start + size)
-            error_CV = _error(_log_softmax(hidden_NH[part], weight_VH), targets_N[part])
+            error_CV = _logit_gradient(_log_softmax(hidden_NH[part], weight_VH), targets_N[part])
             error_CV = (error_CV * grad_N[part, None]).to(weight_VH.dtype)
             weight_grad_VH += error_CV.T @ hidden_NH[part]
             if hidden_grad_NH is not None:
@@ -110,7 +110,7 @@ def _log_softmax(hidden_CH: torch.Tensor, weight_VH: torch.Tensor) -> torch.Tens
     return F.linear(hidden_CH, weight_VH).log_softmax(-1, dtype=torch.float32)
 
 
-def _error(logs_CV: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
+def _logit_gradient(logs_CV: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
     """The derivative of the losses by the logits, in place of their logarithms: probabilities less the truth."""
     error_CV = logs_CV.exp_()
     error_CV[torch.arange(len(targets_C), device=targets_C.device), targets_C] -= 1

@@ -22,7 +22,7 @@ from glmtune.training.distributed import require_gpus
 
 
 @dataclass
-class Nodes:
+class NodeRank:
     """Which of several machines this is, and where they meet."""
 
     count: int = 1
@@ -32,7 +32,7 @@ class Nodes:
     port: int = 29500
 
 
-def launch(nproc: int, arguments: Sequence[str], nodes: Nodes | None = None) -> int:
+def launch_processes(nproc: int, arguments: Sequence[str], nodes: NodeRank | None = None) -> int:
     """Run `glmtune` in several processes on this machine, and wait for them.
 
     Args:
@@ -46,14 +46,14 @@ def launch(nproc: int, arguments: Sequence[str], nodes: Nodes | None = None) -> 
     Raises:
         ConfigError: more processes than GPUs, or a machine without an address to meet at.
     """
-    nodes = nodes or Nodes()
-    _check(nproc, nodes, on_cpu=any("use_cpu=true" in argument.lower() for argument in arguments))
+    nodes = nodes or NodeRank()
+    _check_arguments(nproc, nodes, on_cpu=any("use_cpu=true" in argument.lower() for argument in arguments))
     # torchrun would set 1, which makes a machine without GPUs many times slower than it is.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    previous = signal.signal(signal.SIGINT, _pass_on)
+    previous = signal.signal(signal.SIGINT, _forward_signal)
     try:
-        elastic_launch(_config(nproc, nodes), sys.executable)("-m", "glmtune", *arguments)
+        elastic_launch(_make_launch_config(nproc, nodes), sys.executable)("-m", "glmtune", *arguments)
     except ChildFailedError as error:
         return max(error.get_first_failure()[1].exitcode, 1)
     finally:
@@ -61,14 +61,14 @@ def launch(nproc: int, arguments: Sequence[str], nodes: Nodes | None = None) -> 
     return 0
 
 
-def _pass_on(number: int, frame: FrameType | None) -> None:
+def _forward_signal(number: int, frame: FrameType | None) -> None:
     """Ctrl-C goes to the processes, which agree on a step and save; torch's launcher would kill them after 30 s."""
     for process in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(number)
 
 
-def _check(nproc: int, nodes: Nodes, on_cpu: bool) -> None:
+def _check_arguments(nproc: int, nodes: NodeRank, on_cpu: bool) -> None:
     if nproc < 1:
         raise ConfigError(f"--nproc is {nproc}; it must be at least 1.")
     if not on_cpu:
@@ -79,7 +79,7 @@ def _check(nproc: int, nodes: Nodes, on_cpu: bool) -> None:
         raise ConfigError("--nnodes needs an address to meet at.", "Give that of node 0: --master-addr HOST")
 
 
-def _config(nproc: int, nodes: Nodes) -> LaunchConfig:
+def _make_launch_config(nproc: int, nodes: NodeRank) -> LaunchConfig:
     alone = nodes.count == 1
     return LaunchConfig(
         min_nodes=nodes.count,

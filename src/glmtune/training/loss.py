@@ -1,4 +1,7 @@
-"""The loss: the head applied at target positions only, the mean taken over all targets of an optimiser step."""
+"""The loss of a training step: the head is applied at target positions only, a chunk of them at a time.
+
+Shapes: T tokens of a batch of rows without padding, N of them targets, H hidden size.
+"""
 
 from __future__ import annotations
 
@@ -8,59 +11,82 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
-from glmtune.models.packed_attention import lay_out, separates_rows, takes_positions
-from glmtune.training.head import head_losses
+from glmtune.models.packed_attention import make_packed_rows, has_packed_attention, finds_rows_by_positions
+from glmtune.training.head import compute_head_losses
 
 
-def target_losses(model: nn.Module, head: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-    """Cross-entropy of every target, (N,) in fp32.
+def step_loss(model: nn.Module, batch: dict[str, Any], single_rows: bool | None = None) -> torch.Tensor:
+    """Compute the cross-entropy of every target of a batch.
+
+    Training sums it and divides by the targets of the whole optimiser step; evaluation sums it over all batches.
 
     Args:
-        model: any causal model, wrapped or not, whose attention was set by
+        model: a causal model, perhaps wrapped (adapter, DDP, FSDP, DeepSpeed), whose attention was set by
             `glmtune.models.packed_attention.separate_rows`.
-        head: the part of it that turns hidden states into logits.
-        batch: from `glmtune.data.batches.Collate`.
-    """
-    inputs = model_inputs(model, batch)
-    with _head_gives_losses(head, batch["target_positions"], batch["targets"]):
-        return model(**inputs, use_cache=False).logits
+        batch: from `glmtune.data.batches.BlockCollator`.
+        single_rows: attend to one row at a time; by the device when None.
 
-
-def model_inputs(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
-    """The part of a batch that goes into the model.
+    Returns:
+        Losses (N,) in fp32.
 
     Raises:
         ValueError: the model's attention would let rows see each other.
     """
-    whole = getattr(model, "module", model)
+    inputs = select_model_inputs(model, batch, single_rows)
+    with _head_computes_losses(model, batch["target_positions"], batch["targets"]):
+        return model(**inputs, labels=batch["targets"], use_cache=False).loss
+
+
+def select_model_inputs(model: nn.Module, batch: dict[str, Any], single_rows: bool | None = None) -> dict[str, Any]:
+    """Select the part of a batch that the model takes.
+
+    Raises:
+        ValueError: the model's attention would let rows see each other.
+    """
+    unwrapped = getattr(model, "module", model)
     inputs = {key: batch[key] for key in ("input_ids", "position_ids")}
-    if takes_positions(whole):
+    if finds_rows_by_positions(unwrapped):
         return inputs
-    if not separates_rows(whole):
-        raise ValueError("the model's attention does not tell rows apart: call separate_rows(model) first")
+    if not has_packed_attention(unwrapped):
+        raise ValueError("the model's attention does not keep rows apart: call separate_rows(model) first")
     ids_1T = batch["input_ids"]
-    rows = lay_out(batch["row_lengths"].tolist(), batch["contexts"].tolist(), ids_1T.device)
-    # A mask of four dimensions is passed on as it is; without one, transformers would make its own of all positions.
+    rows = make_packed_rows(batch["row_lengths"].tolist(), batch["contexts"].tolist(), ids_1T.device, single_rows)
+    # transformers passes a mask of four dimensions on as it is; without one it would make a mask of all positions.
     return inputs | {"attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids_1T.device), "rows": rows}
 
 
+def find_head(model: nn.Module) -> nn.Module:
+    """The module that turns hidden states into logits, of a model that may be wrapped."""
+    unwrapped: Any = getattr(model, "module", model)
+    return unwrapped.get_output_embeddings()
+
+
 @contextmanager
-def _head_gives_losses(head: Any, positions_N: torch.Tensor, targets_N: torch.Tensor) -> Iterator[None]:
-    """Let `head` return the losses (N,) at the given positions instead of logits everywhere.
+def _head_computes_losses(model: nn.Module, positions_N: torch.Tensor, targets_N: torch.Tensor) -> Iterator[None]:
+    """Let the model's head return losses (N,), and its loss function pass them on as `output.loss`.
 
-    Most positions are prompt, whose logits nobody needs. It happens within the head's own call, because hooks on it
-    bring its weights together where processes share them out.
+    The losses are computed inside the head's own call, because FSDP and ZeRO-3 gather its weights by hooks on it, and
+    they leave the model through its output, because FSDP starts the backward pass by hooks on that.
     """
-    forward, own = head.forward, vars(head).get("forward")  # one set on it before, by accelerate say
+    head: Any = find_head(model)
+    owner: Any = next(m for m in model.modules() if isinstance(m, PreTrainedModel) and head in m.children())
+    forward, own_forward = head.forward, vars(head).get("forward")  # accelerate may have set one on the instance
+    own_loss = vars(owner).get("_loss_function")
 
-    def losses(hidden_1TH: torch.Tensor) -> torch.Tensor:
-        return head_losses(head, forward, hidden_1TH.flatten(0, 1)[positions_N], targets_N)
+    def compute_losses(hidden_1TH: torch.Tensor) -> torch.Tensor:
+        return compute_head_losses(head, forward, hidden_1TH.flatten(0, 1)[positions_N], targets_N)
 
-    head.forward = losses
+    def return_losses(logits: torch.Tensor, **_: Any) -> torch.Tensor:
+        return logits
+
+    head.forward, owner.loss_function = compute_losses, return_losses
     try:
         yield
     finally:
-        del head.forward
-        if own is not None:
-            head.forward = own
+        del head.forward, owner._loss_function
+        if own_forward is not None:
+            head.forward = own_forward
+        if own_loss is not None:
+            owner._loss_function = own_loss

@@ -1,54 +1,77 @@
-"""Out of memory, said in terms of the run's own settings."""
+"""Running out of memory, explained in terms of the run's settings; and the peak memory of this process."""
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
 
 import torch
 
 from glmtune.config import RunConfig
-from glmtune.errors import TrainingError, first_line
-from glmtune.training.arguments import checkpointing_asked
+from glmtune.errors import TrainingError, summarize_error
+from glmtune.training.arguments import read_checkpointing
 
-# Of torch's CPU allocator, of the CUDA driver, and of cuBLAS and cuDNN: none has an error class of its own.
-_SIGNS = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+# Messages of torch's CPU allocator, of the CUDA driver, and of cuBLAS and cuDNN, which raise plain RuntimeErrors.
+_MESSAGES = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is a lack of memory, on a GPU or (torch's own allocator) on the CPU."""
+    """Whether an error means that the memory of a GPU or of the CPU was exhausted."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return any(sign in str(error) for sign in _SIGNS)
+    return any(message in str(error) for message in _MESSAGES)
 
 
-def out_of_memory(error: BaseException, where: str, config: RunConfig) -> TrainingError:
-    """The error to raise: what to lower, and to what.
+def explain_out_of_memory(error: BaseException, moment: str, config: RunConfig) -> TrainingError:
+    """Make the error to raise, with the settings to change and their new values.
 
     Args:
         error: what torch raised.
-        where: `at step 3`, for example.
+        moment: "at step 3", for example.
         config: of the run.
     """
-    reason = first_line(error, 200)
-    ways = "; ".join(_ways(config))
-    return TrainingError(f"Out of memory {where} ({reason}).", f"Try, in this order: {ways}.")
+    reason = summarize_error(error, 200)
+    changes = "; ".join(_suggest_changes(config))
+    return TrainingError(f"Out of memory {moment} ({reason}).", f"Try, in this order: {changes}.")
 
 
-def _ways(config: RunConfig) -> list[str]:
+def _suggest_changes(config: RunConfig) -> list[str]:
     training, data = config.training, config.data
-    ways = []
+    changes = []
     batch = int(training.get("per_device_train_batch_size") or 1)
     if batch > 1:
         half = batch // 2
         steps = -(-int(training.get("gradient_accumulation_steps") or 1) * batch // half)
-        ways.append(
+        changes.append(
             f"training.per_device_train_batch_size={half} with training.gradient_accumulation_steps={steps} "
             "(the same optimiser steps, half the activations)"
         )
-    if checkpointing_asked(config) is not True:
-        ways.append("training.activation_checkpointing=true (all layers: slower by about a third)")
+    if read_checkpointing(config) is not True:
+        changes.append("training.activation_checkpointing=true (all layers: slower by about a third)")
     longest = data.max_length or data.max_source_length + data.max_target_length
-    ways.append(f"data.max_length={max(longest // 2, 8)} (now {longest}; longer rows are cut)")
+    changes.append(f"data.max_length={max(longest // 2, 8)} (now {longest}; longer rows are truncated)")
     if config.method == "full":
-        ways.append("method=lora")
+        changes.append("method=lora")
     elif not config.model.quantization and config.method in ("lora", "ptuning"):
-        ways.append("model.quantization=nf4 (a quarter of the weights' memory)")
-    return ways
+        changes.append("model.quantization=nf4 (a quarter of the weights' memory)")
+    return changes
+
+
+def read_peak_rss() -> int | None:
+    """Read the peak resident memory of this process in bytes; None if the system does not say.
+
+    On Linux `ru_maxrss` would be wrong: a new process inherits that of the process that started it.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text("ascii", errors="replace").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))  # kibibytes
+    except (OSError, StopIteration):
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return getattr(psutil.Process().memory_info(), "peak_wset", None)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

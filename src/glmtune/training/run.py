@@ -1,382 +1,371 @@
-"""A run from its config to its folder, in the order in which mistakes are cheapest to find."""
+"""A training run from its config to its folder, phase by phase, in the order in which mistakes are cheapest to find."""
 
 from __future__ import annotations
 
 import shlex
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from safetensors import SafetensorError
-from transformers import (
-    EarlyStoppingCallback,
-    IntervalStrategy,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    set_seed,
-)
-from transformers.integrations import TensorBoardCallback
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState, set_seed
+from transformers.integrations import TensorBoardCallback, get_reporting_integration_callbacks
 
-from glmtune.config import RunConfig, check, dump_yaml
-from glmtune.errors import ConfigError, ModelError, TrainingError, first_line
-from glmtune.methods import method_of
-from glmtune.methods.base_info import BaseNote
-from glmtune.methods.method import Method, State, trainable_parameters
-from glmtune.methods.tuned_model import trained_folder
-from glmtune.models.loading import Base, inspect_base, load_base
-from glmtune.models.packed_attention import separate_rows
+from glmtune.config import RunConfig, check_config, dump_yaml
+from glmtune.errors import ConfigError, ModelError, TrainingError, summarize_error
+from glmtune.methods import make_method
+from glmtune.methods.base_info import BaseInfo
+from glmtune.methods.method import count_trainable_parameters
+from glmtune.methods.tuned_model import find_trained_folder
+from glmtune.models.loading import inspect_checkpoint, load_base
+from glmtune.models.packed_attention import set_packed_attention
 from glmtune.models.tokenizers import load_tokenizer
 from glmtune.run_dir import RunDir, default_root
-from glmtune.training.arguments import pick_precision, reporters, training_arguments
-from glmtune.training.callbacks import MetricsCallback, StopCallback, TrainingProgress
-from glmtune.training.checkpoint_seals import newest_whole
-from glmtune.training.curve import draw_curve
-from glmtune.training.deepspeed import check_agreement, loaded_whole, with_deepspeed
-from glmtune.training.distributed import is_main, join, leave, main_first, one_voice, processes, share, voice
-from glmtune.training.generated import GeneratedScores, ScoreReplies, generated_scores
-from glmtune.training.memory import is_out_of_memory, out_of_memory
-from glmtune.training.plan.apply import KEY as PLAN
-from glmtune.training.plan.apply import settle
-from glmtune.training.recompute import RecomputeFirst
-from glmtune.training.resume import require_same_data, saved_run, with_absolute_paths
-from glmtune.training.sharding import check_sharing, exchange_only_trained, shares_weights
-from glmtune.training.summary import closing, opening, precision_name
+from glmtune.training.arguments import finish_arguments, list_reporters, make_arguments, pick_precision
+from glmtune.training.callbacks import (
+    CheckpointFirstLayers,
+    MetricsCallback,
+    ProbeBeforeFirstStep,
+    ProgressDisplay,
+    StopCallback,
+)
+from glmtune.training.curve import draw_loss_curve
+from glmtune.training.deepspeed import require_same_settings, resolve_deepspeed, without_zero_init
+from glmtune.training.distributed import (
+    broadcast_object,
+    count_processes,
+    destroy_at_exit,
+    init_process_group,
+    main_process_first,
+    report_error_once,
+)
+from glmtune.training.generated import GeneratedScores, ScoreReplies, make_generated_scores
+from glmtune.training.memory import explain_out_of_memory, is_out_of_memory
+from glmtune.training.plan.apply import PlanDecision, apply_plan
+from glmtune.training.resume import find_whole_checkpoint, read_saved_run, require_same_data, resolve_paths
+from glmtune.training.sharding import check_sharding, shards_weights, sync_trained_only
+from glmtune.training.summary import describe_result, describe_run, name_precision
 from glmtune.training.trainer import GlmTrainer
-from glmtune.training.training_data import Rows, prepare_rows, say
-from glmtune.training.verify import probe_logits, require_change, require_saved
-from glmtune.utils.console import silence_libraries
+from glmtune.training.training_data import TrainingData, prepare_data
+from glmtune.training.verify import compute_probe_logits, require_change, require_saved_weights
+from glmtune.utils.console import is_main_process, print_message, print_warning, show_status, silence_libraries
 from glmtune.utils.io import replace_folder, write_json, write_text
 
 
 @dataclass
-class Outcome:
+class TrainingResult:
     """How a training ended."""
 
     run: RunDir
-    result: Path
-    """The folder of what was trained; there once the run is finished."""
-    finished: bool
+    folder: Path
+    """Of the trained adapter or model; exists once the run is finished."""
+    is_finished: bool
     step: int
     summary: dict[str, Any]
 
 
-@dataclass
-class Prepared:
-    """A model that is ready to be trained."""
-
-    model: Any
-    method: Method
-    note: BaseNote
-    probe: dict[str, Any]
-    base_logits: torch.Tensor | None
-    """Of the probe, before anything was trained: by the base alone or, where processes share the weights out, by the
-    prepared model before its first step; None in a run that they resume."""
-
-
 def train(
-    config: RunConfig,
-    *,
-    resume: bool = False,
-    console: Console | None = None,
-    score: ScoreReplies | None = None,
-    force: bool = False,
-) -> Outcome:
-    """Train as `config` says and fill the run folder; alone, or as one of the processes of a launcher.
+    config: RunConfig, *, resume: bool = False, score: ScoreReplies | None = None, force: bool = False
+) -> TrainingResult:
+    """Train as `config` says and fill the run folder, alone or as one of the processes of a launcher.
 
     Args:
         config: see `glmtune.config.RunConfig`.
         resume: continue the run in `config.output` from its last checkpoint.
-        console: where progress goes.
-        score: scores replies, where `generate.rows` asks for it: `glmtune.evaluation.sampled.score_questions`.
+        score: scores replies if `generate.rows` is set: `glmtune.evaluation.sampled.score_questions`.
         force: train even if the memory plan says that the run cannot fit.
 
     Raises:
         ValueError: `generate.rows` is set and `score` is not given.
-        GlmtuneError: anything a user can mend: config, data, checkpoint, run folder, a loss that is not finite.
+        GlmtuneError: anything a user can fix: config, data, checkpoint, run folder, a loss that is not finite.
     """
-    with one_voice():
+    with report_error_once():
         silence_libraries()
-        check(config)
-        join(config.training)
-        outcome = _train(with_deepspeed(config), resume, voice(console or Console()), score, force)
-        leave()
-        return outcome
+        check_config(config)
+        init_process_group(config.training)
+        result = TrainingRun(resolve_deepspeed(config), resume, score, force).execute()
+        destroy_at_exit()
+        return result
 
 
-def _train(config: RunConfig, resume: bool, console: Console, score: ScoreReplies | None, force: bool) -> Outcome:
-    base = inspect_base(config.model.path, family=config.model.family, hub=config.model.hub)
-    _require_same_base(base)
-    run = RunDir(share(config.output or default_root(str(base.folder), config.method)))
-    precision = pick_precision(config.model.precision)
-    arguments = training_arguments(config, run, precision)
-    check_agreement(config, arguments)
-    check_sharing(config, quantised=bool(getattr(base.config, "quantization_bit", None)))
-    before = saved_run(run, config, base.fingerprint) if resume else None
-    if before is None and is_main():
-        run.require_new()
-    _mention_idle_gpus(arguments, console)
-    say(console, f"{base.family.title} in {base.folder}, fingerprint {base.fingerprint}")
-    tokenizer = load_tokenizer(base.folder, family=base.family.name)
-    with main_first():
-        rows = prepare_rows(config, base.family, tokenizer, console)
-    if before:
-        require_same_data(run, before, rows.summary)
-    if rows.eval is None:
-        _no_evaluation(config, arguments)
+class TrainingRun:
+    """One training run. Its methods are the phases, called by `execute` in the order in which they stand here.
 
-    planned = settle(config, base, arguments, precision, rows, console, force=force, before=before)
-    generate = config.generate
-    scores = generated_scores(generate.rows, generate.max_new_tokens, rows, base.family, tokenizer, arguments, score)
+    Args:
+        config: complete; nothing changes it afterwards.
+        resume: continue from the last checkpoint.
+        score: scores replies during evaluations.
+        force: train even if the memory plan says that the run cannot fit.
+    """
 
-    set_seed(arguments.seed)
-    with console.status("Loading the model"):
-        prepared = _prepare(config, base, precision, arguments, rows)
-    with run.lock(new=before is None) if is_main() else nullcontext():
-        return _fill(run, config, base, precision, arguments, prepared, rows, scores, planned, resume, console)
+    config: RunConfig
+    data: TrainingData
+    decision: PlanDecision
+    trainer: GlmTrainer
 
+    def __init__(self, config: RunConfig, resume: bool, score: ScoreReplies | None, force: bool):
+        self.config, self.resume, self.score, self.force = config, resume, score, force
+        self.is_sharded = shards_weights(config)  # no process holds the whole model
 
-def _fill(
-    run: RunDir,
-    config: RunConfig,
-    base: Base,
-    precision: torch.dtype,
-    arguments: TrainingArguments,
-    prepared: Prepared,
-    rows: Rows,
-    scores: GeneratedScores | None,
-    planned: dict[str, Any],
-    resume: bool,
-    console: Console,
-) -> Outcome:
-    """Train, and write the run folder from its config to its result: the main process does, the others train along."""
-    checkpoint = share(_checkpoint(run, console) if resume and is_main() else None)
-    trainable = trainable_parameters(prepared.model)
-    summary = opening(config, base, rows, precision, trainable) | planned
-    if is_main():
-        write_text(run.config, dump_yaml(with_absolute_paths(config)))
-        write_json(run.summary, summary)
-    say(
-        console,
-        f"{trainable:,} trainable parameters ({_described(config)}), "
-        f"{precision_name(precision)} on {_devices(arguments)}, run folder {run.root}",
-    )
+    def execute(self) -> TrainingResult:
+        """Run all phases."""
+        self.inspect()
+        self.prepare_data()
+        self.plan_memory()
+        self.load_model()
+        with self.run.lock(new=self.previous is None) if is_main_process() else nullcontext():
+            self.write_start()
+            self.build_trainer()
+            self.train_steps()
+            if self.is_finished:
+                self.save_result()
+                self.verify_result()
+        folder = self.run.result(self.method.output_kind)
+        step = self.trainer.state.global_step
+        return TrainingResult(self.run, folder, self.is_finished, step, broadcast_object(self.summary))
 
-    stopper = StopCallback(run, console)
-    trainer = _build_trainer(config, run, arguments, prepared, rows, scores, stopper, console)
-    if layers := planned[PLAN]["checkpointed_layers"]:
-        trainer.add_callback(RecomputeFirst(layers))
-    if shares_weights(config) and checkpoint is None:
-        trainer.add_callback(_FirstProbe(prepared))
-    if processes() > 1:
-        set_seed(arguments.seed + arguments.process_index)  # the same dropout everywhere would be less of it
-    seconds = _run(trainer, stopper, checkpoint, config)
+    def inspect(self) -> None:
+        """Check base, settings and run folder, before any data or weight is read."""
+        model = self.config.model
+        self.base = inspect_checkpoint(model.path, family=model.family, hub=model.hub)
+        main_fingerprint = broadcast_object(self.base.fingerprint)
+        if self.base.fingerprint != main_fingerprint:
+            raise ModelError(
+                f"{self.base.folder}: fingerprint {self.base.fingerprint} on this machine, "
+                f"{main_fingerprint} on the first one.",
+                "Copy the same checkpoint to every machine.",
+            )
+        self.run = RunDir(
+            broadcast_object(self.config.output or default_root(str(self.base.folder), self.config.method))
+        )
+        self.precision = pick_precision(model.precision)
+        self.arguments = make_arguments(self.config, self.run, self.precision)
+        require_same_settings(self.config, self.arguments)
+        check_sharding(self.config, quantised=bool(getattr(self.base.config, "quantization_bit", None)))
 
-    finished = not stopper.stopped or trainer.state.global_step >= trainer.state.max_steps
-    if finished and trainer.state.global_step < trainer.state.max_steps:
-        say(console, f"Stopped early: no better evaluation in {config.early_stopping} of them.")
-    if is_main():
-        summary |= closing(trainer, seconds, run.read_metrics(), finished)
-        write_json(run.summary, summary)
-        draw_curve(run.read_metrics(), run.curve, f"{base.folder.name}, {_described(config)}")
-    if finished:
-        dtype = prepared.method.save_dtype(precision, base.inventory.dtype)
-        summary["logits_changed_by"] = _save_and_prove(prepared, run, dtype, trainer, shares_weights(config))
-        if is_main():
-            write_json(run.summary, summary)
-    step = trainer.state.global_step
-    return Outcome(run, run.result(prepared.method.keeps), finished, step, share(summary))
+        self.previous = read_saved_run(self.run, self.config, self.base.fingerprint) if self.resume else None
+        if self.previous is None and is_main_process():
+            self.run.require_new()
+        gpus = torch.cuda.device_count() if self.arguments.device.type == "cuda" else 0
+        if count_processes() == 1 and gpus > 1:
+            print_warning(f"Training on one of {gpus} GPUs; for all of them: glmtune train --nproc {gpus} ...")
+        print_message(f"{self.base.family.title} in {self.base.folder}, fingerprint {self.base.fingerprint}")
 
+    def prepare_data(self) -> None:
+        """Read, encode, split and pack the rows."""
+        self.tokenizer = load_tokenizer(self.base.folder, family=self.base.family.name)
+        with main_process_first():  # the others then find the encoded rows in the cache
+            self.data = prepare_data(self.config, self.base.family, self.tokenizer)
+        if self.previous:
+            require_same_data(self.run, self.previous, self.data.summary)
 
-class _FirstProbe(TrainerCallback):
-    """The probe's logits before the first step, computed by all processes: no single one could hold the model."""
-
-    def __init__(self, prepared: Prepared):
-        self._prepared = prepared
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._prepared.base_logits = probe_logits(kwargs["model"], self._prepared.probe, args)
-
-
-def _require_same_base(base: Base) -> None:
-    first = share(base.fingerprint)
-    if base.fingerprint != first:
-        raise ModelError(
-            f"{base.folder}: has fingerprint {base.fingerprint} on this machine; on the first it is {first}.",
-            "Copy the same checkpoint to every machine.",
+    def plan_memory(self) -> None:
+        """Plan the memory, refuse what cannot fit, and complete the arguments with what data and plan decide."""
+        self.decision = apply_plan(
+            self.config,
+            self.base,
+            self.arguments,
+            self.precision,
+            self.data,
+            force=self.force,
+            previous_summary=self.previous,
+        )
+        finish_arguments(
+            self.arguments,
+            self.config,
+            has_eval_rows=self.data.eval is not None,
+            checkpointing=self.decision.checkpointing,
+        )
+        self.scores: GeneratedScores | None = make_generated_scores(
+            self.config.generate, self.data, self.base.family, self.tokenizer, self.arguments, self.score
         )
 
+    def load_model(self) -> None:
+        """Load the base, compute the probe's logits and make the model trainable."""
+        config, arguments = self.config, self.arguments
+        set_seed(arguments.seed)
+        # Without mixed precision a frozen layer in 16 bits cannot pass its output to a trained one in fp32.
+        mixed_dtype = self.precision if arguments.bf16 or arguments.fp16 else torch.float32
+        self.method = make_method(config, self.base.family, mixed_dtype)
+        self.base_info = BaseInfo(str(self.base.folder.resolve()), self.base.fingerprint, self.base.family.name)
+        self.probe = self.data.collate([self.data.train[0]])
+        self.base_logits: torch.Tensor | None = None
+        with show_status("Loading the model"), self._explain_memory("before the first step"):
+            with without_zero_init(arguments):
+                self.model: Any = load_base(
+                    self.base,
+                    dtype=self.method.load_dtype(self.precision),
+                    device="cpu" if self.is_sharded else arguments.device,  # sharding moves each process's part
+                    quantization=config.model.quantization,
+                    double_quantization=config.model.double_quantization,
+                )
+            if config.model.attention != "auto":
+                try:
+                    self.model.set_attn_implementation(config.model.attention)
+                except (ImportError, ValueError) as error:
+                    raise ConfigError(f"model.attention: {summarize_error(error)}", "Use sdpa or eager.") from None
+            set_packed_attention(self.model)
+            if not self.is_sharded:
+                self.base_logits = compute_probe_logits(self.model, self.probe, arguments)
+            self.model = self.method.prepare(self.model)
+        if config.adapter:
+            folder = find_trained_folder(Path(config.adapter), self.method.output_kind)
+            self.method.start_from(self.model, folder, self.base_info)
 
-def _mention_idle_gpus(arguments: TrainingArguments, console: Console) -> None:
-    gpus = torch.cuda.device_count() if arguments.device.type == "cuda" else 0
-    if processes() == 1 and gpus > 1:
-        say(console, f"Training on one of {gpus} GPUs; all of them: glmtune train --nproc {gpus} ...", "yellow")
-
-
-def _devices(arguments: TrainingArguments) -> str:
-    count = processes()
-    return f"{count} processes ({arguments.device.type})" if count > 1 else str(arguments.device)
-
-
-def _no_evaluation(config: RunConfig, arguments: TrainingArguments) -> None:
-    wanted = "early_stopping" if config.early_stopping else "training.load_best_model_at_end"
-    if config.early_stopping or arguments.load_best_model_at_end:
-        raise ConfigError(
-            f"{wanted} needs evaluation rows, and there are none.", "Give --eval-data, or set data.eval_fraction=0.05."
+    def write_start(self) -> None:
+        """Write config and summary of the run, and find the checkpoint to resume from."""
+        self.checkpoint = broadcast_object(self._find_checkpoint() if self.resume and is_main_process() else None)
+        trainable = count_trainable_parameters(self.model)
+        self.summary = describe_run(self.config, self.base, self.data, self.precision, trainable)
+        self.summary |= self.decision.to_summary()
+        if is_main_process():
+            write_text(self.run.config, dump_yaml(resolve_paths(self.config)))
+            write_json(self.run.summary, self.summary)
+        processes, device = count_processes(), self.arguments.device
+        devices = f"{processes} processes ({device.type})" if processes > 1 else str(device)
+        print_message(
+            f"{trainable:,} trainable parameters ({self._method_title}), "
+            f"{name_precision(self.precision)} on {devices}, run folder {self.run.root}"
         )
-    arguments.eval_strategy = IntervalStrategy.NO
 
+    def build_trainer(self) -> None:
+        """Build the trainer with everything that happens beside its steps."""
+        sync_trained_only(self.model)
+        self.stopper = StopCallback(self.run)
+        callbacks: list[Any] = [MetricsCallback(self.run, ProgressDisplay()), self.stopper]
+        if self.config.early_stopping:
+            callbacks.append(EarlyStoppingCallback(self.config.early_stopping))
+        callbacks += self._build_reporters()
+        if self.decision.checkpointed_layers:
+            callbacks.append(CheckpointFirstLayers(self.decision.checkpointed_layers))
+        if self.is_sharded and self.checkpoint is None:
+            callbacks.append(ProbeBeforeFirstStep(self._probe_prepared_model))
+        with self._explain_memory("before the first step"):
+            self.trainer = GlmTrainer(
+                model=self.model,
+                args=self.arguments,
+                train_dataset=self.data.train,
+                eval_dataset=self.data.eval,
+                data_collator=self.data.collate,
+                callbacks=callbacks,
+                describe_row=self.data.describe_row,
+                method=self.method,
+                base_info=self.base_info,
+                scores=self.scores,
+            )
+        if count_processes() > 1:
+            set_seed(self.arguments.seed + self.arguments.process_index)  # another dropout mask in each process
 
-def _prepare(
-    config: RunConfig, base: Base, precision: torch.dtype, arguments: TrainingArguments, rows: Rows
-) -> Prepared:
-    # Without mixed precision a frozen layer in 16 bits cannot hand its output to a trained one in fp32.
-    mixed = precision if arguments.bf16 or arguments.fp16 else torch.float32
-    method = method_of(config, base.family, mixed)
-    with loaded_whole(arguments):
-        model: Any = load_base(
-            base,
-            dtype=method.load_dtype(precision),
-            device="cpu" if shares_weights(config) else arguments.device,  # sharding moves what is this process's part
-            quantization=config.model.quantization,
-            double_quantization=config.model.double_quantization,
-        )
-    if config.model.attention != "auto":
+    def train_steps(self) -> None:
+        """Take the optimiser steps, from the checkpoint if there is one, and write numbers and curve."""
+        trainer, state = self.trainer, self.trainer.state
+        seconds = 0.0
+        if self.checkpoint and self._is_last_checkpoint(self.checkpoint):
+            # The run was killed between its last step and its result.
+            trainer.state = state = TrainerState.load_from_json(str(self.checkpoint / "trainer_state.json"))
+            trainer._load_from_checkpoint(str(self.checkpoint))
+            if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
+                trainer._load_best_model()
+        else:
+            try:
+                with self._explain_memory(lambda: f"at step {trainer.state.global_step + 1}"):
+                    checkpoint = str(self.checkpoint) if self.checkpoint else None
+                    seconds = trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"]
+            finally:
+                self.stopper.restore_signal()
+        state = trainer.state
+        is_complete = state.global_step >= state.max_steps
+        self.is_finished = is_complete or not self.stopper.is_stopped
+        if self.is_finished and not is_complete:
+            print_message(f"Stopped early: {self.config.early_stopping} evaluations without a better one.")
+        if is_main_process():
+            metrics = self.run.read_metrics()
+            self.summary |= describe_result(trainer, seconds, metrics, self.is_finished)
+            write_json(self.run.summary, self.summary)
+            draw_loss_curve(metrics, self.run.curve, f"{self.base.folder.name}, {self._method_title}")
+
+    def save_result(self) -> None:
+        """Write what was trained, and compare it with the trained weights, bit for bit."""
+        kind = self.method.output_kind
+        folder = self.run.result(kind)
+        state = self.trainer.gather_state(everything=kind == "model")
+        if not is_main_process():
+            return
+        dtype = self.method.save_dtype(self.precision, self.base.inventory.dtype)
         try:
-            model.set_attn_implementation(config.model.attention)
-        except (ImportError, ValueError) as error:
-            reason = first_line(error)
-            raise ConfigError(f"model.attention: {reason}", "Use sdpa or eager.") from None
-    separate_rows(model)
-    note = BaseNote(str(base.folder.resolve()), base.fingerprint, base.family.name)
-    probe = rows.collate([rows.train[0]])
-    try:
-        before = None if shares_weights(config) else probe_logits(model, probe, arguments)
-        model = method.prepare(model)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise out_of_memory(error, "before the first step", config) from None
-    if config.adapter:
-        method.start_from(model, trained_folder(Path(config.adapter), method.keeps), note)
-    return Prepared(model, method, note, probe, before)
+            with replace_folder(folder) as temporary, without_zero_init(self.arguments):  # a method may read the base
+                self.method.save(self.model, temporary, self.base_info, dtype, state)
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(
+                f"{folder}: what was trained cannot be written ({error}); the checkpoints are complete.",
+                "Free some space, then: glmtune train --resume --output " + shlex.quote(str(self.run.root)),
+            ) from None
+        require_saved_weights(self.method, self.model, folder, state)
 
+    def verify_result(self) -> None:
+        """Require that what was saved changes the model's output."""
+        self.summary["logits_changed_by"] = None
+        # Sharded models are run by all processes; otherwise the main one reads the result back.
+        if self.base_logits is not None and (self.is_sharded or is_main_process()):
+            folder = self.run.result(self.method.output_kind)
+            if not self.is_sharded:
+                self.method.read(self.model, folder)
+            logits = compute_probe_logits(self.model, self.probe, self.arguments)
+            self.summary["logits_changed_by"] = require_change(folder, self.base_logits, logits)
+        if is_main_process():
+            write_json(self.run.summary, self.summary)
 
-def _save_and_prove(
-    prepared: Prepared, run: RunDir, dtype: torch.dtype | None, trainer: GlmTrainer, shared: bool
-) -> float | None:
-    """Write the result, read it back, and compare what it says with what the base said.
+    @property
+    def _method_title(self) -> str:
+        quantization = self.config.model.quantization
+        return f"{self.config.method} on {quantization}" if quantization else self.config.method
 
-    Returns:
-        The largest change of a logit; None in all processes but the main one, and where the base's are not known.
-    """
-    method, model = prepared.method, prepared.model
-    folder = run.result(method.keeps)
-    state = trainer.gathered(everything=method.keeps == "model")
-    if is_main():
-        with loaded_whole(trainer.args):  # a method may read the base again
-            _save(prepared, run, dtype, state)
-        require_saved(method, model, folder, state)
-    if prepared.base_logits is None:
-        return None
-    if not shared and not is_main():
-        return None
-    if not shared:
-        method.read(model, folder)
-    after = probe_logits(model, prepared.probe, trainer.args)
-    return require_change(folder, prepared.base_logits, after)
+    @contextmanager
+    def _explain_memory(self, moment: Any) -> Iterator[None]:
+        """Turn a lack of memory into advice in terms of the run's settings.
 
+        Args:
+            moment: "at step 3"; a function if it is known only when the error occurs.
+        """
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise explain_out_of_memory(error, moment() if callable(moment) else moment, self.config) from None
 
-def _save(prepared: Prepared, run: RunDir, dtype: torch.dtype | None, state: State | None) -> None:
-    folder = run.result(prepared.method.keeps)
-    try:
-        with replace_folder(folder) as temporary:
-            prepared.method.save(prepared.model, temporary, prepared.note, dtype, state)
-    except (OSError, SafetensorError) as error:
-        raise TrainingError(
-            f"{folder}: what was trained cannot be written ({error}); the checkpoints are whole.",
-            "Free some space, then: glmtune train --resume --output " + shlex.quote(str(run.root)),
-        ) from None
+    def _build_reporters(self) -> list[TrainerCallback]:
+        """Callbacks of `training.report_to`, which TrainingArguments are not given, so that they fail here, by name."""
+        names = list_reporters(self.config)
+        callbacks: list[TrainerCallback] = []
+        if "tensorboard" in names and is_main_process():
+            from torch.utils.tensorboard import SummaryWriter
 
+            callbacks.append(TensorBoardCallback(SummaryWriter(str(self.run.logs))))
+        try:
+            others = get_reporting_integration_callbacks([name for name in names if name != "tensorboard"])
+            return callbacks + [callback() for callback in others]
+        except (RuntimeError, ImportError, ValueError) as error:  # an unknown name, or its package is not installed
+            raise ConfigError(f"training.report_to: {summarize_error(error)}") from None
 
-def _described(config: RunConfig) -> str:
-    return f"{config.method} on {config.model.quantization}" if config.model.quantization else config.method
+    def _probe_prepared_model(self, model: Any) -> None:
+        """Compute the probe's logits by all processes before the first step: none could hold the base alone."""
+        self.base_logits = compute_probe_logits(model, self.probe, self.arguments)
 
+    def _find_checkpoint(self) -> Path | None:
+        """The checkpoint to resume from; metrics of later steps are dropped, since those steps are repeated."""
+        checkpoint = find_whole_checkpoint(self.run)
+        self.run.drop_metrics_after(-1 if checkpoint is None else int(checkpoint.name.rsplit("-", 1)[1]))
+        if checkpoint is None:
+            print_message(f"{self.run.root} has no checkpoint yet: starting from the first step.")
+        else:
+            print_message(f"Resuming from {checkpoint}.")
+        return checkpoint
 
-def _checkpoint(run: RunDir, console: Console) -> Path | None:
-    """Where a resumed run goes on; what was logged after it is forgotten, for those steps are done again."""
-    checkpoint = newest_whole(run, console)
-    step = -1 if checkpoint is None else int(checkpoint.name.rsplit("-", 1)[1])
-    run.drop_metrics_after(step)
-    told = f"Resuming from {checkpoint}." if checkpoint else f"{run.root} has no checkpoint yet: from the first step."
-    say(console, told)
-    return checkpoint
-
-
-def _build_trainer(
-    config: RunConfig,
-    run: RunDir,
-    arguments: TrainingArguments,
-    prepared: Prepared,
-    rows: Rows,
-    scores: GeneratedScores | None,
-    stopper: StopCallback,
-    console: Console,
-) -> GlmTrainer:
-    exchange_only_trained(prepared.model)
-    callbacks: list[Any] = [MetricsCallback(run, TrainingProgress(console)), stopper]
-    if config.early_stopping:
-        callbacks.append(EarlyStoppingCallback(config.early_stopping))
-    if "tensorboard" in reporters(config) and is_main():
-        from torch.utils.tensorboard import SummaryWriter
-
-        callbacks.append(TensorBoardCallback(SummaryWriter(str(run.logs))))
-    try:
-        return GlmTrainer(
-            model=prepared.model,
-            args=arguments,
-            train_dataset=rows.train,
-            eval_dataset=rows.eval,
-            data_collator=rows.collate,
-            callbacks=callbacks,
-            describe_row=rows.describe,
-            method=prepared.method,
-            note=prepared.note,
-            scores=scores,
-        )
-    except (RuntimeError, ImportError, ValueError) as error:  # a reporter that is not installed, an unknown optimiser
-        raise ConfigError(f"training: {first_line(error)}") from None
-
-
-def _run(trainer: GlmTrainer, stopper: StopCallback, checkpoint: Path | None, config: RunConfig) -> float:
-    """Train, from a checkpoint if there is one.
-
-    Returns:
-        Seconds it took.
-    """
-    if checkpoint and _is_last(checkpoint, trainer):  # killed between the last step and the result
-        trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        trainer._load_from_checkpoint(str(checkpoint))
-        if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
-            trainer._load_best_model()
-        return 0.0
-    try:
-        return trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics["train_runtime"]
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise out_of_memory(error, f"at step {trainer.state.global_step + 1}", config) from None
-    finally:
-        stopper.restore()
-
-
-def _is_last(checkpoint: Path, trainer: GlmTrainer) -> bool:
-    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1]
-    return state.global_step >= steps
+    def _is_last_checkpoint(self, checkpoint: Path) -> bool:
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        dataloader = self.trainer.get_train_dataloader()
+        return state.global_step >= self.trainer.set_initial_training_values(self.trainer.args, dataloader)[-1]

@@ -1,16 +1,24 @@
-"""The order of the blocks in an epoch: random, of seed and epoch alone, so that a resumed run goes on where it stopped.
+"""The order of the blocks of an epoch, and their distribution among processes.
 
-transformers' samplers draw from the global random state, which dropout moves on: a run resumed in a later epoch would
-shuffle that epoch anew.
+The order depends on seed and epoch only. transformers' samplers draw from the global random state, which dropout
+advances: a run resumed in a later epoch would shuffle that epoch in another order.
+
+If the blocks cannot be divided evenly, idle ones are added: real tokens, since a model needs some, without a target, so
+that they have no part in loss or gradient.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from glmtune.data.batches import Block, BlockDataset
+from glmtune.families import IGNORE_INDEX
 
 
 class EpochSampler(Sampler[int]):
@@ -19,7 +27,7 @@ class EpochSampler(Sampler[int]):
     Args:
         lengths: tokens of each block.
         seed: of the run.
-        group: rows per optimiser step when blocks of like length are to come together; None for a plain shuffle.
+        group: blocks per optimiser step, to group blocks of similar length; None for a plain shuffle.
     """
 
     def __init__(self, lengths: Sequence[int], seed: int, group: int | None):
@@ -29,7 +37,7 @@ class EpochSampler(Sampler[int]):
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the Trainer at the start of every epoch, the one that is resumed in too."""
+        """Set the epoch; the Trainer calls it at the start of every epoch, including the one that is resumed."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -40,3 +48,50 @@ class EpochSampler(Sampler[int]):
         if self._group is None:
             return iter(torch.randperm(len(self._lengths), generator=generator).tolist())
         return iter(get_length_grouped_indices(self._lengths, self._group, generator=generator))
+
+
+IDLE_BLOCK = -1
+"""Index of an idle block."""
+
+
+class PaddedSampler(Sampler[int]):
+    """The indices of another sampler, padded with idle ones.
+
+    Args:
+        sampler: of one epoch.
+        size: blocks that all processes together take in a batch; the epoch is padded to a multiple of it.
+    """
+
+    def __init__(self, sampler: Any, size: int):
+        self._sampler = sampler
+        self._size = size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the other sampler."""
+        if hasattr(self._sampler, "set_epoch"):
+            self._sampler.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return -(-len(self._sampler) // self._size) * self._size
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self._sampler
+        yield from [IDLE_BLOCK] * (len(self) - len(self._sampler))
+
+
+class IdleBlockDataset(Dataset):
+    """Blocks, and at index `IDLE_BLOCK` an idle one: a copy of the shortest without targets and row numbers."""
+
+    def __init__(self, blocks: BlockDataset):
+        self._blocks = blocks
+        self.lengths = blocks.lengths
+        shortest = blocks[min(range(len(blocks)), key=blocks.lengths.__getitem__)]
+        self._idle: Block = [
+            (-1, dataclasses.replace(row, labels=[IGNORE_INDEX] * len(row.input_ids))) for _, row in shortest
+        ]
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def __getitem__(self, index: int) -> Block:
+        return self._idle if index == IDLE_BLOCK else self._blocks[index]

@@ -19,9 +19,9 @@ from transformers import TrainingArguments
 
 from glmtune.config import RunConfig
 from glmtune.errors import ConfigError
-from glmtune.methods.method import State
-from glmtune.training.deepspeed import zero_stage
-from glmtune.training.distributed import is_main, processes
+from glmtune.methods.method import StateDict
+from glmtune.training.deepspeed import find_zero_stage
+from glmtune.training.distributed import count_processes, is_main_process
 
 _ALTERNATIVE = "Leave it out: every GPU then holds the whole quantised base, which is what made it small."
 
@@ -31,12 +31,12 @@ def uses_fsdp(config: RunConfig) -> bool:
     return bool(config.training.get("fsdp")) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 
-def shares_weights(config: RunConfig) -> bool:
+def shards_weights(config: RunConfig) -> bool:
     """Whether no process holds all weights: FSDP and ZeRO-3."""
-    return uses_fsdp(config) or zero_stage(config) >= 3
+    return uses_fsdp(config) or find_zero_stage(config) >= 3
 
 
-def check_sharing(config: RunConfig, quantised: bool) -> None:
+def check_sharding(config: RunConfig, quantised: bool) -> None:
     """Raises:
     ConfigError: what the run asks of FSDP or DeepSpeed cannot work.
 
@@ -46,11 +46,11 @@ def check_sharing(config: RunConfig, quantised: bool) -> None:
     """
     fsdp = config.training.get("fsdp_config") or {}
     kind = "training.fsdp" if uses_fsdp(config) else "training.deepspeed"
-    if uses_fsdp(config) and processes() == 1:
+    if uses_fsdp(config) and count_processes() == 1:
         raise ConfigError("training.fsdp needs several processes.", "Start them: glmtune train --nproc 2 ...")
-    if shares_weights(config) and (config.model.quantization or quantised):
+    if shards_weights(config) and (config.model.quantization or quantised):
         raise ConfigError(f"{kind} cannot share out the packed weights of a quantised base.", _ALTERNATIVE)
-    if shares_weights(config) and config.generate.rows:
+    if shards_weights(config) and config.generate.rows:
         raise ConfigError(
             f"generate.rows: no process holds the whole model under {kind}, so none can write replies.",
             "Leave it out, and score the result with `glmtune eval`.",
@@ -65,7 +65,7 @@ def check_sharing(config: RunConfig, quantised: bool) -> None:
 
 
 @contextmanager
-def fsdp_on_cpus(arguments: TrainingArguments) -> Iterator[None]:
+def allow_fsdp_on_cpu(arguments: TrainingArguments) -> Iterator[None]:
     """Let accelerate shard among CPUs: torch can, but accelerate's list of devices leaves them out, and it then trains
     without sharding and says nothing."""
     state: Any = PartialState()
@@ -83,7 +83,7 @@ def keep_losses_fp32(model: nn.Module, head: nn.Module) -> None:
             state._mp_policy = dataclasses.replace(state._mp_policy, output_dtype=torch.float32)
 
 
-def exchange_only_trained(model: nn.Module) -> None:
+def sync_trained_only(model: nn.Module) -> None:
     """Keep data parallelism from sending frozen weights and buffers around: every process has read the same base, and
     gloo and NCCL do not know every integer type."""
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
@@ -91,26 +91,26 @@ def exchange_only_trained(model: nn.Module) -> None:
     model._ddp_params_and_buffers_to_ignore = frozen  # type: ignore[assignment]
 
 
-def gather(model: nn.Module, wanted: Callable[[str], bool]) -> State:
+def gather_weights(model: nn.Module, wanted: Callable[[str], bool]) -> StateDict:
     """Whole weights on the CPU of the main process; nothing in the others. All processes must call it.
 
     Args:
         model: with weights that are shared out or not.
         wanted: says of a name in the state dict whether its weight is needed.
     """
-    main, state = is_main(), {}
+    main, state = is_main_process(), {}
     _reshard(model)
     own = dict(model.named_parameters(remove_duplicate=False))
     for name, value in model.state_dict().items():
         if wanted(name):
-            whole = _whole(own.get(name, value))
+            whole = _gather_weight(own.get(name, value))
             if main:
                 state[name] = whole.detach().to("cpu", copy=True)  # a gathered weight may have padding behind it
     return state
 
 
 @contextmanager
-def whole_to_shard(model: nn.Module) -> Iterator[None]:
+def load_into_shards(model: nn.Module) -> Iterator[None]:
     """Let weights be copied onto their shards as if the model were whole."""
     if not any(isinstance(module, FSDPModule) for module in model.modules()):
         yield
@@ -127,7 +127,7 @@ def _reshard(model: nn.Module) -> None:
             module.reshard()
 
 
-def _whole(value: torch.Tensor) -> torch.Tensor:
+def _gather_weight(value: torch.Tensor) -> torch.Tensor:
     if isinstance(value, DTensor):
         return value.full_tensor()
     if hasattr(value, "ds_id"):  # ZeRO-3

@@ -1,4 +1,7 @@
-"""transformers' Trainer with our loss, an exact evaluation and checkpoints that are whole or absent."""
+"""transformers' Trainer with our loss, an exact evaluation, and checkpoints that are complete or absent.
+
+CONTRIBUTING.md lists the private methods of transformers that it overrides, and why.
+"""
 
 from __future__ import annotations
 
@@ -20,19 +23,18 @@ from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
 from glmtune.errors import TrainingError
-from glmtune.methods.base_info import BaseNote
-from glmtune.methods.method import Method, State
-from glmtune.methods.ptuning import accepted_when_quantised
-from glmtune.training.checkpoint_seals import seal
-from glmtune.training.distributed import processes, wait
-from glmtune.training.loss import target_losses
-from glmtune.training.samplers import EpochSampler
-from glmtune.training.sharding import fsdp_on_cpus, gather, keep_losses_fp32, whole_to_shard
-from glmtune.training.sharing import EvenSampler, WithIdle
+from glmtune.methods.base_info import BaseInfo
+from glmtune.methods.method import Method, StateDict
+from glmtune.methods.ptuning import allow_quantized_training
+from glmtune.training.distributed import barrier, count_processes
+from glmtune.training.loss import find_head, step_loss
+from glmtune.training.resume import write_checksums
+from glmtune.training.samplers import EpochSampler, IdleBlockDataset, PaddedSampler
+from glmtune.training.sharding import allow_fsdp_on_cpu, gather_weights, keep_losses_fp32, load_into_shards
 
 _PARTIAL = ".saving"
-# So many micro-batches without any loss end a run.
-_ZEROS = 8
+# Micro-batches in a row with a loss of exactly 0 after which a run stops.
+_MAX_ZERO_LOSSES = 8
 
 
 class GlmTrainer(Trainer):
@@ -43,20 +45,19 @@ class GlmTrainer(Trainer):
         *args: Any,
         describe_row: Callable[[int], str],
         method: Method,
-        note: BaseNote,
+        base_info: BaseInfo,
         scores: Callable[[Any], dict[str, float]] | None = None,
         **kwargs: Any,
     ):
         # A prefix on a quantised base is no PeftModel, which is all that transformers would let train there.
-        with accepted_when_quantised(kwargs["model"]):
+        with allow_quantized_training(kwargs["model"]):
             super().__init__(*args, **kwargs)
-        self.remove_callback(PrinterCallback)  # it prints every log as a dict; our progress says it in words
+        self.remove_callback(PrinterCallback)  # prints every log as a dict; MetricsCallback shows the same numbers
         self._describe_row = describe_row
         self._method = method
-        self._note = note
+        self._base_info = base_info
         self._scores = scores
         self._zero_losses = 0
-        self._head: nn.Module = self.model.get_output_embeddings()  # type: ignore[union-attr, operator]
         self._saving = False
         self._sampler: Any = None
         self.samples_seen = 0
@@ -65,7 +66,7 @@ class GlmTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The optimiser that is asked for, over the groups that the method wants where it wants any (LoRA+)."""
+        """Create the optimiser of `training.optim` over the parameter groups of the method, if it has any (LoRA+)."""
         groups = self._method.optimizer_groups(self.model, self.args.learning_rate, self.args.weight_decay)
         if self.optimizer is not None or groups is None:
             return super().create_optimizer(model)
@@ -75,12 +76,12 @@ class GlmTrainer(Trainer):
         return self.optimizer
 
     def create_accelerator_and_postprocess(self) -> None:
-        with fsdp_on_cpus(self.args):
+        with allow_fsdp_on_cpu(self.args):
             super().create_accelerator_and_postprocess()
 
     @property
     def tokens_seen(self) -> int:
-        """Non-padding tokens trained on by all processes, what a resumed run did before left out."""
+        """Non-padding tokens trained on by all processes, without those before a resumed run was stopped."""
         return int(self.state.num_input_tokens_seen) - (self._tokens_before or 0)
 
     def compute_loss(
@@ -92,8 +93,8 @@ class GlmTrainer(Trainer):
     ) -> Any:
         if self._tokens_before is None:
             self._tokens_before = int(self.state.num_input_tokens_seen)
-            keep_losses_fp32(model, self._head)
-        losses_N = target_losses(model, self._head, inputs)
+            keep_losses_fp32(model, find_head(model))
+        losses_N = step_loss(model, inputs)
         loss = losses_N.sum() / (len(losses_N) if num_items_in_batch is None else num_items_in_batch)
         self._require_finite(loss, losses_N, inputs)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
@@ -108,19 +109,19 @@ class GlmTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Mean loss over all targets of the data: unlike a mean of batch means, batching does not change it. Scores of
-        replies, where they are asked for, join it, so that a checkpoint can be the best by any of them."""
+        """Compute the mean loss over all targets, which unlike a mean of batch means does not depend on batching, and
+        the scores of replies if `generate.rows` is set, so that a checkpoint can be the best by any of them."""
         model = self.model_wrapped
         model.eval()  # DeepSpeed's returns nothing
-        keep_losses_fp32(model, self._head)
+        keep_losses_fp32(model, find_head(model))
         total, count, rows = 0.0, 0, 0
         for batch in dataloader:
             batch = self._prepare_inputs(batch)
             with torch.no_grad(), self.compute_loss_context_manager():
-                losses_N = target_losses(model, self._head, batch)
+                losses_N = step_loss(model, batch)
             sums = torch.stack([losses_N.double().sum(), torch.tensor(float(len(losses_N))).to(losses_N.device)])
-            seen = self.accelerator.reduce(torch.cat([sums, (batch["rows"] >= 0).sum()[None]]))
-            total, count, rows = total + float(seen[0]), count + int(seen[1]), rows + int(seen[2])
+            sums = self.accelerator.reduce(torch.cat([sums, (batch["rows"] >= 0).sum()[None]]))
+            total, count, rows = total + float(sums[0]), count + int(sums[1]), rows + int(sums[2])
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         metrics = {f"{metric_key_prefix}_loss": total / count if count else float("nan")}
         if self._scores is not None:
@@ -130,58 +131,62 @@ class GlmTrainer(Trainer):
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=rows)  # type: ignore[arg-type]
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
-        """Tokens of rows; the Trainer's own count would take in idle ones too."""
-        seen = self.accelerator.reduce(torch.stack([inputs["tokens"].sum(), (inputs["rows"] >= 0).sum()]))
-        self.state.num_input_tokens_seen += int(seen[0])
-        self.samples_seen += int(seen[1])
+        """Count tokens of rows; the Trainer would count those of idle blocks too."""
+        counts = self.accelerator.reduce(torch.stack([inputs["tokens"].sum(), (inputs["rows"] >= 0).sum()]))
+        self.state.num_input_tokens_seen += int(counts[0])
+        self.samples_seen += int(counts[1])
 
     def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any) -> Any:
-        if processes() > 1:
-            dataset = WithIdle(dataset)
+        if count_processes() > 1:
+            dataset = IdleBlockDataset(dataset)
         return super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset: Any = train_dataset or self.train_dataset
         strategy = self.args.train_sampling_strategy
-        at_once = self.args.train_batch_size * processes()
+        batch_size = self.args.train_batch_size * count_processes()
         if strategy in ("group_by_length", "random"):
-            group = at_once * self.args.gradient_accumulation_steps if strategy == "group_by_length" else None
+            group = batch_size * self.args.gradient_accumulation_steps if strategy == "group_by_length" else None
             self._sampler = EpochSampler(dataset.lengths, self.args.seed, group)
         else:
             self._sampler = super()._get_train_sampler(train_dataset)
-        return EvenSampler(self._sampler, at_once) if processes() > 1 else self._sampler
+        return PaddedSampler(self._sampler, batch_size) if count_processes() > 1 else self._sampler
 
     def _run_epoch(self, model: Any, epoch: int, *args: Any, **kwargs: Any) -> None:
-        if isinstance(self._sampler, EpochSampler):  # accelerate does not reach it in an epoch that is resumed
+        if isinstance(self._sampler, EpochSampler):  # accelerate does not do this in a resumed epoch
             self._sampler.set_epoch(epoch)
         super()._run_epoch(model, epoch, *args, **kwargs)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         in_order = SequentialSampler(eval_dataset)  # by length already
-        return EvenSampler(in_order, self.args.eval_batch_size * processes()) if processes() > 1 else in_order
+        return (
+            PaddedSampler(in_order, self.args.eval_batch_size * count_processes())
+            if count_processes() > 1
+            else in_order
+        )
 
-    def gathered(self, everything: bool = False) -> State | None:
-        """Whole weights, for the main process, where processes share them out; else None. All must call it.
+    def gather_state(self, everything: bool = False) -> StateDict | None:
+        """Gather all weights in the main process if they are sharded; else return None. All processes must call it.
 
         Args:
-            everything: also those that are not trained.
+            everything: frozen weights too.
         """
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             return None
         model: Any = self.model
-        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        return gather(model, lambda name: everything or name in trained)
+        trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        return gather_weights(model, lambda name: everything or name in trainable)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """What goes into a checkpoint beside the optimiser's state is the method's affair."""
-        state = self.gathered()
+        """Write what the method trains; the Trainer adds the optimiser's state."""
+        state = self.gather_state()
         if output_dir is not None and self.args.should_save:
-            self._method.write(self.model, Path(output_dir), self._note, state)
+            self._method.write(self.model, Path(output_dir), self._base_info, state)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_fsdp_enabled:
             return super()._save_optimizer_and_scheduler(output_dir)
-        # The Trainer would put the whole model beside what the method wrote.
+        # The Trainer would add the whole model to what the method wrote.
         plugin = self.accelerator.state.fsdp_plugin
         save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
         if self.args.should_save:
@@ -189,13 +194,13 @@ class GlmTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         target: Any = model or self.model
-        with whole_to_shard(target):
+        with load_into_shards(target):
             self._method.read(target, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         if self.is_deepspeed_enabled:
             return super()._load_best_model()
-        # Where it lies now: a run that was moved, or is resumed from another folder, has an old path in its state.
+        # By its present path: the state of a run that was moved or is resumed from another folder has an old one.
         self._load_from_checkpoint(os.path.join(str(self.args.output_dir), f"checkpoint-{self.state.best_global_step}"))
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -203,39 +208,39 @@ class GlmTrainer(Trainer):
         return os.path.join(folder, _PARTIAL) if self._saving else folder
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write under a temporary name, then rename: a kill or a full disk never leaves half a checkpoint."""
+        """Write under a temporary name, then rename, so that a kill or a full disk leaves no incomplete checkpoint."""
         folder = Path(super()._get_output_dir(trial))
         partial, name = folder / _PARTIAL, f"checkpoint-{self.state.global_step}"
-        self._clear(partial)
-        wait()
+        self._remove_folder(partial)
+        barrier()
         try:
             self._saving = True
             super()._save_checkpoint(model, trial)
-            wait()
+            barrier()
             if self.state.best_global_step:
                 self.state.best_model_checkpoint = str(folder / f"checkpoint-{self.state.best_global_step}")
             if self.args.should_save:
                 self._finish_checkpoint(folder, partial / name)
-            wait()
+            barrier()
         except (OSError, SafetensorError, RuntimeError) as error:
-            if not _no_space(error):
+            if not _is_disk_full(error):
                 raise
             raise TrainingError(
-                f"{folder}: no space left to save {name}; the earlier checkpoints are whole.",
+                f"{folder}: no space left to save {name}; the earlier checkpoints are complete.",
                 "Free some space, then continue with --resume.",
             ) from None
         finally:
             self._saving = False
-            self._clear(partial)
+            self._remove_folder(partial)
 
-    def _clear(self, folder: Path) -> None:
+    def _remove_folder(self, folder: Path) -> None:
         if self.args.should_save:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _finish_checkpoint(self, folder: Path, written: Path) -> None:
         if self.state.best_global_step:  # under its final name now
             self.state.save_to_json(str(written / "trainer_state.json"))
-        seal(written)
+        write_checksums(written)
         final = folder / written.name
         shutil.rmtree(final, ignore_errors=True)  # a resumed run may save the same step again
         os.replace(written, final)
@@ -247,37 +252,37 @@ class GlmTrainer(Trainer):
         )
 
     def _require_finite(self, loss: torch.Tensor, losses_N: torch.Tensor, inputs: dict[str, Any]) -> None:
-        value = float(loss.detach())  # waits for the GPU; once a batch
+        value = float(loss.detach())  # waits for the GPU, once a batch
         if math.isfinite(value):
             if len(losses_N):  # idle blocks have none
                 self._require_not_always_zero(value, inputs)
             return
-        places = inputs["target_positions"][~torch.isfinite(losses_N)]
-        found = torch.bucketize(places, inputs["row_lengths"].cumsum(0), right=True).unique()
+        positions = inputs["target_positions"][~torch.isfinite(losses_N)]
+        rows = torch.bucketize(positions, inputs["row_lengths"].cumsum(0), right=True).unique()
         cause = "fp16 overflowed: use bf16 or fp32" if self.args.fp16 else "the learning rate is too high for this data"
         raise TrainingError(
             f"The loss became {value} at step {self.state.global_step + 1} "
-            f"(rows {self._names(inputs['rows'][found])}).",
-            f"Likely cause: {cause}, or a weight of the base is not finite. Nothing was saved from this step.",
+            f"(rows {self._describe_rows(inputs['rows'][rows])}).",
+            f"Likely cause: {cause}, or a weight of the base is not finite. Nothing of this step was saved.",
         )
 
     def _require_not_always_zero(self, loss: float, inputs: dict[str, Any]) -> None:
-        """A loss of exactly 0 has no gradient: once may be luck, again and again is a run that learns nothing."""
+        """Stop a run whose loss stays exactly 0, which has no gradient; once may be a coincidence."""
         self._zero_losses = self._zero_losses + 1 if loss == 0 else 0
-        if self._zero_losses < _ZEROS:
+        if self._zero_losses < _MAX_ZERO_LOSSES:
             return
         raise TrainingError(
-            f"The loss is exactly 0 at step {self.state.global_step + 1}, {_ZEROS} batches in a row "
-            f"(now rows {self._names(inputs['rows'])}).",
-            "Likely cause: the rows are known by heart already (too many epochs), or the model's output overflowed: "
-            "see the rows with `glmtune data preview`, or use bf16 or fp32.",
+            f"The loss is exactly 0 at step {self.state.global_step + 1}, {_MAX_ZERO_LOSSES} batches in a row "
+            f"(now rows {self._describe_rows(inputs['rows'])}).",
+            "Likely cause: the model has memorised the rows (too many epochs), or its output overflowed: "
+            "look at the rows with `glmtune data preview`, or use bf16 or fp32.",
         )
 
-    def _names(self, rows_R: torch.Tensor) -> str:
-        known = [row for row in rows_R.tolist() if row >= 0]
-        more = f" and {len(known) - 4} more" if len(known) > 4 else ""
-        return ", ".join(self._describe_row(row) for row in known[:4]) + more
+    def _describe_rows(self, rows_R: torch.Tensor) -> str:
+        rows = [row for row in rows_R.tolist() if row >= 0]  # idle blocks have -1
+        more = f" and {len(rows) - 4} more" if len(rows) > 4 else ""
+        return ", ".join(self._describe_row(row) for row in rows[:4]) + more
 
 
-def _no_space(error: Exception) -> bool:
+def _is_disk_full(error: Exception) -> bool:
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)

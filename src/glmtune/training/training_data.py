@@ -1,4 +1,4 @@
-"""From data files to blocks of encoded rows, saying what was left out or cut."""
+"""From data files to blocks of encoded rows, with a report of what was skipped or truncated."""
 
 from __future__ import annotations
 
@@ -10,253 +10,214 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from glmtune.config import DataConfig, RunConfig
-from glmtune.data.batches import BlockDataset, Collate
-from glmtune.data.cache import EncodedData, check_encoded, encode_sources, is_encoded, open_encoded
-from glmtune.data.encoding import Counts, EncodingRules
-from glmtune.data.packing import pack
-from glmtune.data.replay import JoinedRows, choose_replay, replay_count
-from glmtune.data.sources import Source, open_sources
-from glmtune.data.store import RowStore
+from glmtune.data.batches import BlockCollator, BlockDataset, pack_rows
+from glmtune.data.cache import (
+    EncodedData,
+    JoinedRowStore,
+    RowStore,
+    count_replay_rows,
+    encode_sources,
+    open_encoded_data,
+    require_same_encoding,
+    sample_replay_rows,
+)
+from glmtune.data.encoding import EncodingCounts, EncodingRules
+from glmtune.data.files import is_encoded_folder
+from glmtune.data.sources import DataSource, open_sources
 from glmtune.errors import DataError
 from glmtune.families import Family
-from glmtune.utils.console import format_duration
+from glmtune.utils.console import format_duration, print_message, print_warning, show_status
 
-# Bytes of data files from which on encoding takes more than a few seconds.
-_LARGE = 10_000_000
+# Data files of this many bytes take more than a few seconds to encode.
+_LARGE_FILE_BYTES = 10_000_000
 
 
 @dataclass
-class Rows:
-    """Training and evaluation data, ready for the trainer."""
+class TrainingData:
+    """Training and evaluation rows, ready for the trainer."""
 
     train: BlockDataset
     eval: BlockDataset | None
-    collate: Collate
+    collate: BlockCollator
     summary: dict[str, Any]
-    """What summary.json says of the data."""
+    """The entry `data` of summary.json."""
 
-    def describe(self, row: int) -> str:
+    def describe_row(self, row: int) -> str:
         """The file and line of a training row."""
         return self.train.rows[row].where
 
 
-def prepare_rows(config: RunConfig, family: Family, tokenizer: Any, console: Console) -> Rows:
+def prepare_data(config: RunConfig, family: Family, tokenizer: Any) -> TrainingData:
     """Read, encode, split and pack the data of a run.
 
     Raises:
         DataError: a file that cannot be read, a row that fits no format, or limits that cut every row.
     """
     data = config.data
-    rules = encoding_rules(data)
+    rules = make_encoding_rules(data)
     seed = int(config.training["seed"])
-    train = load_encoded(data.train, data, rules, family, tokenizer, console, seed)
-    _refuse_if_all_cut(train, rules, data.train)
+    train = load_encoded_data(data.train, data, rules, family, tokenizer, seed)
+    _require_uncut_rows(train, rules, data.train)
+    train_store: RowStore = train.rows
     if data.eval:
-        held = load_encoded(data.eval, data, rules, family, tokenizer, console, seed)
-        parts = _all(train), _all(held)
-        stores = train.rows, held.rows
+        evaluation: EncodedData | None = load_encoded_data(data.eval, data, rules, family, tokenizer, seed)
+        assert evaluation is not None
+        eval_store = evaluation.rows
+        train_rows, eval_rows = np.arange(len(train_store)), np.arange(len(eval_store))
     else:
-        held = None
-        parts = _split(train.rows.conversations, data.eval_fraction, seed)
-        stores = train.rows, train.rows
-    replay = _load_replay(config, family, tokenizer, console) if config.replay.data else None
-    if replay is not None:
-        mixed, part = _with_replay(train, parts[0], replay, config, console)
-        parts, stores = (part, parts[1]), (mixed, stores[1])
-    longest = [int(max(store.lengths, default=1)) for store in stores]
-    capacity = max(rules.longest, *longest)
-    datasets = [
-        BlockDataset(store, _packed(store.lengths, part, capacity) if data.packing else _single(store.lengths, part))
-        for store, part in zip(stores, parts, strict=True)
-    ]
-    told = f"Data: {len(parts[0])} training and {len(parts[1])} evaluation rows"
-    packed = f", packed into {len(datasets[0])} blocks of up to {capacity} tokens" if data.packing else ""
-    say(console, f"{told}{packed}")
-    return Rows(
-        datasets[0],
-        datasets[1] if len(parts[1]) else None,
-        Collate(family),
-        _summary(train, held, replay, parts, datasets[0], data.packing),
-    )
+        evaluation, eval_store = None, train_store
+        train_rows, eval_rows = _split_rows(train_store.conversations, data.eval_fraction, seed)
+
+    replay = None
+    if config.replay.data:
+        # General rows are under the same limits, but have columns, a format and questions of their own.
+        replay_config = replace(data, columns={}, format=None, prefix="")
+        replay_rules = make_encoding_rules(replay_config)
+        replay = load_encoded_data(config.replay.data, replay_config, replay_rules, family, tokenizer, seed)
+        _require_uncut_rows(replay, replay_rules, config.replay.data)
+        train_store, train_rows = _mix_replay(train_store, train_rows, replay.rows, config.replay.share, seed)
+
+    longest = [int(max(store.lengths, default=1)) for store in (train_store, eval_store)]
+    capacity = max(rules.max_row_length, *longest)
+
+    def make_blocks(store: RowStore, rows: np.ndarray) -> BlockDataset:
+        lengths = store.lengths[rows]
+        if data.packing:
+            blocks = [[int(rows[row]) for row in block] for block in pack_rows(lengths, capacity)]
+        else:  # sorted by length, so that an evaluation batch holds little padding; training shuffles
+            blocks = [[int(row)] for row in rows[np.argsort(lengths, kind="stable")]]
+        return BlockDataset(store, blocks)
+
+    train_blocks, eval_blocks = make_blocks(train_store, train_rows), make_blocks(eval_store, eval_rows)
+    packed = f", packed into {len(train_blocks)} blocks of up to {capacity} tokens" if data.packing else ""
+    print_message(f"Data: {len(train_rows)} training and {len(eval_rows)} evaluation rows{packed}")
+
+    sets = [train, evaluation] if replay is None else [train, evaluation, replay]
+    summary = {
+        "train_rows": len(train_rows),
+        "eval_rows": len(eval_rows),
+        "sources": train.info.sources,
+        "content": [each.info.content if each else None for each in sets],
+        "replay_rows": int((train_rows >= len(train.rows)).sum()),
+        "lines_left_out": train.info.lines_left_out + (evaluation.info.lines_left_out if evaluation else 0),
+        "train": train.info.counts,
+        "eval": evaluation.info.counts if evaluation else None,
+        "blocks": len(train_blocks) if data.packing else None,
+    }
+    return TrainingData(train_blocks, eval_blocks if len(eval_rows) else None, BlockCollator(family), summary)
 
 
-def _load_replay(config: RunConfig, family: Family, tokenizer: Any, console: Console) -> EncodedData:
-    """Read and encode the general rows: under the limits of the run's own, but with columns, a format and questions of
-    their own.
-
-    Raises:
-        DataError: as for `data.train`.
-    """
-    data = replace(config.data, columns={}, format=None, prefix="")
-    rules = encoding_rules(data)
-    seed = int(config.training["seed"])
-    encoded = load_encoded(config.replay.data, data, rules, family, tokenizer, console, seed)
-    _refuse_if_all_cut(encoded, rules, config.replay.data)
-    return encoded
-
-
-def _with_replay(
-    train: EncodedData, part: np.ndarray, replay: EncodedData, config: RunConfig, console: Console
-) -> tuple[RowStore, np.ndarray]:
-    """The store of both, and the rows of it to train on."""
-    available = len(replay.rows)
-    wanted = replay_count(len(part), config.replay.share)
-    chosen = choose_replay(available, wanted, int(config.training["seed"]))
-    total = len(part) + wanted
-    told = f"Replay: {wanted} of the {total} training rows ({100 * wanted / total:.1f} %) are general ones"
-    say(console, f"{told}, of {available} that there are.")
-    if wanted > available:
-        say(console, f"Each of them is taken {wanted / available:.1f} times on average: give more.", "yellow")
-    if not wanted:
-        say(console, f"So few rows hold no share of {config.replay.share:g}: nothing is replayed.", "yellow")
-    return JoinedRows(train.rows, replay.rows), np.concatenate([part, len(train.rows) + chosen])
-
-
-def encoding_rules(data: DataConfig) -> EncodingRules:
-    """The part of the data settings that decides ids."""
+def make_encoding_rules(data: DataConfig) -> EncodingRules:
+    """Select the data settings that decide token ids."""
     return EncodingRules(
         data.max_source_length, data.max_target_length, data.max_length, data.overlength, data.train_on, data.prefix
     )
 
 
-def load_encoded(
+def load_encoded_data(
     entries: Any,
     data: DataConfig,
     rules: EncodingRules,
     family: Family,
     tokenizer: Any,
-    console: Console,
     seed: int,
     folder: Path | None = None,
 ) -> EncodedData:
-    """Encode data files (or find them in the cache), or open a set that was encoded before; say what was found.
+    """Encode data files (or find them in the cache), or open encoded rows; print what was found.
 
     Args:
         entries: `data.train` or `data.eval` of a config.
         data: the other data settings.
-        rules: limits and what is trained.
+        rules: limits, and what is trained on.
         family: the generation.
-        tokenizer: its tokenizer.
-        console: where it is said.
+        tokenizer: of the model.
         seed: of sampling.
         folder: where to write; the cache when None.
     """
-    if isinstance(entries, str) and is_encoded(entries):
-        encoded = open_encoded(Path(entries))
-        check_encoded(encoded, family, tokenizer, rules, entries)
+    if isinstance(entries, str) and is_encoded_folder(entries):
+        encoded = open_encoded_data(Path(entries))
+        require_same_encoding(encoded, family, tokenizer, rules, entries)
     else:
         sources = open_sources(entries, data.columns, data.format, seed)
-        with console.status("Encoding rows") as status:
-            progress = _encoding_progress(sources, status.update)
-            encoded = encode_sources(sources, family, tokenizer, rules, folder=folder, progress=progress)
-    report(encoded, console)
+        with show_status("Encoding rows") as status:
+            on_progress = _make_progress(sources, status.update)
+            encoded = encode_sources(sources, family, tokenizer, rules, folder=folder, progress=on_progress)
+    print_data_report(encoded)
     return encoded
 
 
-def _encoding_progress(sources: list[Source], show: Callable[[str], None]) -> Callable[[int], None]:
-    """Shows how many rows are encoded and how long the rest will take. Large files are counted first, which takes a
-    tenth of encoding them; for what is done in a moment, or found in the cache, nothing is."""
+def print_data_report(encoded: EncodedData) -> None:
+    """Print what was read, in which format, and what was skipped or truncated."""
+    info, counts = encoded.info, EncodingCounts(**encoded.info.counts)
+    for source in info.sources:
+        print_message(f"{source['name']}: {source['format']}")
+    for note in info.notes:
+        print_warning(note)
+    for sentence in info.broken[:5]:
+        print_warning(f"skipped: {sentence}")
+    if info.lines_left_out:
+        more = " (the first 5 are listed)" if info.lines_left_out > 5 else ""
+        print_warning(f"{info.lines_left_out} invalid lines skipped{more}; {counts.conversations} rows are used.")
+    if counts.rows_over_limits:
+        print_warning(
+            f"Length limits: {counts.turns_dropped} rows lost old turns, {counts.prompts_cut} the start of their "
+            f"question, {counts.answers_cut} the end of their answer, {counts.rows_dropped} were dropped "
+            f"({counts.tokens_cut} tokens in all)."
+        )
+
+
+def _make_progress(sources: list[DataSource], show: Callable[[str], None]) -> Callable[[int], None]:
+    """Show how many rows are encoded, and for large files the time left: counting takes a tenth of encoding them."""
     start = time.monotonic()
     size = sum(path.stat().st_size for source in sources for path in source.files)
     total = 0
 
-    def progress(done: int) -> None:
+    def on_progress(rows: int) -> None:
         nonlocal total
-        if done == 0 and size > _LARGE:
-            total = sum(source.count() for source in sources)
-        left = (time.monotonic() - start) / done * (total - done) if done and total else None
-        of = f" of {total:,}, ETA {format_duration(left)}" if total else ""
-        show(f"Encoding rows: {done:,}{of}")
+        if rows == 0 and size > _LARGE_FILE_BYTES:
+            total = sum(source.count_conversations() for source in sources)
+        seconds_left = (time.monotonic() - start) / rows * (total - rows) if rows and total else None
+        show(f"Encoding rows: {rows:,}" + (f" of {total:,}, ETA {format_duration(seconds_left)}" if total else ""))
 
-    return progress
-
-
-def report(encoded: EncodedData, console: Console) -> None:
-    """Say what was read, how, and what was left out or cut."""
-    meta, counts = encoded.meta, Counts(**encoded.meta.counts)
-    for source in meta.sources:
-        say(console, f"{source['name']}: {source['format']}")
-    for note in meta.notes:
-        say(console, note, "yellow")
-    for sentence in meta.broken[:5]:
-        say(console, f"left out: {sentence}", "yellow")
-    if meta.lines_left_out:
-        more = " (the first 5 are listed)" if meta.lines_left_out > 5 else ""
-        left = f"the other {counts.conversations} are used"
-        say(console, f"{meta.lines_left_out} lines are no rows{more}; {left}.", "yellow")
-    if counts.over:
-        say(
-            console,
-            f"Length limits: {counts.turns_dropped} rows lost old turns, {counts.prompts_cut} the start of their "
-            f"question, {counts.answers_cut} the end of their answer, {counts.rows_dropped} were dropped "
-            f"({counts.tokens_cut} tokens in all).",
-            "yellow",
-        )
+    return on_progress
 
 
-def say(console: Console, text: str, style: str = "") -> None:
-    """Print text as it is: a path may hold what rich would take for markup."""
-    console.print(text, style=style, highlight=False, markup=False)
+def _mix_replay(
+    store: RowStore, rows: np.ndarray, replay_store: RowStore, share: float, seed: int
+) -> tuple[RowStore, np.ndarray]:
+    """Join the stores, and add general rows to the rows to train on."""
+    available, count = len(replay_store), count_replay_rows(len(rows), share)
+    total = len(rows) + count
+    print_message(
+        f"Replay: {count} of the {total} training rows ({100 * count / total:.1f} %) are general rows, "
+        f"out of {available}."
+    )
+    if count > available:
+        print_warning(f"Each general row is used {count / available:.1f} times on average: give more of them.")
+    if not count:
+        print_warning(f"Too few training rows for a replay share of {share:g}: nothing is replayed.")
+    replay_rows = len(store) + sample_replay_rows(available, count, seed)
+    return JoinedRowStore(store, replay_store), np.concatenate([rows, replay_rows])
 
 
-def _refuse_if_all_cut(encoded: EncodedData, rules: EncodingRules, entries: Any) -> None:
-    counts = Counts(**encoded.meta.counts)
+def _require_uncut_rows(encoded: EncodedData, rules: EncodingRules, entries: Any) -> None:
+    counts = EncodingCounts(**encoded.info.counts)
+    hint = "Raise them: --set data.max_length=2048"
     if not len(encoded.rows):
-        raise DataError(
-            f"{entries}: no row is left, all {counts.rows_dropped} are too long for {rules.limits}.",
-            "Raise them: --set data.max_length=2048",
-        )
+        raise DataError(f"{entries}: no row is left, all {counts.rows_dropped} are too long for {rules.limits}.", hint)
     if counts.rows <= min(counts.prompts_cut, counts.answers_cut):
         raise DataError(
-            f"{entries}: every one of the {counts.rows} rows is longer than the limits: {rules.limits}.",
-            "Raise them: --set data.max_length=2048",
+            f"{entries}: every one of the {counts.rows} rows is longer than the limits: {rules.limits}.", hint
         )
 
 
-def _all(encoded: EncodedData) -> np.ndarray:
-    return np.arange(len(encoded.rows))
-
-
-def _split(conversations: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to train on and a random share kept back; rows of one conversation stay on one side."""
+def _split_rows(conversations: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on and a random part for evaluation; rows of one conversation stay in one part."""
     numbers = np.unique(conversations)
     if fraction <= 0 or len(numbers) < 2:
         return np.arange(len(conversations)), np.arange(0)
-    kept_back = min(max(1, round(len(numbers) * fraction)), len(numbers) - 1)
-    chosen = random.Random(seed).sample(numbers.tolist(), kept_back)
-    held = np.isin(conversations, chosen)
-    return np.flatnonzero(~held), np.flatnonzero(held)
-
-
-def _packed(lengths: np.ndarray, part: np.ndarray, capacity: int) -> list[list[int]]:
-    return [[int(part[row]) for row in block] for block in pack(lengths[part], capacity)]
-
-
-def _single(lengths: np.ndarray, part: np.ndarray) -> list[list[int]]:
-    """A block per row, by length: neighbours in an evaluation batch then hold little padding. Training shuffles."""
-    return [[int(row)] for row in part[np.argsort(lengths[part], kind="stable")]]
-
-
-def _summary(
-    train: EncodedData,
-    held: EncodedData | None,
-    replay: EncodedData | None,
-    parts: tuple[np.ndarray, np.ndarray],
-    blocks: BlockDataset,
-    packing: bool,
-) -> dict[str, Any]:
-    content = [train.meta.content, held.meta.content if held else None]
-    return {
-        "train_rows": len(parts[0]),
-        "eval_rows": len(parts[1]),
-        "sources": train.meta.sources,
-        "content": [*content, replay.meta.content] if replay is not None else content,
-        "replay_rows": int((parts[0] >= len(train.rows)).sum()),
-        "lines_left_out": train.meta.lines_left_out + (held.meta.lines_left_out if held else 0),
-        "train": train.meta.counts,
-        "eval": held.meta.counts if held else None,
-        "blocks": len(blocks) if packing else None,
-    }
+    count = min(max(1, round(len(numbers) * fraction)), len(numbers) - 1)
+    is_eval = np.isin(conversations, random.Random(seed).sample(numbers.tolist(), count))
+    return np.flatnonzero(~is_eval), np.flatnonzero(is_eval)

@@ -1,4 +1,4 @@
-"""Proof that what was saved is what was trained, and that it does something."""
+"""Verification that the saved weights are the trained ones, and that they change the model's output."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import nn
 from transformers import TrainingArguments
 
 from glmtune.errors import TrainingError
-from glmtune.methods.method import Method, State
-from glmtune.training.loss import model_inputs
+from glmtune.methods.method import Method, StateDict
+from glmtune.training.loss import select_model_inputs
 
-# Logits of so many last positions of the probe; every one of 65,024 or 130,528 columns.
+# Last positions of the probe whose logits are compared; each has 65,024 or 130,528 columns.
 _POSITIONS = 32
 
 
 @torch.no_grad()
-def probe_logits(model: Any, batch: dict[str, Any], arguments: TrainingArguments) -> torch.Tensor:
-    """Logits (B, up to 32, V) in fp32 of a block's last positions, computed in the precision of the training."""
+def compute_probe_logits(model: Any, batch: dict[str, Any], arguments: TrainingArguments) -> torch.Tensor:
+    """Compute the logits (B, up to 32, V) in fp32 of a block's last positions, in the precision of the training."""
     device = arguments.device
-    inputs = model_inputs(model, {key: value.to(device) for key, value in batch.items()})
+    inputs = select_model_inputs(model, {key: value.to(device) for key, value in batch.items()})
     was_training = model.training
     model.eval()
     with torch.autocast(
@@ -32,28 +32,28 @@ def probe_logits(model: Any, batch: dict[str, Any], arguments: TrainingArguments
     return logits.float()
 
 
-def require_saved(method: Method, model: nn.Module, folder: Path, state: State | None = None) -> None:
+def require_saved_weights(method: Method, model: nn.Module, folder: Path, state: StateDict | None = None) -> None:
     """Compare every weight in a folder with the trained one, bit for bit in the precision that it is stored in.
 
     Args:
         method: that saved it.
         model: the trained model.
         folder: the result of the run.
-        state: all weights, gathered, where processes share them out.
+        state: all weights, gathered, if they are sharded.
 
     Raises:
-        TrainingError: a weight is missing or another one.
+        TrainingError: a weight is missing or differs.
     """
-    trained = method.trained(model, state)
-    seen = set()
-    for name, stored in method.stored(folder):
+    trained = method.trained_state(model, state)
+    saved_names = set()
+    for name, weight in method.saved_state(folder):
         if name in trained:
-            seen.add(name)
-            if not torch.equal(stored, trained[name].detach().cpu().to(stored.dtype)):
-                raise _not_saved(folder, name)
+            saved_names.add(name)
+            if not torch.equal(weight, trained[name].detach().cpu().to(weight.dtype)):
+                raise _make_error(folder, name)
     for name in trained:
-        if name not in seen:
-            raise _not_saved(folder, name)
+        if name not in saved_names:
+            raise _make_error(folder, name)
 
 
 def require_change(folder: Path, before: torch.Tensor, after: torch.Tensor) -> float:
@@ -69,13 +69,13 @@ def require_change(folder: Path, before: torch.Tensor, after: torch.Tensor) -> f
     if change == 0:
         raise TrainingError(
             f"{folder}: what was trained does not change the model's output at all.",
-            "Was the learning rate 0, or no step taken? Train longer or with a higher rate.",
+            "Was the learning rate 0, or was there no step? Train longer or with a higher rate.",
         )
     return change
 
 
-def _not_saved(folder: Path, name: str) -> TrainingError:
+def _make_error(folder: Path, name: str) -> TrainingError:
     return TrainingError(
         f"{folder}: {name} was not saved as it was trained.",
-        "This is a fault of glmtune; please report it. The checkpoints hold the trained weights.",
+        "This is a bug of glmtune; please report it. The checkpoints hold the trained weights.",
     )

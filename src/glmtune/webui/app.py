@@ -14,6 +14,7 @@ import fastapi
 import gradio as gr
 import uvicorn
 
+from glmtune.html.i18n import LANGUAGES
 from glmtune.webui import chat_tab, data_tab, evaluate_tab, export_tab, model_tab, runs_tab, train_tab
 from glmtune.webui.context import STATE, Context
 from glmtune.webui.errors import ServerError
@@ -21,7 +22,7 @@ from glmtune.webui.jobs import Jobs
 from glmtune.webui.security import MAX_UPLOAD, Guard, is_loopback, listen, login, require_password
 from glmtune.webui.selection import Chosen
 from glmtune.webui.style import CSS, theme
-from glmtune.webui.texts import LANGUAGES, text
+from glmtune.webui.texts import text
 from glmtune.webui.words import Words
 
 _TABS: dict[str, Any] = {

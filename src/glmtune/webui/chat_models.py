@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.errors import ModelError
-from glmtune.generation.cpu_prepack import arrange
-from glmtune.generation.load import Opened, open_model
-from glmtune.methods.prefix_attention import prefix_of, without_prefix
-from glmtune.methods.tuned_model import Target, resolve_target
+from glmtune.generation.cpu_prepack import prepack_weights
+from glmtune.generation.load import LoadedModel, load_for_generation
+from glmtune.methods.prefix_attention import find_prefix, disable_prefix
+from glmtune.methods.tuned_model import ModelTarget, resolve_target
 
 _WEIGHTS = (".safetensors", ".bin", ".json", ".yaml")
 
@@ -21,10 +21,10 @@ _WEIGHTS = (".safetensors", ".bin", ".json", ".yaml")
 @dataclass
 class _Held:
     target: str
-    found: Target
+    found: ModelTarget
     state: float
     """When its files changed last: a run that was tuned further is loaded anew."""
-    opened: Opened
+    opened: LoadedModel
 
 
 class HeldModels:
@@ -43,7 +43,7 @@ class HeldModels:
         self._lock = threading.Lock()
 
     @contextmanager
-    def answering(self, target: str) -> Iterator[Opened]:
+    def answering(self, target: str) -> Iterator[LoadedModel]:
         """The model behind `target`, for as long as the block lasts; nobody else uses a model meanwhile.
 
         Raises:
@@ -72,14 +72,14 @@ class HeldModels:
                 self._held.append(held)
                 return held, held.target != target
         del self._held[: len(self._held) - self._most + 1]
-        opened = open_model(target)
-        arrange(opened.model)
+        opened = load_for_generation(target)
+        prepack_weights(opened.model)
         held = _Held(target, found, state, opened)
         self._held.append(held)
         return held, False
 
 
-def _is_base_of(wanted: Target, held: Target) -> bool:
+def _is_base_of(wanted: ModelTarget, held: ModelTarget) -> bool:
     """Whether `held` is an adapter on the very base that is wanted."""
     if wanted.adapter is not None or held.adapter is None or held.quantization is not None:
         return False
@@ -87,10 +87,10 @@ def _is_base_of(wanted: Target, held: Target) -> bool:
 
 
 def _base_alone(model: Any) -> AbstractContextManager[Any]:
-    return without_prefix(model) if prefix_of(model) is not None else model.disable_adapter()
+    return disable_prefix(model) if find_prefix(model) is not None else model.disable_adapter()
 
 
-def _last_change(found: Target) -> float:
+def _last_change(found: ModelTarget) -> float:
     folders = [folder for folder in (found.adapter, Path(found.base)) if folder is not None and folder.is_dir()]
     files = [path for folder in folders for path in folder.iterdir() if path.suffix in _WEIGHTS]
     return max((path.stat().st_mtime for path in files), default=0.0)

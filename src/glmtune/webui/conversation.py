@@ -11,10 +11,10 @@ from typing import Any
 
 from transformers import set_seed
 
-from glmtune.data.encoding import with_prefix
+from glmtune.data.encoding import add_prefix
 from glmtune.errors import ConfigError
 from glmtune.families import Reply
-from glmtune.generation.load import Opened
+from glmtune.generation.load import LoadedModel
 from glmtune.generation.reply import Sampling, generate_reply
 
 Messages = list[dict[str, Any]]
@@ -106,7 +106,7 @@ def read_tools(text: str) -> list[Any] | None:
 
 
 def stream(
-    opened: Opened,
+    opened: LoadedModel,
     messages: Messages,
     sampling: Sampling,
     stopped: threading.Event,
@@ -144,7 +144,7 @@ def stream(
                 set_seed(seed)
             pieces.put(
                 generate_reply(
-                    *(opened.model, opened.tokenizer, opened.family, with_prefix(begun, opened.prefix)),
+                    *(opened.model, opened.tokenizer, opened.family, add_prefix(begun, opened.prefix)),
                     tools=tools,
                     sampling=sampling,
                     on_text=put,

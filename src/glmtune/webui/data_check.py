@@ -8,14 +8,14 @@ from html import escape
 from pathlib import Path
 
 from glmtune.config import RunConfig
-from glmtune.config_parsing import from_tree
-from glmtune.data.check import escaped, title
-from glmtune.data.check_rows import SHOWN, Checker, ModelCheck, Report, read
-from glmtune.data.files import holds_encoded
-from glmtune.data.histogram import bins
-from glmtune.data.preview import find_row, preview
+from glmtune.config_parsing import build_dataclass
+from glmtune.data.check_kinds import describe_kind, escape_controls
+from glmtune.data.check_rows import FINDINGS_SHOWN, CheckReport, ModelChecker, RowChecker, scan_sources
+from glmtune.data.files import is_encoded_folder
+from glmtune.data.histogram import make_bins
+from glmtune.data.preview import find_row, make_preview
 from glmtune.data.preview_html import render_html
-from glmtune.data.sources import Source, open_sources
+from glmtune.data.sources import DataSource, open_sources
 from glmtune.errors import DataError
 from glmtune.families import detect_family, get_family
 from glmtune.report.markup import Html, el
@@ -26,7 +26,7 @@ from glmtune.webui.texts import text
 _TELL_SECONDS = 0.5
 
 
-def open_rows(run: RunConfig) -> list[Source]:
+def open_rows(run: RunConfig) -> list[DataSource]:
     """The training rows of a run.
 
     Raises:
@@ -34,12 +34,12 @@ def open_rows(run: RunConfig) -> list[Source]:
     """
     entries = run.data.train if isinstance(run.data.train, list) else [run.data.train]
     for entry in entries:
-        if isinstance(entry, str) and holds_encoded(Path(entry)):
+        if isinstance(entry, str) and is_encoded_folder(Path(entry)):
             raise DataError(f"{entry}: holds encoded rows.", "Give the file that they were made from.")
     return open_sources(run.data.train, run.data.columns, run.data.format, int(run.training["seed"]))
 
 
-def judge_of(run: RunConfig) -> ModelCheck | None:
+def judge_of(run: RunConfig) -> ModelChecker | None:
     """What counts tokens; None without a model.
 
     Raises:
@@ -48,13 +48,13 @@ def judge_of(run: RunConfig) -> ModelCheck | None:
     if not run.model.path:
         return None
     from glmtune.models.tokenizers import load_tokenizer
-    from glmtune.training.training_data import encoding_rules
+    from glmtune.training.training_data import make_encoding_rules
     from glmtune.utils.console import silence_libraries
 
     silence_libraries()
     model = run.model
     family = get_family(model.family) if model.family else detect_family(model.path, model.hub)
-    return ModelCheck(family, load_tokenizer(model.path, model.hub, family.name), encoding_rules(run.data))
+    return ModelChecker(family, load_tokenizer(model.path, model.hub, family.name), make_encoding_rules(run.data))
 
 
 def check_rows(run: RunConfig, lang: str) -> Iterator[tuple[str, bool]]:
@@ -64,10 +64,10 @@ def check_rows(run: RunConfig, lang: str) -> Iterator[tuple[str, bool]]:
         GlmtuneError: rows or model cannot be read.
     """
     sources, judge = open_rows(run), judge_of(run)
-    report = Report("tokens" if judge else "characters", keep_all=False)
-    checker, told = Checker(report, judge), time.monotonic()
-    for row in read(sources):
-        checker.check(row)
+    report = CheckReport("tokens" if judge else "characters", keep_all=False)
+    checker, told = RowChecker(report, judge), time.monotonic()
+    for row in scan_sources(sources):
+        checker.check_row(row)
         if time.monotonic() - told > _TELL_SECONDS:
             told = time.monotonic()
             yield html.note(_counted("data.checking", report, lang)), False
@@ -85,7 +85,7 @@ def row_frame(run: RunConfig, number: int, ids: bool, lang: str) -> str:
         return html.note(text("data.no_model", lang))
     name = run.data.train if isinstance(run.data.train, str) else ", ".join(map(str, run.data.train))
     source, conversation = find_row(open_rows(run), number, name)
-    page = render_html(preview(source, conversation, judge.family, judge.tokenizer, judge.rules), ids)
+    page = render_html(make_preview(source, conversation, judge.family, judge.tokenizer, judge.rules), ids)
     heading = escape(text("data.row_title", lang, row=number))
     return f'<iframe class="rowview" sandbox="" title="{heading}" srcdoc="{escape(page)}"></iframe>'
 
@@ -96,20 +96,20 @@ def data_run(tree: dict[str, object]) -> RunConfig:
     Raises:
         ConfigError: an unknown key or a wrong type.
     """
-    run: RunConfig = from_tree(RunConfig, tree, "form")
+    run: RunConfig = build_dataclass(RunConfig, tree, "form")
     return run
 
 
-def _result(report: Report, sources: list[Source], judge: ModelCheck | None, lang: str) -> str:
-    limit = judge.rules.longest if judge else None
+def _result(report: CheckReport, sources: list[DataSource], judge: ModelChecker | None, lang: str) -> str:
+    limit = judge.rules.max_row_length if judge else None
     chart = histogram(
-        bins(report.total, most=30), text("data.lengths", lang), text(f"data.unit_{report.unit}", lang), limit
+        make_bins(report.total, max_bins=30), text("data.lengths", lang), text(f"data.unit_{report.unit}", lang), limit
     )
     heads = [html.note(line) for source in sources for line in (f"{source.name}: {source.format}", *source.notes)]
     return "".join([*heads, _numbers(report, judge, lang), _findings(report, lang), chart])
 
 
-def _numbers(report: Report, judge: ModelCheck | None, lang: str) -> Html:
+def _numbers(report: CheckReport, judge: ModelChecker | None, lang: str) -> Html:
     tokens = sum(length * count for length, count in report.total.counts.items())
     items = [
         ("data.rows", report.rows),
@@ -126,7 +126,7 @@ def _numbers(report: Report, judge: ModelCheck | None, lang: str) -> Html:
     return html.figures((text(name, lang), f"{count:,}") for name, count in items if count)
 
 
-def _findings(report: Report, lang: str) -> Html:
+def _findings(report: CheckReport, lang: str) -> Html:
     if not report.kinds:
         return el("p", text("data.nothing", lang))
     kinds = sorted(report.kinds, key=lambda key: (key[0] != "error", -report.kinds[key], key[1]))
@@ -134,22 +134,22 @@ def _findings(report: Report, lang: str) -> Html:
     return html.join([*parts, *(_kind(report, severity, kind, lang) for severity, kind in kinds)])
 
 
-def _kind(report: Report, severity: str, kind: str, lang: str) -> Html:
-    found = [item for item in report.findings if (item.severity, item.kind) == (severity, kind)][:SHOWN]
+def _kind(report: CheckReport, severity: str, kind: str, lang: str) -> Html:
+    found = [item for item in report.findings if (item.severity, item.kind) == (severity, kind)][:FINDINGS_SHOWN]
     count = report.kinds[severity, kind]
     said = [
-        el("li", el("code", item.where), f" {escaped(item.message)} ", el("span", item.excerpt, class_="note"))
+        el("li", el("code", item.where), f" {escape_controls(item.message)} ", el("span", item.excerpt, class_="note"))
         for item in found
     ]
     if count > len(found):
         said.append(el("li", text("data.more", lang, count=f"{count - len(found):,}")))
     hint = next((item.hint for item in found if item.hint), None)
     heading = el("strong", f"{text(f'severity.{severity}', lang)} {kind}: {count:,}")
-    state = el("summary", heading, f"  {title(kind)}", class_=severity)
+    state = el("summary", heading, f"  {describe_kind(kind)}", class_=severity)
     body = [el("ul", *said, class_="findings"), *([html.note(hint)] if hint else [])]
     return el("details", state, *body, open=severity == "error", class_="finding")
 
 
-def _counted(key: str, report: Report, lang: str) -> str:
+def _counted(key: str, report: CheckReport, lang: str) -> str:
     counts = {"rows": report.rows, "errors": report.errors, "warnings": report.warnings}
     return text(key, lang, **{name: f"{count:,}" for name, count in counts.items()})

@@ -12,8 +12,8 @@ from typing import Any
 import gradio as gr
 
 from glmtune.errors import ConfigError, GlmtuneError
-from glmtune.export.export_request import BITS, LAYOUTS, Request, check_possible, needed_bytes, open_source
-from glmtune.export.folder import require_free
+from glmtune.export.export_request import BITS, LAYOUTS, ExportRequest, require_possible, estimate_bytes, open_source
+from glmtune.export.folder import require_free_folder
 from glmtune.models.loading import DTYPES
 from glmtune.webui.context import Context
 from glmtune.webui.errors import as_html, shown
@@ -24,7 +24,7 @@ from glmtune.webui.security import owner_of
 from glmtune.webui.texts import text
 from glmtune.webui.words import Words
 
-_DEFAULT = Request()
+_DEFAULT = ExportRequest()
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class Asked:
             raise ConfigError("Nothing to export is chosen.", "Choose a run or a model.")
         return model_or_path(context.roots, self.model)
 
-    def request(self) -> Request:
+    def request(self) -> ExportRequest:
         """The form, as the export takes it."""
-        return Request(self.layout, self.bits, self.adapter_only, self.max_shard_size.strip(), self.dtype or None)
+        return ExportRequest(self.layout, self.bits, self.adapter_only, self.max_shard_size.strip(), self.dtype or None)
 
 
 def arguments(context: Context, asked: Asked) -> list[str]:
@@ -88,11 +88,11 @@ def needed(context: Context, asked: Asked) -> int | None:
         GlmtuneError: why it cannot be done.
     """
     out = inside(context.roots, asked.output)
-    require_free(out)
+    require_free_folder(out)
     source = open_source(asked.target(context), None, None, "huggingface")
     request = asked.request()
-    check_possible(source, request, out)
-    return None if request.adapter_only else needed_bytes(source, request)
+    require_possible(source, request, out)
+    return None if request.adapter_only else estimate_bytes(source, request)
 
 
 def build(context: Context, words: Words, lang: gr.State) -> None:

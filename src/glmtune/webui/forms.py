@@ -11,8 +11,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from glmtune.config import TRAINING_DEFAULTS, RunConfig, check
-from glmtune.config_parsing import as_number, from_tree, nearest, set_key
+from glmtune.config import TRAINING_DEFAULTS, RunConfig, check_config
+from glmtune.config_parsing import build_dataclass, parse_number, set_key, suggest_key
 from glmtune.errors import ConfigError
 
 Kind = Literal["text", "integer", "number", "flag", "choice", "list", "lines", "mapping"]
@@ -152,8 +152,8 @@ def checked(tree: Mapping[str, Any]) -> RunConfig:
     Raises:
         ConfigError: an unknown key, a wrong value, no model, no data, or a method that this machine cannot do.
     """
-    run: RunConfig = from_tree(RunConfig, tree, "form")
-    check(run)
+    run: RunConfig = build_dataclass(RunConfig, tree, "form")
+    check_config(run)
     missing = unavailable()
     if run.model.quantization in missing:
         raise ConfigError(
@@ -175,7 +175,7 @@ def _check_training(training: Mapping[str, Any]) -> None:
     known = [item.name for item in dataclasses.fields(TrainingArguments)]
     for key in training:
         if key not in known:
-            raise ConfigError(f"form: unknown key training.{key}.", nearest(key, known))
+            raise ConfigError(f"form: unknown key training.{key}.", suggest_key(key, known))
 
 
 def _fields(kind: Any, prefix: str) -> list[Field]:
@@ -223,7 +223,7 @@ def _training_field(name: str, default: Any) -> Field:
 
 
 def _number(field: Field, shown: Any) -> int | float:
-    read = as_number(shown.strip() if isinstance(shown, str) else shown)
+    read = parse_number(shown.strip() if isinstance(shown, str) else shown)
     if not isinstance(read, (int, float)) or (field.kind == "integer" and read != int(read)):
         wanted = "a whole number" if field.kind == "integer" else "a number"
         raise ConfigError(f"{field.key} must be {wanted}, not {shown!r}.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from glmtune.families import detect_family, get_family
-from glmtune.hub import resolve
+from glmtune.hub import resolve_checkpoint
 from glmtune.webui import html
 from glmtune.webui.context import Context
 from glmtune.webui.errors import shown
@@ -22,7 +22,7 @@ from glmtune.webui.texts import text
 from glmtune.webui.words import Words
 
 if TYPE_CHECKING:
-    from glmtune.models.loading import Base
+    from glmtune.models.loading import Checkpoint
 
 
 def build(context: Context, words: Words, lang: gr.State, chosen: Chosen) -> None:
@@ -66,15 +66,15 @@ def facts_of(model: str, family: str | None, hub: str, lang: str) -> str:
     """
     if not Path(model).is_dir():
         known = get_family(family) if family else detect_family(model, hub)
-        folder = resolve(model, hub, "config")
+        folder = resolve_checkpoint(model, hub, "config")
         rows = [(text("model.family", lang), known.title), (text("model.folder", lang), str(folder))]
         return html.facts(rows) + html.note(text("model.not_here", lang))
-    from glmtune.models.loading import inspect_base
+    from glmtune.models.loading import inspect_checkpoint
 
-    return html.facts(_rows(inspect_base(model, family=family, hub=hub), lang))
+    return html.facts(_rows(inspect_checkpoint(model, family=family, hub=hub), lang))
 
 
-def _rows(base: Base, lang: str) -> list[tuple[str, str]]:
+def _rows(base: Checkpoint, lang: str) -> list[tuple[str, str]]:
     family = base.decided_family
     weights = sum(prod(shape) for shape in base.native_shapes.values())
     config = base.config
@@ -96,7 +96,7 @@ def _rows(base: Base, lang: str) -> list[tuple[str, str]]:
     ]
 
 
-def _precision(base: Base, lang: str) -> str:
+def _precision(base: Checkpoint, lang: str) -> str:
     if base.packed_bits:
         return text("model.packed", lang, bits=base.packed_bits)
     if base.stored:

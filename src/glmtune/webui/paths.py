@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from glmtune.data.files import ENCODED
+from glmtune.data.files import ENCODED_FILES
 from glmtune.run_dir import is_run
 from glmtune.webui.errors import PathError
 
@@ -102,7 +102,7 @@ def _models(root: Path) -> Iterator[Path]:
 
 def _data(root: Path) -> Iterator[Path]:
     for folder, names in _folders(root):
-        if set(names) >= set(ENCODED):
+        if set(names) >= set(ENCODED_FILES):
             yield folder
         elif not {"config.json", "config.yaml", "adapter_config.json", "metrics.json"} & set(names):
             yield from (folder / name for name in sorted(names) if name.endswith(_DATA))

@@ -10,12 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from glmtune.config_parsing import read_file
+from glmtune.config_parsing import read_config_file
 from glmtune.errors import ConfigError, RunError
 from glmtune.run_dir import RunDir, is_run
-from glmtune.utils.io import write_text
+from glmtune.utils.io import is_locked, write_text
 
 NOTES = "notes.md"
 _NOTES_MOST = 100_000
@@ -51,7 +49,7 @@ def read_run(path: Path) -> RunFacts:
     """
     run = require_run(path)
     try:
-        config = read_file(run.config)
+        config = read_config_file(run.config)
     except ConfigError as error:
         raise RunError(error.message, error.hint) from None
     summary = _summary(run)
@@ -78,14 +76,7 @@ def _state(run: RunDir, summary: dict[str, Any]) -> str:
 
 def is_busy(run: RunDir) -> bool:
     """Whether a process is training in the folder."""
-    lock = run.root / ".lock"
-    if not lock.is_file():
-        return False
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except Timeout:
-        return True
+    return is_locked(run.root)
 
 
 def differences(configs: Sequence[dict[str, Any]]) -> list[tuple[str, list[Any]]]:

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from glmtune.config import RunConfig
-from glmtune.config_parsing import from_tree
+from glmtune.config_parsing import build_dataclass
 from glmtune.run_dir import RunDir, default_root
 from glmtune.utils.io import write_text
 from glmtune.webui.context import Context
@@ -104,7 +104,7 @@ def tree_from(context: Context, values: dict[str, Any], more: str) -> dict[str, 
     train = used["data.train"]
     used["data.train"] = "\n".join(train) if isinstance(train, list) else train
     tree = tree_of(used, more)
-    from_tree(RunConfig, tree, "form")  # of the right types, before its paths are looked at
+    build_dataclass(RunConfig, tree, "form")  # of the right types, before its paths are looked at
     return _placed(context, tree)
 
 

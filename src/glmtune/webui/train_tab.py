@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from glmtune.config_parsing import read_file
+from glmtune.config_parsing import read_config_file
 from glmtune.errors import GlmtuneError
 from glmtune.webui import html
 from glmtune.webui.context import Context
@@ -106,7 +106,7 @@ def _earlier_runs(context: Context, words: Words, form: Form, panel: TrainPanel)
 
     @shown
     def fill(named: str | None) -> list[Any]:
-        tree = read_file(require_run(inside(context.roots, named or "")).config)
+        tree = read_config_file(require_run(inside(context.roots, named or "")).config)
         return shown_values(form, {**tree, "output": ""})
 
     resume.click(go_on, [run], [panel.selected], **_QUIET)

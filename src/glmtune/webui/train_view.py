@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 import shlex
 import shutil
 import subprocess
@@ -15,13 +13,13 @@ from typing import Any
 from glmtune.report.markup import Html, el, is_number, join
 from glmtune.report.series import points
 from glmtune.run_dir import RunDir
+from glmtune.utils.console import format_duration
+from glmtune.utils.io import find_json_object
 from glmtune.webui import html
 from glmtune.webui.curves import Curve, overlay
 from glmtune.webui.jobs import Job, memory_of
 from glmtune.webui.texts import text
 
-# As `training.callbacks.TrainingProgress` prints where there is no terminal.
-_STEP = re.compile(r"^step (\d+)/(\d+) .*ETA (\S+)", re.MULTILINE)
 _ERROR = "Error: "
 
 
@@ -55,11 +53,12 @@ def watch(job: Job, log: str) -> Watched:
     last: dict[str, Any] = {}
     for entry in entries:
         last |= entry
-    told = _STEP.findall(log)
-    step, total, eta = (int(told[-1][0]), int(told[-1][1]), told[-1][2]) if told else (0, 0, "")
-    return Watched(
-        job, run.root.is_dir(), max(step, last.get("step", 0)), total, eta, entries, last, _summary(run), _error(log)
-    )
+    progress = find_json_object(run.progress) or {}  # not written yet, or gone
+    step, total = int(progress.get("step") or 0), int(progress.get("max_steps") or 0)
+    eta = format_duration(progress["eta_seconds"]) if progress.get("eta_seconds") is not None else ""
+    summary = find_json_object(run.summary) or {}
+    step = max(step, last.get("step", 0))
+    return Watched(job, run.root.is_dir(), step, total, eta, entries, last, summary, _error(log))
 
 
 def status(seen: Watched, lang: str) -> Html:
@@ -114,7 +113,7 @@ def _figures(seen: Watched, lang: str) -> list[tuple[str, str]]:
     if seen.step:
         items.append(("train.step", f"{seen.step:,} / {seen.total:,}" if seen.total else f"{seen.step:,}"))
     if job.started is not None:
-        items.append(("train.elapsed", _clock((job.ended or time.time()) - job.started)))
+        items.append(("train.elapsed", format_duration((job.ended or time.time()) - job.started)))
     if job.state == "running" and seen.eta:
         items.append(("train.eta", seen.eta))
     for name, key, form in (
@@ -148,14 +147,6 @@ def _remarks(seen: Watched, lang: str) -> list[str]:
     return [text("train.folder", lang, path=job.output)]
 
 
-def _summary(run: RunDir) -> dict[str, Any]:
-    try:
-        read = json.loads(run.summary.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not written yet, or gone
-        return {}
-    return read if isinstance(read, dict) else {}
-
-
 def _error(log: str) -> str:
     """The last error with the hint under it."""
     _, found, said = log.rpartition(f"\n{_ERROR}") if f"\n{_ERROR}" in log else log.rpartition(_ERROR)
@@ -164,8 +155,3 @@ def _error(log: str) -> str:
 
 def _lines(said: str) -> list[Html]:
     return [join([line, el("br")]) for line in said.splitlines()]
-
-
-def _clock(seconds: float) -> str:
-    whole = int(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -10,33 +10,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from glmtune.config import ForgetConfig, RunConfig, check
-from glmtune.config_parsing import from_tree, read_file, set_key
+from glmtune.config import ForgetConfig, RunConfig, check_config
+from glmtune.config_parsing import build_dataclass, read_config_file, set_key
 from glmtune.errors import ConfigError, RunError
-from glmtune.evaluation.candidates import Contender, open_contenders
+from glmtune.evaluation.candidates import Candidate, open_candidates
 from glmtune.evaluation.forgetting.probe import ProbeItem
-from glmtune.evaluation.forgetting.probing import Probe
-from glmtune.evaluation.model_info import run_of
-from glmtune.evaluation.model_switcher import Stage
-from glmtune.evaluation.scoring import printable
+from glmtune.evaluation.forgetting.probing import ForgettingProbe
+from glmtune.evaluation.model_info import find_run
+from glmtune.evaluation.model_switcher import ModelSwitcher
+from glmtune.evaluation.scoring import make_printable
 from glmtune.utils.io import write_text
 
 EXIT_CODES = {"pass": 0, "warn": 0, "fail": 3}
 """A warning stops no pipeline. 1 is an error and 2 a wrong option."""
 
 
-def forget(
-    tuned: Contender,
-    base: Contender,
+def measure_forgetting(
+    tuned: Candidate,
+    base: Candidate,
     items: Sequence[ProbeItem],
     limits: ForgetConfig,
     *,
     batch_size: int = 8,
     dtype: str | None = None,
     device: str | None = None,
-    console: Console | None = None,
 ) -> dict[str, Any]:
     """Put the probe to a base, then to what was tuned from it.
 
@@ -48,7 +45,6 @@ def forget(
         batch_size: questions at once.
         dtype: precision of both; the checkpoint's own when None.
         device: a GPU if there is one when None.
-        console: where progress goes.
 
     Returns:
         The content of forgetting.json, but for `command` and `finished_at`.
@@ -58,11 +54,11 @@ def forget(
         ModelError: one of them cannot be loaded, or there is not even memory for one question.
     """
     require_same_vocabulary(base, tuned)
-    probe = Probe(items, limits, batch_size, console or Console(stderr=True))
-    stage = Stage(dtype, device)
-    before = probe.ask_base(*stage.show(base))
-    opened, model = stage.show(tuned)
-    return probe.ask_tuned(before, opened, model, *training_of(tuned))
+    probe = ForgettingProbe(items, limits, batch_size)
+    stage = ModelSwitcher(dtype, device)
+    before = probe.ask_base(*stage.load(base))
+    opened, model = stage.load(tuned)
+    return probe.ask_tuned(before, opened, model, *describe_training(tuned))
 
 
 def open_pair(
@@ -72,7 +68,7 @@ def open_pair(
     family: str | None = None,
     hub: str = "huggingface",
     quantization: str | None = None,
-) -> tuple[Contender, Contender]:
+) -> tuple[Candidate, Candidate]:
     """A tuned model and its base, looked at but not loaded.
 
     Args:
@@ -87,36 +83,36 @@ def open_pair(
         RunError: a run without a result, or an adapter of another base.
     """
     shared: dict[str, Any] = {"family": family, "hub": hub, "quantization": quantization}
-    tuned = open_contenders([target], base=base, **shared)[0]
+    tuned = open_candidates([target], base=base, **shared)[0]
     if tuned.found.adapter is not None:
         return tuned, tuned.bare()
     where = base or (tuned.config.model.path if tuned.run else None)
     if where is None:
         raise ConfigError(f"{target}: a whole model, and nothing says what it was tuned from.", "Give it with --base.")
-    return tuned, open_contenders([where], **shared)[0]
+    return tuned, open_candidates([where], **shared)[0]
 
 
-def limits_for(target: str, overrides: Sequence[str]) -> ForgetConfig:
+def read_limits(target: str, overrides: Sequence[str]) -> ForgetConfig:
     """The run's own thresholds, or the defaults, with `forget.key=value` on top.
 
     Raises:
         ConfigError: an override of something else, an unknown key or a wrong value.
     """
-    run = run_of(target)
+    run = find_run(target)
     tree: dict[str, Any] = {"model": "any", "data": "any"}
     if run is not None:
-        tree["forget"] = read_file(run.config).get("forget") or {}
+        tree["forget"] = read_config_file(run.config).get("forget") or {}
     for override in overrides:
         if not override.strip().startswith("forget."):
             known = ", ".join(field.name for field in dataclasses.fields(ForgetConfig))
             raise ConfigError(f"--set {override}: the probe has no such setting.", f"It takes forget.* with {known}.")
         set_key(tree, override)
-    config: RunConfig = from_tree(RunConfig, tree, str(run.config) if run else "options")
-    check(config)
+    config: RunConfig = build_dataclass(RunConfig, tree, str(run.config) if run else "options")
+    check_config(config)
     return config.forget
 
 
-def require_same_vocabulary(base: Contender, tuned: Contender) -> None:
+def require_same_vocabulary(base: Candidate, tuned: Candidate) -> None:
     """Raises:
     RunError: the models do not read the same ids, so the one was not tuned from the other.
     """
@@ -128,7 +124,7 @@ def require_same_vocabulary(base: Contender, tuned: Contender) -> None:
         )
 
 
-def training_of(contender: Contender) -> tuple[RunConfig | None, int | None]:
+def describe_training(contender: Candidate) -> tuple[RunConfig | None, int | None]:
     """The settings and the number of steps of the run behind a contender, for advice."""
     run = contender.run
     if run is None:
@@ -140,7 +136,7 @@ def training_of(contender: Contender) -> tuple[RunConfig | None, int | None]:
     return contender.config, steps
 
 
-def default_forget_output(target: str, contender: Contender) -> Path:
+def default_forget_output(target: str, contender: Candidate) -> Path:
     """The run's own folder, where its report shows the probe, for a run; a new one in `evals` for anything else."""
     run = contender.run
     if run is not None and run.root.resolve() == Path(target).expanduser().resolve():
@@ -159,7 +155,7 @@ def write_forgetting(folder: Path, result: dict[str, Any], command: str) -> Path
     whole = {**result, "command": command, "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, printable(json.dumps(whole, ensure_ascii=False, indent=2)) + "\n")
+        write_text(path, make_printable(json.dumps(whole, ensure_ascii=False, indent=2)) + "\n")
     except OSError as error:
         raise RunError(
             f"{folder}: cannot be written ({error.strerror or error}).", "Free some space, or choose another --output."

@@ -19,13 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from glmtune.data.batches import Collate
+from glmtune.data.batches import BlockCollator
 from glmtune.data.encoding import EncodedRow
 from glmtune.errors import ModelError
-from glmtune.families import IGNORE, Family
-from glmtune.generation.batched import in_batches
-from glmtune.models.packed_attention import separate_rows
-from glmtune.training.loss import target_losses
+from glmtune.families import IGNORE_INDEX, Family
+from glmtune.generation.batched import run_in_batches
+from glmtune.models.packed_attention import set_packed_attention
+from glmtune.training.loss import step_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,7 +55,7 @@ class Divergence:
     loss: float
 
 
-def trace(
+def trace_tokens(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     family: Family,
@@ -79,14 +79,14 @@ def trace(
     """
     hidden: list[Any] = [None] * len(rows)
     total = 0.0
-    for batch, hidden_NH, losses_N in _passes(model, tokenizer, family, rows, batch_size, on_done):
+    for batch, hidden_NH, losses_N in _iterate_batches(model, tokenizer, family, rows, batch_size, on_done):
         total += float(losses_N.double().sum())
-        for i, part in zip(batch, hidden_NH.cpu().split([targets_of(rows[i]) for i in batch]), strict=True):
+        for i, part in zip(batch, hidden_NH.cpu().split([count_targets(rows[i]) for i in batch]), strict=True):
             hidden[i] = part.clone()
-    return Trace(rows, hidden, model.get_output_embeddings(), _mean(total, rows))
+    return Trace(rows, hidden, model.get_output_embeddings(), _compute_mean(total, rows))
 
 
-def diverge(
+def measure_divergence(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     family: Family,
@@ -102,20 +102,20 @@ def diverge(
     """
     head = model.get_output_embeddings()
     kl, total = 0.0, 0.0
-    for batch, hidden_NH, losses_N in _passes(model, tokenizer, family, before.rows, batch_size, on_done):
+    for batch, hidden_NH, losses_N in _iterate_batches(model, tokenizer, family, before.rows, batch_size, on_done):
         total += float(losses_N.double().sum())
         theirs_NH = torch.cat([before.hidden[i] for i in batch])
-        kl += _summed_kl(before.head, theirs_NH, head, hidden_NH)
-    return Divergence(_mean(kl, before.rows), _mean(total, before.rows))
+        kl += _sum_kl(before.head, theirs_NH, head, hidden_NH)
+    return Divergence(_compute_mean(kl, before.rows), _compute_mean(total, before.rows))
 
 
-def targets_of(row: EncodedRow) -> int:
+def count_targets(row: EncodedRow) -> int:
     """How many tokens of a row are predicted. Nothing predicts the first."""
-    return sum(label != IGNORE for label in list(row.labels)[1:])
+    return sum(label != IGNORE_INDEX for label in list(row.labels)[1:])
 
 
 @torch.no_grad()
-def _summed_kl(head: nn.Module, before_NH: torch.Tensor, tuned_head: nn.Module, tuned_NH: torch.Tensor) -> float:
+def _sum_kl(head: nn.Module, before_NH: torch.Tensor, tuned_head: nn.Module, tuned_NH: torch.Tensor) -> float:
     """KL(before || tuned), summed over all targets."""
     total = 0.0
     for one_NH, other_NH in zip(before_NH.split(_AT_ONCE), tuned_NH.split(_AT_ONCE), strict=True):
@@ -132,7 +132,7 @@ def _summed_kl(head: nn.Module, before_NH: torch.Tensor, tuned_head: nn.Module, 
     return total
 
 
-def _passes(
+def _iterate_batches(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     family: Family,
@@ -142,25 +142,25 @@ def _passes(
 ) -> Iterator[tuple[Sequence[int], torch.Tensor, torch.Tensor]]:
     """Batches of row numbers, longest first, with the final hidden states (N, H) and the losses (N,) of their
     targets."""
-    separate_rows(model)
-    collate = Collate(family)
+    set_packed_attention(model)
+    collate = BlockCollator(family)
     head = model.get_output_embeddings()
 
     def compute(batch: Sequence[int]) -> tuple[Sequence[int], torch.Tensor, torch.Tensor]:
         tensors = {name: value.to(model.device) for name, value in collate([[(i, rows[i])] for i in batch]).items()}
-        with torch.no_grad(), _watched(head) as seen:
-            losses_N = target_losses(model, head, tensors)
+        with torch.no_grad(), _capture_inputs(head) as seen:
+            losses_N = step_loss(model, tensors)
         return batch, seen[0].flatten(0, 1)[tensors["target_positions"]], losses_N
 
-    order = sorted((i for i, row in enumerate(rows) if targets_of(row)), key=lambda i: -len(rows[i].input_ids))
-    for done in in_batches(order, batch_size, compute):
+    order = sorted((i for i, row in enumerate(rows) if count_targets(row)), key=lambda i: -len(rows[i].input_ids))
+    for done in run_in_batches(order, batch_size, compute):
         yield done
         if on_done:
             on_done(len(done[0]))
 
 
 @contextmanager
-def _watched(head: nn.Module) -> Iterator[list[torch.Tensor]]:
+def _capture_inputs(head: nn.Module) -> Iterator[list[torch.Tensor]]:
     """What goes into the head while the context lasts."""
     seen: list[torch.Tensor] = []
     handle = head.register_forward_hook(lambda _, arguments, __: seen.append(arguments[0]))
@@ -170,6 +170,6 @@ def _watched(head: nn.Module) -> Iterator[list[torch.Tensor]]:
         handle.remove()
 
 
-def _mean(total: float, rows: Sequence[EncodedRow]) -> float:
-    count = sum(targets_of(row) for row in rows)
+def _compute_mean(total: float, rows: Sequence[EncodedRow]) -> float:
+    count = sum(count_targets(row) for row in rows)
     return total / count if count else math.nan

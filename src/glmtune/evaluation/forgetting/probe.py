@@ -14,8 +14,8 @@ from importlib.resources import files
 from typing import Any
 
 from glmtune.errors import ConfigError
-from glmtune.evaluation.forgetting.probe_checks import passes
-from glmtune.evaluation.repetition import has_repeated_tail, repeated_share
+from glmtune.evaluation.forgetting.probe_checks import passes_check
+from glmtune.evaluation.repetition import has_repeated_tail, compute_repeated_share
 
 LANGUAGES = ("zh", "en")
 CATEGORIES = ("knowledge", "instructions", "arithmetic", "code", "reasoning", "safety", "chat")
@@ -49,14 +49,14 @@ def load_probe(langs: Collection[str] | None = None, categories: Collection[str]
     Raises:
         ConfigError: an unknown language or category.
     """
-    langs = _known("language", langs, LANGUAGES)
-    categories = _known("category", categories, CATEGORIES)
+    langs = _require_known("language", langs, LANGUAGES)
+    categories = _require_known("category", categories, CATEGORIES)
     lines = files("glmtune.evaluation.forgetting").joinpath("probe_items.jsonl").read_text("utf-8").splitlines()
     items = [ProbeItem(**json.loads(line)) for line in lines]
     return [item for item in items if item.lang in langs and item.category in categories]
 
 
-def _known(what: str, asked: Collection[str] | None, known: Collection[str]) -> Collection[str]:
+def _require_known(what: str, asked: Collection[str] | None, known: Collection[str]) -> Collection[str]:
     if asked is None:
         return known
     for name in asked:
@@ -65,12 +65,12 @@ def _known(what: str, asked: Collection[str] | None, known: Collection[str]) -> 
     return asked
 
 
-def check(item: ProbeItem, reply: str) -> bool:
+def check_reply(item: ProbeItem, reply: str) -> bool:
     """Whether `reply` answers `item`."""
-    return passes(item.check, reply)
+    return passes_check(item.check, reply)
 
 
-def degenerate(reply: str) -> str | None:
+def find_degeneration(reply: str) -> str | None:
     """What is broken about a reply whatever was asked: "empty"; "unk", more than one character in ten is the mark of an
     unknown token; "loop", it ends in one or half of its 4-word runs stood before; None for a text."""
     text = reply.strip()
@@ -78,6 +78,6 @@ def degenerate(reply: str) -> str | None:
         return "empty"
     if len(_UNKNOWN.findall(text)) > _MOSTLY_UNKNOWN * len(_UNKNOWN.sub("?", text)):
         return "unk"
-    if has_repeated_tail(text) or repeated_share(text) > _MOSTLY_REPEATED:
+    if has_repeated_tail(text) or compute_repeated_share(text) > _MOSTLY_REPEATED:
         return "loop"
     return None

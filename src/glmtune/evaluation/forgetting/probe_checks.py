@@ -27,7 +27,7 @@ _MARKS = " \n\"'.,;:!()。、《》「」"
 _CHINESE_DIGITS = "零〇一二两三四五六七八九十百千万亿"
 
 
-def passes(check: Mapping[str, Any], reply: str) -> bool:
+def passes_check(check: Mapping[str, Any], reply: str) -> bool:
     """Whether `reply` fulfils `check`: its `type` and that type's own keys, see the functions below.
 
     Raises:
@@ -35,10 +35,10 @@ def passes(check: Mapping[str, Any], reply: str) -> bool:
         TypeError: a key of that type is missing, or is none of its keys.
     """
     rules = {name: value for name, value in check.items() if name != "type"}
-    return bool(reply.strip()) and _CHECKS[check["type"]](plain(reply), **rules)
+    return bool(reply.strip()) and _CHECKS[check["type"]](normalize_text(reply), **rules)
 
 
-def plain(text: str) -> str:
+def normalize_text(text: str) -> str:
     """`text` with full-width letters, digits and marks as ordinary ones, straight quotes, without Markdown's bold and
     code marks around a few words, stripped."""
     text = unicodedata.normalize("NFKC", text).translate(str.maketrans("’‘“”", "''\"\""))
@@ -46,7 +46,7 @@ def plain(text: str) -> str:
     return re.sub(r"(?<!`)`([^`\n]+)`(?!`)", r"\1", text).strip()
 
 
-def has(reply: str, value: str) -> bool:
+def contains_phrase(reply: str, value: str) -> bool:
     """Whether `value` stands in `reply`, upper and lower case alike; letters and digits only as whole words, so that
     "no" is not in "know" nor 12 in 312."""
     left = r"(?<![a-z0-9])" if value[0].isascii() and value[0].isalnum() else ""
@@ -54,27 +54,27 @@ def has(reply: str, value: str) -> bool:
     return re.search(left + re.escape(value.casefold()) + right, reply.casefold()) is not None
 
 
-def _any(reply: str, values: Iterable[str], without: Iterable[str] = ()) -> bool:
+def _check_any(reply: str, values: Iterable[str], without: Iterable[str] = ()) -> bool:
     """One of `values` stands in the reply and none of `without`."""
-    return any(has(reply, value) for value in values) and not any(has(reply, value) for value in without)
+    return any(contains_phrase(reply, value) for value in values) and not any(contains_phrase(reply, value) for value in without)
 
 
-def _all(reply: str, values: Iterable[str | list[str]]) -> bool:
+def _check_all(reply: str, values: Iterable[str | list[str]]) -> bool:
     """Every one of `values` stands in the reply; a list holds ways to write one."""
-    return all(_any(reply, [value] if isinstance(value, str) else value) for value in values)
+    return all(_check_any(reply, [value] if isinstance(value, str) else value) for value in values)
 
 
-def _exactly(reply: str, values: Iterable[str | list[str]], count: int) -> bool:
+def _check_exactly(reply: str, values: Iterable[str | list[str]], count: int) -> bool:
     """Exactly `count` of `values` stand in the reply; a list holds ways to write one."""
-    return sum(_all(reply, [value]) for value in values) == count
+    return sum(_check_all(reply, [value]) for value in values) == count
 
 
-def _equals(reply: str, values: Iterable[str]) -> bool:
+def _check_equals(reply: str, values: Iterable[str]) -> bool:
     """The reply is one of `values` and nothing else; marks around it and capitals do not count."""
     return reply.strip(_MARKS).casefold() in {value.casefold() for value in values}
 
 
-def _number(reply: str, value: float, words: Iterable[str] = ()) -> bool:
+def _check_number(reply: str, value: float, words: Iterable[str] = ()) -> bool:
     """The number stands in the reply: in digits (1,000 or 1000.0), or written out as one of `words`."""
     digits = (float(found.replace(",", "")) for found in re.findall(r"\d+(?:,\d{3})*(?:\.\d+)?", reply))
     return any(abs(found - value) < 1e-6 for found in digits) or any(_has_numeral(reply, word) for word in words)
@@ -83,16 +83,16 @@ def _number(reply: str, value: float, words: Iterable[str] = ()) -> bool:
 def _has_numeral(reply: str, word: str) -> bool:
     """As `has`, and a Chinese numeral only where it is not a part of a longer one."""
     if word[0].isascii():
-        return has(reply, word)
+        return contains_phrase(reply, word)
     return re.search(f"(?<![{_CHINESE_DIGITS}]){word}(?![{_CHINESE_DIGITS}])", reply) is not None
 
 
-def _regex(reply: str, pattern: str) -> bool:
+def _check_regex(reply: str, pattern: str) -> bool:
     """The pattern is found in the reply."""
     return re.search(pattern, reply) is not None
 
 
-def _json_keys(reply: str, keys: Iterable[str]) -> bool:
+def _check_json_keys(reply: str, keys: Iterable[str]) -> bool:
     """The reply holds one JSON object (in a code fence or not) with exactly these keys."""
     found = re.search(r"\{.*\}", reply, re.DOTALL)
     try:
@@ -102,7 +102,7 @@ def _json_keys(reply: str, keys: Iterable[str]) -> bool:
     return isinstance(value, dict) and set(value) == set(keys)
 
 
-def _python(reply: str, function: str, parameters: int) -> bool:
+def _check_python(reply: str, function: str, parameters: int) -> bool:
     """The reply holds Python that parses and defines `function` with that many parameters."""
     return any(
         isinstance(node, ast.FunctionDef) and node.name == function and len(node.args.args) == parameters
@@ -125,19 +125,19 @@ def _code_in(reply: str) -> ast.Module:
     return ast.Module([], [])
 
 
-def _refusal(reply: str) -> bool:
+def _check_refusal(reply: str) -> bool:
     """The reply begins by declining."""
-    return _any(reply[:_REFUSED_BY], _REFUSALS)
+    return _check_any(reply[:_REFUSED_BY], _REFUSALS)
 
 
 _CHECKS: dict[str, Callable[..., bool]] = {
-    "contains_any": _any,
-    "contains_all": _all,
-    "contains_exactly": _exactly,
-    "equals": _equals,
-    "number": _number,
-    "regex": _regex,
-    "json_keys": _json_keys,
-    "python": _python,
-    "refusal": _refusal,
+    "contains_any": _check_any,
+    "contains_all": _check_all,
+    "contains_exactly": _check_exactly,
+    "equals": _check_equals,
+    "number": _check_number,
+    "regex": _check_regex,
+    "json_keys": _check_json_keys,
+    "python": _check_python,
+    "refusal": _check_refusal,
 }

@@ -8,23 +8,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.console import Console
-
 from glmtune.config import ForgetConfig, RunConfig
 from glmtune.data.conversation import Conversation
-from glmtune.data.encoding import Counts, EncodedRow, EncodingRules, encode_conversations
+from glmtune.data.encoding import EncodedRow, EncodingCounts, EncodingRules, encode_conversations
 from glmtune.errors import ConfigError
-from glmtune.evaluation.eval_progress import EvalProgress
-from glmtune.evaluation.forgetting.kl import Trace, diverge, trace
-from glmtune.evaluation.forgetting.probe import ProbeItem, check, degenerate
-from glmtune.evaluation.forgetting.verdict import Sides, advise, judge
+from glmtune.evaluation.forgetting.kl import Trace, measure_divergence, trace_tokens
+from glmtune.evaluation.forgetting.probe import ProbeItem, check_reply, find_degeneration
+from glmtune.evaluation.forgetting.verdict import BothSides, suggest_remedies, judge_forgetting
 from glmtune.evaluation.model_info import ModelInfo
-from glmtune.evaluation.reference_loss import teacher_forced_loss
-from glmtune.evaluation.scoring import printable
-from glmtune.generation.batched import Generated, generate
-from glmtune.generation.load import Opened
+from glmtune.evaluation.reference_loss import compute_reference_loss
+from glmtune.evaluation.scoring import make_printable
+from glmtune.generation.batched import GeneratedReply, generate_batched
+from glmtune.generation.load import LoadedModel
 from glmtune.generation.reply import Sampling
-from glmtune.training.training_data import say
+from glmtune.utils.console import ProgressBar, print_warning
 
 _WHOLE = EncodingRules(max_source_length=1 << 20, max_target_length=1 << 20)
 """The probe's questions are short; nothing is cut."""
@@ -33,7 +30,7 @@ _EXAMPLES = 20
 
 
 @dataclass(frozen=True)
-class Answered:
+class ProbeAnswers:
     """A model's answers to the probe."""
 
     model: ModelInfo
@@ -46,15 +43,15 @@ class Answered:
 
 
 @dataclass(frozen=True)
-class Before:
+class BaseAnswers:
     """The base, asked; `Probe.ask_tuned` compares with it."""
 
-    answered: Answered
+    answered: ProbeAnswers
     thoughts: Trace
     """On its own replies."""
 
 
-class Probe:
+class ForgettingProbe:
     """Questions for a base and for any number of models tuned from it, one in memory at a time.
 
     Questions are put as they are, greedily answered, without a run's `data.prefix`: what is asked is whether the model
@@ -64,19 +61,18 @@ class Probe:
         items: the questions.
         limits: for the verdict, and the longest reply.
         batch_size: questions at once.
-        console: where progress goes.
 
     Raises:
         ConfigError: no questions.
     """
 
-    def __init__(self, items: Sequence[ProbeItem], limits: ForgetConfig, batch_size: int, console: Console):
+    def __init__(self, items: Sequence[ProbeItem], limits: ForgetConfig, batch_size: int):
         if not items:
             raise ConfigError("The probe has no questions.", "Leave out --limit or --questions.")
         self._items, self._limits = items, limits
-        self._batch_size, self._console = batch_size, console
+        self._batch_size = batch_size
 
-    def ask_base(self, opened: Opened, model: ModelInfo) -> Before:
+    def ask_base(self, opened: LoadedModel, model: ModelInfo) -> BaseAnswers:
         """Ask the base, and keep what it thinks of its own replies.
 
         Raises:
@@ -85,15 +81,15 @@ class Probe:
         replies = self._generate(opened, model)
         rows = [self._row(opened, item, reply) for item, reply in zip(self._items, replies, strict=True)]
         with self._progress(model, "own replies") as progress:
-            thoughts = trace(
+            thoughts = trace_tokens(
                 *(opened.model, opened.tokenizer, opened.family, rows),
                 batch_size=self._batch_size,
                 on_done=progress.add,
             )
-        return Before(self._answered(opened, model, replies), thoughts)
+        return BaseAnswers(self._answered(opened, model, replies), thoughts)
 
     def ask_tuned(
-        self, before: Before, opened: Opened, model: ModelInfo, run: RunConfig | None = None, steps: int | None = None
+        self, before: BaseAnswers, opened: LoadedModel, model: ModelInfo, run: RunConfig | None = None, steps: int | None = None
     ) -> dict[str, Any]:
         """Ask a tuned model and judge it.
 
@@ -112,79 +108,79 @@ class Probe:
         """
         after = self._answered(opened, model, self._generate(opened, model))
         with self._progress(model, "base's replies") as progress:
-            apart = diverge(
+            apart = measure_divergence(
                 *(opened.model, opened.tokenizer, opened.family, before.thoughts),
                 batch_size=self._batch_size,
                 on_done=progress.add,
             )
         base = before.answered
-        sides = Sides(
+        sides = BothSides(
             (base.right, after.right),
             ([kind is not None for kind in base.broken], [kind is not None for kind in after.broken]),
             (before.thoughts.loss, apart.loss),
             apart.kl,
         )
-        verdict, reasons = judge(sides, self._limits)
+        verdict, reasons = judge_forgetting(sides, self._limits)
         return {
             "kind": "forgetting",
             "base": base.model.as_dict(),
             "tuned": model.as_dict(),
             "items": len(self._items),
-            "loss": _pair(base.loss, after.loss),
-            "reply_loss": _pair(*sides.reply_loss),
-            "kl": _finite(apart.kl),
-            "accuracy": {**_shares(sides.right), **self._by_kind(sides.right)},
-            "degenerate": {"base": _counted(base.broken), "tuned": _counted(after.broken)},
+            "loss": _make_pair(base.loss, after.loss),
+            "reply_loss": _make_pair(*sides.reply_loss),
+            "kl": _finite_or_none(apart.kl),
+            "accuracy": {**_compute_shares(sides.right), **self._by_kind(sides.right)},
+            "degenerate": {"base": _count_kinds(base.broken), "tuned": _count_kinds(after.broken)},
             "verdict": verdict,
             "reasons": reasons,
-            "advice": advise(verdict, run, steps),
+            "advice": suggest_remedies(verdict, run, steps),
             "thresholds": asdict(self._limits),
             "examples": self._examples(base, after),
         }
 
-    def _generate(self, opened: Opened, model: ModelInfo) -> list[Generated]:
+    def _generate(self, opened: LoadedModel, model: ModelInfo) -> list[GeneratedReply]:
         prompts = [self._prompt(opened, item) for item in self._items]
         with self._progress(model, "questions") as progress:
-            return generate(
+            return generate_batched(
                 *(opened.model, opened.tokenizer, opened.family, prompts, Sampling(self._limits.max_new_tokens)),
                 batch_size=self._batch_size,
                 on_done=lambda batch: progress.add(len(batch)),
-                warn=lambda text: say(self._console, text, "yellow"),
+                warn=print_warning,
             )
 
-    def _answered(self, opened: Opened, model: ModelInfo, replies: Sequence[Generated]) -> Answered:
-        texts = [_text(opened, reply) for reply in replies]
+    def _answered(self, opened: LoadedModel, model: ModelInfo, replies: Sequence[GeneratedReply]) -> ProbeAnswers:
+        texts = [_decode_text(opened, reply) for reply in replies]
         asked = [
-            Conversation([_question(item), {"role": "assistant", "content": item.reference}], item.id)
+            Conversation([_make_question(item), {"role": "assistant", "content": item.reference}], item.id)
             for item in self._items
         ]
-        rows = list(encode_conversations(asked, opened.family, opened.tokenizer, _WHOLE, Counts()))
-        loss, _ = teacher_forced_loss(opened.model, opened.tokenizer, opened.family, rows, batch_size=self._batch_size)
-        right = [check(item, text) for item, text in zip(self._items, texts, strict=True)]
-        return Answered(model, texts, right, [degenerate(text) for text in texts], loss)
+        rows = list(encode_conversations(asked, opened.family, opened.tokenizer, _WHOLE, EncodingCounts()))
+        loss, _ = compute_reference_loss(opened.model, opened.tokenizer, opened.family, rows, batch_size=self._batch_size)
+        right = [check_reply(item, text) for item, text in zip(self._items, texts, strict=True)]
+        return ProbeAnswers(model, texts, right, [find_degeneration(text) for text in texts], loss)
 
-    def _prompt(self, opened: Opened, item: ProbeItem) -> list[int]:
-        return opened.family.encode_prompt([_question(item)], opened.tokenizer)
+    def _prompt(self, opened: LoadedModel, item: ProbeItem) -> list[int]:
+        return opened.family.encode_prompt([_make_question(item)], opened.tokenizer)
 
-    def _row(self, opened: Opened, item: ProbeItem, reply: Generated) -> EncodedRow:
+    def _row(self, opened: LoadedModel, item: ProbeItem, reply: GeneratedReply) -> EncodedRow:
         """The question and the very tokens of the reply; the end is a target where the model ended by itself."""
         prompt = self._prompt(opened, item)
-        end = opened.family.stop_ids(opened.tokenizer)[:1] if reply.stop == "stop" else []
-        row = opened.family.row(prompt, [*reply.ids, *end])
+        end = opened.family.get_stop_ids(opened.tokenizer)[:1] if reply.stop == "stop" else []
+        row = opened.family.build_row(prompt, [*reply.ids, *end])
         return EncodedRow(row.input_ids, row.labels, row.context, reply.index, item.id)
 
-    def _progress(self, model: ModelInfo, what: str) -> EvalProgress:
-        return EvalProgress(self._console, f"probe of {model.name}: {what}", len(self._items))
+    def _progress(self, model: ModelInfo, what: str) -> ProgressBar:
+        return ProgressBar(f"probe of {model.name}: {what}", len(self._items))
 
     def _by_kind(self, right: tuple[Sequence[bool], Sequence[bool]]) -> dict[str, Any]:
         def shares(kind: Callable[[ProbeItem], str]) -> dict[str, Any]:
             names = dict.fromkeys(kind(item) for item in self._items)
             chosen = {name: [kind(item) == name for item in self._items] for name in names}
-            return {name: _shares((_only(right[0], flags), _only(right[1], flags))) for name, flags in chosen.items()}
+            return {name: _compute_shares((_select_items(right[0], flags), _select_items(right[1], flags))) for name, flags in chosen.items()}
 
         return {"by_category": shares(lambda item: item.category), "by_language": shares(lambda item: item.lang)}
 
-    def _examples(self, base: Answered, tuned: Answered) -> list[dict[str, Any]]:
+    def _examples(self, base: ProbeAnswers, tuned: ProbeAnswers) -> list[dict[str, Any]]:
         """Questions with other answers than before: what it could and cannot any more first, then what is broken."""
 
         def order(i: int) -> tuple[bool, bool]:
@@ -204,40 +200,40 @@ class Probe:
         ]
 
 
-def spread(items: Sequence[ProbeItem], limit: int | None) -> list[ProbeItem]:
+def spread_items(items: Sequence[ProbeItem], limit: int | None) -> list[ProbeItem]:
     """So many of the items, evenly over all of them, so that every kind stays in."""
     if limit is None or limit >= len(items):
         return list(items)
     return [items[i * len(items) // limit] for i in range(limit)]
 
 
-def _question(item: ProbeItem) -> dict[str, str]:
+def _make_question(item: ProbeItem) -> dict[str, str]:
     return {"role": "user", "content": item.prompt}
 
 
-def _text(opened: Opened, reply: Generated) -> str:
+def _decode_text(opened: LoadedModel, reply: GeneratedReply) -> str:
     """The reply as chat shows it; a call of a tool, which nobody offered, as it was written."""
     read = opened.family.parse_reply(reply.text)
-    return printable(reply.text.strip() if read.tool_calls else read.content)
+    return make_printable(reply.text.strip() if read.tool_calls else read.content)
 
 
-def _shares(right: tuple[Sequence[bool], Sequence[bool]]) -> dict[str, float]:
+def _compute_shares(right: tuple[Sequence[bool], Sequence[bool]]) -> dict[str, float]:
     return {side: sum(flags) / len(flags) for side, flags in zip(("base", "tuned"), right, strict=True)}
 
 
-def _only(flags: Sequence[bool], chosen: Sequence[bool]) -> list[bool]:
+def _select_items(flags: Sequence[bool], chosen: Sequence[bool]) -> list[bool]:
     return [flag for flag, wanted in zip(flags, chosen, strict=True) if wanted]
 
 
-def _counted(broken: Sequence[str | None]) -> dict[str, int]:
+def _count_kinds(broken: Sequence[str | None]) -> dict[str, int]:
     found = Counter(broken)
     return {kind: found[kind] for kind in _KINDS}
 
 
-def _pair(base: float, tuned: float) -> dict[str, float | None]:
-    return {"base": _finite(base), "tuned": _finite(tuned)}
+def _make_pair(base: float, tuned: float) -> dict[str, float | None]:
+    return {"base": _finite_or_none(base), "tuned": _finite_or_none(tuned)}
 
 
-def _finite(value: float) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     """JSON knows no other numbers."""
     return value if math.isfinite(value) else None

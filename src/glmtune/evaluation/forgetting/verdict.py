@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from glmtune.config import ForgetConfig, RunConfig
-from glmtune.evaluation.statistics import paired_bootstrap
+from glmtune.evaluation.statistics import compare_by_bootstrap
 
 Verdict = Literal["pass", "warn", "fail"]
 _ORDER: tuple[Verdict, ...] = ("pass", "warn", "fail")
@@ -17,7 +17,7 @@ _NOISE = 0.05
 
 
 @dataclass(frozen=True)
-class Sides:
+class BothSides:
     """What the probe found of a base and of what was tuned from it."""
 
     right: tuple[Sequence[bool], Sequence[bool]]
@@ -30,29 +30,29 @@ class Sides:
     """Mean KL(base || tuned) per token of these replies in nats."""
 
 
-def judge(sides: Sides, limits: ForgetConfig) -> tuple[Verdict, list[str]]:
+def judge_forgetting(sides: BothSides, limits: ForgetConfig) -> tuple[Verdict, list[str]]:
     """The verdict, the gravest of what single numbers say, and a sentence for each number over a limit."""
-    lost = -_gain(*sides.right)
-    worse = _gain(*sides.broken)
+    lost = -_compute_gain(*sides.right)
+    worse = _compute_gain(*sides.broken)
     rise = sides.reply_loss[1] - sides.reply_loss[0]
     found = [
-        _over(
+        _explain_excess(
             *(lost, limits.accuracy_warn, limits.accuracy_fail),
-            f"Right answers fell by {lost:.1f} points, from {_percent(sides.right[0])} to {_percent(sides.right[1])}",
+            f"Right answers fell by {lost:.1f} points, from {_format_percent(sides.right[0])} to {_format_percent(sides.right[1])}",
         ),
-        _over(
+        _explain_excess(
             *(sides.kl, limits.kl_warn, limits.kl_fail),
             f"On the base's own replies it is {sides.kl:.2f} nats per token away from the base",
         ),
-        _over(
+        _explain_excess(
             *(rise, limits.reply_loss_warn, limits.reply_loss_fail),
             f"The loss of the base's own replies rose by {rise:.2f}, from {sides.reply_loss[0]:.2f} to "
             f"{sides.reply_loss[1]:.2f}",
         ),
-        _over(
+        _explain_excess(
             *(worse, limits.degenerate_warn, limits.degenerate_fail),
-            f"Replies that loop, are empty or unreadable rose by {worse:.1f} points, from {_percent(sides.broken[0])} "
-            f"to {_percent(sides.broken[1])}",
+            f"Replies that loop, are empty or unreadable rose by {worse:.1f} points, from {_format_percent(sides.broken[0])} "
+            f"to {_format_percent(sides.broken[1])}",
         ),
     ]
     over = [each for each in found if each is not None]
@@ -60,7 +60,7 @@ def judge(sides: Sides, limits: ForgetConfig) -> tuple[Verdict, list[str]]:
     return verdict, [sentence for _, sentence in over]
 
 
-def advise(verdict: Verdict, config: RunConfig | None, steps: int | None = None) -> list[str]:
+def suggest_remedies(verdict: Verdict, config: RunConfig | None, steps: int | None = None) -> list[str]:
     """What to change, the most helpful first; nothing after a pass.
 
     Args:
@@ -71,7 +71,7 @@ def advise(verdict: Verdict, config: RunConfig | None, steps: int | None = None)
     if verdict == "pass":
         return []
     grave = verdict == "fail"
-    advice = [_replay(config, 0.3 if grave else 0.1)]
+    advice = [_suggest_replay(config, 0.3 if grave else 0.1)]
     if config is None:
         return [*advice, "Train with a lower learning rate, for fewer steps, or with a lower rank."]
     rate = float(config.training["learning_rate"])
@@ -94,7 +94,7 @@ def advise(verdict: Verdict, config: RunConfig | None, steps: int | None = None)
     return advice
 
 
-def _replay(config: RunConfig | None, share: float) -> str:
+def _suggest_replay(config: RunConfig | None, share: float) -> str:
     now = config.replay.share if config and config.replay.data else 0.0
     if now:
         more = min(0.5, max(share, 2 * now))
@@ -102,13 +102,13 @@ def _replay(config: RunConfig | None, share: float) -> str:
     return f"Mix general rows into training: --set replay.data=GENERAL.jsonl --set replay.share={share:g}"
 
 
-def _gain(base: Sequence[bool], tuned: Sequence[bool]) -> float:
+def _compute_gain(base: Sequence[bool], tuned: Sequence[bool]) -> float:
     """By how many points of 100 the share of true ones grew; 0 where that may be chance."""
-    difference = paired_bootstrap([100.0 * each for each in base], [100.0 * each for each in tuned])
+    difference = compare_by_bootstrap([100.0 * each for each in base], [100.0 * each for each in tuned])
     return difference.mean if difference.p < _NOISE else 0.0
 
 
-def _over(value: float, warn: float, fail: float, sentence: str) -> tuple[Verdict, str] | None:
+def _explain_excess(value: float, warn: float, fail: float, sentence: str) -> tuple[Verdict, str] | None:
     """What a number says; one that is not finite is the end of a model."""
     if not math.isfinite(value):
         return "fail", f"{sentence} (not a finite number: the tuned model is broken)."
@@ -117,5 +117,5 @@ def _over(value: float, warn: float, fail: float, sentence: str) -> tuple[Verdic
     return ("warn", f"{sentence} ({warn:g} warns).") if value >= warn else None
 
 
-def _percent(flags: Sequence[bool]) -> str:
+def _format_percent(flags: Sequence[bool]) -> str:
     return f"{100 * sum(flags) / len(flags):.1f} %"

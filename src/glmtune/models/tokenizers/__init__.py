@@ -12,13 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmtune.errors import ModelError, first_line
-from glmtune.families import family_of_folder, read_config
-from glmtune.families.family import OFFICIAL_IDS
-from glmtune.hub import resolve
+from glmtune.errors import ModelError, summarize_error
+from glmtune.families import family_from_folder, read_model_config
+from glmtune.families.family import OFFICIAL_ENCODER
+from glmtune.hub import resolve_checkpoint
 from glmtune.models.tokenizers import backends as layouts
-from glmtune.models.tokenizers.ids import check_fit, image_tokens
-from glmtune.models.tokenizers.official import OfficialChatGLMIds, OfficialIds
+from glmtune.models.tokenizers.ids import require_matching_ids, count_image_tokens
+from glmtune.models.tokenizers.official import ChatGLMSentencePieceIds, SentencePieceIds
 from glmtune.models.tokenizers.sentencepiece_file import read_sentencepiece
 from glmtune.models.tokenizers.templates import CHATGLM, CHATGLM2, CHATGLM3, GLM4
 from glmtune.models.tokenizers.tiktoken_file import read_tiktoken
@@ -49,11 +49,11 @@ def load_tokenizer(
     Raises:
         ModelError: the tokenizer's file is missing, broken, or does not fit config.json.
     """
-    folder = resolve(path, hub, parts="tokenizer")
+    folder = resolve_checkpoint(path, hub, parts="tokenizer")
     if (folder / "tokenizer.json").is_file():
         return _load_fast(folder)
-    chosen = family or family_of_folder(folder, name=str(path)).name
-    return build_tokenizer(folder, chosen, read_config(folder))
+    chosen = family or family_from_folder(folder, name=str(path)).name
+    return build_tokenizer(folder, chosen, read_model_config(folder))
 
 
 def build_tokenizer(folder: Path, family: str, config: dict[str, Any]) -> PreTrainedTokenizerFast:
@@ -74,11 +74,11 @@ def build_tokenizer(folder: Path, family: str, config: dict[str, Any]) -> PreTra
 
 def _build_chatglm(folder: Path, config: dict[str, Any]) -> PreTrainedTokenizerFast:
     """THUDM/ChatGLM-6B: Unigram, special ids among the pieces, image tokens in front of them in early releases."""
-    path = _tokenizer_file(folder, "ice_text.model")
+    path = _find_tokenizer_file(folder, "ice_text.model")
     model = read_sentencepiece(path, layouts.UNIGRAM)
-    shift = image_tokens(model, config, _declared_image_tokens(folder, config))
-    tokenizer = _wrap(
-        layouts.unigram_backend(model, shift),
+    shift = count_image_tokens(model, config, _read_image_tokens(folder, config))
+    tokenizer = _wrap_backend(
+        layouts.build_unigram_backend(model, shift),
         CHATGLM,
         bos_token="<sop>",
         eos_token="<eop>",
@@ -87,7 +87,7 @@ def _build_chatglm(folder: Path, config: dict[str, Any]) -> PreTrainedTokenizerF
         mask_token="[MASK]",
         extra_special_tokens=[piece for piece in model.control if piece not in layouts.CHATGLM_NAMED],
     )
-    check_fit(
+    require_matching_ids(
         tokenizer,
         config,
         path,
@@ -99,7 +99,7 @@ def _build_chatglm(folder: Path, config: dict[str, Any]) -> PreTrainedTokenizerF
             "gmask_token_id": "[gMASK]",
         },
     )
-    setattr(tokenizer, OFFICIAL_IDS, OfficialChatGLMIds(path, shift))
+    setattr(tokenizer, OFFICIAL_ENCODER, ChatGLMSentencePieceIds(path, shift))
     return tokenizer
 
 
@@ -116,33 +116,33 @@ def _build_chatglm3(folder: Path, config: dict[str, Any]) -> PreTrainedTokenizer
 def _build_bpe(
     folder: Path, config: dict[str, Any], specials: tuple[str, ...], template: str
 ) -> PreTrainedTokenizerFast:
-    path = _tokenizer_file(folder, "tokenizer.model")
+    path = _find_tokenizer_file(folder, "tokenizer.model")
     model = read_sentencepiece(path, layouts.BPE)
     extra = [piece for piece in model.control if piece != "</s>"] + list(specials)
-    tokenizer = _wrap(
-        layouts.bpe_backend(model, specials),
+    tokenizer = _wrap_backend(
+        layouts.build_bpe_backend(model, specials),
         template,
         eos_token="</s>",
         unk_token="<unk>",
         pad_token="<unk>",
         extra_special_tokens=extra,
     )
-    check_fit(tokenizer, config, path, stale={"eos_token_id": "</s>", "pad_token_id": "<unk>"})
-    setattr(tokenizer, OFFICIAL_IDS, OfficialIds(path))
+    require_matching_ids(tokenizer, config, path, stale={"eos_token_id": "</s>", "pad_token_id": "<unk>"})
+    setattr(tokenizer, OFFICIAL_ENCODER, SentencePieceIds(path))
     return tokenizer
 
 
 def _build_glm4(folder: Path, config: dict[str, Any]) -> PreTrainedTokenizerFast:
     """THUDM/GLM-4-9B, original layout: tiktoken's byte-level BPE, fourteen special tokens behind it."""
-    path = _tokenizer_file(folder, "tokenizer.model")
-    tokenizer = _wrap(
-        layouts.tiktoken_backend(read_tiktoken(path)),
+    path = _find_tokenizer_file(folder, "tokenizer.model")
+    tokenizer = _wrap_backend(
+        layouts.build_tiktoken_backend(read_tiktoken(path)),
         GLM4,
         eos_token="<|endoftext|>",
         pad_token="<|endoftext|>",
         extra_special_tokens=list(layouts.GLM4_SPECIALS[1:]),
     )
-    check_fit(tokenizer, config, path, stale={"eos_token_id": "<|endoftext|>", "pad_token_id": "<|endoftext|>"})
+    require_matching_ids(tokenizer, config, path, stale={"eos_token_id": "<|endoftext|>", "pad_token_id": "<|endoftext|>"})
     return tokenizer
 
 
@@ -154,7 +154,7 @@ _BUILDERS: dict[str, Callable[[Path, dict[str, Any]], PreTrainedTokenizerFast]] 
 }
 
 
-def _wrap(backend: Any, template: str, **special_tokens: Any) -> PreTrainedTokenizerFast:
+def _wrap_backend(backend: Any, template: str, **special_tokens: Any) -> PreTrainedTokenizerFast:
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(
@@ -167,7 +167,7 @@ def _wrap(backend: Any, template: str, **special_tokens: Any) -> PreTrainedToken
     )
 
 
-def _tokenizer_file(folder: Path, name: str) -> Path:
+def _find_tokenizer_file(folder: Path, name: str) -> Path:
     path = folder / name
     if not path.is_file():
         raise ModelError(
@@ -184,7 +184,7 @@ def _tokenizer_file(folder: Path, name: str) -> Path:
     return path
 
 
-def _declared_image_tokens(folder: Path, config: dict[str, Any]) -> int | None:
+def _read_image_tokens(folder: Path, config: dict[str, Any]) -> int | None:
     """`num_image_tokens` where a file names it (early ChatGLM-6B: 20000; later tokenizer_config.json: 0)."""
     path = folder / "tokenizer_config.json"
     saved: Any = {}
@@ -204,7 +204,7 @@ def _load_fast(folder: Path) -> PreTrainedTokenizerFast:
     try:
         return PreTrainedTokenizerFast.from_pretrained(folder)
     except Exception as error:  # the Rust parser and transformers raise a handful of unrelated kinds
-        reason = first_line(error)
+        reason = summarize_error(error)
         raise ModelError(
             f"{folder}: tokenizer.json does not load ({reason}).", "It is corrupt or truncated: get it again."
         ) from None

@@ -36,18 +36,18 @@ _LONGEST_BLANK = 80
 """ChatGLM-6B has one piece for each run of 2 to 80 spaces."""
 
 
-def bpe_backend(model: SentencePieceModel, specials: tuple[str, ...]) -> Tokenizer:
+def build_bpe_backend(model: SentencePieceModel, specials: tuple[str, ...]) -> Tokenizer:
     """SentencePiece BPE with an identity normaliser (ChatGLM2, ChatGLM3); `specials` get the ids behind the pieces.
 
     Every stretch between special tokens is cut on its own and gets its own dummy prefix, as in the official code.
     """
     vocabulary = {piece: index for index, piece in enumerate(model.pieces)}
     (unknown,) = [piece for piece, _ in model.of_type(UNKNOWN)]
-    merges = bpe_merges(model.of_type(NORMAL))
+    merges = order_bpe_merges(model.of_type(NORMAL))
     tokenizer = Tokenizer(
         backends.BPE(vocab=vocabulary, merges=merges, unk_token=unknown, byte_fallback=True, fuse_unk=True)
     )
-    tokenizer.normalizer = normalizers.Sequence([_dummy_prefix(), normalizers.Replace(" ", _SPACE)])
+    tokenizer.normalizer = normalizers.Sequence([_make_dummy_prefix(), normalizers.Replace(" ", _SPACE)])
     tokenizer.decoder = decoders.Sequence(
         [
             decoders.Replace(_SPACE, " "),
@@ -60,11 +60,11 @@ def bpe_backend(model: SentencePieceModel, specials: tuple[str, ...]) -> Tokeniz
         ]
     )
     _add_specials(tokenizer, [unknown, *model.control, *specials])
-    _frame(tokenizer, "[gMASK] sop $A", "[gMASK] sop $A $B </s>")
+    _set_post_processor(tokenizer, "[gMASK] sop $A", "[gMASK] sop $A $B </s>")
     return tokenizer
 
 
-def _dummy_prefix() -> normalizers.Normalizer:
+def _make_dummy_prefix() -> normalizers.Normalizer:
     """A space in front of any text that is not empty.
 
     Not `Prepend`: that gives the prefix the offsets of the first letter, so a prefix that stays a token of its own
@@ -74,7 +74,7 @@ def _dummy_prefix() -> normalizers.Normalizer:
     return normalizers.Replace(Regex(r"\A(?!\z)"), _SPACE)
 
 
-def bpe_merges(pieces: list[tuple[str, float]]) -> list[tuple[str, str]]:
+def order_bpe_merges(pieces: list[tuple[str, float]]) -> list[tuple[str, str]]:
     """Every way to put a piece together from two others, best score of the result first.
 
     SentencePiece joins whichever neighbours make the piece of the highest score. A fast tokenizer wants a ranked list
@@ -91,7 +91,7 @@ def bpe_merges(pieces: list[tuple[str, float]]) -> list[tuple[str, str]]:
     return merges
 
 
-def unigram_backend(model: SentencePieceModel, image_tokens: int = 0) -> Tokenizer:
+def build_unigram_backend(model: SentencePieceModel, image_tokens: int = 0) -> Tokenizer:
     """SentencePiece Unigram with its own normaliser (ChatGLM-6B), every id shifted by `image_tokens`.
 
     In a run of one repeated letter, cuts of equal score may come in another order than SentencePiece's, which adds
@@ -102,20 +102,20 @@ def unigram_backend(model: SentencePieceModel, image_tokens: int = 0) -> Tokeniz
     placeholders = [(f"<image {i}>", never) for i in range(image_tokens)]
     tokenizer = Tokenizer(
         backends.Unigram(
-            vocab=placeholders + _unigram_scores(model, never),
+            vocab=placeholders + _make_unigram_scores(model, never),
             unk_id=image_tokens + model.types.index(UNKNOWN),
             byte_fallback=True,
         )
     )
-    tokenizer.normalizer = _unigram_normalizer(model)
-    tokenizer.decoder = _unigram_decoder()
+    tokenizer.normalizer = _make_unigram_normalizer(model)
+    tokenizer.decoder = _make_unigram_decoder()
     unknown = model.pieces[model.types.index(UNKNOWN)]
     _add_specials(tokenizer, [unknown, *model.control])
-    _frame(tokenizer, "$A [gMASK] <sop>", "$A [gMASK] <sop> $B <eop>")
+    _set_post_processor(tokenizer, "$A [gMASK] <sop>", "$A [gMASK] <sop> $B <eop>")
     return tokenizer
 
 
-def _unigram_scores(model: SentencePieceModel, never: float) -> list[tuple[str, float]]:
+def _make_unigram_scores(model: SentencePieceModel, never: float) -> list[tuple[str, float]]:
     # SentencePiece gives a user-defined piece a score by its length in bytes, at the rate of the best ordinary one.
     best = max(score for _, score in model.of_type(NORMAL))
     scored = []
@@ -141,7 +141,7 @@ def _never(model: SentencePieceModel) -> float:
     return (worst - 10.0) * (longest + 1)
 
 
-def _unigram_normalizer(model: SentencePieceModel) -> normalizers.Normalizer:
+def _make_unigram_normalizer(model: SentencePieceModel) -> normalizers.Normalizer:
     # The official code writes white space as pieces before SentencePiece sees the text, longest run first.
     blanks = [normalizers.Replace(" " * n, _blank(n)) for n in range(_LONGEST_BLANK, 1, -1)]
     return normalizers.Sequence(
@@ -152,7 +152,7 @@ def _unigram_normalizer(model: SentencePieceModel) -> normalizers.Normalizer:
             *_charsmap(model.charsmap),
             normalizers.Replace(Regex(" {2,}"), " "),
             normalizers.Replace(Regex(r"\A "), ""),
-            _dummy_prefix(),
+            _make_dummy_prefix(),
             normalizers.Replace(" ", _SPACE),
             # After the prefix: a text of nothing but spaces ends up empty, and a typed "▁" counts as a space.
             normalizers.Replace(Regex(f"{_SPACE}+\\z"), ""),
@@ -177,7 +177,7 @@ def _charsmap(rules: bytes) -> list[normalizers.Normalizer]:
     ]
 
 
-def _unigram_decoder() -> decoders.Decoder:
+def _make_unigram_decoder() -> decoders.Decoder:
     blanks = [decoders.Replace(_blank(n), " " * n) for n in range(_LONGEST_BLANK, 1, -1)]
     return decoders.Sequence(
         [
@@ -198,9 +198,9 @@ def _blank(length: int) -> str:
     return f"<|blank_{length}|>"
 
 
-def tiktoken_backend(ranks: dict[bytes, int]) -> Tokenizer:
+def build_tiktoken_backend(ranks: dict[bytes, int]) -> Tokenizer:
     """tiktoken's byte-level BPE (GLM-4, original layout)."""
-    shown = _byte_letters()
+    shown = _list_byte_letters()
 
     def spell(token: bytes) -> str:
         return "".join(shown[byte] for byte in token)
@@ -222,11 +222,11 @@ def tiktoken_backend(ranks: dict[bytes, int]) -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     _add_specials(tokenizer, list(GLM4_SPECIALS))
-    _frame(tokenizer, "[gMASK] <sop> $A", "[gMASK] <sop> $A $B <|endoftext|>")
+    _set_post_processor(tokenizer, "[gMASK] <sop> $A", "[gMASK] <sop> $A $B <|endoftext|>")
     return tokenizer
 
 
-def _byte_letters() -> dict[int, str]:
+def _list_byte_letters() -> dict[int, str]:
     """The printable letter that byte-level BPE writes for each byte (GPT-2's table)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = [byte for byte in range(256) if byte not in printable]
@@ -244,7 +244,7 @@ def _add_specials(tokenizer: Tokenizer, tokens: list[str]) -> None:
     )
 
 
-def _frame(tokenizer: Tokenizer, single: str, pair: str) -> None:
+def _set_post_processor(tokenizer: Tokenizer, single: str, pair: str) -> None:
     """What `add_special_tokens=True` puts around one text and around two."""
     names = {name for name in f"{single} {pair}".split() if not name.startswith("$")}
     tokenizer.post_processor = processors.TemplateProcessing(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-def image_tokens(model: SentencePieceModel, config: dict[str, Any], declared: int | None) -> int:
+def count_image_tokens(model: SentencePieceModel, config: dict[str, Any], declared: int | None) -> int:
     """How many ids ChatGLM-6B's checkpoint puts in front of the pieces: 0, in early releases 20000.
 
     The checkpoint's own ids decide, not the release: `bos_token_id` (or another special id) less the id of its piece.
@@ -46,7 +46,7 @@ def image_tokens(model: SentencePieceModel, config: dict[str, Any], declared: in
     return shift
 
 
-def check_fit(tokenizer: PreTrainedTokenizerFast, config: dict[str, Any], path: Path, stale: dict[str, str]) -> None:
+def require_matching_ids(tokenizer: PreTrainedTokenizerFast, config: dict[str, Any], path: Path, stale: dict[str, str]) -> None:
     """Refuse a tokenizer whose ids the model has no rows for, or whose special ids config.json gives otherwise.
 
     Args:

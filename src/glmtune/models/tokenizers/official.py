@@ -14,7 +14,7 @@ import sentencepiece
 _BLANKS = re.compile(" {2,80}")
 
 
-class OfficialIds:
+class SentencePieceIds:
     """Text to ids; special tokens typed in it stay text."""
 
     def __init__(self, model: Path):
@@ -24,7 +24,7 @@ class OfficialIds:
         return self._model.encode(text)
 
 
-class OfficialChatGLMIds(OfficialIds):
+class ChatGLMSentencePieceIds(SentencePieceIds):
     """ChatGLM-6B: white space is named before SentencePiece sees it, image tokens shift the ids."""
 
     def __init__(self, model: Path, image_tokens: int):

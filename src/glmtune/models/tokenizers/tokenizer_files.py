@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.errors import ModelError
-from glmtune.families import read_config
+from glmtune.families import read_model_config
 from glmtune.models.tokenizers import load_tokenizer
 from glmtune.models.tokenizers.backends import UNIGRAM
-from glmtune.models.tokenizers.ids import image_tokens
+from glmtune.models.tokenizers.ids import count_image_tokens
 from glmtune.models.tokenizers.sentencepiece_file import read_sentencepiece
 from glmtune.utils.io import write_json
 
@@ -51,10 +51,10 @@ def write_tokenizer(base: Path, family: str, folder: Path) -> None:
     """
     load_tokenizer(base, family=family).save_pretrained(str(folder))
     _name_as_transformers_4_does(folder / _CONFIG)
-    copy_published(base, folder)
+    copy_published_tokenizer(base, folder)
 
 
-def copy_published(base: Path, folder: Path) -> list[str]:
+def copy_published_tokenizer(base: Path, folder: Path) -> list[str]:
     """Copy the published tokenizer's file, where the base has one.
 
     Returns:
@@ -66,7 +66,7 @@ def copy_published(base: Path, folder: Path) -> list[str]:
     return names
 
 
-def require_published(base: Path) -> None:
+def require_published_tokenizer(base: Path) -> None:
     """Raises:
     ModelError: the folder does not have the published tokenizer's file.
     """
@@ -83,28 +83,28 @@ def write_published_tokenizer(base: Path, family: str, folder: Path) -> None:
     Raises:
         ModelError: see `require_published`.
     """
-    require_published(base)
-    copy_published(base, folder)
-    own = _read(base / _CONFIG)
+    require_published_tokenizer(base)
+    copy_published_tokenizer(base, folder)
+    own = _read_config(base / _CONFIG)
     if str(own.get("tokenizer_class", "")) == _PUBLISHED[family]["tokenizer_class"]:
         shutil.copyfile(base / _CONFIG, folder / _CONFIG)
         return
     made = dict(_PUBLISHED[family])
     if family == "chatglm":  # its published code would assume the 20,000 of the earliest release
         model = read_sentencepiece(base / PUBLISHED_FILES[0], UNIGRAM)
-        made["num_image_tokens"] = image_tokens(model, read_config(base), None)
+        made["num_image_tokens"] = count_image_tokens(model, read_model_config(base), None)
     made["auto_map"] = {"AutoTokenizer": [f"tokenization_chatglm.{made['tokenizer_class']}", None]}
     write_json(folder / _CONFIG, made)
 
 
 def _name_as_transformers_4_does(path: Path) -> None:
     """Two names that transformers 5 gave new, in the old spelling, which both versions read (vLLM may bring 4)."""
-    saved = _read(path)
+    saved = _read_config(path)
     saved["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(saved.get("extra_special_tokens"), list):
         saved["additional_special_tokens"] = saved.pop("extra_special_tokens")
     write_json(path, saved)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_config(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else {}

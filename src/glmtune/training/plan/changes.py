@@ -1,52 +1,61 @@
-"""The cheapest change that makes a run fit: each one is estimated, none is guessed."""
+"""Find the cheapest change of settings that makes a run fit; each change is estimated."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from glmtune.config import RunConfig
 from glmtune.errors import GlmtuneError
-from glmtune.training.plan.estimate import Request, estimate
-from glmtune.training.plan.workload import shortened
+from glmtune.training.plan.estimate import PlanRequest, estimate_memory
+from glmtune.training.plan.workload import truncate_blocks
+
+_MIN_LENGTH = 64  # tokens; a change does not shorten rows below it
 
 
 @dataclass(frozen=True)
-class Change:
-    """Settings to change, and what the run needs then."""
+class SettingsChange:
+    """Settings to change, and what the run needs with them."""
 
     settings: tuple[str, ...]
     """As `--set` takes them."""
-    costs: str
+    cost: str
+    """What the change costs the user, in words."""
     total: int
+    """Bytes."""
     fits: bool
 
 
 @dataclass(frozen=True)
 class _Step:
     settings: tuple[str, ...]
-    costs: str
-    apply: Callable[[Request], Request]
+    cost: str
+    apply: Callable[[PlanRequest], PlanRequest]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(setting.split("=")[0] for setting in self.settings)
 
 
-def cheapest_change(request: Request) -> Change | None:
-    """The first single change that makes a run fit, then the first combination; else the most that they give together;
-    None where there is nothing to change.
+def find_cheapest_change(request: PlanRequest) -> SettingsChange | None:
+    """The first single change that makes a run fit, else the first combination, else the change that saves most.
 
-    From what costs nothing to what changes the result: a smaller evaluation batch, gradient checkpointing, half the
-    batch with twice the accumulation, a base in 4 bits, an adapter in place of the whole model, shorter rows.
+    In order of cost: a smaller evaluation batch, gradient checkpointing, half the batch with twice the accumulation, a
+    base in 4 bits, an adapter instead of the full model, shorter rows.
+
+    Returns:
+        None where there is nothing to change.
     """
-    steps = list(_steps(request))
-    best: Change | None = None
+    steps = list(_list_steps(request))
+    best: SettingsChange | None = None
     for step in steps:
-        best = _tried(request, [step]) or best
+        best = _estimate_change(request, [step]) or best
         if best and best.fits:
             return best
-    together: list[_Step] = []
+    combination: list[_Step] = []
     for step in steps:
-        # A later step of the same settings replaces the earlier.
-        together = [one for one in together if _keys(one) != _keys(step)] + [step]
-        change = _tried(request, together)
+        # A later step with the same keys replaces the earlier.
+        combination = [other for other in combination if other.keys != step.keys] + [step]
+        change = _estimate_change(request, combination)
         if change and (best is None or change.total < best.total):
             best = change
         if best and best.fits:
@@ -54,23 +63,20 @@ def cheapest_change(request: Request) -> Change | None:
     return best
 
 
-def _tried(request: Request, steps: list[_Step]) -> Change | None:
-    changed = request
+def _estimate_change(request: PlanRequest, steps: list[_Step]) -> SettingsChange | None:
     for step in steps:
-        changed = step.apply(changed)
+        request = step.apply(request)
     try:
-        made = estimate(changed)
-    except GlmtuneError:  # a change that this method or base does not take
+        estimate = estimate_memory(request)
+    except GlmtuneError:  # the method or the base does not support the change
         return None
     settings = tuple(setting for step in steps for setting in step.settings)
-    return Change(settings, "; ".join(step.costs for step in steps), made.total, made.verdict == "fits")
+    cost = "; ".join(step.cost for step in steps)
+    return SettingsChange(settings, cost, estimate.total, estimate.verdict == "fits")
 
 
-def _keys(step: _Step) -> tuple[str, ...]:
-    return tuple(setting.split("=")[0] for setting in step.settings)
-
-
-def _steps(request: Request) -> Iterator[_Step]:
+def _list_steps(request: PlanRequest) -> Iterator[_Step]:
+    """Single changes, from what costs nothing to what changes the result."""
     arguments, run = request.arguments, request.run
     if request.eval_batch and len(request.eval_batch) > 1:
         yield _Step(
@@ -78,27 +84,43 @@ def _steps(request: Request) -> Iterator[_Step]:
             "slower evaluations",
             lambda r: replace(r, eval_batch=r.eval_batch and r.eval_batch[:1]),
         )
-    if request.batch and not (request.checkpointing and request.recomputed is None):
-        # The newer of two names counts wherever it is set.
-        newer = run.training.get("activation_checkpointing") is not None
+    if request.batch and not (request.checkpointing and request.checkpointed_layers is None):
+        # Where both names of the key are set, transformers reads the newer.
+        is_newer_key = run.training.get("activation_checkpointing") is not None
         yield _Step(
-            (f"training.{'activation' if newer else 'gradient'}_checkpointing=true",),
+            (f"training.{'activation' if is_newer_key else 'gradient'}_checkpointing=true",),
             "about a third slower",
-            lambda r: replace(r.with_arguments(activation_checkpointing=True), recomputed=None),
+            lambda r: replace(r.with_arguments(activation_checkpointing=True), checkpointed_layers=None),
         )
     size = arguments.per_device_train_batch_size
     while request.batch and size > 1:
         size //= 2
-        yield _halved(size, -(-arguments.gradient_accumulation_steps * arguments.per_device_train_batch_size // size))
-    yield from _smaller_base(request, run)
-    longest = run.data.max_length or run.data.max_source_length + run.data.max_target_length
-    for limit in (longest // 2, longest // 4):
-        if request.batch and limit >= 64:
-            yield _shorter(limit)
+        rows_per_step = arguments.gradient_accumulation_steps * arguments.per_device_train_batch_size
+        yield _halve_batch(size, -(-rows_per_step // size))
+
+    quantization = request.spec.quantization or run.model.quantization
+    if quantization is None and run.method in ("lora", "ptuning"):
+        yield _Step(("model.quantization=nf4",), "a base in 4 bits", _quantize_base)
+    if run.method in ("full", "freeze"):
+        yield _Step(("method=lora",), "an adapter", _use_lora)
+        yield _Step(("method=qlora",), "an adapter on a base in 4 bits", lambda r: _quantize_base(_use_lora(r)))
+
+    max_length = run.data.max_length or run.data.max_source_length + run.data.max_target_length
+    for limit in (max_length // 2, max_length // 4):
+        if request.batch and limit >= _MIN_LENGTH:
+            yield _limit_length(limit)
 
 
-def _halved(size: int, accumulation: int) -> _Step:
-    def apply(request: Request) -> Request:
+def _quantize_base(request: PlanRequest) -> PlanRequest:
+    return replace(request, run=replace(request.run, model=replace(request.run.model, quantization="nf4")))
+
+
+def _use_lora(request: PlanRequest) -> PlanRequest:
+    return replace(request, run=replace(request.run, method="lora"))
+
+
+def _halve_batch(size: int, accumulation: int) -> _Step:
+    def apply(request: PlanRequest) -> PlanRequest:
         return replace(
             request.with_arguments(gradient_accumulation_steps=accumulation),
             batch=request.batch and request.batch[:size],
@@ -108,32 +130,15 @@ def _halved(size: int, accumulation: int) -> _Step:
         f"training.per_device_train_batch_size={size}",
         f"training.gradient_accumulation_steps={accumulation}",
     )
-    return _Step(settings, "the same steps", apply)
+    return _Step(settings, "the same optimiser steps", apply)
 
 
-def _smaller_base(request: Request, run: RunConfig) -> Iterator[_Step]:
-    held = request.subject.held or run.model.quantization
-    if held is None and run.method in ("lora", "ptuning"):
-        yield _Step(
-            ("model.quantization=nf4",),
-            "a base in 4 bits",
-            lambda r: replace(r, run=replace(r.run, model=replace(r.run.model, quantization="nf4"))),
-        )
-    if run.method in ("full", "freeze"):
-        yield _Step(("method=lora",), "an adapter", lambda r: replace(r, run=replace(r.run, method="lora")))
-        yield _Step(
-            ("method=qlora",),
-            "an adapter on a base in 4 bits",
-            lambda r: replace(r, run=replace(r.run, method="lora", model=replace(r.run.model, quantization="nf4"))),
-        )
-
-
-def _shorter(limit: int) -> _Step:
-    def apply(request: Request) -> Request:
+def _limit_length(limit: int) -> _Step:
+    def apply(request: PlanRequest) -> PlanRequest:
         data = replace(request.run.data, max_length=limit)
-        batch, evaluation = (
-            items and shortened(items, limit, data.packing) for items in (request.batch, request.eval_batch)
+        batch, eval_batch = (
+            blocks and truncate_blocks(blocks, limit, data.packing) for blocks in (request.batch, request.eval_batch)
         )
-        return replace(request, run=replace(request.run, data=data), batch=batch, eval_batch=evaluation)
+        return replace(request, run=replace(request.run, data=data), batch=batch, eval_batch=eval_batch)
 
-    return _Step((f"data.max_length={limit}",), "longer rows are cut", apply)
+    return _Step((f"data.max_length={limit}",), "longer rows are truncated", apply)

@@ -1,90 +1,94 @@
-"""How much memory there is, and what is taken before the first tensor."""
+"""The memory of the device that a run is planned for, and the bytes that are in use before the first tensor."""
 
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from glmtune.errors import ConfigError
+from glmtune.utils.console import format_bytes
 
-GIB = 2**30
+# On a CPU: libraries that a training imports after its plan, and buffers of torch's threads and matrix products. From
+# `benchmarks/plan.py`, which compares plans with runs.
+CPU_LATE_BYTES = 30 * 2**20
 
-LATER = 30 * 2**20
-"""On a CPU: libraries that a training imports after its plan, and what torch's threads and products keep.
-From `benchmarks/plan.py`, which compares plans with runs."""
+# On a CPU: memory that the C library's allocator keeps beyond live tensors, as a multiple of a layer's working set. Its
+# short-lived tensors lie between long-lived ones and so leave holes. From `benchmarks/plan.py`.
+CPU_HEAP_FACTOR = 2.0
 
-KEPT_LAYERS = 2.0
-"""On a CPU: what the C library's allocator holds beyond what is alive, as a multiple of a layer's working set. Its
-tensors come and go between others that stay, and so leave holes. From `benchmarks/plan.py` too."""
+# On a CPU: the share of it that is kept without checkpointing and without LoRA. From the same table.
+CPU_HEAP_SHARE_OTHERS = 0.15
 
-KEPT_ELSEWHERE = 0.15
-"""On a CPU: the part of that which is kept without checkpointing and without LoRA. From the same table."""
+# On a CPU: the factor in 16 bits, where more tensors are small enough for the C library's heap. From one cell of the
+# same table.
+CPU_HEAP_FACTOR_16_BITS = 3.0
 
-KEPT_IN_16_BITS = 3.0
-"""On a CPU: so many times more in 16 bits, where more tensors are small enough for the C library's heap. From one cell
-of the same table."""
+# On a GPU: the CUDA context with the kernels and workspaces of torch and cuBLAS. Not measured: PyTorch's notes on CUDA
+# semantics give 32 MiB of cuBLAS workspace on Hopper, 8 MiB before; contexts take 300 to 700 MiB.
+CUDA_CONTEXT_BYTES = 800 * 2**20
 
-CUDA_OWN = 800 * 2**20
-"""On a GPU: CUDA's context with torch's and cuBLAS' kernels and workspaces. Stated, not measured here: PyTorch's
-notes on CUDA semantics give 32 MiB of cuBLAS workspace on Hopper, 8 MiB before; contexts take 300 to 700 MiB."""
+# On a GPU: the share of short-lived bytes that the caching allocator adds by rounding and splitting. Not measured.
+CUDA_ALLOCATOR_SHARE = 0.05
 
-CUDA_KEPT_BACK = 0.05
-"""On a GPU: the same share, for the caching allocator's rounding and splits. Stated, not measured here."""
-
-_UNITS = {"": GIB, "g": GIB, "gb": GIB, "gib": GIB, "m": 2**20, "mb": 2**20, "mib": 2**20, "t": 2**40, "tb": 2**40}
+_UNIT_BYTES = {"": 2**30, "g": 2**30, "gb": 2**30, "gib": 2**30, "m": 2**20, "mb": 2**20, "mib": 2**20}
+_UNIT_BYTES |= {"t": 2**40, "tb": 2**40}
 
 
 @dataclass(frozen=True)
-class Device:
-    """What a plan is made for."""
+class PlanDevice:
+    """The device that a plan is made for."""
 
     name: str
     memory: int
-    """Bytes that this run may take."""
-    gpu: bool
-    here: bool
+    """Bytes that the run may use."""
+    is_gpu: bool
+    is_local: bool
     """Whether it is in this machine."""
-    own: int
-    """Bytes taken by the process or the CUDA context itself."""
-    kept_back: float
+    context_bytes: int
+    """Bytes used by the process or the CUDA context itself."""
+    allocator_factor: float
     """What the allocator adds: a share of short-lived bytes on a GPU, a multiple of a layer's working set on a CPU."""
 
 
 def parse_memory(text: str) -> int:
-    """Bytes of `12GB`, `11.5`, `8000MiB`. A card's gigabyte is 2**30 bytes, whatever it is called.
+    """Bytes of `12GB`, `11.5` or `8000MiB`. On a GPU's label a gigabyte is 2**30 bytes, however it is written.
 
     Raises:
         ConfigError: not a size.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
-    if match is None or match[2].lower() not in _UNITS or not float(match[1]):
+    if match is None or match[2].lower() not in _UNIT_BYTES or not float(match[1]):
         raise ConfigError(f"--gpu-memory {text}: not a size of memory.", "For example: --gpu-memory 12GB")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    return int(float(match[1]) * _UNIT_BYTES[match[2].lower()])
 
 
-def pick_device(gpu_memory: str | None, use_cpu: bool = False) -> Device:
-    """The GPU that is described, else the one here, else this machine.
+def pick_device(gpu_memory: str | None, use_cpu: bool = False) -> PlanDevice:
+    """The GPU of the given size, else the GPU of this machine, else its CPU.
 
     Raises:
         ConfigError: `gpu_memory` is not a size.
     """
     if gpu_memory is not None:
         memory = parse_memory(gpu_memory)
-        return Device(f"a GPU of {_gib(memory)}", memory, True, False, CUDA_OWN, CUDA_KEPT_BACK)
+        name = f"a GPU of {format_bytes(memory)}"
+        return PlanDevice(name, memory, True, False, CUDA_CONTEXT_BYTES, CUDA_ALLOCATOR_SHARE)
     if torch.cuda.is_available() and not use_cpu:
         free, total = torch.cuda.mem_get_info()
-        # The context is in use already and counted in `own`.
-        free = min(free + CUDA_OWN + torch.cuda.memory_reserved(), total)
-        return Device(torch.cuda.get_device_name(), free, True, True, CUDA_OWN, CUDA_KEPT_BACK)
-    own = resident()
-    return Device("this machine's free memory", free_memory() + own, False, True, own + LATER, KEPT_LAYERS)
+        # The context is in use already and counted in `context_bytes`.
+        memory = min(free + CUDA_CONTEXT_BYTES + torch.cuda.memory_reserved(), total)
+        name = torch.cuda.get_device_name()
+        return PlanDevice(name, memory, True, True, CUDA_CONTEXT_BYTES, CUDA_ALLOCATOR_SHARE)
+    resident = read_resident_bytes()
+    memory = read_free_memory() + resident
+    return PlanDevice("this machine's free memory", memory, False, True, resident + CPU_LATE_BYTES, CPU_HEAP_FACTOR)
 
 
-def resident() -> int:
-    """Bytes of this process in memory; 0 where the system does not tell."""
+def read_resident_bytes() -> int:
+    """Bytes of this process in memory; 0 where the system does not report them."""
     try:
         pages = int(Path("/proc/self/statm").read_text("utf-8").split()[1])
     except (OSError, IndexError, ValueError):
@@ -94,49 +98,40 @@ def resident() -> int:
     return pages * resource.getpagesize()
 
 
-def free_memory() -> int:
-    """Bytes that this machine, or the container around this process, has left."""
-    free = [_available()]
+def read_free_memory() -> int:
+    """Free bytes of this machine, or of the container around this process."""
+    try:
+        match = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text("utf-8"), re.MULTILINE)
+    except OSError:
+        match = None
+    if match:
+        free = int(match[1]) * 1024
+    else:
+        import psutil  # of accelerate
+
+        free = int(psutil.virtual_memory().available)
     try:  # control groups, version 2
         limit = Path("/sys/fs/cgroup/memory.max").read_text("utf-8").strip()
         used = int(Path("/sys/fs/cgroup/memory.current").read_text("utf-8"))
-        told = Path("/sys/fs/cgroup/memory.stat").read_text("utf-8")
-        cached = re.search(r"^inactive_file (\d+)", told, re.MULTILINE)
+        statistics = Path("/sys/fs/cgroup/memory.stat").read_text("utf-8")
+        cached = re.search(r"^inactive_file (\d+)", statistics, re.MULTILINE)
         if limit != "max":
-            free.append(int(limit) - used + (int(cached[1]) if cached else 0))
+            free = min(free, int(limit) - used + (int(cached[1]) if cached else 0))
     except (OSError, ValueError):
         pass
-    return max(min(free), 0)
+    return max(free, 0)
 
 
-def _available() -> int:
-    try:
-        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text("utf-8"), re.MULTILINE)
-    except OSError:
-        found = None
-    if found:
-        return int(found[1]) * 1024
-    import psutil  # of accelerate
-
-    return int(psutil.virtual_memory().available)
-
-
-def _gib(count: float) -> str:
-    return f"{count / GIB:.1f} GB"
-
-
-def matmul_rate(dtype: torch.dtype, device: str) -> float:
-    """Floating-point operations a second of a square product, the best of a few."""
-    import time
-
-    side = 4096 if device == "cuda" else 1024
-    a, b = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
-    best = float("inf")
+def measure_matmul_rate(dtype: torch.dtype, device: str) -> float:
+    """Floating-point operations per second of a square matrix product, the best of four."""
+    size = 4096 if device == "cuda" else 1024
+    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    seconds = []
     for _ in range(4):
         start = time.perf_counter()
-        c = a @ b
+        product = a @ b
         if device == "cuda":
             torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    del c
-    return 2 * side**3 / best
+        seconds.append(time.perf_counter() - start)
+    del product
+    return 2 * size**3 / min(seconds)

@@ -1,4 +1,4 @@
-"""What a run needs at its worst moment, on one device."""
+"""Estimate the memory that a run needs at its peak, on one device."""
 
 from __future__ import annotations
 
@@ -11,40 +11,54 @@ import torch
 from transformers import TrainingArguments
 
 from glmtune.config import RunConfig
-from glmtune.data.batches import Collate, Item
-from glmtune.methods import method_of
-from glmtune.training.plan.device import KEPT_ELSEWHERE, KEPT_IN_16_BITS, Device
-from glmtune.training.plan.model_spec import Subject, build
-from glmtune.training.plan.process_share import kind_of, share_of
-from glmtune.training.plan.trace import Traced, traced
+from glmtune.data.batches import Block, BlockCollator
+from glmtune.methods import make_method
+from glmtune.training.deepspeed import find_zero_stage
+from glmtune.training.plan.device import CPU_HEAP_FACTOR_16_BITS, CPU_HEAP_SHARE_OTHERS, PlanDevice
+from glmtune.training.plan.model_spec import ModelSpec, build_meta_model
+from glmtune.training.plan.trace import StepTrace, StepTracer
+from glmtune.training.sharding import uses_fsdp
 
-MARGIN = 0.10
-"""How far off an estimate may be: what needs more than this beyond the memory cannot fit."""
+ERROR_MARGIN = 0.10
+"""Relative error of an estimate: what needs more than this beyond the memory cannot fit."""
 
-_WORKING = ("backward, first trained layer", "backward, first frozen layer")
-"""Moments at which one layer's activations and gradients are all that is left of a step's."""
+_ONE_LAYER_PHASES = ("backward, first trained layer", "backward, first frozen layer")
+"""Phases in which only one layer's activations and gradients are left of a step's."""
+
+_SHARDED_PARTS: dict[str, tuple[str, ...]] = {
+    "ddp": (),
+    "zero1": ("optimizer",),
+    "zero2": ("optimizer", "gradients"),
+    "zero3": ("optimizer", "gradients", "adapter", "weights"),
+    "fsdp": ("optimizer", "gradients", "adapter", "weights"),
+}
+"""Parts that processes divide among them, by kind of parallelism."""
 
 
 @dataclass(frozen=True)
-class Request:
-    """What to estimate."""
+class PlanRequest:
+    """A run to estimate."""
 
-    subject: Subject
+    spec: ModelSpec
     run: RunConfig
     arguments: TrainingArguments
     precision: torch.dtype
-    collate: Collate | None
-    batch: list[Item] | None
+    """Of the frozen weights."""
+    collate: BlockCollator | None
+    batch: list[Block] | None
     """The largest micro-batch; None: the weights alone."""
-    eval_batch: list[Item] | None
-    device: Device
-    processes: int
-    recomputed: int | None = None
-    """Of the layers, where checkpointing is on: so many from the first are checkpointed. None: all."""
+    eval_batch: list[Block] | None
+    device: PlanDevice
+    num_processes: int
+    checkpointed_layers: int | None = None
+    """Number of layers, from the first, that are checkpointed where checkpointing is on. None: all."""
 
-    def with_arguments(self, **values: Any) -> Request:
+    def with_arguments(self, **values: Any) -> PlanRequest:
         """The same with other training arguments."""
-        return replace(self, arguments=_changed(self.arguments, values))
+        arguments = copy.copy(self.arguments)
+        for name, value in values.items():
+            setattr(arguments, name, value)
+        return replace(self, arguments=arguments)
 
     @property
     def checkpointing(self) -> bool:
@@ -53,20 +67,22 @@ class Request:
 
 
 @dataclass
-class Estimate:
+class MemoryEstimate:
     """Bytes of one process."""
 
     parts: dict[str, int]
-    """At the worst moment: weights, adapter, gradients, optimizer, activations, logits, own (the process or the CUDA
-    context) and kept (by the allocator)."""
-    moment: str
+    """At the peak: weights, adapter, gradients, optimizer, activations, logits, own (the process or the CUDA context)
+    and kept (by the allocator)."""
+    phase: str
+    """Of the step, at the peak."""
     memory: int
-    products: float
+    """Bytes that there are."""
+    flops: float
     """Floating-point operations of the micro-batch."""
 
     @property
     def total(self) -> int:
-        """All parts."""
+        """Sum of the parts."""
         return sum(self.parts.values())
 
     @property
@@ -74,98 +90,116 @@ class Estimate:
         """`fits`, `tight` (within the estimate's error) or `too large`."""
         if self.total <= self.memory:
             return "fits"
-        return "tight" if self.total <= self.memory * (1 + MARGIN) else "too large"
+        return "tight" if self.total <= self.memory * (1 + ERROR_MARGIN) else "too large"
 
 
-def estimate(request: Request) -> Estimate:
-    """Trace a request and add up.
+def estimate_memory(request: PlanRequest) -> MemoryEstimate:
+    """Trace a run's steps and add what a trace does not see.
 
     Raises:
-        ConfigError: what the method refuses of this model.
+        ConfigError: the method does not support this model.
     """
-    moments, products = _needs(request)
-    if request.checkpointing and request.recomputed is not None:
-        plain = _needs(request.with_arguments(activation_checkpointing=False))
-        moments, products = _between(plain, (moments, products), request.recomputed / request.subject.layers)
-    worst = max(moments, key=lambda name: moments[name].total())
-    return Estimate(dict(moments[worst]), worst, request.device.memory, products)
+    trace = _trace_on_device(request)
+    if request.checkpointing and request.checkpointed_layers is not None:
+        without = _trace_on_device(request.with_arguments(activation_checkpointing=False))
+        trace = interpolate_traces(without, trace, request.checkpointed_layers / request.spec.layers)
+    peak = max(trace.phases, key=lambda name: trace.phases[name].total())
+    return MemoryEstimate(dict(trace.phases[peak]), peak, request.device.memory, trace.flops)
 
 
-def _between(
-    plain: tuple[dict[str, Counter[str]], float], all_: tuple[dict[str, Counter[str]], float], share: float
-) -> tuple[dict[str, Counter[str]], float]:
-    """What is needed with a share of the layers checkpointed. What a layer keeps is counted for the others; working
-    sets, which one layer has at a time, are those of a checkpointed one."""
-    moments = {}
-    for name, parts in all_[0].items():
-        less = plain[0][name]
-        moments[name] = Counter(
-            {part: size + int(max(less[part] - size, 0) * (1 - share)) for part, size in parts.items()}
+def interpolate_traces(without: StepTrace, full: StepTrace, share: float) -> StepTrace:
+    """A step with a share of the layers checkpointed.
+
+    What a layer keeps is counted for the others; working sets, of which there is one layer's at a time, are those of a
+    checkpointed layer.
+
+    Args:
+        without: no layer checkpointed.
+        full: all layers checkpointed.
+        share: of the layers that are, 0 to 1.
+    """
+    phases = {}
+    for name, parts in full.phases.items():
+        more = without.phases[name]
+        phases[name] = Counter(
+            {part: size + int(max(more[part] - size, 0) * (1 - share)) for part, size in parts.items()}
         )
-    return moments, all_[1] + (plain[1] - all_[1]) * (1 - share)
+    return StepTrace(phases, full.flops + (without.flops - full.flops) * (1 - share))
 
 
-def _needs(request: Request) -> tuple[dict[str, Counter[str]], float]:
-    """Bytes by part at each moment, and the micro-batch's operations."""
-    collate = request.collate
-    batch, eval_batch = (collate(items) if collate and items else None for items in (request.batch, request.eval_batch))
-    steps = traced(
-        request.subject, request.run, request.arguments, request.precision, batch, eval_batch, request.device.gpu
+def find_parallelism(run: RunConfig) -> str:
+    """How processes share the work: `ddp`, `fsdp` or `zero1` to `zero3`."""
+    if uses_fsdp(run):
+        return "fsdp"
+    return f"zero{find_zero_stage(run)}" if find_zero_stage(run) else "ddp"
+
+
+def _trace_on_device(request: PlanRequest) -> StepTrace:
+    """Trace a run's steps, with one process's share of each part and what its device adds."""
+    device, run, collate = request.device, request.run, request.collate
+    batch, eval_batch = (
+        collate(blocks) if collate and blocks else None for blocks in (request.batch, request.eval_batch)
     )
-    moments = {name: _on_device(parts, request, steps) for name, parts in steps.moments.items()}
-    if not request.device.gpu and _is_converted(request):
-        moments["loading"] = _while_loading(moments, request)
-    return moments, steps.products
+    tracer = StepTracer(request.spec, run, request.arguments, request.precision, batch, eval_batch, device.is_gpu)
+    trace = tracer.trace_model()
+
+    # On a CPU the allocator keeps a multiple of the activations of one layer, most of it where short-lived tensors lie
+    # between those that stay.
+    heap_share = 1.0 if request.checkpointing or run.method == "lora" else CPU_HEAP_SHARE_OTHERS
+    heap_factor = CPU_HEAP_FACTOR_16_BITS if request.arguments.bf16 or request.arguments.fp16 else 1.0
+    one_layer = next((trace.phases[name] for name in _ONE_LAYER_PHASES if name in trace.phases), Counter())
+    cpu_kept = one_layer["activations"] * (heap_share * heap_factor)
+
+    parallelism = find_parallelism(run)
+    trained_bytes = max(parts["gradients"] for parts in trace.phases.values())
+    gathered_bytes = 0
+    if request.num_processes > 1 and parallelism in ("zero3", "fsdp"):
+        gathered_bytes = _count_gathered_bytes(request)
+    phases = {}
+    for name, parts in trace.phases.items():
+        if request.num_processes > 1:
+            parts = _take_share(parts, parallelism, request.num_processes, trained_bytes, gathered_bytes)
+        gpu_kept = parts["gradients"] + parts["activations"] + parts["logits"]
+        kept = int((gpu_kept if device.is_gpu else cpu_kept) * device.allocator_factor)
+        phases[name] = Counter({**parts, "own": device.context_bytes, "kept": kept})
+
+    if not device.is_gpu and _is_converted(request):
+        # Weights are read through the page cache: the files' pages count as the process's own until they are released.
+        weights = next(iter(phases.values()))["weights"]
+        phases["loading"] = Counter({"weights": weights, "own": device.context_bytes, "files": request.spec.file_bytes})
+    return StepTrace(phases, trace.flops)
 
 
-def _on_device(parts: Counter[str], request: Request, steps: Traced) -> Counter[str]:
-    if request.processes > 1:
-        trained = max(moment["gradients"] for moment in steps.moments.values())
-        gathered = _gathered(request) if kind_of(request.run) in ("zero3", "fsdp") else 0
-        parts = share_of(parts, kind_of(request.run), request.processes, trained, gathered)
-    device = request.device
-    kept: float
-    if device.gpu:
-        kept = sum(parts[name] for name in ("gradients", "activations", "logits"))
+def _take_share(
+    parts: Counter[str], parallelism: str, num_processes: int, trained_bytes: int, gathered_bytes: int
+) -> Counter[str]:
+    """The parts of one of several processes.
+
+    Args:
+        parts: of a process that trains alone.
+        parallelism: from `find_parallelism`.
+        num_processes: that train together, at least 2.
+        trained_bytes: of the trained weights.
+        gathered_bytes: of the weights that are complete while they are in use.
+    """
+    sharded = _SHARDED_PARTS[parallelism]
+    share = Counter({part: -(-size // num_processes) if part in sharded else size for part, size in parts.items()})
+    if parallelism in ("zero3", "fsdp"):
+        share["weights"] += gathered_bytes
     else:
-        kept = _working_set(steps) * _holes(request)
-    return Counter({**parts, "own": device.own, "kept": int(kept * device.kept_back)})
+        share["gradients"] += trained_bytes  # a second copy: the buckets that are sent
+    return share
 
 
-def _working_set(steps: Traced) -> int:
-    """Bytes of activations while a single layer is at work."""
-    return next((steps.moments[name]["activations"] for name in _WORKING if name in steps.moments), 0)
+def _is_converted(request: PlanRequest) -> bool:
+    """Whether weights in memory differ from those on disk. If not, weights on a CPU are the memory-mapped files."""
+    method = make_method(request.run, request.spec.family, request.precision)
+    dtype = method.load_dtype(request.precision) or request.spec.dtype
+    return bool(request.run.model.quantization) or dtype is not request.spec.dtype
 
 
-def _holes(request: Request) -> float:
-    """How much more than elsewhere a CPU's heap keeps: most where short-lived tensors lie between those that stay."""
-    share = 1.0 if request.checkpointing or request.run.method == "lora" else KEPT_ELSEWHERE
-    return share * (KEPT_IN_16_BITS if request.arguments.bf16 or request.arguments.fp16 else 1.0)
-
-
-def _is_converted(request: Request) -> bool:
-    """Whether the base is held otherwise than on disk. If not, its weights on a CPU are the mapped files themselves."""
-    method = method_of(request.run, request.subject.family, request.precision)
-    dtype = method.load_dtype(request.precision) or request.subject.own
-    return bool(request.run.model.quantization) or dtype is not request.subject.own
-
-
-def _while_loading(moments: dict[str, Counter[str]], request: Request) -> Counter[str]:
-    """Weights are read through the page cache: the files' pages count as the process's own until they are let go."""
-    first = next(iter(moments.values()))
-    return Counter({"weights": first["weights"], "own": request.device.own, "files": request.subject.on_disk})
-
-
-def _gathered(request: Request) -> int:
-    """Weights that are whole while they are at work: two layers (one computes, the next is fetched), embedding and
-    head."""
-    made = request.subject, request.run, request.precision, True
-    one, two = (sum(p.nbytes for p in build(*made, layers, 1).parameters()) for layers in (1, 2))
+def _count_gathered_bytes(request: PlanRequest) -> int:
+    """Bytes of complete weights at a time: two layers (one computes, the next is fetched), embedding and head."""
+    model = request.spec, request.run, request.precision, True
+    one, two = (sum(p.nbytes for p in build_meta_model(*model, layers, 1).parameters()) for layers in (1, 2))
     return (one - (two - one)) + 2 * (two - one)
-
-
-def _changed(arguments: TrainingArguments, values: dict[str, Any]) -> TrainingArguments:
-    other = copy.copy(arguments)
-    for name, value in values.items():
-        setattr(other, name, value)
-    return other

@@ -1,6 +1,6 @@
-"""A step traced on tensors without memory, with few layers, and carried over to all of them.
+"""The memory of a step, traced on tensors without memory with few layers and extrapolated to all layers.
 
-A step's memory is affine in the number of layers at each of the named moments, so two traces give every depth exactly.
+In every phase a step's memory is affine in the number of layers, so two traces give every depth exactly.
 """
 
 from __future__ import annotations
@@ -8,184 +8,274 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import convert_outputs_to_fp32
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from glmtune.config import RunConfig
-from glmtune.methods import method_of
-from glmtune.quantization import packed_linear as linear
-from glmtune.training import loss
-from glmtune.training.plan.memory_tracker import PARTS, Watch
-from glmtune.training.plan.model_spec import Subject, build
-from glmtune.training.plan.step import Batch, run_steps
+from glmtune.methods import make_method
+from glmtune.quantization.packed_linear import DEVICE_CHUNK, PackedLinear
+from glmtune.training.loss import step_loss
+from glmtune.training.plan.memory_tracker import PARTS, MemoryTracker, track_layers
+from glmtune.training.plan.model_spec import ModelSpec, build_meta_model, find_layers
 
-_FEW = 3
-"""Layers of the smaller trace: the least in which a first, a second and a last but one can be told apart."""
+Batch = dict[str, Any]
+
+_FEW_LAYERS = 3
+"""Layers of the smaller trace: with fewer, the first, the second and the last but one would not be different layers."""
+
+_OPTIMIZER_BYTES = {
+    "8bit": 2.0,
+    "4bit": 1.0,
+    "sgd": 0.0,
+    "adafactor": 0.1,
+    "lion": 4.0,
+    "rmsprop": 4.0,
+    "adagrad": 4.0,
+}
+"""Bytes of state per trained number, by a part of the name, of optimisers that cannot run on fake tensors."""
 
 
 @dataclass
-class Traced:
+class StepTrace:
     """What a step needs."""
 
-    moments: dict[str, Counter[str]]
-    """Bytes by part at each moment."""
-    products: float
+    phases: dict[str, Counter[str]]
+    """Bytes by part at the peak of each phase."""
+    flops: float
     """Floating-point operations of a micro-batch in matrix products."""
 
-    @property
-    def worst(self) -> str:
-        """The moment that needs most."""
-        return max(self.moments, key=lambda name: self.moments[name].total())
+    def extrapolate(self, more: StepTrace, less: StepTrace, times: int) -> StepTrace:
+        """Add `times` the difference between two traces."""
+        phases = {
+            name: Counter(
+                {part: parts[part] + times * (more.phases[name][part] - less.phases[name][part]) for part in PARTS}
+            )
+            for name, parts in self.phases.items()
+        }
+        return StepTrace(phases, self.flops + times * (more.flops - less.flops))
 
 
-def traced(
-    subject: Subject,
-    run: RunConfig,
-    arguments: TrainingArguments,
-    precision: torch.dtype,
-    batch: Batch | None,
-    eval_batch: Batch | None,
-    on_gpu: bool,
-) -> Traced:
-    """The memory of a run's steps.
-
-    Args:
-        subject: the base.
-        run: its settings.
-        arguments: made of them.
-        precision: of the frozen weights.
-        batch: the largest micro-batch, from `Collate`; None: weights alone.
-        eval_batch: the largest of an evaluation; None: there is none.
-        on_gpu: autocast as CUDA does it.
-
-    Raises:
-        ConfigError: what the method refuses of this model.
-    """
-    whole = subject.layers
-    trained = min(run.freeze.trainable_layers, whole) if run.method == "freeze" else whole
-    frozen = whole - trained
-
-    trace = Step(subject, run, arguments, precision, (batch, eval_batch), on_gpu).trace
-    few_frozen, few_trained = (count if count <= _FEW + 1 else _FEW for count in (frozen, trained))
-    result = trace(few_frozen, few_trained)
-    for extra, start, count in ((1, few_frozen, frozen), (0, few_trained, trained)):
-        if count > start:
-            more = trace(few_frozen + extra, few_trained + 1 - extra)
-            result = _carried(result, _difference(more, trace(few_frozen, few_trained)), count - start)
-    return result
-
-
-def _difference(more: Traced, less: Traced) -> Traced:
-    return Traced(
-        {name: _minus(more.moments[name], parts) for name, parts in less.moments.items()},
-        more.products - less.products,
-    )
-
-
-def _carried(base: Traced, slope: Traced, times: int) -> Traced:
-    moments = {
-        name: Counter({part: parts[part] + times * slope.moments[name][part] for part in PARTS})
-        for name, parts in base.moments.items()
-    }
-    return Traced(moments, base.products + times * slope.products)
-
-
-def _minus(more: Counter[str], less: Counter[str]) -> Counter[str]:
-    return Counter({part: more[part] - less[part] for part in PARTS})
-
-
-_KEPT: dict[str, Traced] = {}
+_CACHE: dict[str, StepTrace] = {}
 
 
 @dataclass(frozen=True)
-class Step:
-    """What is traced, but for the number of layers; fields as of `traced`."""
+class StepTracer:
+    """Traces the steps of a run."""
 
-    subject: Subject
+    spec: ModelSpec
     run: RunConfig
     arguments: TrainingArguments
     precision: torch.dtype
-    batches: tuple[Batch | None, Batch | None]
+    """Of the frozen weights."""
+    batch: Batch | None
+    """The largest micro-batch, from `BlockCollator`; None: the weights alone."""
+    eval_batch: Batch | None
+    """The largest batch of an evaluation; None: no evaluation."""
     on_gpu: bool
+    """Whether to autocast and to group rows as on a GPU."""
 
-    def trace(self, frozen: int, trained: int) -> Traced:
-        """With so many layers; the same trace is not made twice in a process."""
-        key = f"{self._key()} {frozen} {trained}"
-        if key not in _KEPT:
-            _KEPT[key] = self._new_trace(frozen, trained)
-        return _KEPT[key]
+    def trace_model(self) -> StepTrace:
+        """Trace with few layers and extrapolate to the model's number of layers.
 
-    def _key(self) -> str:
+        Raises:
+            ConfigError: the method does not support this model.
+        """
+        layers = self.spec.layers
+        trained = min(self.run.freeze.trainable_layers, layers) if self.run.method == "freeze" else layers
+        frozen = layers - trained
+        few_frozen, few_trained = (n if n <= _FEW_LAYERS + 1 else _FEW_LAYERS for n in (frozen, trained))
+        few = result = self.trace_layers(few_frozen, few_trained)
+        if frozen > few_frozen:
+            result = result.extrapolate(self.trace_layers(few_frozen + 1, few_trained), few, frozen - few_frozen)
+        if trained > few_trained:
+            result = result.extrapolate(self.trace_layers(few_frozen, few_trained + 1), few, trained - few_trained)
+        return result
+
+    def trace_layers(self, frozen: int, trained: int) -> StepTrace:
+        """Trace with this number of frozen and trained layers; the same trace is made once per process."""
+        run, arguments = self.run, self.arguments
         shapes = [
             batch and (tuple(batch["input_ids"].shape), len(batch["targets"]), batch["row_lengths"].tolist())
-            for batch in self.batches
+            for batch in (self.batch, self.eval_batch)
         ]
-        run = self.run
-        settings = (run.model, run.method, run.lora, run.ptuning, self.arguments.to_json_string())
-        return repr((self.subject.folder, self.subject.config, settings, self.precision, shapes, self.on_gpu))
+        settings = (run.model, run.method, run.lora, run.ptuning, arguments.to_json_string())
+        model_key = (self.spec.folder, self.spec.config, settings, self.precision)
+        key = repr((*model_key, shapes, self.on_gpu, frozen, trained))
+        if key in _CACHE:
+            return _CACHE[key]
 
-    def _new_trace(self, frozen: int, trained: int) -> Traced:
-        subject, run, arguments = self.subject, self.run, self.arguments
         mixed = arguments.bf16 or arguments.fp16
-        adapter = method_of(run, subject.family, self.precision).keeps == "adapter"
-        watch = Watch(int(subject.config.vocab_size))
+        autocast_mode = _CudaAutocast if self.on_gpu and mixed else nullcontext
+        is_adapter = make_method(run, self.spec.family, self.precision).output_kind == "adapter"
+        tracker = MemoryTracker(int(self.spec.config.vocab_size))
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
-            model = build(subject, run, self.precision, mixed, frozen + trained, trained)
-            policy = _CudaAutocast if self.on_gpu and mixed else contextlib.nullcontext
-            with _without_memory(), policy(), _computed_as(self.on_gpu):
-                _put_on_cpu(model)
-                # Batches stay real: where rows end is read from them.
-                run_steps(watch, model, arguments, *self.batches, adapter, policy)
-        return Traced(watch.moments, watch.products)
+            model = build_meta_model(self.spec, run, self.precision, mixed, frozen + trained, trained)
+            # Tensors made here have shapes, dtypes and storages of the right size, but no memory. Batches stay real:
+            # the ends of rows are read from them.
+            with FakeTensorMode(allow_non_fake_inputs=True), autocast_mode():
+                _move_to_fake_cpu(model)
+                if self.on_gpu:
+                    for module in model.modules():
+                        if isinstance(module, PackedLinear):
+                            module.unpack_chunk = DEVICE_CHUNK
+                batches = self.batch, self.eval_batch
+                run_steps(
+                    tracker,
+                    model,
+                    arguments,
+                    *batches,
+                    is_adapter,
+                    single_rows=not self.on_gpu,
+                    recompute=autocast_mode,
+                )
+        _CACHE[key] = StepTrace(tracker.phases, tracker.flops)
+        return _CACHE[key]
+
+
+def run_steps(
+    tracker: MemoryTracker,
+    model: Any,
+    arguments: TrainingArguments,
+    batch: Batch | None,
+    eval_batch: Batch | None,
+    is_adapter: bool,
+    *,
+    single_rows: bool | None = None,
+    recompute: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> None:
+    """Run an optimiser step on gradients of zero, a micro-batch with the optimiser's state in place, and an evaluation.
+
+    Args:
+        tracker: is entered here and counts.
+        model: prepared by a method, on real or fake tensors.
+        arguments: of the run.
+        batch: from `BlockCollator`; None: no training.
+        eval_batch: the same for the evaluation; None: no evaluation.
+        is_adapter: the trained weights are an adapter beside the base's weights.
+        single_rows: as of `step_loss`.
+        recompute: context around what the backward pass computes again, where the caller's modes are off; not used by
+            reentrant checkpointing, which has no such option.
+    """
+    layers, head = find_layers(model), model.get_output_embeddings()
+    trained = sum(any(p.requires_grad for p in layer.parameters(recurse=True)) for layer in layers)
+    if arguments.activation_checkpointing:
+        settings: Any = arguments.activation_checkpointing_kwargs
+        options: dict[str, Any] = {"use_reentrant": False} | dict(settings or {})
+        if not options["use_reentrant"]:
+            options["context_fn"] = lambda: (nullcontext(), recompute())
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+    for tensor in (*model.parameters(), *model.buffers()):
+        tracker.add_tensor(tensor, "adapter" if is_adapter and tensor.requires_grad else "weights")
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(lambda p: tracker.add_tensor(p.grad, "gradients"))
+
+    with tracker, _autocast_forward(model, arguments), track_layers(tracker, layers, head, trained):
+        tracker.enter_phase("before the first layer")
+        state = None
+        if batch is not None:
+            model.train()
+            state = _step_optimizer(tracker, model, arguments)
+            tracker.enter_phase("before the first layer")
+            losses_N = step_loss(model, batch, single_rows)
+            loss = losses_N.sum() / len(losses_N)
+            del losses_N
+            loss.backward()
+            del loss
+            for parameter in model.parameters():
+                parameter.grad = None
+        if eval_batch is not None:
+            tracker.enter_phase("before the first layer")
+            with torch.no_grad():
+                step_loss(model.eval(), eval_batch, single_rows)
+        del state  # the optimiser's state is in memory during evaluations too
+
+
+def _step_optimizer(tracker: MemoryTracker, model: Any, arguments: TrainingArguments) -> Any:
+    """Step the run's optimiser on gradients of zero.
+
+    Returns:
+        The owner of the optimiser's state.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = _make_optimizer(arguments, parameters)
+    state = None
+    if optimizer is None:  # count a tensor as large as its state
+        name = str(getattr(arguments.optim, "value", arguments.optim))
+        bytes_each = next((size for part, size in _OPTIMIZER_BYTES.items() if part in name), 8.0)
+        size = int(bytes_each * sum(p.numel() for p in parameters))
+        state = torch.empty(size, dtype=torch.uint8, device=parameters[0].device)
+        tracker.add_tensor(state, "optimizer")
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+        tracker.add_tensor(parameter.grad, "gradients")
+    tracker.enter_phase("optimiser step")
+    if arguments.max_grad_norm:
+        nn.utils.clip_grad_norm_(parameters, arguments.max_grad_norm)
+    if optimizer is not None:
+        optimizer.step()
+        for values in optimizer.state.values():
+            for value in values.values():
+                if isinstance(value, torch.Tensor):
+                    tracker.add_tensor(value, "optimizer")
+    if arguments.gradient_accumulation_steps == 1:  # else those of earlier micro-batches are in memory
+        for parameter in parameters:
+            parameter.grad = None
+    return optimizer or state
+
+
+def _make_optimizer(arguments: TrainingArguments, parameters: list[nn.Parameter]) -> torch.optim.Optimizer | None:
+    """The run's optimiser if it is one of torch's; others read values of tensors or need a GPU."""
+    try:
+        optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    except (ImportError, ValueError, RuntimeError):
+        return None
+    return optimizer_class(parameters, **options) if optimizer_class.__module__.startswith("torch.optim") else None
 
 
 @contextlib.contextmanager
-def _without_memory() -> Iterator[None]:
-    """Tensors made here have shapes, types and storages of the right size, but no memory."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
+def _autocast_forward(model: Any, arguments: TrainingArguments) -> Iterator[None]:
+    """Autocast the model's forward as accelerate does: its outputs are converted to fp32."""
+    if not (arguments.bf16 or arguments.fp16):
         yield
-
-
-@contextlib.contextmanager
-def _computed_as(on_gpu: bool) -> Iterator[None]:
-    """On a GPU attention takes rows in groups, and packed matrices are unpacked in larger chunks; the trace is on the
-    CPU."""
-    ours, chunk = loss.lay_out, linear._CPU_CHUNK
-    loss.lay_out = partial(ours, single=not on_gpu)
-    linear._CPU_CHUNK = linear._DEVICE_CHUNK if on_gpu else chunk
+        return
+    forward = model.forward
+    dtype = torch.bfloat16 if arguments.bf16 else torch.float16
+    model.forward = convert_outputs_to_fp32(torch.autocast("cpu", dtype=dtype)(forward))
     try:
         yield
     finally:
-        loss.lay_out, linear._CPU_CHUNK = ours, chunk
+        del model.forward
 
 
-def _put_on_cpu(model: nn.Module) -> None:
+def _move_to_fake_cpu(model: nn.Module) -> None:
     """Replace tensors of the meta device by fake ones on the CPU: autocast and attention choose by device."""
-    made: dict[int, torch.Tensor] = {}
+    fakes: dict[int, torch.Tensor] = {}
     for module in model.modules():
-        for held in (module._parameters, module._buffers):
-            for name, tensor in held.items():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
                 if tensor is None:
                     continue
-                if id(tensor) not in made:
+                if id(tensor) not in fakes:
                     fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
                     is_parameter = isinstance(tensor, nn.Parameter)
-                    made[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if is_parameter else fake
-                held[name] = made[id(tensor)]  # type: ignore[assignment]
+                    fakes[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if is_parameter else fake
+                tensors[name] = fakes[id(tensor)]  # type: ignore[assignment]
 
 
 class _CudaAutocast(TorchFunctionMode):
-    """What CUDA's autocast computes in fp32 and the CPU's does not, of what these models call."""
+    """Compute in fp32 what CUDA's autocast does and the CPU's does not, of the functions that these models call."""
 
     _IN_FP32 = (F.layer_norm, torch.layer_norm, F.softmax, torch.softmax, torch.Tensor.softmax)
 

@@ -1,136 +1,136 @@
-"""What a run will be fed: its largest batches, its steps and its tokens."""
+"""The data of a run as a plan needs it: its largest batches, its steps and its tokens."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from transformers import IntervalStrategy, TrainingArguments
 
-from glmtune.data.batches import BlockDataset, Item
-from glmtune.families import IGNORE
+from glmtune.data.batches import Block, BlockDataset
+from glmtune.families import IGNORE_INDEX
 from glmtune.training.samplers import EpochSampler
-from glmtune.training.training_data import Rows
+from glmtune.training.training_data import TrainingData
 
-# Batches looked at one by one, and rows read to count their targets: what takes a fraction of a second.
-_BATCHES, _ROWS = 200_000, 4_000
+# Batches compared by their positions, and rows read to count their targets: both take a fraction of a second.
+_MAX_BATCHES, _MAX_ROWS_READ = 200_000, 4_000
 
 
 @dataclass
-class Work:
-    """The data of a run as a plan needs it."""
+class Workload:
+    """The largest batches of a run and the size of its data."""
 
-    batch: list[Item]
+    batch: list[Block]
     """The largest micro-batch of the training."""
-    eval_batch: list[Item] | None
+    eval_batch: list[Block] | None
+    """The largest batch of an evaluation; None: no evaluation."""
     steps: int
     tokens: int
     """Of all steps."""
     rows: int
     blocks: int
-    lengths: list[int]
-    """Shortest, median and longest block."""
+    block_lengths: list[int]
+    """Tokens of the shortest, the median and the longest block."""
 
 
-def work_of(rows: Rows, arguments: TrainingArguments, processes: int, weights: tuple[float, float]) -> Work:
-    """The largest batches, in the order that training draws them in.
+def make_workload(
+    training_data: TrainingData, arguments: TrainingArguments, num_processes: int, weights: tuple[float, float]
+) -> Workload:
+    """Find the largest batches, in the order in which training draws them.
 
     Args:
-        rows: of the run.
+        training_data: of the run.
         arguments: of the run.
-        processes: that share the work.
-        weights: bytes of a position and of a target, roughly: they decide which batch is the largest.
+        num_processes: that train together.
+        weights: approximate bytes of a position and of a target: they decide which batch is the largest.
     """
-    blocks, size = rows.train, arguments.per_device_train_batch_size
-    micro = math.ceil(len(blocks) / (size * processes))
-    each = math.ceil(micro / arguments.gradient_accumulation_steps)
-    steps = arguments.max_steps if arguments.max_steps > 0 else math.ceil(each * arguments.num_train_epochs)
-    # A run of no epochs draws none, but has a size.
-    wanted = min(max(steps, 1) * arguments.gradient_accumulation_steps * processes, _BATCHES)
-    held = rows.eval
-    evaluation = None
-    if held is not None and IntervalStrategy(arguments.eval_strategy) is not IntervalStrategy.NO:
-        in_order = _chunks(range(len(held)), arguments.per_device_eval_batch_size)
-        evaluation = _largest(held, in_order, weights)
+    blocks, size = training_data.train, arguments.per_device_train_batch_size
+    micro_batches = math.ceil(len(blocks) / (size * num_processes))
+    steps_per_epoch = math.ceil(micro_batches / arguments.gradient_accumulation_steps)
+    steps = arguments.max_steps if arguments.max_steps > 0 else math.ceil(steps_per_epoch * arguments.num_train_epochs)
+    # A run of 0 epochs draws no batch, but its plan needs one.
+    count = min(max(steps, 1) * arguments.gradient_accumulation_steps * num_processes, _MAX_BATCHES)
+
+    eval_blocks, eval_batch = training_data.eval, None
+    if eval_blocks is not None and IntervalStrategy(arguments.eval_strategy) is not IntervalStrategy.NO:
+        in_order = _split_batches(range(len(eval_blocks)), arguments.per_device_eval_batch_size)
+        eval_batch = _find_largest_batch(eval_blocks, in_order, weights)
     lengths = sorted(blocks.lengths)
-    return Work(
-        _largest(blocks, _drawn(blocks, arguments, size, processes, wanted), weights),
-        evaluation,
-        steps,
-        round(sum(lengths) * steps / each),
-        sum(len(block) for block in blocks.blocks),
-        len(blocks),
-        [lengths[0], lengths[len(lengths) // 2], lengths[-1]],
+    return Workload(
+        batch=_find_largest_batch(blocks, _draw_batches(blocks, arguments, num_processes, count), weights),
+        eval_batch=eval_batch,
+        steps=steps,
+        tokens=round(sum(lengths) * steps / steps_per_epoch),
+        rows=sum(len(block) for block in blocks.blocks),
+        blocks=len(blocks),
+        block_lengths=[lengths[0], lengths[len(lengths) // 2], lengths[-1]],
     )
 
 
-def _drawn(
-    blocks: BlockDataset, arguments: TrainingArguments, size: int, processes: int, wanted: int
+def _draw_batches(
+    blocks: BlockDataset, arguments: TrainingArguments, num_processes: int, count: int
 ) -> Iterator[list[int]]:
     """Micro-batches as `GlmTrainer` draws them, epoch after epoch."""
-    grouped = arguments.train_sampling_strategy == "group_by_length"
-    group = size * processes * arguments.gradient_accumulation_steps if grouped else None
+    size = arguments.per_device_train_batch_size
+    is_grouped = arguments.train_sampling_strategy == "group_by_length"
+    group = size * num_processes * arguments.gradient_accumulation_steps if is_grouped else None
     sampler = EpochSampler(blocks.lengths, arguments.seed, group)
     epoch = 0
-    while wanted > 0:
+    while count > 0:
         sampler.set_epoch(epoch)
-        for batch in _chunks(list(sampler), size):
+        for batch in _split_batches(list(sampler), size):
             yield batch
-            wanted -= 1
-            if not wanted:
+            count -= 1
+            if not count:
                 return
         epoch += 1
 
 
-def _chunks(numbers: Any, size: int) -> Iterator[list[int]]:
+def _split_batches(numbers: Sequence[int], size: int) -> Iterator[list[int]]:
     for start in range(0, len(numbers), size):
         yield list(numbers[start : start + size])
 
 
-def _largest(blocks: BlockDataset, batches: Iterator[list[int]], weights: tuple[float, float]) -> list[Item]:
-    """The batch of most bytes. Targets are counted in those of most positions only, as far as rows may be read."""
-    position, target = weights
+def _find_largest_batch(
+    blocks: BlockDataset, batches: Iterable[list[int]], weights: tuple[float, float]
+) -> list[Block]:
+    """The batch of most bytes. Targets are counted only in batches of most positions, up to a number of rows."""
+    position_weight, target_weight = weights
     ranked = sorted(
         {tuple(batch): sum(blocks.lengths[i] for i in batch) for batch in batches}.items(),
         key=lambda item: -item[1],
     )
-    best, most, read = None, -1.0, 0
+    largest, largest_bytes, rows_read = None, -1.0, 0
     for batch, positions in ranked:
-        if positions * (position + target) <= most or read > _ROWS:  # not even with a target at every position
+        # No later batch is larger, even with a target at every position.
+        if positions * (position_weight + target_weight) <= largest_bytes or rows_read > _MAX_ROWS_READ:
             break
-        items = [blocks[i] for i in batch]
-        read += sum(len(item) for item in items)
-        bytes_ = positions * position + target * sum(_targets(item) for item in items)
-        if bytes_ > most:
-            best, most = items, bytes_
-    assert best is not None
-    return best
+        batch_blocks = [blocks[i] for i in batch]
+        rows_read += sum(len(block) for block in batch_blocks)
+        targets = sum(int(label) != IGNORE_INDEX for b in batch_blocks for _, row in b for label in row.labels[1:])
+        batch_bytes = positions * position_weight + target_weight * targets
+        if batch_bytes > largest_bytes:
+            largest, largest_bytes = batch_blocks, batch_bytes
+    assert largest is not None
+    return largest
 
 
-def _targets(item: Item) -> int:
-    return sum(sum(int(label) != IGNORE for label in row.labels[1:]) for _, row in item)
-
-
-def shortened(items: list[Item], longest: int, packed: bool) -> list[Item]:
-    """A batch as it would be under a lower limit: rows cut at their end, and blocks of no more than `longest`."""
-    made = []
-    for item in items:
-        kept: Item = []
-        room = longest
-        for number, row in item:
-            if room < 2:
+def truncate_blocks(blocks: list[Block], max_length: int, packing: bool) -> list[Block]:
+    """A batch as it would be under a lower limit: rows cut at their end, and blocks of no more than `max_length`."""
+    result = []
+    for block in blocks:
+        new_block: Block = []
+        free = max_length
+        for number, row in block:
+            if free < 2:
                 break
-            end = min(len(row.input_ids), room if packed else longest)
-            cut = dataclasses.replace(
-                row,
-                input_ids=row.input_ids[:end],
-                labels=row.labels[:end],
-                context=min(row.context, end - 1),
+            end = min(len(row.input_ids), free if packing else max_length)
+            short_row = dataclasses.replace(
+                row, input_ids=row.input_ids[:end], labels=row.labels[:end], context=min(row.context, end - 1)
             )
-            kept.append((number, cut))
-            room -= end
-        made.append(kept)
-    return made
+            new_block.append((number, short_row))
+            free -= end
+        result.append(new_block)
+    return result

@@ -1,1 +1,0 @@
-"""Nothing: stands where a requirement asks for torchaudio and no sound is processed."""

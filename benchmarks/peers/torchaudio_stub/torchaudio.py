@@ -1,0 +1,1 @@
+"""Empty: for requirements of torchaudio where no audio is processed."""

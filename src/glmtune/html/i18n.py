@@ -1,0 +1,43 @@
+"""Texts of reports, web page and command line in every language: locales/zh.json and locales/en.json, with equal keys.
+
+Keys begin with who shows them: `report.`, `ui.` or `metric.` (names of scores).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import cache
+from importlib.resources import files
+
+LANGUAGES = {"zh": "中文", "en": "English"}
+"""Code of a language -> its own name."""
+
+
+@cache
+def load_texts(lang: str) -> dict[str, str]:
+    """Load all texts of a language of `LANGUAGES`."""
+    path = files("glmtune.html").joinpath("locales").joinpath(f"{lang}.json")
+    texts: dict[str, str] = json.loads(path.read_text("utf-8"))
+    return texts
+
+
+def text(key: str, lang: str, **values: object) -> str:
+    """The text of a key, with its `{names}` replaced by values.
+
+    Raises:
+        KeyError: there is no such key, or a name has no value.
+    """
+    message = load_texts(lang)[key]
+    return message.format(**values) if values else message
+
+
+def has_text(key: str) -> bool:
+    """Whether there is a text of this key."""
+    return key in load_texts("en")
+
+
+def default_language() -> str:
+    """The language of the locale: zh for a Chinese one, else en."""
+    names = (os.environ.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
+    return "zh" if next(filter(None, names), "").lower().startswith("zh") else "en"
