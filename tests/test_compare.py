@@ -16,11 +16,11 @@ from glmtune.errors import ConfigError, DataError, RunError
 from glmtune.evaluation import model_switcher as staging
 from glmtune.evaluation.candidates import list_names, open_candidates
 from glmtune.evaluation.comparison import compare_models, default_compare_output, read_entries
-from glmtune.evaluation.comparison_tables import print_comparison, print_forgetting, format_stars
 from glmtune.evaluation.eval_folder import EvalFolder, read_predictions
 from glmtune.evaluation.model_switcher import ModelSwitcher
-from glmtune.evaluation.pairs import list_changed_rows, select_common_rows, compare_pairs
+from glmtune.evaluation.pairs import compare_pairs, list_changed_rows, select_common_rows
 from glmtune.evaluation.statistics import compare_by_bootstrap
+from glmtune.evaluation.terminal_tables import format_stars, print_comparison, print_forgetting
 from glmtune.generation.reply import Sampling
 from glmtune.methods.base_info import BaseInfo
 from glmtune.methods.lora import Lora

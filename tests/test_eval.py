@@ -18,7 +18,7 @@ from glmtune.evaluation import evaluate as evaluation
 from glmtune.evaluation.dataset import read_eval_data
 from glmtune.evaluation.eval_folder import EvalFolder, read_predictions
 from glmtune.evaluation.evaluate import summarize_records
-from glmtune.evaluation.metrics import score_pair, measure_variety
+from glmtune.evaluation.metrics import measure_variety, score_pair
 from glmtune.evaluation.model_info import load_target
 from glmtune.evaluation.sampled import score_questions
 from glmtune.evaluation.scoring import score_reply

@@ -15,11 +15,11 @@ from glmtune.config import ForgetConfig, load_config
 from glmtune.data.encoding import EncodedRow
 from glmtune.errors import ConfigError, DataError, ModelError, RunError
 from glmtune.evaluation import model_switcher as staging
-from glmtune.evaluation.forgetting.forget import measure_forgetting, read_limits, open_pair
-from glmtune.evaluation.forgetting.kl import measure_divergence, count_targets, trace_tokens
+from glmtune.evaluation.forgetting.forget import measure_forgetting, open_pair, read_limits
+from glmtune.evaluation.forgetting.kl import count_targets, measure_divergence, trace_tokens
 from glmtune.evaluation.forgetting.probe import CATEGORIES, load_probe
 from glmtune.evaluation.forgetting.probing import ForgettingProbe, spread_items
-from glmtune.evaluation.forgetting.verdict import BothSides, suggest_remedies, judge_forgetting
+from glmtune.evaluation.forgetting.verdict import BothSides, judge_forgetting, suggest_remedies
 from glmtune.families import IGNORE_INDEX
 from glmtune.generation.load import load_for_generation
 from glmtune.methods.tuned_model import load_with_adapter

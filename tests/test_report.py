@@ -16,16 +16,15 @@ import report_folders as folders
 import typer
 from typer.testing import CliRunner
 
-from glmtune import report
+import glmtune
 from glmtune.cli.report import report as report_command
 from glmtune.errors import ConfigError, RunError
 from glmtune.evaluation.forgetting.probe import CATEGORIES, LANGUAGES
 from glmtune.html.i18n import load_texts
-from glmtune.report import write_pngs, write_report
-from glmtune.report.charts import tick_text, ticks
-from glmtune.report.gather import gather
-from glmtune.report.page import render
-from glmtune.report.series import smoothed, thinned
+from glmtune.html.plots import format_tick, pick_ticks, smooth_points, thin_points
+from glmtune.report import write_pictures, write_report
+from glmtune.report.contents import read_contents
+from glmtune.report.page import render_page
 
 KINDS = list(folders.WRITERS)
 VOID = {"meta", "input", "br"}
@@ -74,7 +73,7 @@ class Page(HTMLParser):
 
 
 def page_of(folder: Path, lang: str = "en") -> Page:
-    return Page(render(gather(folder), lang))
+    return Page(render_page(read_contents(folder), lang))
 
 
 @pytest.fixture(params=KINDS)
@@ -160,19 +159,25 @@ def test_both_languages_are_there_and_one_is_chosen(folder, lang):
 
 
 def test_every_text_is_used():
+    """Keys stand whole or with variable parts in Python (f-strings) and in templates (joined by ~)."""
+    package = Path(glmtune.__file__).parent
     patterns = set()
-    for path in Path(report.__file__).parent.glob("*.py"):
+    for path in [*(package / "report").rglob("*.py"), *(package / "html").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.JoinedStr):
                 parts = [re.escape(v.value) if isinstance(v, ast.Constant) else r"\S+" for v in node.values]
                 patterns.add("".join(parts))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 patterns.add(re.escape(node.value))
-    patterns = {pattern for pattern in patterns if re.search("[a-z]", pattern.replace(r"\S", ""))}
-    probed = {f"category.{name}" for name in CATEGORIES} | {f"language.{name}" for name in LANGUAGES}
-    keys = {key.removeprefix("report.") for key in load_texts("en") if key.startswith("report.")}
+    for path in [*(package / "report").rglob("*.j2"), *(package / "html").rglob("*.j2")]:
+        for expression in re.findall(r'(?:"[^"]*"|\w+)(?:\s*~\s*(?:"[^"]*"|\w+))*', path.read_text("utf-8")):
+            parts = re.findall(r'"([^"]*)"|(\w+)', expression)
+            patterns.add("".join(re.escape(literal) if literal else r"\S+" for literal, _ in parts))
+    patterns = {pattern for pattern in patterns if pattern.startswith("report")}
+    probed = {f"report.category.{name}" for name in CATEGORIES} | {f"report.language.{name}" for name in LANGUAGES}
+    keys = {key for key in load_texts("en") if key.startswith("report.")}
     assert probed <= keys
-    assert [key for key in keys if key not in probed and not any(re.fullmatch(p, key) for p in patterns)] == []
+    assert sorted(key for key in keys if key not in probed and not any(re.fullmatch(p, key) for p in patterns)) == []
 
 
 def test_an_unknown_language_is_refused(folder):
@@ -284,7 +289,7 @@ def test_a_run_of_which_only_the_config_is_there(tmp_path):
     text = Page(write_report(run).read_text("utf-8")).read("en")
     assert "No step has been logged yet" in text
     assert "chatglm3-6b, tuned with LoRA (base in nf4) on – rows of train.json" in text
-    assert write_pngs(run) == []
+    assert write_pictures(run) == []
 
 
 def test_a_log_cut_in_the_middle_of_a_line(tmp_path):
@@ -327,7 +332,7 @@ def test_numbers_that_json_cannot_say(tmp_path):
     assert "nan" not in text
     assert "inf" not in text
     assert "25.0823.85 – –3" in text
-    assert write_pngs(tmp_path) == [tmp_path / "scores.png"]
+    assert write_pictures(tmp_path) == [tmp_path / "scores.png"]
 
 
 def test_lone_surrogates_do_not_stop_it(tmp_path):
@@ -381,29 +386,29 @@ def test_curves_are_drawn_where_the_numbers_are(tmp_path):
 
 def test_thinning_keeps_peaks():
     raw = [(float(i), float(i == 777)) for i in range(5000)]
-    kept = thinned(raw)
+    kept = thin_points(raw)
     assert len(kept) <= 600
     assert (777.0, 1.0) in kept
     assert kept == sorted(kept)
-    assert thinned(raw[:600]) == raw[:600]
+    assert thin_points(raw[:600]) == raw[:600]
 
 
 def test_smoothing_does_not_lag_and_keeps_the_ends():
     line = [(float(i), 2.0 * i) for i in range(100)]
-    assert [value for _, value in smoothed(line)] == pytest.approx([value for _, value in line])
+    assert [value for _, value in smooth_points(line)] == pytest.approx([value for _, value in line])
     jagged = [(float(i), float(i % 2)) for i in range(100)]
-    assert smoothed(jagged)[0] == pytest.approx(jagged[0])
-    assert smoothed(jagged)[-1] == pytest.approx(jagged[-1])
-    assert all(0.4 < value < 0.6 for _, value in smoothed(jagged)[10:90])
-    assert smoothed(line[:20]) == []
+    assert smooth_points(jagged)[0] == pytest.approx(jagged[0])
+    assert smooth_points(jagged)[-1] == pytest.approx(jagged[-1])
+    assert all(0.4 < value < 0.6 for _, value in smooth_points(jagged)[10:90])
+    assert smooth_points(line[:20]) == []
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 3.2), (1e-5, 1e-4), (0.0, 212_345.0), (-1.0, 1.0), (11.9, 12.1)])
 def test_ticks_are_round_and_inside(low, high):
-    found = ticks(low, high, 4)
+    found = pick_ticks(low, high, 4)
     assert 2 <= len(found) <= 6
     assert all(low - 1e-9 <= value <= high + 1e-9 for value in found)
-    assert all(len(tick_text(value)) <= 6 for value in found)
+    assert all(len(format_tick(value)) <= 6 for value in found)
 
 
 def test_one_point_is_a_chart_too(tmp_path):
@@ -411,7 +416,7 @@ def test_one_point_is_a_chart_too(tmp_path):
     folders.write_lines(run / "metrics.jsonl", folders.log(40)[:1])
     page = page_of(run)
     assert [attrs for tag, attrs in page.tags if tag == "circle" and attrs["class"] == "dot first"]
-    assert "nan" not in render(gather(run), "en").lower()
+    assert "nan" not in render_page(read_contents(run), "en").lower()
 
 
 def test_pictures_lie_beside_the_page(folder):
@@ -421,7 +426,7 @@ def test_pictures_lie_beside_the_page(folder):
         "eval": {"scores.png"},
         "comparison": {"scores.png"},
         "forgetting": {"forgetting.png"},
-    }[gather(folder).kind]
+    }[read_contents(folder).kind]
     assert {path.name for path in folder.glob("*.png")} == expected
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in folder.glob("*.png"))
 

@@ -16,7 +16,7 @@ import torch
 from glmtune.bench.measure import check_sizes, count_weight_bytes, measure_model
 from glmtune.errors import ConfigError, GlmtuneError, ModelError
 from glmtune.evaluation.candidates import list_names
-from glmtune.generation.compiled_step import require_gpu, compile_step
+from glmtune.generation.compiled_step import compile_step, require_gpu
 from glmtune.methods.lora_merge import merge_adapter
 from glmtune.methods.ptuning import is_prefix_folder
 from glmtune.methods.tuned_model import load_with_adapter, resolve_target
@@ -192,7 +192,9 @@ def measure_case(case: BenchmarkCase, sizes: BenchmarkSizes) -> dict[str, Any]:
     resolved = resolve_target(case.target, base=case.base)
     inspected = inspect_checkpoint(resolved.base, family=resolved.family, hub=resolved.hub)
     adapter = None if case.form == "base" else resolved.adapter
-    model: Any = load_with_adapter(inspected, adapter, dtype=case.dtype, device=case.device, quantization=case.quantization)
+    model: Any = load_with_adapter(
+        inspected, adapter, dtype=case.dtype, device=case.device, quantization=case.quantization
+    )
     if case.form == "merged":
         model = merge_adapter(model)
     if case.compiled:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.table import Table
 
+from glmtune.html.plots import new_figure, save_figure
 from glmtune.utils.console import get_console
-from glmtune.utils.io import explain_write_errors, open_atomic, write_json
+from glmtune.utils.io import explain_write_errors, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,19 +62,14 @@ def write_results(folder: Path, figures: dict[str, Any]) -> list[Path]:
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(paths[0], figures)
-        with open_atomic(paths[1]) as temporary:
-            _draw_results(figures["results"]).savefig(temporary, format="png")
+        save_figure(_draw_results(figures["results"]), paths[1])
     return paths
 
 
 def _draw_results(results: Sequence[dict[str, Any]]) -> Figure:
     """Bars of decoding speed by batch size, with the share of the limit; bars of memory."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     sizes = [measurement["batch_size"] for measurement in results[0]["measured"]]
-    figure = Figure(figsize=(11, 1.6 + 0.3 * len(results) * (len(sizes) + 1)), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure((11, 1.6 + 0.3 * len(results) * (len(sizes) + 1)))
     speed, memory = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     height = 0.8 / len(sizes)
     for i, size in enumerate(sizes):

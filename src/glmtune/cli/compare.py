@@ -57,10 +57,10 @@ def compare(
     from glmtune.evaluation.candidates import open_candidates
     from glmtune.evaluation.comparison import compare_models as compare_entries
     from glmtune.evaluation.comparison import default_compare_output, read_entries
-    from glmtune.evaluation.comparison_tables import print_comparison
     from glmtune.evaluation.forgetting.forget import read_limits
     from glmtune.evaluation.forgetting.probe import load_probe
     from glmtune.evaluation.forgetting.probing import ForgettingProbe, spread_items
+    from glmtune.evaluation.terminal_tables import print_comparison
     from glmtune.generation.reply import Sampling
     from glmtune.report import write_report
     from glmtune.utils.console import print_message, silence_libraries, use_stderr
@@ -74,7 +74,11 @@ def compare(
         entries = read_entries(contenders, data, limit=limit)
         sampling = Sampling(max_new_tokens or entries[0].data.rules.max_target_length)
         leader = next((target for target, each in zip(targets, contenders, strict=True) if each.run), targets[0])
-        probe = ForgettingProbe(spread_items(load_probe(), forget_limit), read_limits(leader, []), batch_size) if forget else None
+        probe = (
+            ForgettingProbe(spread_items(load_probe(), forget_limit), read_limits(leader, []), batch_size)
+            if forget
+            else None
+        )
         folder = output or default_compare_output(entries, sampling)
         try:
             comparison = compare_entries(
@@ -120,17 +124,17 @@ def forget(
 
     The exit code is 0 if the verdict is pass or warn, 3 if it is fail.
     """
-    from glmtune.evaluation.comparison_tables import print_forgetting
     from glmtune.evaluation.forgetting.forget import (
         EXIT_CODES,
         default_forget_output,
-        read_limits,
         open_pair,
+        read_limits,
         write_forgetting,
     )
     from glmtune.evaluation.forgetting.forget import measure_forgetting as measure_forgetting
     from glmtune.evaluation.forgetting.probe import load_probe
     from glmtune.evaluation.forgetting.probing import spread_items
+    from glmtune.evaluation.terminal_tables import print_forgetting
     from glmtune.report import write_report
     from glmtune.utils.console import print_message, silence_libraries, use_stderr
 
@@ -146,4 +150,4 @@ def forget(
         path = write_forgetting(folder, result, shlex.join(["glmtune", *sys.argv[1:]]))
     print_forgetting(result)
     print_message(f"Report: {write_report(folder, lang)}   numbers: {path}")
-    raise typer.Exit(EXIT_CODES[result["verdict"]])
+    raise typer.Exit(EXIT_CODES[result.verdict])

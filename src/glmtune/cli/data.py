@@ -54,7 +54,7 @@ def check_data(
     from glmtune.data.check_fix import FixWriter, scan_raw_rows
     from glmtune.data.check_report import print_check_report, report_to_dict
     from glmtune.data.check_rows import CheckReport, RowChecker, scan_sources
-    from glmtune.data.histogram import draw_histogram
+    from glmtune.data.histogram import draw_length_histogram
     from glmtune.utils.console import show_status, use_stderr
 
     writer = FixWriter(fix) if fix is not None else None
@@ -76,7 +76,7 @@ def check_data(
     fix_result = writer.result if writer else None
     if png is not None:
         limit = model_checker.rules.max_row_length if model_checker else None
-        draw_histogram(report.total, png, report.unit, limit)
+        draw_length_histogram(report.total, png, report.unit, limit)
     if as_json:
         result = report_to_dict(report, sources, model_checker, fix_result)
         typer.echo(json.dumps(result, ensure_ascii=False, indent=2))

@@ -54,10 +54,10 @@ def eval_(
     Prompts are those of training. Give the same command again to continue a killed evaluation.
     """
     from glmtune.evaluation.dataset import read_eval_data
-    from glmtune.evaluation.evaluate import check_sampling, default_output, evaluate, describe_settings
+    from glmtune.evaluation.evaluate import check_sampling, default_output, describe_settings, evaluate
     from glmtune.evaluation.model_info import load_target, read_settings
-    from glmtune.evaluation.table import print_scores
-    from glmtune.generation.compiled_step import require_gpu, compile_step
+    from glmtune.evaluation.terminal_tables import print_scores
+    from glmtune.generation.compiled_step import compile_step, require_gpu
     from glmtune.generation.reply import Sampling
     from glmtune.report import write_report
     from glmtune.run_dir import is_run

@@ -74,8 +74,8 @@ def chat(
     """Talk to a model or a tuned run. Inside: /clear, /system TEXT, /exit."""
     from rich.console import Console
 
-    from glmtune.generation.chat_session import ChatSession, run_chat, format_calls
-    from glmtune.generation.compiled_step import require_gpu, compile_step
+    from glmtune.generation.chat_session import ChatSession, format_calls, run_chat
+    from glmtune.generation.compiled_step import compile_step, require_gpu
     from glmtune.generation.cpu_prepack import prepack_weights
     from glmtune.generation.load import load_for_generation
     from glmtune.generation.reply import Sampling

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from glmtune.utils.io import open_atomic
+from glmtune.html.plots import save_histogram
 
 PERCENTILES = (50, 90, 95, 99)
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -95,26 +95,15 @@ def render_bars(bins: list[Bin], width: int = 40) -> list[str]:
     return lines
 
 
-def draw_histogram(lengths: LengthCounts, path: Path, unit: str, limit: int | None = None) -> None:
-    """Write the histogram as a PNG file. Its labels are in English: Chinese fonts may not be installed."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+def draw_length_histogram(lengths: LengthCounts, path: Path, unit: str, limit: int | None = None) -> None:
+    """Draw the histogram as a PNG file."""
     bins = make_bins(lengths, max_bins=50)
     widths = [item.last - item.first + 1 for item in bins]
     if len(bins) > 1 and widths[-1] > widths[0]:  # draw the wider last bin as wide as the others
         widths[-1] = widths[0]
-    axes.bar([item.first for item in bins], [item.count for item in bins], widths, align="edge", edgecolor="white")
-    if limit:
-        axes.axvline(limit, color="tab:red", linestyle="--", label=f"limit {limit:,}")
+    bars = [(float(item.first), float(width), item.count) for item, width in zip(bins, widths, strict=True)]
     percentile = lengths.percentile(95)
-    axes.axvline(percentile, color="tab:gray", linestyle=":", label=f"95 % up to {percentile:,}")
-    axes.set(
-        xlabel=f"{unit} of a row", ylabel="rows", title=f"{len(lengths):,} rows, longest {lengths.longest:,} {unit}"
-    )
-    axes.legend()
-    with open_atomic(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+    lines = {f"limit {limit:,}": float(limit)} if limit else {}
+    lines[f"95 % up to {percentile:,}"] = float(percentile)
+    title = f"{len(lengths):,} rows, longest {lengths.longest:,} {unit}"
+    save_histogram(bars, path, f"{unit} of a row", title, lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from glmtune.config import RunConfig, dump_yaml, load_config
 from glmtune.config_parsing import build_dataclass
 from glmtune.evaluation.candidates import open_candidates
 from glmtune.evaluation.comparison import compare_models, read_entries
-from glmtune.evaluation.comparison_tables import print_comparison
+from glmtune.evaluation.terminal_tables import print_comparison
 from glmtune.generation.reply import Sampling
 from glmtune.report import write_report
 from glmtune.run_dir import RunDir
@@ -77,13 +78,13 @@ def run_demo(output: Path) -> RunDir:
             device="cpu",
             command=command,
         )
-    print_comparison({**comparison, "changed": []})
+    print_comparison(replace(comparison, changed=[]))
 
     table = Table(title="The same prompts before and after", show_lines=True, expand=True)
     for heading, ratio in (("prompt", 3), ("base", 3), ("tuned", 5)):
         table.add_column(heading, ratio=ratio, overflow="fold")
-    for row in comparison["changed"][:REPLIES_SHOWN]:
-        table.add_row(*(escape(cell) for cell in (row["prompt"][-1]["content"], *row["replies"])))
+    for row in comparison.changed[:REPLIES_SHOWN]:
+        table.add_row(*(escape(cell) for cell in (row.prompt[-1]["content"], *row.replies)))
     get_console().print(table, soft_wrap=False)
 
     losses = [entry["loss"] for entry in run.read_metrics() if "loss" in entry]

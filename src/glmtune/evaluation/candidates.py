@@ -12,7 +12,7 @@ import torch
 
 from glmtune.config import RunConfig
 from glmtune.data.cache import hash_tokenizer
-from glmtune.evaluation.model_info import ModelInfo, hash_folder, find_run, read_settings
+from glmtune.evaluation.model_info import ModelInfo, find_run, hash_folder, read_settings
 from glmtune.methods.base_info import require_same_base
 from glmtune.methods.tuned_model import ModelTarget, is_adapter, resolve_target
 from glmtune.models.loading import Checkpoint, inspect_checkpoint

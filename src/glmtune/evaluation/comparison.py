@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from glmtune.config import DataConfig
-from glmtune.errors import ConfigError, DataError, RunError
+from glmtune.errors import ConfigError, DataError
 from glmtune.evaluation.candidates import Candidate
 from glmtune.evaluation.dataset import EvalData, read_eval_data
 from glmtune.evaluation.eval_folder import Record, read_predictions
-from glmtune.evaluation.evaluate import evaluate, describe_settings, summarize_records
+from glmtune.evaluation.evaluate import describe_settings, evaluate, summarize_records
 from glmtune.evaluation.forgetting.forget import describe_training
 from glmtune.evaluation.forgetting.probing import BaseAnswers, ForgettingProbe
 from glmtune.evaluation.model_info import ModelInfo
 from glmtune.evaluation.model_switcher import ModelSwitcher
-from glmtune.evaluation.pairs import list_changed_rows, select_common_rows, compare_pairs
+from glmtune.evaluation.pairs import compare_pairs, list_changed_rows, select_common_rows
+from glmtune.evaluation.results import COMPARISON_FILE, ComparisonResult, EvaluationResult, ForgettingResult
 from glmtune.evaluation.reuse import copy_evaluation, is_same_evaluation
 from glmtune.evaluation.scoring import make_printable
 from glmtune.generation.load import LoadedModel
 from glmtune.generation.reply import Sampling
 from glmtune.utils.console import print_message, print_warning
-from glmtune.utils.io import write_text
+from glmtune.utils.io import explain_write_errors, iso_timestamp, slugify, write_text
 
 _EVALS = Path("evals")
 _NOT_SHARED = ("train", "eval", "eval_fraction", "packing", "prefix")
@@ -54,7 +53,9 @@ def read_entries(contenders: Sequence[Candidate], path: str, *, limit: int | Non
         raise ConfigError("There is nothing to compare with: one model was given.", "Give two or more.")
     leader = next((each for each in contenders if each.run), contenders[0])
     rules = leader.config.data
-    others = [each.name for each in contenders if each.run and _list_shared_rows(each.config.data) != _list_shared_rows(rules)]
+    others = [
+        each.name for each in contenders if each.run and _list_shared_rows(each.config.data) != _list_shared_rows(rules)
+    ]
     if others:
         print_warning(f"Rows are read by the data settings of {leader.name}; {', '.join(others)} had others.")
     titles = dict.fromkeys(each.base.family.title for each in contenders)
@@ -90,8 +91,8 @@ def compare_models(
     dtype: str | None = None,
     device: str | None = None,
     command: str = "",
-) -> dict[str, Any]:
-    """Answer the rows with every contender, score the replies against the first one's, and write the comparison.
+) -> ComparisonResult:
+    """Answer the rows with every candidate, score the replies against the first one's, and write the comparison.
 
     A folder that holds a part of the same comparison is continued. Evaluations of the same models on the same rows that
     lie in a run or in `evals` are taken over.
@@ -106,9 +107,6 @@ def compare_models(
         device: a GPU if there is one when None.
         command: what repeats the comparison.
 
-    Returns:
-        The content of comparison.json.
-
     Raises:
         RunError: the folder holds other replies, or cannot be written.
         DataError: no row is left that all of them can answer.
@@ -122,7 +120,9 @@ def compare_models(
         print_message(f"[{i + 1}/{len(entries)}] {contender.name}{held}", "bold")
         round_.take(i, *stage.load(contender))
     comparison = round_.comparison()
-    _write(output / "comparison.json", comparison)
+    text = make_printable(json.dumps(comparison.to_dict(), ensure_ascii=False, indent=2))
+    with explain_write_errors(output):
+        write_text(output / COMPARISON_FILE, text + "\n")
     return comparison
 
 
@@ -142,7 +142,7 @@ def default_compare_output(entries: Sequence[ComparisonEntry], sampling: Samplin
     digest = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:8]
     runs = {entry.contender.run.root for entry in entries if entry.contender.run}
     place = runs.pop() / "eval" if len(runs) == 1 else _EVALS
-    return place / f"compare-{_plain(Path(first.path).name.split('.')[0])}-{digest}"
+    return place / f"compare-{slugify(Path(first.path).name.split('.')[0], 'data')}-{digest}"
 
 
 class _ComparisonRun:
@@ -160,8 +160,8 @@ class _ComparisonRun:
         self._entries, self._output, self._sampling = entries, output, sampling
         self._probe, self._batch_size = probe, batch_size
         self._command = command
-        self._metrics: dict[int, dict[str, Any]] = {}
-        self._forgetting: dict[int, dict[str, Any]] = {}
+        self._results: dict[int, EvaluationResult] = {}
+        self._forgetting: dict[int, ForgettingResult] = {}
         self._before: BaseAnswers | None = None
 
     def take(self, i: int, opened: LoadedModel, model: ModelInfo) -> None:
@@ -171,8 +171,9 @@ class _ComparisonRun:
         earlier = None if folder.exists() else is_same_evaluation(_list_places(entry.contender), settings)
         if earlier is not None:
             print_message(f"{earlier}: evaluated before, taken over.")
-            _taken(earlier, folder)
-        self._metrics[i] = evaluate(
+            with explain_write_errors(folder):
+                copy_evaluation(earlier, folder)
+        self._results[i] = evaluate(
             *(opened, model, entry.data, folder, self._sampling),
             batch_size=self._batch_size,
             command=self._command,
@@ -182,11 +183,11 @@ class _ComparisonRun:
         if i == 0:
             self._before = self._probe.ask_base(opened, model)
         elif self._before is not None and self._is_tuned(entry.contender):
-            asked = self._probe.ask_tuned(self._before, opened, model, *describe_training(entry.contender))
-            self._forgetting[i] = {**asked, "command": self._command, "finished_at": _now()}
+            result = self._probe.ask_tuned(self._before, opened, model, *describe_training(entry.contender))
+            self._forgetting[i] = replace(result, command=self._command, finished_at=iso_timestamp())
 
-    def comparison(self) -> dict[str, Any]:
-        """The content of comparison.json."""
+    def comparison(self) -> ComparisonResult:
+        """Compare the replies to the rows that all models have answered."""
         models = select_common_rows([read_predictions(self._folder(i)) for i in range(len(self._entries))])
         rows = len(models[0])
         if not rows:
@@ -194,19 +195,19 @@ class _ComparisonRun:
                 f"{self._entries[0].data.path}: no row is left that all models can answer within the limits.",
                 "Raise them: --set data.max_source_length=2048",
             )
-        fewer = max(metrics["data"]["rows"] for metrics in self._metrics.values()) - rows
+        fewer = max(result.data.rows for result in self._results.values()) - rows
         if fewer:
             print_warning(f"{fewer} rows are left out: too long for one of the models.")
-        return {
-            "kind": "comparison",
-            "data": {**self._metrics[0]["data"], "rows": rows},
-            "models": [_on(self._metrics[i], records) for i, records in enumerate(models)],
-            "pairs": compare_pairs(models),
-            "changed": list_changed_rows(models),
-            "forgetting": [self._forgetting.get(i) for i in range(len(models))],
-            "command": self._command,
-            "finished_at": _now(),
-        }
+        return ComparisonResult(
+            kind="comparison",
+            data=replace(self._results[0].data, rows=rows),
+            models=[_restrict_result(self._results[i], records) for i, records in enumerate(models)],
+            pairs=compare_pairs(models),
+            changed=list_changed_rows(models),
+            forgetting=[self._forgetting.get(i) for i in range(len(models))],
+            command=self._command,
+            finished_at=iso_timestamp(),
+        )
 
     def _is_tuned(self, contender: Candidate) -> bool:
         """Whether it can have forgotten what the first one knows: it reads the same ids, and is another model."""
@@ -215,7 +216,7 @@ class _ComparisonRun:
         return same_ids and first.identity != contender.identity
 
     def _folder(self, i: int) -> Path:
-        return self._output / f"{i}-{_plain(self._entries[i].contender.name)}"
+        return self._output / f"{i}-{slugify(self._entries[i].contender.name, 'data')}"
 
 
 def _group_by_base(contenders: Sequence[Candidate]) -> list[int]:
@@ -234,37 +235,9 @@ def _list_places(contender: Candidate) -> list[Path]:
     return sorted(found) + sorted(_EVALS.glob("*/")) + sorted(_EVALS.glob("compare-*/*/"))
 
 
-def _taken(earlier: Path, folder: Path) -> None:
-    try:
-        copy_evaluation(earlier, folder)
-    except OSError as error:
-        raise _explain_write_error(folder, error) from None
-
-
-def _on(metrics: dict[str, Any], records: list[Record]) -> dict[str, Any]:
-    """The metrics over the rows that all models share."""
-    metrics = {key: value for key, value in metrics.items() if key != "settings"}  # only a finished one's has them
-    if metrics["data"]["rows"] == len(records):
-        return metrics
-    return {**metrics, **summarize_records(records), "data": {**metrics["data"], "rows": len(records)}}
-
-
-def _write(path: Path, comparison: dict[str, Any]) -> None:
-    try:
-        write_text(path, make_printable(json.dumps(comparison, ensure_ascii=False, indent=2)) + "\n")
-    except OSError as error:
-        raise _explain_write_error(path.parent, error) from None
-
-
-def _explain_write_error(folder: Path, error: OSError) -> RunError:
-    return RunError(
-        f"{folder}: cannot be written ({error.strerror or error}).", "Free some space, or choose another --output."
-    )
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "data"
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+def _restrict_result(result: EvaluationResult, records: list[Record]) -> EvaluationResult:
+    """The result over the rows that all models share."""
+    result = replace(result, settings=None)  # results that were evaluated before have them
+    if result.data.rows == len(records):
+        return result
+    return replace(result, **summarize_records(records), data=replace(result.data, rows=len(records)))

@@ -14,11 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from glmtune.errors import RunError
+from glmtune.evaluation.results import EvaluationResult
 from glmtune.evaluation.scoring import make_printable
-from glmtune.utils.io import write_text
+from glmtune.utils.io import explain_write_errors, find_json_object, lock_folder, parse_dataclass, write_text
 
 Record = dict[str, Any]
 
@@ -48,32 +47,20 @@ class EvalFolder:
         Raises:
             RunError: one does, or the folder cannot be made.
         """
-        lock = FileLock(self.root / ".lock", timeout=0)
-        try:
-            with _writing(self.root):
-                self.root.mkdir(parents=True, exist_ok=True)
-                lock.acquire()
-        except Timeout:
-            raise RunError(
-                f"{self.root}: another process is evaluating in this folder.",
-                "Wait for it, or choose another --output.",
-            ) from None
-        try:
+        with lock_folder(self.root, "evaluating"):
             yield
-        finally:
-            lock.release()
 
-    def read_finished(self) -> dict[str, Any] | None:
-        """metrics.json of the same evaluation, if it was finished before.
+    def read_finished(self) -> EvaluationResult | None:
+        """Read the result of the same evaluation, if it was finished before.
 
         Raises:
             RunError: the folder holds an evaluation of other data or with other settings.
         """
         if self.partial.is_file() or not self.predictions.is_file():
             return None
-        metrics = _read_json(self.metrics)
-        self._require_same(metrics.get("settings") or {}, self.predictions)
-        return metrics
+        result: EvaluationResult = parse_dataclass(EvaluationResult, find_json_object(self.metrics))
+        self._require_same(result.settings or {}, self.predictions)
+        return result
 
     def begin(self) -> None:
         """Read what an earlier, killed evaluation left, or start anew.
@@ -83,7 +70,7 @@ class EvalFolder:
         """
         if self.partial.is_file() and self._read_partial():
             return
-        with _writing(self.root):
+        with explain_write_errors(self.root):
             write_text(self.partial, _format_line(self._settings))
 
     def add(self, records: list[Record], seconds: float) -> None:
@@ -92,7 +79,7 @@ class EvalFolder:
         Raises:
             RunError: it cannot be written.
         """
-        with _writing(self.root), self.partial.open("a", encoding="utf-8") as stream:
+        with explain_write_errors(self.root), self.partial.open("a", encoding="utf-8") as stream:
             stream.write(_format_line({"seconds": seconds, "records": records}))
         self._records += records
         self.seconds += seconds
@@ -102,7 +89,7 @@ class EvalFolder:
         """The replies so far, in the order of the data."""
         return sorted(self._records, key=lambda record: record["row"])
 
-    def write_results(self, metrics: dict[str, Any]) -> None:
+    def write_results(self, result: EvaluationResult) -> None:
         """Write the finished files; the partial one goes last.
 
         Raises:
@@ -110,11 +97,11 @@ class EvalFolder:
         """
         records = self.records
         pairs = ({"labels": record["reference"], "predict": record["prediction"]} for record in records)
-        whole = json.dumps({**metrics, "settings": self._settings}, ensure_ascii=False, indent=2)
-        with _writing(self.root):
+        metrics = json.dumps({**result.to_dict(), "settings": self._settings}, ensure_ascii=False, indent=2)
+        with explain_write_errors(self.root):
             write_text(self.predictions, "".join(_format_line(record) for record in records))
             write_text(self.root / "generated_predictions.txt", "".join(_format_line(pair) for pair in pairs))
-            write_text(self.metrics, make_printable(whole) + "\n")
+            write_text(self.metrics, make_printable(metrics) + "\n")
             self.partial.unlink()
 
     def _read_partial(self) -> bool:
@@ -137,20 +124,10 @@ class EvalFolder:
             raise RunError(f"{where}: replies to {theirs.get('data', 'other data')}, not to {ours['data']}.", hint)
         names = [name for name in ours if name != "data" and theirs.get(name) != ours[name]]
         if names:
-            other = "; ".join(f"{name} {_truncate_value(theirs.get(name))}, not {_truncate_value(ours[name])}" for name in names)
+            other = "; ".join(
+                f"{name} {_truncate_value(theirs.get(name))}, not {_truncate_value(ours[name])}" for name in names
+            )
             raise RunError(f"{where}: made with other settings ({other}).", hint)
-
-
-@contextmanager
-def _writing(root: Path) -> Iterator[None]:
-    try:
-        yield
-    except Timeout:  # an OSError too
-        raise
-    except OSError as error:
-        raise RunError(
-            f"{root}: cannot be written ({error.strerror or error}).", "Free some space, or choose another --output."
-        ) from None
 
 
 def find_unfinished(folders: Iterable[Path], settings: dict[str, Any]) -> Path | None:
@@ -186,15 +163,6 @@ def _iterate_lines(path: Path) -> Iterator[dict[str, Any]]:
             if not isinstance(value, dict):
                 return
             yield value
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; an empty one where there is none."""
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _format_line(value: dict[str, Any]) -> str:

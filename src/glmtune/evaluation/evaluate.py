@@ -23,6 +23,7 @@ from glmtune.evaluation.eval_folder import EvalFolder, Record, find_unfinished
 from glmtune.evaluation.metrics import measure_variety
 from glmtune.evaluation.model_info import ModelInfo
 from glmtune.evaluation.reference_loss import compute_reference_loss
+from glmtune.evaluation.results import DataInfo, EvaluationResult
 from glmtune.evaluation.scoring import score_reply
 from glmtune.evaluation.statistics import summarize_scores
 from glmtune.generation.batched import GeneratedReply, generate_batched
@@ -30,11 +31,12 @@ from glmtune.generation.load import LoadedModel
 from glmtune.generation.reply import Sampling
 from glmtune.training.summary import collect_versions
 from glmtune.utils.console import ProgressBar, print_message, print_warning
+from glmtune.utils.io import file_timestamp, iso_timestamp, slugify
 
-_COUNTED = ("empty", "truncated", "repeated_tail")
+_FAULTS = ("empty", "truncated", "repeated_tail")
 _EVALS = Path("evals")
-# Nats beyond which a perplexity fits into no float.
-_MOST = 700
+# Loss in nats from which on the perplexity exceeds a float.
+_MAX_LOSS = 700
 _SUFFIXES = re.compile(r"(\.(json|jsonl|csv|parquet|txt))?(\.gz)?$")
 
 
@@ -48,8 +50,8 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 8,
     command: str = "",
-) -> dict[str, Any]:
-    """Answer every row, score the replies, take the loss of the references, and write the evaluation's folder.
+) -> EvaluationResult:
+    """Answer every row, score the replies, compute the loss of the references, and write the evaluation's folder.
 
     A folder that holds a part of the same evaluation is continued; one that holds all of it is read.
 
@@ -63,9 +65,6 @@ def evaluate(
         batch_size: rows at once.
         command: what repeats the evaluation.
 
-    Returns:
-        The content of metrics.json.
-
     Raises:
         RunError: the folder holds other replies, or cannot be written.
         ModelError: there is not even memory for one row.
@@ -74,70 +73,50 @@ def evaluate(
     with folder.lock():
         finished = folder.read_finished()
         if finished is not None:
-            print_message(f"{output}: evaluated before, read from there.")
+            print_message(f"{output}: evaluated before; its results are used.")
             return finished
         folder.begin()
         if answered := len(folder.records):
             print_message(f"{output}: {answered} of {len(data.rows)} rows are answered already.")
         _answer_rows(opened, data, folder, sampling, seed, batch_size)
-        metrics = {
-            "kind": "eval",
-            "model": model.as_dict(),
-            **_described(data, folder.records),
-            **_losses(opened, data, batch_size),
-            "sampling": {**asdict(sampling), "seed": seed},
-            **_speed(folder),
-            "device": _device(opened.model.device),
-            "versions": {**collect_versions(), **{name: version(name) for name in ("jieba", "rouge-chinese", "nltk")}},
-            "command": command,
-            "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        }
-        folder.write_results(metrics)
-    return metrics
 
-
-def _described(data: EvalData, records: Sequence[Record]) -> dict[str, Any]:
-    """The part of metrics.json that tells of the data and of the replies."""
-    return {
-        "data": {
-            "path": data.path,
-            "digest": data.digest,
-            "rows": len(records),
-            "rules": asdict(data.rules),
-            "counts": data.counts.as_dict(),
-            "notes": data.notes,
-        },
-        **summarize_records(records),
-    }
-
-
-def _losses(opened: LoadedModel, data: EvalData, batch_size: int) -> dict[str, Any]:
-    with ProgressBar("loss", len(data.encoded)) as progress:
-        loss, targets = compute_reference_loss(
-            *(opened.model, opened.tokenizer, opened.family, data.encoded),
-            batch_size=batch_size,
-            on_done=progress.add,
-            warn=print_warning,
+        with ProgressBar("loss", len(data.encoded)) as progress:
+            loss, targets = compute_reference_loss(
+                *(opened.model, opened.tokenizer, opened.family, data.encoded),
+                batch_size=batch_size,
+                on_done=progress.add,
+                warn=print_warning,
+            )
+        records, device = folder.records, opened.model.device
+        is_gpu = device.type == "cuda"
+        tokens = sum(record["tokens"] for record in records)
+        result = EvaluationResult(
+            kind="eval",
+            model=model,
+            data=DataInfo(data.path, data.digest, len(records), asdict(data.rules), data.counts.as_dict(), data.notes),
+            **summarize_records(records),
+            loss=finite_or_none(loss),
+            perplexity=finite_or_none(math.exp(loss) if loss < _MAX_LOSS else math.inf),
+            loss_tokens=targets,
+            sampling={**asdict(sampling), "seed": seed},
+            seconds=round(folder.seconds, 3),
+            tokens_per_second=round(tokens / max(folder.seconds, 1e-9), 2),
+            device=torch.cuda.get_device_name(device) if is_gpu else f"CPU ({platform.machine()})",
+            versions=collect_versions() | {name: version(name) for name in ("jieba", "rouge-chinese", "nltk")},
+            command=command,
+            finished_at=iso_timestamp(),
         )
-    perplexity = math.exp(loss) if loss < _MOST else math.inf
-    return {"loss": _finite(loss), "perplexity": _finite(perplexity), "loss_tokens": targets}
-
-
-def _speed(folder: EvalFolder) -> dict[str, float]:
-    tokens = sum(record["tokens"] for record in folder.records)
-    return {
-        "seconds": round(folder.seconds, 3),
-        "tokens_per_second": round(tokens / max(folder.seconds, 1e-9), 2),
-    }
+        folder.write_results(result)
+    return result
 
 
 def summarize_records(records: Sequence[Record]) -> dict[str, Any]:
-    """The part of metrics.json that records alone decide: `scores`, `variety` and `counts`."""
+    """Summarize what records alone decide: `scores`, `variety` and `counts` of an `EvaluationResult`."""
     scores = [record["scores"] for record in records]
     return {
-        "scores": {name: asdict(score) for name, score in summarize_scores(scores).scores.items()},
+        "scores": summarize_scores(scores).scores,
         "variety": measure_variety(record["prediction"] for record in records),
-        "counts": {name: sum(row[name] > 0 for row in scores) for name in _COUNTED},
+        "counts": {name: sum(row[name] > 0 for row in scores) for name in _FAULTS},
     }
 
 
@@ -166,12 +145,12 @@ def default_output(target: str, data: str, run: Path | None, settings: dict[str,
         run: the run, if the target is one.
         settings: from `settings_of`.
     """
-    name = _plain(_SUFFIXES.sub("", Path(data).name))
+    name = slugify(_SUFFIXES.sub("", Path(data).name), "data")
     if run is not None:
         return run / "eval" / name
-    start = f"{_plain(Path(target).name)}-{name}-"
+    start = f"{slugify(Path(target).name, 'data')}-{name}-"
     earlier = find_unfinished(sorted(_EVALS.glob(f"{glob.escape(start)}*")), settings)
-    return earlier or _EVALS / f"{start}{time.strftime('%Y%m%d-%H%M%S')}"
+    return earlier or _EVALS / f"{start}{file_timestamp()}"
 
 
 def check_sampling(sampling: Sampling, batch_size: int) -> None:
@@ -241,14 +220,6 @@ def make_record(row: EvalRow, generated: GeneratedReply, opened: LoadedModel) ->
     }
 
 
-def _device(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})"
-
-
-def _finite(value: float) -> float | None:
-    """JSON knows no other numbers."""
+def finite_or_none(value: float) -> float | None:
+    """The value if it is finite; JSON has no other numbers."""
     return value if math.isfinite(value) else None
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "data"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from glmtune.evaluation.overlap import compute_overlap
-from glmtune.evaluation.repetition import compute_distinct, has_repeated_tail, compute_repeated_share
+from glmtune.evaluation.repetition import compute_distinct, compute_repeated_share, has_repeated_tail
 
 EMPTY = "empty"
 """The flag, 0 or 100, of a prediction without a character to read."""

@@ -34,7 +34,9 @@ class ModelInfo:
     dtype: str
 
     @classmethod
-    def from_loaded(cls, name: str, base: Checkpoint, found: ModelTarget, adapter_digest: str | None, dtype: torch.dtype) -> ModelInfo:
+    def from_loaded(
+        cls, name: str, base: Checkpoint, found: ModelTarget, adapter_digest: str | None, dtype: torch.dtype
+    ) -> ModelInfo:
         """How results name a base and what was put onto it.
 
         Args:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
 
 from glmtune.evaluation.eval_folder import Record
+from glmtune.evaluation.results import ChangedRow, ScorePair
 from glmtune.evaluation.statistics import compare_by_bootstrap
 
 _BY = "rouge_l"
@@ -20,22 +19,22 @@ def select_common_rows(models: Sequence[Sequence[Record]]) -> list[list[Record]]
     return [[record for record in records if record["row"] in common] for records in models]
 
 
-def compare_pairs(models: Sequence[Sequence[Record]]) -> list[dict[str, Any]]:
-    """Every later model against the first, score by score: `a`, `b`, `score` and `difference` (b above a).
+def compare_pairs(models: Sequence[Sequence[Record]]) -> list[ScorePair]:
+    """Compare every later model with the first, score by score.
 
     Args:
-        models: from `on_common_rows`.
+        models: from `select_common_rows`.
     """
     first, *others = models
     return [pair for b, records in enumerate(others, start=1) for pair in _compare_records(first, records, b)]
 
 
-def list_changed_rows(models: Sequence[Sequence[Record]], most: int = 20) -> list[dict[str, Any]]:
-    """The rows whose ROUGE-L differs most from the first model's; of equal ones, the earlier in the data.
+def list_changed_rows(models: Sequence[Sequence[Record]], limit: int = 20) -> list[ChangedRow]:
+    """List the rows whose ROUGE-L differs most from the first model's; of equal ones, the earlier in the data.
 
     Args:
-        models: from `on_common_rows`.
-        most: so many.
+        models: from `select_common_rows`.
+        limit: number of rows.
     """
     rows = [row for row in zip(*models, strict=True) if len({record["prediction"] for record in row}) > 1]
 
@@ -44,22 +43,22 @@ def list_changed_rows(models: Sequence[Sequence[Record]], most: int = 20) -> lis
         return -max(abs(other - first) for other in others)
 
     return [
-        {
+        ChangedRow(
             **{key: row[0][key] for key in ("row", "where", "prompt", "reference")},
-            "replies": [record["prediction"] for record in row],
-            "scores": [record["scores"][_BY] for record in row],
-        }
-        for row in sorted(rows, key=change)[:most]
+            replies=[record["prediction"] for record in row],
+            scores=[record["scores"][_BY] for record in row],
+        )
+        for row in sorted(rows, key=change)[:limit]
     ]
 
 
-def _compare_records(first: Sequence[Record], other: Sequence[Record], b: int) -> list[dict[str, Any]]:
+def _compare_records(first: Sequence[Record], other: Sequence[Record], b: int) -> list[ScorePair]:
     scores = [(one["scores"], two["scores"]) for one, two in zip(first, other, strict=True)]
     names = dict.fromkeys(name for one, two in scores for name in one if name in two)
-    found = []
+    result = []
     for name in names:
-        # Some scores only rows have where a tool is called.
+        # Only rows with a tool call have all scores.
         both = [(one[name], two[name]) for one, two in scores if name in one and name in two]
         difference = compare_by_bootstrap([one for one, _ in both], [two for _, two in both])
-        found.append({"a": 0, "b": b, "score": name, "difference": asdict(difference)})
-    return found
+        result.append(ScorePair(0, b, name, difference))
+    return result

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from glmtune.utils.io import find_json_object
+
 _FILES = ("predictions.jsonl", "generated_predictions.txt", "metrics.json")
 """metrics.json last: it says that the folder is whole."""
 
@@ -33,12 +35,8 @@ def copy_evaluation(source: Path, target: Path) -> None:
 def _read_settings(folder: Path) -> dict[str, Any] | None:
     if not all((folder / name).is_file() for name in _FILES) or (folder / "predictions.partial.jsonl").exists():
         return None
-    try:
-        metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    found = metrics.get("settings") if isinstance(metrics, dict) else None
-    return _select_decisive(found) if isinstance(found, dict) else None
+    settings = (find_json_object(folder / "metrics.json") or {}).get("settings")
+    return _select_decisive(settings) if isinstance(settings, dict) else None
 
 
 def _select_decisive(settings: dict[str, Any]) -> dict[str, Any]:

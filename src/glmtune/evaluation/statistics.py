@@ -71,7 +71,9 @@ def summarize_scores(rows: Sequence[Mapping[str, float]], *, resamples: int = 20
     return Summary(len(rows), scores, sum(row.get(EMPTY, 0) > 0 for row in rows))
 
 
-def compare_by_bootstrap(a: Sequence[float], b: Sequence[float], *, resamples: int = 2000, seed: int = 0) -> ScoreDifference:
+def compare_by_bootstrap(
+    a: Sequence[float], b: Sequence[float], *, resamples: int = 2000, seed: int = 0
+) -> ScoreDifference:
     """Compares one score of two models on the same rows.
 
     Args:
@@ -91,7 +93,9 @@ def compare_by_bootstrap(a: Sequence[float], b: Sequence[float], *, resamples: i
     # One is added to either count because the rows as they are belong to the possible draws (Davison & Hinkley 1997).
     side = (min(int(np.count_nonzero(means <= 0)), int(np.count_nonzero(means >= 0))) + 1) / (resamples + 1)
     wins, losses = int(np.count_nonzero(gains > 0)), int(np.count_nonzero(gains < 0))
-    return ScoreDifference(score.mean, score.low, score.high, min(1.0, 2 * side), wins, losses, len(gains) - wins - losses)
+    return ScoreDifference(
+        score.mean, score.low, score.high, min(1.0, 2 * side), wins, losses, len(gains) - wins - losses
+    )
 
 
 def _summarize_score(values: NDArray[np.float64], low: float, high: float) -> ScoreSummary:

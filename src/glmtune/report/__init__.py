@@ -1,4 +1,4 @@
-"""report.html: one page about a run, an evaluation, a comparison or a forgetting probe, and its charts as PNGs."""
+"""report.html: one page about a run, an evaluation, a comparison or a forgetting probe, and its charts as PNG files."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ from pathlib import Path
 
 from glmtune.errors import ConfigError
 from glmtune.html.i18n import LANGUAGES, default_language
-from glmtune.report.gather import gather
-from glmtune.report.page import render
-from glmtune.report.pngs import draw_pngs
+from glmtune.report.contents import read_contents
+from glmtune.report.page import render_page
+from glmtune.report.pictures import draw_pictures
 from glmtune.utils.io import write_text
 
-__all__ = ["write_pngs", "write_report"]
+__all__ = ["write_pictures", "write_report"]
 
 
 def write_report(folder: str | Path, lang: str | None = None) -> Path:
-    """Write report.html of whatever the folder is, and its charts as PNGs beside it. The page holds both languages and
-    needs no network.
+    """Write report.html of whatever a folder is, and its charts as PNG files beside it.
+
+    The page holds both languages and needs no network.
 
     Args:
         folder: a run, an evaluation, a comparison or a forgetting probe; of a run, the evaluations, comparisons and
             the probe inside it are shown too.
-        lang: zh or en: the language that is shown first; None: that of the locale.
+        lang: zh or en, the language that is shown first; that of the locale when None.
 
     Returns:
         The page.
@@ -34,19 +35,12 @@ def write_report(folder: str | Path, lang: str | None = None) -> Path:
     if lang not in LANGUAGES:
         raise ConfigError(f"The report has no language {lang!r}.", f"It has {' and '.join(LANGUAGES)}.")
     page = Path(folder) / "report.html"
-    found = gather(Path(folder))
-    write_text(page, render(found, lang))
-    draw_pngs(found)
+    contents = read_contents(Path(folder))
+    write_text(page, render_page(contents, lang))
+    draw_pictures(contents)
     return page
 
 
-def write_pngs(folder: str | Path) -> list[Path]:
-    """Draw the charts of the folder as PNGs alone; their letters are Latin.
-
-    Returns:
-        The pictures; those without numbers to draw are left out.
-
-    Raises:
-        RunError: as `write_report`.
-    """
-    return draw_pngs(gather(Path(folder)))
+def write_pictures(folder: str | Path) -> list[Path]:
+    """Draw the charts of a folder as PNG files only; see `write_report`."""
+    return draw_pictures(read_contents(Path(folder)))

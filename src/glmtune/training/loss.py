@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from glmtune.models.packed_attention import make_packed_rows, has_packed_attention, finds_rows_by_positions
+from glmtune.models.packed_attention import finds_rows_by_positions, has_packed_attention, make_packed_rows
 from glmtune.training.head import compute_head_losses
 
 

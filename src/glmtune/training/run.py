@@ -16,6 +16,7 @@ from transformers.integrations import TensorBoardCallback, get_reporting_integra
 
 from glmtune.config import RunConfig, check_config, dump_yaml
 from glmtune.errors import ConfigError, ModelError, TrainingError, summarize_error
+from glmtune.html.plots import make_loss_chart, save_line_charts
 from glmtune.methods import make_method
 from glmtune.methods.base_info import BaseInfo
 from glmtune.methods.method import count_trainable_parameters
@@ -32,7 +33,6 @@ from glmtune.training.callbacks import (
     ProgressDisplay,
     StopCallback,
 )
-from glmtune.training.curve import draw_loss_curve
 from glmtune.training.deepspeed import require_same_settings, resolve_deepspeed, without_zero_init
 from glmtune.training.distributed import (
     broadcast_object,
@@ -285,7 +285,9 @@ class TrainingRun:
             metrics = self.run.read_metrics()
             self.summary |= describe_result(trainer, seconds, metrics, self.is_finished)
             write_json(self.run.summary, self.summary)
-            draw_loss_curve(metrics, self.run.curve, f"{self.base.folder.name}, {self._method_title}")
+            save_line_charts(
+                [make_loss_chart(metrics)], self.run.curve, f"{self.base.folder.name}, {self._method_title}"
+            )
 
     def save_result(self) -> None:
         """Write what was trained, and compare it with the trained weights, bit for bit."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -71,3 +72,41 @@ def collect_versions() -> dict[str, str]:
 def name_precision(precision: torch.dtype) -> str:
     """`fp32`, `bf16` or `fp16`."""
     return next(name for name, dtype in DTYPES.items() if dtype is precision)
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """The entry `data` of summary.json, as far as reports show it."""
+
+    train_rows: int | None
+    eval_rows: int | None
+    sources: list[dict[str, Any]]
+    lines_left_out: int | None
+    train: dict[str, Any] | None
+    """What the length limits dropped and cut of the training rows."""
+    eval: dict[str, Any] | None
+    blocks: int | None
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """summary.json, as far as reports show it. What a running training does not know yet is None."""
+
+    state: str | None
+    model: dict[str, Any]
+    method: str | None
+    trainable_parameters: int | None
+    data: DataSummary | None
+    device: str | None
+    versions: dict[str, Any]
+    steps: int | None
+    epochs: float | None
+    seconds: float | None
+    samples_per_second: float | None
+    tokens_per_second: float | None
+    peak_memory_bytes: int | None
+    first_loss: float | None
+    last_loss: float | None
+    eval_loss: float | None
+    best_eval_loss: float | None
+    finished_at: str | None

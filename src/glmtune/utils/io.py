@@ -5,15 +5,17 @@ Imported by every command, so heavy packages are imported inside functions.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
 import shutil
 import time
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from glmtune.errors import GlmtuneError, RunError
 
@@ -175,3 +177,41 @@ def file_timestamp() -> str:
 def iso_timestamp() -> str:
     """The local time in ISO 8601: 2026-11-27T09:30:00+0800."""
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def parse_dataclass(kind: Any, value: Any) -> Any:
+    """Build a dataclass from what JSON gave, without ever failing: for readers of files that a person may have edited.
+
+    A key that is missing or holds another type gives the field's default, else an empty list, dict or dataclass, else
+    None; unknown keys are ignored.
+
+    Args:
+        kind: the dataclass; fields may be dataclasses, lists and dicts of them, and unions with None.
+        value: from `json.loads`.
+    """
+    tree = value if isinstance(value, dict) else {}
+    hints = get_type_hints(kind)
+    values = {}
+    for field in dataclasses.fields(kind):
+        parsed = _parse_value(hints[field.name], tree.get(field.name))
+        if parsed is None and field.default is not dataclasses.MISSING:
+            parsed = field.default
+        values[field.name] = parsed
+    return kind(**values)
+
+
+def _parse_value(kind: Any, value: Any) -> Any:
+    arguments = [argument for argument in get_args(kind) if argument is not type(None)]
+    if get_origin(kind) in (Union, types.UnionType):
+        return None if value is None else _parse_value(arguments[0], value)
+    if dataclasses.is_dataclass(kind):
+        return parse_dataclass(kind, value)
+    if get_origin(kind) is list:
+        return [_parse_value(get_args(kind)[0], item) for item in value] if isinstance(value, list) else []
+    if get_origin(kind) is dict:
+        return {key: _parse_value(arguments[1], item) for key, item in value.items()} if isinstance(value, dict) else {}
+    if kind is Any:
+        return value
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value
+    return value if type(value) is kind else None

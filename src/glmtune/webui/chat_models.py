@@ -12,7 +12,7 @@ from typing import Any
 from glmtune.errors import ModelError
 from glmtune.generation.cpu_prepack import prepack_weights
 from glmtune.generation.load import LoadedModel, load_for_generation
-from glmtune.methods.prefix_attention import find_prefix, disable_prefix
+from glmtune.methods.prefix_attention import disable_prefix, find_prefix
 from glmtune.methods.tuned_model import ModelTarget, resolve_target
 
 _WEIGHTS = (".safetensors", ".bin", ".json", ".yaml")

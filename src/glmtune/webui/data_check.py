@@ -18,9 +18,9 @@ from glmtune.data.preview_html import render_html
 from glmtune.data.sources import DataSource, open_sources
 from glmtune.errors import DataError
 from glmtune.families import detect_family, get_family
-from glmtune.report.markup import Html, el
+from glmtune.html.builder import Html, el
+from glmtune.html.plots import draw_histogram
 from glmtune.webui import html
-from glmtune.webui.charts import histogram
 from glmtune.webui.texts import text
 
 _TELL_SECONDS = 0.5
@@ -102,9 +102,8 @@ def data_run(tree: dict[str, object]) -> RunConfig:
 
 def _result(report: CheckReport, sources: list[DataSource], judge: ModelChecker | None, lang: str) -> str:
     limit = judge.rules.max_row_length if judge else None
-    chart = histogram(
-        make_bins(report.total, max_bins=30), text("data.lengths", lang), text(f"data.unit_{report.unit}", lang), limit
-    )
+    bins = [(item.first, item.last, item.count) for item in make_bins(report.total, max_bins=30)]
+    chart = draw_histogram(bins, text("data.lengths", lang), text(f"data.unit_{report.unit}", lang), limit)
     heads = [html.note(line) for source in sources for line in (f"{source.name}: {source.format}", *source.notes)]
     return "".join([*heads, _numbers(report, judge, lang), _findings(report, lang), chart])
 

@@ -10,8 +10,7 @@ from typing import Any
 import gradio as gr
 
 from glmtune.errors import ConfigError
-from glmtune.report.gather import at
-from glmtune.report.markup import Html
+from glmtune.html.builder import Html
 from glmtune.webui.context import Context
 from glmtune.webui.errors import shown
 from glmtune.webui.job_panel import JobPanel
@@ -246,3 +245,10 @@ def _title(context: Context, result: Result, lang: str) -> str:
 
 def _folder(context: Context, result: Result) -> str:
     return short(context, str(Path(result.folder)))
+
+
+def at(tree: Any, *keys: str) -> Any:
+    """A value in nested dicts; None where any of it is missing."""
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree

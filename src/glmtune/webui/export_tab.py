@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from glmtune.errors import ConfigError, GlmtuneError
-from glmtune.export.export_request import BITS, LAYOUTS, ExportRequest, require_possible, estimate_bytes, open_source
+from glmtune.export.export_request import BITS, LAYOUTS, ExportRequest, estimate_bytes, open_source, require_possible
 from glmtune.export.folder import require_free_folder
 from glmtune.models.loading import DTYPES
 from glmtune.webui.context import Context

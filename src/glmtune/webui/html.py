@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from glmtune.errors import GlmtuneError
-from glmtune.report.markup import Html, el, join
+from glmtune.html.builder import Html, el, join
 from glmtune.webui.errors import as_html
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from glmtune.errors import GlmtuneError
-from glmtune.report.markup import el
+from glmtune.html.builder import el
 from glmtune.utils.io import write_text
 from glmtune.webui import html
 from glmtune.webui.context import Context

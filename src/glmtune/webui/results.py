@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glmtune.report.gather import COMPARISON, FORGETTING, METRICS, gather
-from glmtune.report.markup import Html, el
-from glmtune.report.page import render
+from glmtune.evaluation.results import COMPARISON_FILE, EVALUATION_FILE, FORGETTING_FILE
+from glmtune.html.builder import Html, el
+from glmtune.report.contents import read_contents
+from glmtune.report.page import render_page
 from glmtune.webui.context import Context
 from glmtune.webui.paths import listed
 
-_KINDS = {METRICS: "eval", COMPARISON: "comparison", FORGETTING: "forgetting"}
+_KINDS = {EVALUATION_FILE: "eval", COMPARISON_FILE: "comparison", FORGETTING_FILE: "forgetting"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def report_frame(folder: Path, lang: str) -> Html:
         RunError: there is nothing to report on, or a file cannot be read.
     """
     # Made anew, not read from report.html: what lies in a folder may have come from anywhere.
-    page = render(gather(folder), lang)
+    page = render_page(read_contents(folder), lang)
     return el(
         "iframe",
         srcdoc=page,

@@ -9,10 +9,9 @@ from typing import Any
 import gradio as gr
 
 from glmtune.errors import RunError
-from glmtune.report.markup import Html, el
-from glmtune.report.series import points
+from glmtune.html.builder import Html, el
+from glmtune.html.plots import LineChart, Series, draw_line_chart, select_points
 from glmtune.webui.context import Context
-from glmtune.webui.curves import Curve, overlay
 from glmtune.webui.errors import shown
 from glmtune.webui.paths import inside, listed
 from glmtune.webui.pick import choices, renewed, short, this_tab
@@ -200,10 +199,11 @@ def curves(context: Context, runs: list[Path], key: str, lang: str) -> Html:
     Raises:
         RunError: one of them is gone.
     """
-    drawn = [Curve(short(context, str(run)), points(require_run(run).read_metrics(), key)) for run in runs]
+    drawn = [Series(short(context, str(run)), select_points(require_run(run).read_metrics(), key)) for run in runs]
     if not any(curve.points for curve in drawn):
         return quiet(text("runs.no_points", lang))
-    return overlay(drawn, text(f"runs.curve.{key}", lang), text("runs.step", lang))
+    unit = text(f"runs.curve.{key}", lang)
+    return Html(draw_line_chart(LineChart(unit, "", drawn), is_wide=True, lang=lang))
 
 
 def difference_table(context: Context, runs: list[Path], lang: str) -> Html:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from glmtune.report.markup import NOTHING, Html, el, is_number, table
+from glmtune.html.builder import Html, el, table
+from glmtune.html.pages import NO_VALUE, is_number
 
 CSS = """
 .scroll { overflow-x: auto; border: 1px solid var(--border-color-primary); border-radius: 10px; }
@@ -34,4 +35,4 @@ def quiet(line: str) -> Html:
 
 def number(value: object, form: str = ".4f") -> str:
     """A number as it is read; a dash where it is not known."""
-    return f"{value:{form}}" if is_number(value) else NOTHING
+    return f"{value:{form}}" if is_number(value) else NO_VALUE

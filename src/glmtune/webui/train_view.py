@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glmtune.report.markup import Html, el, is_number, join
-from glmtune.report.series import points
+from glmtune.html.builder import Html, el, join
+from glmtune.html.pages import is_number
+from glmtune.html.plots import LineChart, Series, draw_line_chart, select_points
 from glmtune.run_dir import RunDir
 from glmtune.utils.console import format_duration
 from glmtune.utils.io import find_json_object
 from glmtune.webui import html
-from glmtune.webui.curves import Curve, overlay
 from glmtune.webui.jobs import Job, memory_of
 from glmtune.webui.texts import text
 
@@ -80,12 +80,12 @@ def status(seen: Watched, lang: str) -> Html:
 def curves(seen: Watched, lang: str) -> str:
     """Loss and evaluation loss over steps; empty before the first."""
     lines = [
-        Curve(text("train.loss", lang), points(seen.entries, "loss")),
-        Curve(text("train.eval_loss", lang), points(seen.entries, "eval_loss")),
+        Series(text("train.loss", lang), select_points(seen.entries, "loss")),
+        Series(text("train.eval_loss", lang), select_points(seen.entries, "eval_loss")),
     ]
     if not any(line.points for line in lines):
         return ""
-    return overlay(lines, text("train.curves", lang), text("train.step", lang))
+    return draw_line_chart(LineChart(text("train.curves", lang), "", lines), is_wide=True, lang=lang)
 
 
 def gpu_memory() -> str:

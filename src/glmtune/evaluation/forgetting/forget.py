@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
-import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ from glmtune.evaluation.forgetting.probe import ProbeItem
 from glmtune.evaluation.forgetting.probing import ForgettingProbe
 from glmtune.evaluation.model_info import find_run
 from glmtune.evaluation.model_switcher import ModelSwitcher
+from glmtune.evaluation.results import FORGETTING_FILE, ForgettingResult
 from glmtune.evaluation.scoring import make_printable
-from glmtune.utils.io import write_text
+from glmtune.utils.io import explain_write_errors, file_timestamp, iso_timestamp, slugify, write_text
 
 EXIT_CODES = {"pass": 0, "warn": 0, "fail": 3}
 """A warning stops no pipeline. 1 is an error and 2 a wrong option."""
@@ -34,7 +34,7 @@ def measure_forgetting(
     batch_size: int = 8,
     dtype: str | None = None,
     device: str | None = None,
-) -> dict[str, Any]:
+) -> ForgettingResult:
     """Put the probe to a base, then to what was tuned from it.
 
     Args:
@@ -47,7 +47,7 @@ def measure_forgetting(
         device: a GPU if there is one when None.
 
     Returns:
-        The content of forgetting.json, but for `command` and `finished_at`.
+        The result, without `command` and `finished_at`.
 
     Raises:
         RunError: the two do not read the same ids.
@@ -141,23 +141,18 @@ def default_forget_output(target: str, contender: Candidate) -> Path:
     run = contender.run
     if run is not None and run.root.resolve() == Path(target).expanduser().resolve():
         return run.root
-    name = re.sub(r"[^\w.-]+", "-", contender.name).strip("-.") or "model"
-    return Path("evals") / f"forget-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return Path("evals") / f"forget-{slugify(contender.name, 'model')}-{file_timestamp()}"
 
 
-def write_forgetting(folder: Path, result: dict[str, Any], command: str) -> Path:
+def write_forgetting(folder: Path, result: ForgettingResult, command: str) -> Path:
     """Write forgetting.json.
 
     Raises:
         RunError: it cannot be written.
     """
-    path = folder / "forgetting.json"
-    whole = {**result, "command": command, "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-    try:
+    path = folder / FORGETTING_FILE
+    tree = replace(result, command=command, finished_at=iso_timestamp()).to_dict()
+    with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, make_printable(json.dumps(whole, ensure_ascii=False, indent=2)) + "\n")
-    except OSError as error:
-        raise RunError(
-            f"{folder}: cannot be written ({error.strerror or error}).", "Free some space, or choose another --output."
-        ) from None
+        write_text(path, make_printable(json.dumps(tree, ensure_ascii=False, indent=2)) + "\n")
     return path

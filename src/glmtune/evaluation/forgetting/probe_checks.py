@@ -56,7 +56,9 @@ def contains_phrase(reply: str, value: str) -> bool:
 
 def _check_any(reply: str, values: Iterable[str], without: Iterable[str] = ()) -> bool:
     """One of `values` stands in the reply and none of `without`."""
-    return any(contains_phrase(reply, value) for value in values) and not any(contains_phrase(reply, value) for value in without)
+    return any(contains_phrase(reply, value) for value in values) and not any(
+        contains_phrase(reply, value) for value in without
+    )
 
 
 def _check_all(reply: str, values: Iterable[str | list[str]]) -> bool:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from glmtune.config import ForgetConfig, RunConfig
 from glmtune.data.conversation import Conversation
 from glmtune.data.encoding import EncodedRow, EncodingCounts, EncodingRules, encode_conversations
 from glmtune.errors import ConfigError
+from glmtune.evaluation.evaluate import finite_or_none
 from glmtune.evaluation.forgetting.kl import Trace, measure_divergence, trace_tokens
 from glmtune.evaluation.forgetting.probe import ProbeItem, check_reply, find_degeneration
-from glmtune.evaluation.forgetting.verdict import BothSides, suggest_remedies, judge_forgetting
+from glmtune.evaluation.forgetting.verdict import BothSides, judge_forgetting, suggest_remedies
 from glmtune.evaluation.model_info import ModelInfo
 from glmtune.evaluation.reference_loss import compute_reference_loss
+from glmtune.evaluation.results import BaseAndTuned, Degeneration, ForgettingResult, ProbeAccuracy, ProbeExample
 from glmtune.evaluation.scoring import make_printable
 from glmtune.generation.batched import GeneratedReply, generate_batched
 from glmtune.generation.load import LoadedModel
@@ -89,8 +89,13 @@ class ForgettingProbe:
         return BaseAnswers(self._answered(opened, model, replies), thoughts)
 
     def ask_tuned(
-        self, before: BaseAnswers, opened: LoadedModel, model: ModelInfo, run: RunConfig | None = None, steps: int | None = None
-    ) -> dict[str, Any]:
+        self,
+        before: BaseAnswers,
+        opened: LoadedModel,
+        model: ModelInfo,
+        run: RunConfig | None = None,
+        steps: int | None = None,
+    ) -> ForgettingResult:
         """Ask a tuned model and judge it.
 
         Args:
@@ -101,7 +106,7 @@ class ForgettingProbe:
             steps: that the run took.
 
         Returns:
-            The content of forgetting.json, but for `command` and `finished_at`.
+            The result, without `command` and `finished_at`.
 
         Raises:
             ModelError: there is not even memory for one question, or it is no model of the base's vocabulary.
@@ -121,22 +126,24 @@ class ForgettingProbe:
             apart.kl,
         )
         verdict, reasons = judge_forgetting(sides, self._limits)
-        return {
-            "kind": "forgetting",
-            "base": base.model.as_dict(),
-            "tuned": model.as_dict(),
-            "items": len(self._items),
-            "loss": _make_pair(base.loss, after.loss),
-            "reply_loss": _make_pair(*sides.reply_loss),
-            "kl": _finite_or_none(apart.kl),
-            "accuracy": {**_compute_shares(sides.right), **self._by_kind(sides.right)},
-            "degenerate": {"base": _count_kinds(base.broken), "tuned": _count_kinds(after.broken)},
-            "verdict": verdict,
-            "reasons": reasons,
-            "advice": suggest_remedies(verdict, run, steps),
-            "thresholds": asdict(self._limits),
-            "examples": self._examples(base, after),
-        }
+        shares = _compute_shares(*sides.right)
+        by_category, by_language = self._share_by_kind(sides.right)
+        return ForgettingResult(
+            kind="forgetting",
+            base=base.model,
+            tuned=model,
+            items=len(self._items),
+            loss=_make_pair(base.loss, after.loss),
+            reply_loss=_make_pair(*sides.reply_loss),
+            kl=finite_or_none(apart.kl),
+            accuracy=ProbeAccuracy(*shares, by_category, by_language),
+            degenerate=Degeneration(_count_kinds(base.broken), _count_kinds(after.broken)),
+            verdict=verdict,
+            reasons=reasons,
+            advice=suggest_remedies(verdict, run, steps),
+            thresholds=asdict(self._limits),
+            examples=self._examples(base, after),
+        )
 
     def _generate(self, opened: LoadedModel, model: ModelInfo) -> list[GeneratedReply]:
         prompts = [self._prompt(opened, item) for item in self._items]
@@ -155,7 +162,9 @@ class ForgettingProbe:
             for item in self._items
         ]
         rows = list(encode_conversations(asked, opened.family, opened.tokenizer, _WHOLE, EncodingCounts()))
-        loss, _ = compute_reference_loss(opened.model, opened.tokenizer, opened.family, rows, batch_size=self._batch_size)
+        loss, _ = compute_reference_loss(
+            opened.model, opened.tokenizer, opened.family, rows, batch_size=self._batch_size
+        )
         right = [check_reply(item, text) for item, text in zip(self._items, texts, strict=True)]
         return ProbeAnswers(model, texts, right, [find_degeneration(text) for text in texts], loss)
 
@@ -172,15 +181,23 @@ class ForgettingProbe:
     def _progress(self, model: ModelInfo, what: str) -> ProgressBar:
         return ProgressBar(f"probe of {model.name}: {what}", len(self._items))
 
-    def _by_kind(self, right: tuple[Sequence[bool], Sequence[bool]]) -> dict[str, Any]:
-        def shares(kind: Callable[[ProbeItem], str]) -> dict[str, Any]:
-            names = dict.fromkeys(kind(item) for item in self._items)
-            chosen = {name: [kind(item) == name for item in self._items] for name in names}
-            return {name: _compute_shares((_select_items(right[0], flags), _select_items(right[1], flags))) for name, flags in chosen.items()}
+    def _share_by_kind(
+        self, right: tuple[Sequence[bool], Sequence[bool]]
+    ) -> tuple[dict[str, BaseAndTuned], dict[str, BaseAndTuned]]:
+        """Shares of right answers by category and by language."""
 
-        return {"by_category": shares(lambda item: item.category), "by_language": shares(lambda item: item.lang)}
+        def share(kinds: list[str]) -> dict[str, BaseAndTuned]:
+            shares = {}
+            for name in dict.fromkeys(kinds):
+                base, tuned = (
+                    [flag for flag, kind in zip(flags, kinds, strict=True) if kind == name] for flags in right
+                )
+                shares[name] = BaseAndTuned(*_compute_shares(base, tuned))
+            return shares
 
-    def _examples(self, base: ProbeAnswers, tuned: ProbeAnswers) -> list[dict[str, Any]]:
+        return share([item.category for item in self._items]), share([item.lang for item in self._items])
+
+    def _examples(self, base: ProbeAnswers, tuned: ProbeAnswers) -> list[ProbeExample]:
         """Questions with other answers than before: what it could and cannot any more first, then what is broken."""
 
         def order(i: int) -> tuple[bool, bool]:
@@ -188,14 +205,14 @@ class ForgettingProbe:
 
         changed = [i for i in range(len(self._items)) if base.texts[i] != tuned.texts[i]]
         return [
-            {
-                "id": self._items[i].id,
-                "prompt": self._items[i].prompt,
-                "base": base.texts[i],
-                "tuned": tuned.texts[i],
-                "base_right": base.right[i],
-                "tuned_right": tuned.right[i],
-            }
+            ProbeExample(
+                self._items[i].id,
+                self._items[i].prompt,
+                base.texts[i],
+                tuned.texts[i],
+                base.right[i],
+                tuned.right[i],
+            )
             for i in sorted(changed, key=order)[:_EXAMPLES]
         ]
 
@@ -217,12 +234,8 @@ def _decode_text(opened: LoadedModel, reply: GeneratedReply) -> str:
     return make_printable(reply.text.strip() if read.tool_calls else read.content)
 
 
-def _compute_shares(right: tuple[Sequence[bool], Sequence[bool]]) -> dict[str, float]:
-    return {side: sum(flags) / len(flags) for side, flags in zip(("base", "tuned"), right, strict=True)}
-
-
-def _select_items(flags: Sequence[bool], chosen: Sequence[bool]) -> list[bool]:
-    return [flag for flag, wanted in zip(flags, chosen, strict=True) if wanted]
+def _compute_shares(base: Sequence[bool], tuned: Sequence[bool]) -> tuple[float, float]:
+    return sum(base) / len(base), sum(tuned) / len(tuned)
 
 
 def _count_kinds(broken: Sequence[str | None]) -> dict[str, int]:
@@ -230,10 +243,5 @@ def _count_kinds(broken: Sequence[str | None]) -> dict[str, int]:
     return {kind: found[kind] for kind in _KINDS}
 
 
-def _make_pair(base: float, tuned: float) -> dict[str, float | None]:
-    return {"base": _finite_or_none(base), "tuned": _finite_or_none(tuned)}
-
-
-def _finite_or_none(value: float) -> float | None:
-    """JSON knows no other numbers."""
-    return value if math.isfinite(value) else None
+def _make_pair(base: float, tuned: float) -> BaseAndTuned:
+    return BaseAndTuned(finite_or_none(base), finite_or_none(tuned))
