@@ -139,7 +139,7 @@ def build_model(shape: Shape, dtype: Any, device: str, quantization: str | None 
 
 
 def _quantize_model(model: Any, quantization: str, dtype: Any) -> None:
-    from glmtune.models.quantized import prepare_quantized_cpu
+    from glmtune.models.loading import prepare_quantized_cpu
     from glmtune.quantization.quantizer import pack_model
 
     if quantization in ("packed4", "packed8"):

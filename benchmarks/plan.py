@@ -66,7 +66,7 @@ def write_model(cell: Cell, folder: Path) -> Path:
     from transformers import AutoModelForCausalLM
 
     from glmtune.families import family_from_config
-    from glmtune.models.auto import read_published_config, open_published_state
+    from glmtune.models.auto import open_published_state, read_published_config
 
     source = Path(os.environ["GLMTUNE_ASSETS"]) / "assets" / f"{cell.family}-6b"
     shutil.copytree(source, folder, copy_function=shutil.copyfile)

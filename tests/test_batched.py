@@ -76,7 +76,7 @@ def test_every_stop_id_ends_a_reply(family, opened, monkeypatch):
         ends = [[letters[0]] * 2 + [stop] for stop in stops]
         return [ends[row] if row < len(ends) else [letters[0]] * 4 for row in range(len(prompts))]
 
-    monkeypatch.setattr(batched, "decode", fake)
+    monkeypatch.setattr(batched, "decode_tokens", fake)
     replies = sorted(_run(one, Sampling(4), batch_size=6), key=lambda reply: -len(_prompts(one)[reply.index]))
     for reply in replies[: len(stops)]:
         assert (reply.ids, reply.stop, reply.tokens) == ([letters[0]] * 2, "stop", 3)
@@ -133,7 +133,7 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(opened, monkeypatch, e
             raise error
         return real(model, prompts, *arguments, **options)
 
-    monkeypatch.setattr(batched, "decode", small)
+    monkeypatch.setattr(batched, "decode_tokens", small)
     replies = _run(one, Sampling(6), batch_size=6, warn=said.append, on_done=lambda batch: done.extend(batch))
     assert replies == alone
     assert sizes == [6, 3, 1, 1, 1, 1, 1, 1]

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 import glmtune
 from glmtune.errors import ModelError
-from glmtune.models.loading import inspect_checkpoint, load_base
+from glmtune.models.checkpoints import inspect_checkpoint
+from glmtune.models.loading import load_base
 from glmtune.quantization.quantizer import is_packed_model
 from tiny import FAMILIES, make_tiny
 

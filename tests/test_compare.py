@@ -15,10 +15,17 @@ from glmtune.config import LoraConfig, PTuningConfig
 from glmtune.errors import ConfigError, DataError, RunError
 from glmtune.evaluation import model_switcher as staging
 from glmtune.evaluation.candidates import list_names, open_candidates
-from glmtune.evaluation.comparison import compare_models, default_compare_output, read_entries
+from glmtune.evaluation.comparison import (
+    compare_models,
+    compare_pairs,
+    default_compare_output,
+    list_changed_rows,
+    read_entries,
+    select_common_rows,
+)
 from glmtune.evaluation.eval_folder import EvalFolder, read_predictions
 from glmtune.evaluation.model_switcher import ModelSwitcher
-from glmtune.evaluation.pairs import compare_pairs, list_changed_rows, select_common_rows
+from glmtune.evaluation.results import ComparisonResult, ForgettingResult
 from glmtune.evaluation.statistics import compare_by_bootstrap
 from glmtune.evaluation.terminal_tables import format_stars, print_comparison, print_forgetting
 from glmtune.generation.reply import Sampling
@@ -26,7 +33,10 @@ from glmtune.methods.base_info import BaseInfo
 from glmtune.methods.lora import Lora
 from glmtune.methods.ptuning import PTuning
 from glmtune.methods.tuned_model import load_model, load_with_adapter
-from glmtune.models.loading import inspect_checkpoint, load_base
+from glmtune.models.checkpoints import inspect_checkpoint
+from glmtune.models.loading import load_base
+from glmtune.utils.console import use_console
+from glmtune.utils.io import parse_dataclass
 
 QUIET = Console(quiet=True)
 
@@ -107,7 +117,7 @@ def _loads(monkeypatch):
         loaded.append(base.folder)
         return load_with_adapter(base, *args, **kwargs)
 
-    monkeypatch.setattr(staging, "load_onto", load)
+    monkeypatch.setattr(staging, "load_with_adapter", load)
     return loaded
 
 
@@ -217,7 +227,7 @@ def test_a_killed_comparison_goes_on_and_a_finished_one_is_read(
     monkeypatch.setattr(EvalFolder, "add", add)
     killed, _ = run_compare(data, *targets)
     assert killed.code == 130
-    assert "the same command goes on" in killed.err
+    assert "give the same command again" in killed.err
     monkeypatch.setattr(EvalFolder, "add", real)
     resumed, found = run_compare(data, *targets)
     assert "evaluated before" in resumed.err
@@ -314,9 +324,9 @@ def test_a_real_gain_is_significant_and_noise_is_not():
     better, same = compare_pairs(
         [_records(base), _records([s + 5 + n / 25 for s, n in zip(base, noise, strict=True)]), _records(noise)]
     )
-    assert better["difference"]["p"] < 0.001
-    assert better["difference"]["wins"] == 200
-    assert same["difference"]["p"] > 0.05
+    assert better.difference.p < 0.001
+    assert better.difference.wins == 200
+    assert same.difference.p > 0.05
     assert (format_stars(0.0009), format_stars(0.005), format_stars(0.03), format_stars(0.05)) == ("***", "**", "*", "")
 
 
@@ -325,16 +335,16 @@ def test_scores_that_some_rows_lack_are_paired_where_both_have_them():
     one[0]["scores"]["tool_name"] = other[0]["scores"]["tool_name"] = 100.0
     one[1]["scores"]["tool_name"] = 0.0
     one[2]["scores"]["only_here"] = 0.0
-    found = {pair["score"]: pair["difference"] for pair in compare_pairs([one, other])}
+    found = {pair.score: pair.difference for pair in compare_pairs([one, other])}
     assert set(found) == {"rouge_l", "tool_name"}
-    assert (found["tool_name"]["ties"], found["tool_name"]["wins"]) == (1, 0)
-    assert [found["rouge_l"][key] for key in ("wins", "losses", "ties")] == [1, 1, 1]
+    assert (found["tool_name"].ties, found["tool_name"].wins) == (1, 0)
+    assert [getattr(found["rouge_l"], key) for key in ("wins", "losses", "ties")] == [1, 1, 1]
 
 
 def test_rows_that_changed_most_come_first():
     models = [_records([10.0, 20.0, 30.0, 40.0]), _records([11.0, 20.0, 0.0, 45.0]), _records([10.0, 20.0, 30.0, 90.0])]
-    assert [row["row"] for row in list_changed_rows(models)] == [3, 2, 0]  # row 1 has one reply
-    assert [row["row"] for row in list_changed_rows(models, most=1)] == [3]
+    assert [row.row for row in list_changed_rows(models)] == [3, 2, 0]  # row 1 has one reply
+    assert [row.row for row in list_changed_rows(models, limit=1)] == [3]
 
 
 def test_rows_that_one_model_lacks_are_left_out():
@@ -347,11 +357,11 @@ def test_the_table_tells_better_from_worse(tmp_path):
     compared = made_up_comparison()
     compared["changed"][0]["replies"][0] = "长" * 120 + "尾"
     with use_console(console):
-        print_comparison(compared)
+        print_comparison(parse_dataclass(ComparisonResult, compared))
     probed = made_up_forgetting("fail")
     probed["accuracy"]["by_category"] = {"code": {"base": 0.91, "tuned": 0.55}}
     with use_console(console):
-        print_forgetting(probed)
+        print_forgetting(parse_dataclass(ForgettingResult, probed))
     console.file.close()
     out = (tmp_path / "out").read_text()
     assert "25.08 +5.08 ***  2/1/0" in out

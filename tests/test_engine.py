@@ -13,12 +13,12 @@ from transformers import DynamicCache
 
 import glmtune
 from glmtune.generation import cpu_prepack as arranging
-from glmtune.generation.cpu_prepack import PrepackedLinear, prepack_weights, prepacked, pick_format, restore_weights
-from glmtune.generation.engine import _run_forward, _DecodeState, decode_tokens, pick_greedy
+from glmtune.generation.cpu_prepack import PrepackedLinear, pick_format, prepack_weights, prepacked, restore_weights
+from glmtune.generation.engine import _DecodeState, _run_forward, decode_tokens, pick_greedy
 from glmtune.generation.kv_cache import new_preallocated_cache
 from glmtune.generation.sampling import Sampling, make_sampler
 from glmtune.quantization import kernels
-from glmtune.quantization.quantizer import pack_model, list_packed_layers
+from glmtune.quantization.quantizer import list_packed_layers, pack_model
 from tiny import FAMILIES
 
 TEXTS = ["你好", "类型#上衣*材质#牛仔布*颜色#白色", "hello world"]
@@ -180,8 +180,8 @@ def failing_model(request, tiny, monkeypatch):
 
         pack, pack_int8 = layout.pack, kernels.prepack_int8
         failing = replace(layout, pack=lambda weight: third(pack, weight))
-        monkeypatch.setattr(arranging, "layout_for", lambda dtype: failing)
-        monkeypatch.setattr(kernels, "arrange_int8", lambda packed: third(pack_int8, packed))
+        monkeypatch.setattr(arranging, "pick_format", lambda dtype: failing)
+        monkeypatch.setattr(kernels, "prepack_int8", lambda packed: third(pack_int8, packed))
         return model, calls
 
     if request.param:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.resources import as_file, files
 
 import pytest
@@ -20,8 +20,8 @@ from glmtune.evaluation.eval_folder import EvalFolder, read_predictions
 from glmtune.evaluation.evaluate import summarize_records
 from glmtune.evaluation.metrics import measure_variety, score_pair
 from glmtune.evaluation.model_info import load_target
-from glmtune.evaluation.sampled import score_questions
-from glmtune.evaluation.scoring import score_reply
+from glmtune.evaluation.results import EvaluationResult
+from glmtune.evaluation.scoring import score_questions, score_reply
 from glmtune.evaluation.statistics import compare_by_bootstrap, summarize_scores
 from glmtune.families import detect_family
 from glmtune.generation import batched
@@ -114,7 +114,9 @@ def test_the_folder_holds_replies_in_the_order_of_the_data_and_their_scores(run_
         assert record["scores"] == score_pair(record["prediction"], answer["summary"], truncated=cut)
         assert record["prompt_tokens"] == len(opened.family.encode_prompt(record["prompt"], opened.tokenizer))
 
-    assert metrics["scores"] == {n: asdict(s) for n, s in summarize_scores([r["scores"] for r in records]).scores.items()}
+    assert metrics["scores"] == {
+        n: asdict(s) for n, s in summarize_scores([r["scores"] for r in records]).scores.items()
+    }
     assert metrics["variety"] == measure_variety(record["prediction"] for record in records)
     assert metrics["data"]["rows"] == 9
     assert metrics["data"]["digest"].startswith(open_source(data).compute_digest()[:16])
@@ -234,7 +236,7 @@ def test_the_default_folder_of_a_model_is_found_again(glmtune_command, tiny, adg
         _killed_after(patch, 1)
         stopped = glmtune_command(*command)
         assert stopped.code == 130
-        assert "the same command goes on" in stopped.err
+        assert "give the same command again" in stopped.err
     (killed,) = (tmp_path / "evals").iterdir()
     assert killed.name.startswith("chatglm2-safetensors-my.dev-")
     assert glmtune_command(*command).code == 0
@@ -440,7 +442,7 @@ def _replies(monkeypatch, texts):
         options["on_done"](replies)
         return replies
 
-    monkeypatch.setattr(evaluation, "generate", fake)
+    monkeypatch.setattr(evaluation, "generate_batched", fake)
 
 
 def test_lone_surrogates_and_odd_characters_are_written(run_eval, adgen_file, monkeypatch):
@@ -576,10 +578,8 @@ def test_scores_in_training_are_those_of_an_evaluation(family, tiny, adgen_file,
     opened.model.gradient_checkpointing_enable()
     scores = scorer(opened.model)
     opened.model.config.use_cache = True
-    whole = evaluation.evaluate(
-        opened, model, _data(data, opened), tmp_path / "out", Sampling(8)
-    )
-    assert scores == pytest.approx({name: score["mean"] for name, score in whole["scores"].items()})
+    whole = evaluation.evaluate(opened, model, _data(data, opened), tmp_path / "out", Sampling(8))
+    assert scores == pytest.approx({name: score.mean for name, score in whole.scores.items()})
 
 
 def test_the_sample_is_the_same_every_time_and_of_any_size(tiny, adgen_file, rows_file):
@@ -598,4 +598,6 @@ def test_the_sample_is_the_same_every_time_and_of_any_size(tiny, adgen_file, row
 def test_summary_of_records_is_what_the_metrics_hold(run_eval, adgen_file):
     _, folder = run_eval(adgen_file(5))
     metrics = _metrics(folder)
-    assert metrics == {**metrics, **summarize_records(read_predictions(folder))}
+    result = EvaluationResult.load(folder / "metrics.json")
+    assert result.to_dict() == metrics
+    assert result == replace(result, **summarize_records(read_predictions(folder)))

@@ -26,8 +26,8 @@ from glmtune.families import get_family
 from glmtune.methods.base_info import BaseInfo
 from glmtune.methods.lora import Lora
 from glmtune.methods.ptuning import PTuning, find_prefix
-from glmtune.models.loading import inspect_checkpoint, load_base
-from glmtune.models.quantized import prepare_quantized_cpu
+from glmtune.models.checkpoints import inspect_checkpoint
+from glmtune.models.loading import load_base, prepare_quantized_cpu
 from glmtune.models.weight_names import convert_to_published
 from glmtune.quantization.quantizer import is_packed_model, pack_model
 from tiny import FAMILIES, make_tiny
@@ -498,7 +498,7 @@ def test_a_damaged_weight_is_found_and_nothing_is_left(tiny, refused, monkeypatc
 
 def test_a_wrong_merge_is_found(lora, refused, monkeypatch):
     room = importlib.import_module("glmtune.export.exporter")
-    merge = room.merge
+    merge = room.merge_adapter
 
     def forgetful(model):
         for name, parameter in model.named_parameters():
@@ -506,7 +506,7 @@ def test_a_wrong_merge_is_found(lora, refused, monkeypatch):
                 parameter.data.zero_()
         return merge(model)
 
-    monkeypatch.setattr(room, "merge", forgetful)
+    monkeypatch.setattr(room, "merge_adapter", forgetful)
     assert "not base and adapter" in refused(lora("chatglm3"))
 
 

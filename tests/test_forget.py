@@ -73,7 +73,7 @@ def _rows(opened, texts):
     """Texts as replies to one question, as the probe would read them."""
     prompt = opened.family.encode_prompt([{"role": "user", "content": "你好"}], opened.tokenizer)
     answers = [opened.family.encode_answer({"role": "assistant", "content": text}, opened.tokenizer) for text in texts]
-    rows = [opened.family.row(prompt, ids) for ids in answers]
+    rows = [opened.family.build_row(prompt, ids) for ids in answers]
     return [EncodedRow(row.input_ids, row.labels, row.context, i, "") for i, row in enumerate(rows)]
 
 
@@ -260,7 +260,7 @@ def test_a_whole_model_is_held_against_its_base_and_never_beside_it(trained, tin
         alive.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(staging, "load_onto", load)
+    monkeypatch.setattr(staging, "load_with_adapter", load)
     found = measure_forgetting(tuned, base, spread_items(load_probe(), 8), SHORT)
     assert loaded == [tiny("chatglm2"), run.model]
     assert found["kl"] > 0.01

@@ -53,7 +53,7 @@ def test_generating_changes_nothing_in_the_training(train):
 
 def test_the_best_checkpoint_by_a_score(train, monkeypatch):
     """A score that falls after the first evaluation: its checkpoint is the best, for more is better."""
-    from glmtune.evaluation import sampled
+    from glmtune.evaluation import scoring as sampled
 
     given = iter([30.0, 20.0, 10.0])
 

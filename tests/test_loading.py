@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 import glmtune
 from glmtune.errors import ModelError
+from glmtune.models.checkpoints import inspect_checkpoint
 from glmtune.models.glm import make_glm_config
-from glmtune.models.loading import inspect_checkpoint
 from glmtune.models.weight_names import convert_to_published
 from tiny import FAMILIES, make_tiny
 

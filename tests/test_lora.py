@@ -19,11 +19,11 @@ from glmtune.config import LoraConfig
 from glmtune.errors import ConfigError, GlmtuneError, ModelError, RunError
 from glmtune.families import get_family
 from glmtune.methods.base_info import BaseInfo, read_base_info
-from glmtune.methods.lora import Lora, load_adapter, read_base_path
+from glmtune.methods.lora import Lora, load_adapter, make_loraplus_groups, read_base_path
 from glmtune.methods.lora_merge import merge_adapter
 from glmtune.methods.lora_official import write_official_adapter
-from glmtune.methods.lora_optimizer import make_loraplus_groups
-from glmtune.models.loading import inspect_checkpoint, load_base
+from glmtune.models.checkpoints import inspect_checkpoint
+from glmtune.models.loading import load_base
 from glmtune.quantization.quantizer import pack_model
 
 FAMILIES = ("chatglm", "chatglm2", "chatglm3", "glm4")

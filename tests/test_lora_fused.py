@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from glmtune.methods import lora_fused
-from glmtune.methods.lora_fused import fuse_updates, draw_dropout_mask
+from glmtune.methods.lora_fused import draw_dropout_mask, fuse_updates
 
 
 def _pair(**options):

@@ -14,12 +14,17 @@ from hypothesis import strategies as st
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from rouge_chinese import Rouge
 
-from glmtune.evaluation.metrics import score_pair, measure_variety
-from glmtune.evaluation.overlap import compute_overlap
-from glmtune.evaluation.repetition import compute_distinct, has_repeated_tail, compute_repeated_share
+from glmtune.evaluation.metrics import (
+    compute_distinct,
+    compute_overlap,
+    compute_repeated_share,
+    has_repeated_tail,
+    measure_variety,
+    score_pair,
+    tokenize_words,
+)
+from glmtune.evaluation.scoring import score_tools
 from glmtune.evaluation.statistics import compare_by_bootstrap, summarize_scores
-from glmtune.evaluation.tokenize_words import tokenize_words
-from glmtune.evaluation.tool_scores import score_tools
 from glmtune.families import ToolCall
 
 OVERLAPS = ["bleu4_characters", "bleu4_words", "rouge_1", "rouge_2", "rouge_l"]
@@ -116,7 +121,7 @@ def test_words_are_whole_and_english_is_cut_at_spaces():
 def test_the_first_words_come_quietly_from_many_threads(tmp_path):
     code = (
         "from concurrent.futures import ThreadPoolExecutor\n"
-        "from glmtune.evaluation.tokenize_words import words\n"
+        "from glmtune.evaluation.metrics import words\n"
         "cuts = list(ThreadPoolExecutor(8).map(words, ['我来到北京清华大学'] * 8))\n"
         "assert cuts == [['我', '来到', '北京', '清华大学']] * 8, cuts\n"
     )

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from glmtune.config import RunConfig, load_config
 from glmtune.config_parsing import build_dataclass
 from glmtune.methods import make_method
-from glmtune.models.loading import inspect_checkpoint, load_base
+from glmtune.models.checkpoints import inspect_checkpoint
+from glmtune.models.loading import load_base
 from glmtune.models.packed_attention import set_packed_attention
 from glmtune.models.tokenizers import load_tokenizer
 from glmtune.quantization import kernels

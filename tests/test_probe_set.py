@@ -9,7 +9,7 @@ import pytest
 
 from glmtune.errors import ConfigError
 from glmtune.evaluation.forgetting.probe import CATEGORIES, LANGUAGES, check_reply, find_degeneration, load_probe
-from glmtune.evaluation.forgetting.probe_checks import passes_check, normalize_text
+from glmtune.evaluation.forgetting.probe_checks import normalize_text, passes_check
 
 ITEMS = load_probe()
 BY_ID = {item.id: item for item in ITEMS}

@@ -20,7 +20,7 @@ from glmtune.errors import ConfigError
 from glmtune.families import get_family
 from glmtune.methods.base_info import BaseInfo
 from glmtune.methods.method import count_trainable_parameters
-from glmtune.methods.prefix_attention import attach_prefix, find_prefix, remove_prefix, disable_prefix
+from glmtune.methods.prefix_attention import attach_prefix, disable_prefix, find_prefix, remove_prefix
 from glmtune.methods.prefix_encoder import PrefixEncoder, PrefixShape, Projection
 from glmtune.methods.ptuning import (
     PTuning,

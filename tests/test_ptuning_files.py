@@ -15,7 +15,7 @@ from glmtune.errors import ModelError, RunError
 from glmtune.methods.base_info import BaseInfo, read_base_info
 from glmtune.methods.prefix_attention import find_prefix, remove_prefix
 from glmtune.methods.prefix_encoder import PrefixEncoder, PrefixShape
-from glmtune.methods.ptuning import PTuning, is_prefix_folder, load_prefix, find_official_base, write_official
+from glmtune.methods.ptuning import PTuning, find_official_base, is_prefix_folder, load_prefix, write_official
 from tiny import FAMILIES
 
 NOTE = BaseInfo("base", "0123456789abcdef", "chatglm2")

@@ -15,11 +15,12 @@ from torch.nn import functional as F
 import glmtune
 from glmtune.errors import ModelError
 from glmtune.models.auto import open_published_state
-from glmtune.models.loading import inspect_checkpoint, load_base
+from glmtune.models.checkpoints import inspect_checkpoint
+from glmtune.models.loading import load_base
 from glmtune.quantization import kernels
 from glmtune.quantization.packed import dequantize, pack_int4, quantize, unpack_int4
 from glmtune.quantization.packed_linear import PackedLinear
-from glmtune.quantization.quantizer import is_packed_model, pack_model, list_packed_layers
+from glmtune.quantization.quantizer import is_packed_model, list_packed_layers, pack_model
 from tiny import FAMILIES
 
 LAYER_LINEARS = ("query_key_value.weight", "dense.weight", "dense_h_to_4h.weight", "dense_4h_to_h.weight")

@@ -250,7 +250,7 @@ def test_out_of_memory_before_the_first_step(arguments, glmtune_command, monkeyp
     def fail(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB")
 
-    monkeypatch.setattr("glmtune.training.run.probe_logits", fail)
+    monkeypatch.setattr("glmtune.training.run.compute_probe_logits", fail)
     command = arguments("memory")
     result = glmtune_command(*command)
     assert result.code == 1

@@ -307,7 +307,7 @@ def _eval_fields(context, **changes):
     root = context.roots[0]
     fields = {"kind": "eval", "model": str(root / "a b"), "others": [str(root / "c")], "data": str(root / "d.json")}
     fields |= {"limit": 4, "tokens": 0, "batch": 2, "probe": False, "output": ""}
-    return evaluate_tab.Asked(**(fields | changes))
+    return evaluate_tab.EvaluationChoices(**(fields | changes))
 
 
 def test_evaluations_are_the_commands_of_the_command_line(context):
@@ -375,7 +375,7 @@ def test_results_are_listed_with_a_row_per_model_and_escaped(context, run):
 def _export_fields(context, **changes):
     fields = {"model": str(context.roots[0] / "base"), "layout": "hf", "bits": 16, "adapter_only": False}
     fields |= {"dtype": "", "max_shard_size": "5GB", "output": "out"}
-    return export_tab.Asked(**(fields | changes))
+    return export_tab.ExportChoices(**(fields | changes))
 
 
 def test_an_export_that_cannot_be_done_is_refused_with_the_command_line_s_words(context, tiny):

@@ -20,9 +20,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-PARTICIPLES = frozenset("told said made held kept seen found known wanted asked given put meant done shown".split())
+PARTICIPLES = frozenset(["told", "said", "made", "held", "kept", "seen", "found", "known", "wanted", "asked", "given", "put", "meant", "done", "shown"])
 # Names that a protocol, torch or transformers prescribes: nobody can choose another word.
-PROTOCOL = frozenset("forward backward main prepare read write save load convert train eval".split())
+PROTOCOL = frozenset(["forward", "backward", "main", "prepare", "read", "write", "save", "load", "convert", "train", "eval"])
 
 
 def measure_tree(root: Path) -> dict[str, str]:

@@ -20,7 +20,8 @@ from glmtune.generation.compiled_step import compile_step, require_gpu
 from glmtune.methods.lora_merge import merge_adapter
 from glmtune.methods.ptuning import is_prefix_folder
 from glmtune.methods.tuned_model import load_with_adapter, resolve_target
-from glmtune.models.loading import inspect_checkpoint, parse_device
+from glmtune.models.checkpoints import inspect_checkpoint
+from glmtune.models.loading import parse_device
 from glmtune.training.memory import read_peak_rss
 from glmtune.utils.console import print_warning, silence_libraries
 
@@ -120,7 +121,7 @@ def make_cases(
         inspected = inspect_checkpoint(resolved.base, family=resolved.family, hub=resolved.hub)
         for size in sizes.batch_sizes:
             check_sizes(inspected.config, sizes.prompt_tokens, sizes.new_tokens, size, sizes.repeats)
-        stored = f"packed{inspected.packed_bits}" if inspected.packed_bits else inspected.stored
+        stored = f"packed{inspected.packed_bits}" if inspected.packed_bits else inspected.stored_quantization
         for variant in variants:
             # A quantised checkpoint is measured as it is; one of bitsandbytes' int8 where 8 bits are asked for.
             if stored and variant != OLD_VARIANTS.get(stored, stored):

@@ -42,8 +42,8 @@ def bench(
     """
     import json
 
+    from glmtune.bench.bench_output import describe_results, print_results, write_results
     from glmtune.bench.cases import BenchmarkCase, BenchmarkSizes, make_cases, run_cases
-    from glmtune.bench.results import describe_results, print_results, write_results
     from glmtune.utils.console import print_message, show_status, silence_libraries, use_stderr
 
     silence_libraries()

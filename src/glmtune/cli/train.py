@@ -83,7 +83,7 @@ def train(
 
     score: ScoreReplies | None = None
     if run_config.generate.rows:  # the libraries of the metrics take a second to import
-        from glmtune.evaluation.sampled import score_questions
+        from glmtune.evaluation.scoring import score_questions
 
         score = score_questions
 

@@ -15,7 +15,7 @@ from glmtune.data.cache import hash_tokenizer
 from glmtune.evaluation.model_info import ModelInfo, find_run, hash_folder, read_settings
 from glmtune.methods.base_info import require_same_base
 from glmtune.methods.tuned_model import ModelTarget, is_adapter, resolve_target
-from glmtune.models.loading import Checkpoint, inspect_checkpoint
+from glmtune.models.checkpoints import Checkpoint, inspect_checkpoint
 from glmtune.models.tokenizers import load_tokenizer
 from glmtune.run_dir import RunDir, is_run
 

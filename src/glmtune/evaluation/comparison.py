@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,20 @@ from glmtune.evaluation.forgetting.forget import describe_training
 from glmtune.evaluation.forgetting.probing import BaseAnswers, ForgettingProbe
 from glmtune.evaluation.model_info import ModelInfo
 from glmtune.evaluation.model_switcher import ModelSwitcher
-from glmtune.evaluation.pairs import compare_pairs, list_changed_rows, select_common_rows
-from glmtune.evaluation.results import COMPARISON_FILE, ComparisonResult, EvaluationResult, ForgettingResult
-from glmtune.evaluation.reuse import copy_evaluation, is_same_evaluation
+from glmtune.evaluation.results import (
+    COMPARISON_FILE,
+    ChangedRow,
+    ComparisonResult,
+    EvaluationResult,
+    ForgettingResult,
+    ScorePair,
+)
 from glmtune.evaluation.scoring import make_printable
+from glmtune.evaluation.statistics import compare_by_bootstrap
 from glmtune.generation.load import LoadedModel
 from glmtune.generation.reply import Sampling
 from glmtune.utils.console import print_message, print_warning
-from glmtune.utils.io import explain_write_errors, iso_timestamp, slugify, write_text
+from glmtune.utils.io import explain_write_errors, find_json_object, iso_timestamp, slugify, write_text
 
 _EVALS = Path("evals")
 _NOT_SHARED = ("train", "eval", "eval_fraction", "packing", "prefix")
@@ -241,3 +248,94 @@ def _restrict_result(result: EvaluationResult, records: list[Record]) -> Evaluat
     if result.data.rows == len(records):
         return result
     return replace(result, **summarize_records(records), data=replace(result.data, rows=len(records)))
+
+
+_FILES = ("predictions.jsonl", "generated_predictions.txt", "metrics.json")
+"""metrics.json last: it says that the folder is whole."""
+
+
+def is_same_evaluation(folders: Iterable[Path], settings: dict[str, Any]) -> Path | None:
+    """The first folder with a finished evaluation of the same model on the same rows, with the same settings.
+
+    Args:
+        folders: where to look.
+        settings: from `evaluate.settings_of`.
+    """
+    wanted = _select_decisive(settings)
+    return next((folder for folder in folders if _read_settings(folder) == wanted), None)
+
+
+def copy_evaluation(source: Path, target: Path) -> None:
+    """Take a finished evaluation over."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in _FILES:
+        shutil.copyfile(source / name, target / name)
+
+
+def _read_settings(folder: Path) -> dict[str, Any] | None:
+    if not all((folder / name).is_file() for name in _FILES) or (folder / "predictions.partial.jsonl").exists():
+        return None
+    settings = (find_json_object(folder / "metrics.json") or {}).get("settings")
+    return _select_decisive(settings) if isinstance(settings, dict) else None
+
+
+def _select_decisive(settings: dict[str, Any]) -> dict[str, Any]:
+    """All but where the data lies: its digest says what it is."""
+    plain: dict[str, Any] = json.loads(json.dumps(settings))
+    return {key: value for key, value in plain.items() if key != "data"}
+
+
+_BY = "rouge_l"
+"""The score by which a row has changed."""
+
+
+def select_common_rows(models: Sequence[Sequence[Record]]) -> list[list[Record]]:
+    """Of each model's records those whose rows all models have, in the order of the data. Length limits may drop a row
+    under one tokenizer and keep it under another."""
+    common = set.intersection(*({record["row"] for record in records} for records in models))
+    return [[record for record in records if record["row"] in common] for records in models]
+
+
+def compare_pairs(models: Sequence[Sequence[Record]]) -> list[ScorePair]:
+    """Compare every later model with the first, score by score.
+
+    Args:
+        models: from `select_common_rows`.
+    """
+    first, *others = models
+    return [pair for b, records in enumerate(others, start=1) for pair in _compare_records(first, records, b)]
+
+
+def list_changed_rows(models: Sequence[Sequence[Record]], limit: int = 20) -> list[ChangedRow]:
+    """List the rows whose ROUGE-L differs most from the first model's; of equal ones, the earlier in the data.
+
+    Args:
+        models: from `select_common_rows`.
+        limit: number of rows.
+    """
+    rows = [row for row in zip(*models, strict=True) if len({record["prediction"] for record in row}) > 1]
+
+    def change(row: Sequence[Record]) -> float:
+        first, *others = (record["scores"][_BY] for record in row)
+        return -max(abs(other - first) for other in others)
+
+    return [
+        ChangedRow(
+            **{key: row[0][key] for key in ("row", "where", "prompt", "reference")},
+            replies=[record["prediction"] for record in row],
+            scores=[record["scores"][_BY] for record in row],
+        )
+        for row in sorted(rows, key=change)[:limit]
+    ]
+
+
+def _compare_records(first: Sequence[Record], other: Sequence[Record], b: int) -> list[ScorePair]:
+    scores = [(one["scores"], two["scores"]) for one, two in zip(first, other, strict=True)]
+    names = dict.fromkeys(name for one, two in scores for name in one if name in two)
+    result = []
+    for name in names:
+        # Only rows with a tool call have all scores.
+        both = [(one[name], two[name]) for one, two in scores if name in one and name in two]
+        difference = compare_by_bootstrap([one for one, _ in both], [two for _, two in both])
+        result.append(ScorePair(0, b, name, difference))
+    return result

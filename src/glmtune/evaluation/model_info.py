@@ -14,7 +14,8 @@ from glmtune.config_parsing import build_dataclass, read_config_file, set_key
 from glmtune.errors import ConfigError
 from glmtune.generation.load import LoadedModel, load_parts
 from glmtune.methods.tuned_model import ModelTarget
-from glmtune.models.loading import DTYPES, Checkpoint
+from glmtune.models.checkpoints import Checkpoint
+from glmtune.models.loading import DTYPES
 from glmtune.run_dir import RunDir, is_run
 
 

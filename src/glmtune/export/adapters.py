@@ -11,7 +11,7 @@ from glmtune.methods.lora_files import make_peft_config, read_config, read_weigh
 from glmtune.methods.lora_official import convert_to_native, write_official_adapter
 from glmtune.methods.prefix_encoder import PrefixEncoder, PrefixShape
 from glmtune.methods.prefix_files import make_published_state, read_prefix, write_official, write_prefix
-from glmtune.models.loading import Checkpoint
+from glmtune.models.checkpoints import Checkpoint
 
 PREFIX_FOLDER = "ptuning"
 """Where the prefix lies beside its base."""

@@ -14,8 +14,8 @@ from glmtune.export.shards import parse_shard_size
 from glmtune.methods.base_info import require_same_base
 from glmtune.methods.ptuning import is_prefix_folder
 from glmtune.methods.tuned_model import resolve_target
-from glmtune.models.loading import DTYPES, Checkpoint, inspect_checkpoint, parse_device, parse_dtype
-from glmtune.models.quantized import make_quantization_arguments
+from glmtune.models.checkpoints import Checkpoint, inspect_checkpoint
+from glmtune.models.loading import DTYPES, make_quantization_arguments, parse_device, parse_dtype
 from glmtune.models.tokenizers import load_tokenizer
 from glmtune.models.tokenizers.tokenizer_files import require_published_tokenizer
 

@@ -3,34 +3,46 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from glmtune.export import export_checks as proof
-from glmtune.export.adapters import PREFIX_FOLDER, describe_prefix_loading, make_base_info, write_lora, write_prefix_folder
-from glmtune.export.export_progress import ExportSteps, show_steps
-from glmtune.export.export_request import BITSANDBYTES, ExportRequest, ExportSource, require_possible, open_source
+from glmtune.export.adapters import (
+    PREFIX_FOLDER,
+    describe_prefix_loading,
+    make_base_info,
+    write_lora,
+    write_prefix_folder,
+)
+from glmtune.export.export_checks import MERGE_TOLERANCE, RELOAD_TOLERANCE, compute_logits, make_probe_rows
+from glmtune.export.export_request import BITSANDBYTES, ExportRequest, ExportSource, open_source, require_possible
 from glmtune.export.folder import create_folder, require_free_folder
 from glmtune.export.layouts import find_main_dtype, list_pieces, write_hf_files, write_official_files
-from glmtune.export.logit_probe import MERGE_TOLERANCE, RELOAD_TOLERANCE, compute_logits, make_probe_rows
 from glmtune.export.published_config import make_published_config
 from glmtune.export.shards import parse_shard_size, write_shards
-from glmtune.export.unpack import unpack_model
 from glmtune.methods.lora import load_adapter
 from glmtune.methods.lora_merge import merge_adapter
 from glmtune.methods.ptuning import load_prefix, remove_prefix
-from glmtune.models.loading import inspect_checkpoint, load_base, parse_device
-from glmtune.models.quantized import prepare_quantized_cpu
+from glmtune.models.checkpoints import inspect_checkpoint
+from glmtune.models.loading import load_base, parse_device, prepare_quantized_cpu
 from glmtune.models.tokenizers import load_tokenizer
+from glmtune.quantization.packed_linear import PackedLinear
 from glmtune.quantization.quantizer import pack_model
 from glmtune.utils.console import silence_libraries
 from glmtune.utils.io import write_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -253,3 +265,55 @@ class _Exporter:
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+@torch.no_grad()
+def unpack_model(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Put plain linears with the numbers that the packed ones stand for in their place, one layer at a time.
+
+    Args:
+        model: with packed layers; changed in place.
+        dtype: of the new weights.
+    """
+    for name, module in list(model.named_modules()):
+        if isinstance(module, PackedLinear):
+            with torch.device("meta"):
+                linear = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
+            linear.weight = nn.Parameter(module.dequantize_weight(dtype), requires_grad=False)
+            if module.bias is not None:
+                linear.bias = module.bias
+            model.set_submodule(name, linear)
+    model.config.quantization_bit = None
+    return model
+
+
+class ExportSteps:
+    """One line on the screen: the step at work, and how far it is where that is known."""
+
+    def __init__(self, progress: Progress):
+        self._progress = progress
+        self._task: TaskID | None = None
+
+    def begin(self, what: str, total: int | None = None) -> None:
+        """A new step.
+
+        Args:
+            what: as the user would say it.
+            total: bytes that it will write; None where nobody knows.
+        """
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(what, total=total)
+
+    def advance(self, count: int) -> None:
+        """So many bytes more are written."""
+        if self._task is not None:
+            self._progress.advance(self._task, count)
+
+
+@contextmanager
+def show_steps(console: Console) -> Iterator[ExportSteps]:
+    """Show the steps of the block, and nothing of them afterwards."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield ExportSteps(progress)

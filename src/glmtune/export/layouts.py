@@ -19,7 +19,7 @@ from glmtune.utils.io import write_json
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from glmtune.models.loading import Checkpoint
+    from glmtune.models.checkpoints import Checkpoint
 
 
 def list_pieces(model: PreTrainedModel, layout: str) -> list[TensorPiece]:

@@ -9,7 +9,7 @@ from transformers import set_seed
 
 from glmtune.families import Family
 from glmtune.methods.tuned_model import ModelTarget, load_with_adapter, resolve_target
-from glmtune.models.loading import Checkpoint, inspect_checkpoint
+from glmtune.models.checkpoints import Checkpoint, inspect_checkpoint
 from glmtune.models.tokenizers import load_tokenizer
 from glmtune.utils.console import silence_libraries
 

@@ -19,7 +19,8 @@ from glmtune.config import FreezeConfig
 from glmtune.errors import ConfigError, RunError
 from glmtune.methods.base_info import BaseInfo, write_base_info
 from glmtune.methods.method import Method, StateDict
-from glmtune.models.loading import inspect_checkpoint, load_base
+from glmtune.models.checkpoints import inspect_checkpoint
+from glmtune.models.loading import load_base
 from glmtune.models.tokenizers.tokenizer_files import write_tokenizer
 
 SHARD_SIZE = "5GB"

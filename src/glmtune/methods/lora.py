@@ -14,10 +14,16 @@ from torch import nn
 from glmtune.config import LoraConfig
 from glmtune.errors import ConfigError, ModelError, RunError, summarize_error
 from glmtune.methods.base_info import BaseInfo, write_base_info
-from glmtune.methods.lora_files import select_adapter_state, make_peft_config, load_state, read_config, read_weights, write_files
+from glmtune.methods.lora_files import (
+    load_state,
+    make_peft_config,
+    read_config,
+    read_weights,
+    select_adapter_state,
+    write_files,
+)
 from glmtune.methods.lora_fused import fuse_updates
-from glmtune.methods.lora_official import list_module_rows, convert_to_native
-from glmtune.methods.lora_optimizer import make_loraplus_groups
+from glmtune.methods.lora_official import convert_to_native, list_module_rows
 from glmtune.methods.lora_targets import resolve_modules_to_save, resolve_targets
 from glmtune.methods.method import Method, StateDict
 
@@ -212,3 +218,29 @@ def _cast_to_fp32(model: PeftModel) -> PeftModel:
 
 def _is_adapter_weight(parameter: Any) -> bool:
     return isinstance(parameter, nn.Parameter) and parameter.requires_grad
+
+
+def make_loraplus_groups(
+    model: nn.Module, learning_rate: float, weight_decay: float, ratio: float
+) -> list[dict[str, Any]]:
+    """The trained parameters as groups for a torch optimiser.
+
+    Args:
+        model: a prepared model.
+        learning_rate: of all but the B matrices.
+        weight_decay: of matrices; vectors (biases, norms, DoRA's magnitudes) have none.
+        ratio: B's learning rate over A's.
+    """
+    rates = {"rest": learning_rate, "B": learning_rate * ratio}
+    groups: dict[tuple[str, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            kind = "B" if _is_b(name) else "rest"
+            groups.setdefault((kind, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+    return [
+        {"params": parameters, "lr": rates[kind], "weight_decay": decay} for (kind, decay), parameters in groups.items()
+    ]
+
+
+def _is_b(name: str) -> bool:
+    return any(part in ("lora_B", "lora_embedding_B") for part in name.split("."))

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from glmtune.errors import ModelError
 from glmtune.methods.lora_files import CONFIG as LORA_CONFIG
 from glmtune.methods.prefix_encoder import PrefixEncoder, PrefixShape
-from glmtune.models.checkpoints import read_inventory
+from glmtune.models.weight_files import read_inventory
 from glmtune.utils.io import write_json
 
 WEIGHTS = "prefix_encoder.safetensors"

@@ -19,12 +19,12 @@ from glmtune.config import PTuningConfig
 from glmtune.errors import ConfigError, ModelError, RunError
 from glmtune.methods.base_info import BaseInfo, write_base_info
 from glmtune.methods.method import Method, StateDict
-from glmtune.methods.prefix_attention import attach_prefix, find_prefix, remove_prefix, disable_prefix
+from glmtune.methods.prefix_attention import attach_prefix, disable_prefix, find_prefix, remove_prefix
 from glmtune.methods.prefix_encoder import PrefixEncoder, PrefixShape, Projection
 from glmtune.methods.prefix_files import (
     StoredPrefix,
-    is_prefix_folder,
     find_official_base,
+    is_prefix_folder,
     make_published_state,
     read_prefix,
     write_official,
@@ -34,12 +34,12 @@ from glmtune.methods.prefix_files import (
 __all__ = [
     "PTuning",
     "allow_quantized_training",
-    "is_prefix_folder",
-    "load_prefix",
+    "disable_prefix",
     "find_official_base",
     "find_prefix",
+    "is_prefix_folder",
+    "load_prefix",
     "remove_prefix",
-    "disable_prefix",
     "write_official",
 ]
 

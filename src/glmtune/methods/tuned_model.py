@@ -12,10 +12,11 @@ import torch
 
 from glmtune.config import load_config
 from glmtune.errors import RunError
-from glmtune.methods.base_info import require_same_base, read_base_info
+from glmtune.methods.base_info import read_base_info, require_same_base
 from glmtune.methods.lora import load_adapter, read_base_path
-from glmtune.methods.ptuning import is_prefix_folder, load_prefix, find_official_base
-from glmtune.models.loading import Checkpoint, inspect_checkpoint, load_base
+from glmtune.methods.ptuning import find_official_base, is_prefix_folder, load_prefix
+from glmtune.models.checkpoints import Checkpoint, inspect_checkpoint
+from glmtune.models.loading import load_base
 from glmtune.run_dir import RunDir, is_run
 
 if TYPE_CHECKING:

@@ -1,279 +1,152 @@
-"""What a checkpoint folder holds: its weight files, checked before anything is loaded, and a fingerprint of them."""
+"""Everything that is known of a checkpoint folder before its weights are loaded."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-import struct
-import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import importlib.util
+import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from glmtune.errors import ModelError, summarize_error
-from glmtune.models.weight_names import COMPUTED, group_by_published
-
-_KINDS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
-_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_MEND = "Download the file again (compare its SHA-256 with the hub's)."
-
-
-@dataclass(frozen=True)
-class Weight:
-    """One tensor on disk."""
-
-    file: Path
-    shape: tuple[int, ...]
-    dtype: str
+from glmtune.errors import ModelError
+from glmtune.families import Family, family_from_folder, get_family
+from glmtune.hub import resolve_checkpoint
+from glmtune.models.auto import find_family, make_native_config, read_packed_bits
+from glmtune.models.glm import PublishedGlmConfig
+from glmtune.models.weight_files import WeightInventory, check_shapes, compute_fingerprint, read_inventory
+from glmtune.models.weight_names import list_published_shapes
+from glmtune.quantization.quantizer import replace_linears
 
 
 @dataclass
-class WeightInventory:
-    """All weights of a folder by name, without their values."""
+class Checkpoint:
+    """What is known of a checkpoint folder before its weights are loaded. It is inspected once and handed on."""
 
     folder: Path
-    weights: dict[str, Weight]
-    indexed: bool
+    known_family: Family | None
+    config: PreTrainedConfig
+    inventory: WeightInventory
+    native_shapes: dict[str, tuple[int, ...]]
+    packed_bits: int = 0
+    """4 or 8 if the weights are in the official quantised layout, else 0."""
+    stored_quantization: str | None = None
+    """`nf4` or `int8` if a transformers folder was saved in bitsandbytes' form."""
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: weight.shape for name, weight in self.weights.items()}
+    def family(self) -> Family:
+        """The generation.
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision of the matrices: the one most weights have that are not packed."""
-        matrices = (weight.dtype for weight in self.weights.values() if len(weight.shape) > 1)
-        names = [name for name in matrices if getattr(torch, name).is_floating_point]
-        return getattr(torch, max(set(names), key=names.count)) if names else torch.float32
+        Raises:
+            ModelError: ChatGLM2 or ChatGLM3 cannot be decided; such a checkpoint can be loaded, but not prompted.
+        """
+        return self.known_family or family_from_folder(self.folder)
 
-
-def read_inventory(folder: Path) -> WeightInventory:
-    """Names, shapes and precision of every weight in `folder`, from the files' headers.
-
-    Raises:
-        ModelError: no weights; a shard missing, cut short or not a weight file; an index that does not fit.
-    """
-    files, index = _weight_files(folder)
-    weights: dict[str, Weight] = {}
-    for file in files:
-        for name, (shape, dtype) in _read_header(file).items():
-            if not any(re.search(pattern, name) for pattern in COMPUTED):
-                weights[name] = Weight(file, shape, dtype)
-    absent = [name for name, file in index.items() if name not in weights and not _is_computed(name)]
-    if absent:
-        raise ModelError(f"{folder}: the index names weights that its shards lack: {_join_names(absent)}.", _MEND)
-    return WeightInventory(folder, weights, indexed=bool(index))
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the weights, whatever their layout on disk."""
+        return compute_fingerprint(self.inventory, self.native_shapes)
 
 
-def check_shapes(inventory: WeightInventory, expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare what a folder holds with what its config asks for.
+def inspect_checkpoint(
+    path: str | os.PathLike[str], *, family: str | None = None, hub: str = "huggingface"
+) -> Checkpoint:
+    """Inspect a checkpoint: its generation, its config, and whether its weights fit it. Reads headers, no values.
 
     Raises:
-        ModelError: lists every missing, unexpected or wrongly shaped weight.
+        ModelError: the folder cannot be loaded as it is; the message lists what is wrong with it.
     """
-    found = inventory.shapes
-    faults = []
-    missing = [name for name in expected if name not in found]
-    unexpected = [name for name in found if name not in expected]
-    wrong = [
-        f"{name} is {_by(found[name])}, config.json asks for {_by(shape)}"
-        for name, shape in expected.items()
-        if name in found and found[name] != tuple(shape)
-    ]
-    if missing:
-        faults.append(f"missing: {_join_names(missing)}")
-    if unexpected:
-        faults.append(f"unexpected: {_join_names(unexpected)}")
-    if wrong:
-        faults.append(f"wrong shape: {_join_names(wrong)}")
-    if faults:
+    folder = resolve_checkpoint(path, hub)
+    known_family = get_family(family) if family else find_family(folder, name=str(path))
+    config = make_native_config(folder, known_family)
+    inventory = read_inventory(folder)
+    bits = read_packed_bits(config)
+    check_packing(inventory, bits)
+    native = _list_native_shapes(config)
+    expected = list_published_shapes(native) if isinstance(config, PublishedGlmConfig) else native
+    stored = None if bits else read_stored_quantization(config)
+    if stored is None:  # bitsandbytes' weights have shapes of their own, which its loading checks
+        check_shapes(inventory, expected)
+    return Checkpoint(folder, known_family, config, inventory, native, bits, stored)
+
+
+def check_packing(inventory: WeightInventory, bits: int) -> None:
+    """Require that config.json and the files agree about packed weights.
+
+    Args:
+        inventory: the files' weights.
+        bits: the config's `quantization_bit`; 0 for none.
+
+    Raises:
+        ModelError: packed weights that the config does not announce, or none where it does.
+    """
+    packed = [name for name in inventory.weights if name.endswith(".weight_scale")]
+    if bits and not packed:
         raise ModelError(
-            f"{inventory.folder}: the weights do not fit config.json. {'; '.join(faults)}.",
-            "Check that config.json and all weight files come from the same repository and revision.",
+            f"{inventory.folder}: config.json says quantization_bit {bits}, but no weight there is packed.",
+            'Set "quantization_bit": 0 in config.json to load them; '
+            f"--set model.quantization=packed{bits} then packs them while loading.",
+        )
+    if packed and not bits:
+        raise ModelError(
+            f"{inventory.folder}: the weights are packed ({packed[0]}), but config.json has no quantization_bit.",
+            'Add "quantization_bit": 4 or 8 to config.json, as its repository has it.',
+        )
+    for name in packed:
+        weight = inventory.weights.get(name.removesuffix("_scale"))
+        if weight and weight.dtype != "int8":
+            raise ModelError(
+                f"{weight.file}: {name} belongs to a packed weight, but the weight is {weight.dtype}, not int8.",
+                "It was not quantised by the official code; use the full-precision repository of the same model.",
+            )
+    embeddings = [name for name in packed if name.endswith("word_embeddings.weight_scale")]
+    if embeddings:
+        raise ModelError(
+            f"{inventory.folder}: the embeddings are packed too ({embeddings[0]}), which cannot be loaded.",
+            "Use a repository whose embeddings are not, such as THUDM/chatglm-6b-int4, or the full-precision one.",
         )
 
 
-@contextmanager
-def list_loadable(inventory: WeightInventory) -> Iterator[Path]:
-    """A folder that transformers can load: the checkpoint's own, or links plus the index that it lacks."""
-    files = {weight.file for weight in inventory.weights.values()}
-    if inventory.indexed or len(files) == 1:
-        yield inventory.folder
-        return
-    with TemporaryDirectory(prefix="glmtune-") as temporary:
-        beside = (inventory.folder / name for name in ("config.json", "generation_config.json"))
-        for file in (*files, *(path for path in beside if path.is_file())):
-            (Path(temporary) / file.name).symlink_to(file.resolve())
-        suffix = next(iter(files)).suffix
-        weight_map = {name: weight.file.name for name, weight in inventory.weights.items()}
-        target = Path(temporary) / (_INDEXES[0] if suffix == ".safetensors" else _INDEXES[1])
-        target.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}), encoding="utf-8")
-        yield Path(temporary)
+def read_stored_quantization(config: PreTrainedConfig) -> str | None:
+    """Read whether a transformers folder was saved in bitsandbytes' form: `nf4`, `int8`, or None.
 
-
-def compute_fingerprint(inventory: WeightInventory, native_shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Sixteen hexadecimal digits that tell bases apart, equal for every layout of the same weights.
-
-    The first, middle and last row of every native weight are hashed in fp32 with its name and shape, so the
-    published layout, a transformers folder, `.bin` and safetensors agree. Bases that differ only in other rows are
-    not told apart; training changes them all.
-
-    Args:
-        inventory: the folder's weights.
-        native_shapes: shapes by the loaded model's own names.
+    Raises:
+        ModelError: it was saved by another quantiser, or bitsandbytes is missing.
     """
-    digest = hashlib.sha256()
-    places: dict[str, tuple[str, int]] = {}  # native name -> (name on disk, first row)
-    for published, natives in group_by_published(native_shapes).items():
-        first = 0
-        for native in natives:
-            places[native] = (native, 0) if native in inventory.weights else (published, first)
-            first += native_shapes[native][0]
-    with _Rows(inventory) as rows:
-        for native in sorted(name for name in native_shapes if places[name][0] in inventory.weights):
-            name, first = places[native]
-            count = native_shapes[native][0]
-            digest.update(f"{native}{tuple(native_shapes[native])}".encode())
-            for row in (0, count // 2, count - 1):
-                digest.update(rows.read(name, first + row))
-    return digest.hexdigest()[:16]
+    value = getattr(config, "quantization_config", None)
+    if value is None:
+        return None
+    settings = value if isinstance(value, dict) else value.to_dict()
+    if settings.get("quant_method") != "bitsandbytes":
+        raise ModelError(
+            f"config.json: quantised by {settings.get('quant_method')}, which is not supported.",
+            "Use the full-precision repository of the same model.",
+        )
+    quantization = "nf4" if settings.get("load_in_4bit") else "int8"
+    require_bitsandbytes(quantization)
+    return quantization
 
 
-def read_tensors(inventory: WeightInventory) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every weight by name, one at a time."""
-    with _Rows(inventory) as rows:
-        for name in inventory.weights:
-            yield name, rows.open(name)[:]
+def require_bitsandbytes(quantization: str) -> None:
+    """Require that bitsandbytes is installed.
+
+    Raises:
+        ModelError: it is not.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(
+            f"quantization {quantization} needs bitsandbytes, which is not installed.",
+            'Install it: pip install "glmtune[qlora]"; or use packed4 or packed8, which need nothing more.',
+        )
 
 
-class _Rows:
-    """Single rows of weights on disk, each file opened once."""
-
-    def __init__(self, inventory: WeightInventory):
-        self._weights = inventory.weights
-        self._open: dict[Path, Any] = {}
-
-    def __enter__(self) -> _Rows:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._open.clear()
-
-    def read(self, name: str, row: int) -> bytes:
-        return self.open(name)[row : row + 1].float().numpy().tobytes()
-
-    def open(self, name: str) -> Any:
-        """What gives the tensor, or rows of it, when it is indexed."""
-        file = self._weights[name].file
-        if file not in self._open:
-            self._open[file] = safe_open(file, "pt") if file.suffix == ".safetensors" else _read_bin(file, "cpu")
-        source = self._open[file]
-        return source[name] if isinstance(source, dict) else source.get_slice(name)
-
-
-def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
-    """The files that hold weights, and the index's map when there is one."""
-    for name in _INDEXES:
-        if (folder / name).is_file():
-            index = _read_index(folder / name)
-            names = sorted(set(index.values()))
-            _require_files(folder, names, f"{name} names")
-            return [folder / file for file in names], index
-    for stem, suffix in _KINDS:
-        single = folder / f"{stem}{suffix}"
-        if single.is_file():
-            return [single], {}
-        shards = sorted(folder.glob(f"{stem}-*-of-*{suffix}"))
-        if shards:
-            count = int(shards[0].stem.rsplit("-of-", 1)[1])
-            names = [f"{stem}-{i:05d}-of-{count:05d}{suffix}" for i in range(1, count + 1)]
-            _require_files(folder, names, "the shards' names call for")
-            return [folder / name for name in names], {}
-    code = sorted(path.name for path in folder.glob("*.py"))
-    has = f" (only code: {', '.join(code)})" if code else ""
-    raise ModelError(
-        f"{folder}: no weights here{has}. Wanted: model.safetensors, pytorch_model.bin, or their numbered shards.",
-        "The weights are large files of the same repository; git clone brings them only with git-lfs.",
-    )
-
-
-def _require_files(folder: Path, names: list[str], who: str) -> None:
-    absent = [name for name in names if not (folder / name).is_file()]
-    if absent:
-        raise ModelError(f"{folder}: {who} files that are not there: {_join_names(absent)}.", "Download the missing files.")
-
-
-def _read_index(path: Path) -> dict[str, str]:
-    try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise TypeError
-    except (ValueError, KeyError, TypeError):
-        raise ModelError(f"{path}: not an index of weights (no usable weight_map).", _MEND) from None
-    return weight_map
-
-
-def _read_header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Name to shape and dtype (torch's name for it)."""
-    with file.open("rb") as stream:
-        if stream.read(24).startswith(b"version https://git-lfs"):
-            raise ModelError(f"{file}: a git-lfs pointer, not the weights.", "Run `git lfs pull`, or download it.")
-    return _safetensors_header(file) if file.suffix == ".safetensors" else _bin_header(file)
-
-
-def _safetensors_header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    try:
-        with safe_open(file, "pt") as source:
-            slices = {name: source.get_slice(name) for name in source.keys()}  # noqa: SIM118 (not a dict)
-            return {name: (tuple(s.get_shape()), _DTYPES.get(s.get_dtype(), "float32")) for name, s in slices.items()}
-    except (SafetensorError, OSError, struct.error) as error:
-        raise ModelError(f"{file}: cut short or corrupt ({error}).", _MEND) from None
-
-
-def _bin_header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    state = _read_bin(file, "meta")
-    return {name: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in state.items()}
-
-
-def _read_bin(file: Path, device: str) -> dict[str, torch.Tensor]:
-    """A `.bin` file, never running code in it; mapped from disk where its format allows."""
-    try:
-        state = torch.load(file, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(file))
-    except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and others for a broken file
-        reason = summarize_error(error, 120)
-        raise ModelError(f"{file}: cut short, corrupt or not plain weights ({reason}).", _MEND) from None
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ModelError(f"{file}: holds something other than named tensors.", "Give the model's own weight files.")
-    return state
-
-
-def _is_computed(name: str) -> bool:
-    return any(re.search(pattern, name) for pattern in COMPUTED)
-
-
-def _join_names(names: list[str], most: int = 8) -> str:
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return "x".join(str(size) for size in shape)
-
-
-_DTYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I8": "int8",
-    "U8": "uint8",
-}
+def _list_native_shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes by name of the model that a config describes, built on the meta device."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+        if read_packed_bits(config):
+            replace_linears(model, read_packed_bits(config))
+    tied = getattr(model, "all_tied_weights_keys", {}) or {}
+    return {name: tuple(t.shape) for name, t in model.state_dict().items() if name not in tied}

@@ -1,84 +1,22 @@
-"""The one door to a base model: any layout of any generation, checked before and after it is read."""
+"""Loading the weights of a base model, of any layout of any generation."""
 
 from __future__ import annotations
 
 import copy
-import os
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from glmtune.errors import ModelError, summarize_error
-from glmtune.families import Family, family_from_folder, get_family
-from glmtune.hub import resolve_checkpoint
-from glmtune.models.auto import find_family, make_native_config, read_packed_bits
-from glmtune.models.checkpoints import WeightInventory, check_shapes, compute_fingerprint, list_loadable, read_inventory
-from glmtune.models.finite import check_finite, check_finite_on_disk
-from glmtune.models.glm import PublishedGlmConfig
-from glmtune.models.quantized import (
-    BITSANDBYTES,
-    check_packing,
-    make_quantization_arguments,
-    prepare_quantized_cpu,
-    read_stored_quantization,
-)
-from glmtune.models.weight_names import list_published_shapes
-from glmtune.quantization.quantizer import cast_unpacked, replace_linears
+from glmtune.models.checkpoints import Checkpoint, require_bitsandbytes
+from glmtune.models.weight_files import check_finite, check_finite_on_disk, list_loadable
+from glmtune.quantization.quantizer import PackedQuantizationConfig, cast_unpacked
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-@dataclass
-class Checkpoint:
-    """A checkpoint folder that was looked through but not loaded."""
-
-    folder: Path
-    decided_family: Family | None
-    config: PreTrainedConfig
-    inventory: WeightInventory
-    native_shapes: dict[str, tuple[int, ...]]
-    packed_bits: int = 0
-    """4 or 8 where the weights are in the official quantised layout, else 0."""
-    stored: str | None = None
-    """`nf4` or `int8` where a transformers folder holds bitsandbytes' numbers."""
-
-    @property
-    def family(self) -> Family:
-        """The generation.
-
-        Raises:
-            ModelError: nothing tells ChatGLM2 from ChatGLM3; such a checkpoint can be loaded, but not prompted.
-        """
-        return self.decided_family or family_from_folder(self.folder)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Tells bases apart, whatever their layout on disk."""
-        return compute_fingerprint(self.inventory, self.native_shapes)
-
-
-def inspect_checkpoint(path: str | os.PathLike[str], *, family: str | None = None, hub: str = "huggingface") -> Checkpoint:
-    """Look through a checkpoint: generation, config, and whether its weights fit; headers only, no values.
-
-    Raises:
-        ModelError: the folder cannot be loaded as it is; the message lists what is wrong with it.
-    """
-    folder = resolve_checkpoint(path, hub)
-    chosen = get_family(family) if family else find_family(folder, name=str(path))
-    config = make_native_config(folder, chosen)
-    inventory = read_inventory(folder)
-    bits = read_packed_bits(config)
-    check_packing(inventory, bits)
-    native = _native_shapes(config)
-    expected = list_published_shapes(native) if isinstance(config, PublishedGlmConfig) else native
-    stored = None if bits else read_stored_quantization(config)
-    if stored is None:  # bitsandbytes' numbers have shapes of their own, which its loading checks
-        check_shapes(inventory, expected)
-    return Checkpoint(folder, chosen, config, inventory, native, bits, stored)
+BITSANDBYTES = ("nf4", "int8")
+PACKED = {"packed4": 4, "packed8": 8}
 
 
 def load_base(
@@ -91,24 +29,24 @@ def load_base(
 ) -> PreTrainedModel:
     """Load the weights of an inspected checkpoint.
 
-    A checkpoint in the official quantised layout stays in it. A full-precision one can be quantised while it is read,
-    one weight at a time, so that no full-precision copy of it is ever held; embeddings, norms and head are not.
+    A checkpoint in the official quantised layout stays in it. A full-precision one can be quantised during loading, one
+    weight at a time, so that there is never a full-precision copy; embeddings, norms and head stay as they are.
 
     Args:
-        base: from `inspect_base`.
-        dtype: `fp32`, `bf16`, `fp16` or a torch dtype; the checkpoint's own when None. What is computed in.
+        base: from `inspect_checkpoint`.
+        dtype: of the computation: `fp32`, `bf16`, `fp16` or a torch dtype; the checkpoint's own when None.
         device: where to; a GPU if there is one when None.
         quantization: `nf4` or `int8` of bitsandbytes, `packed4` or `packed8` of the official layout.
         double_quantization: with nf4, quantise the scales too.
 
     Raises:
         ModelError: a weight was not read, two were read into one, or one is not finite; an unknown quantisation, one
-            that does not go with this checkpoint, or bitsandbytes is missing; it does not fit into the memory.
+            that this checkpoint cannot have, or bitsandbytes is missing; it does not fit into the memory.
     """
     target, precision = parse_device(device), parse_dtype(dtype) or base.inventory.dtype
     arguments: dict[str, Any] = {"config": copy.deepcopy(base.config), "dtype": precision}
     arguments |= make_quantization_arguments(base, quantization, precision, double_quantization)
-    if target.type != "cpu" or quantization in BITSANDBYTES or base.stored:
+    if target.type != "cpu" or quantization in BITSANDBYTES or base.stored_quantization:
         arguments["device_map"] = {"": target}
     if quantization in BITSANDBYTES:
         check_finite_on_disk(base.inventory)
@@ -119,12 +57,12 @@ def load_base(
             raise _explain_lack_of_memory(base, target, quantization, error) from None
         model, info = loaded
     _require_loaded(base, info)
-    if model.dtype != precision:  # packed while it was read, which is done in the checkpoint's own precision
+    if model.dtype != precision:  # packed during loading, which is done in the checkpoint's own precision
         cast_unpacked(model, precision)
-    if "nf4" in (quantization, base.stored) and target.type == "cpu":
+    if "nf4" in (quantization, base.stored_quantization) and target.type == "cpu":
         prepare_quantized_cpu(model)
     check_finite(model, base.inventory)
-    # Absolute, for an adapter keeps it as the place of its base.
+    # Absolute, because an adapter records it as the path of its base.
     model.config._name_or_path = model.name_or_path = str(base.folder.resolve())
     return model.eval()
 
@@ -158,41 +96,104 @@ def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
         return dtype
     if dtype in DTYPES:
         return DTYPES[dtype]
-    named = getattr(torch, dtype, None)
-    if not isinstance(named, torch.dtype) or not named.is_floating_point or named.itemsize < 2:
+    result = getattr(torch, dtype, None)
+    if not isinstance(result, torch.dtype) or not result.is_floating_point or result.itemsize < 2:
         raise ModelError(f"There is no precision {dtype!r}.", f"Known: {', '.join(DTYPES)}.")
-    return named
+    return result
 
 
-def _native_shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes by name of the model that `config` describes, built without memory."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-        if read_packed_bits(config):
-            replace_linears(model, read_packed_bits(config))
-    tied = getattr(model, "all_tied_weights_keys", {}) or {}
-    return {name: tuple(t.shape) for name, t in model.state_dict().items() if name not in tied}
-
-
-def _explain_lack_of_memory(base: Checkpoint, target: torch.device, quantization: str | None, error: BaseException) -> ModelError:
+def _explain_lack_of_memory(
+    base: Checkpoint, target: torch.device, quantization: str | None, error: BaseException
+) -> ModelError:
     reason = summarize_error(error, 200)
-    ways = ["end other programs that use this memory"]
+    hints = ["end other programs that use this memory"]
     if target.type != "cpu":
-        ways.append("use the CPU")
-    if not (quantization or base.packed_bits or base.stored):
-        ways.insert(0, "hold it in fewer bits (quantization nf4 or int8)")
-    told = "; ".join(ways)
+        hints.append("use the CPU")
+    if not (quantization or base.packed_bits or base.stored_quantization):
+        hints.insert(0, "quantise it (quantization nf4 or int8)")
+    hint = "; ".join(hints)
     return ModelError(
-        f"{base.folder}: does not fit into the memory of {target} ({reason}).", f"{told[0].upper()}{told[1:]}."
+        f"{base.folder}: does not fit into the memory of {target} ({reason}).", f"{hint[0].upper()}{hint[1:]}."
     )
 
 
 def _require_loaded(base: Checkpoint, info: dict[str, Any]) -> None:
-    """`check_shapes` has compared the names; this is the proof that each was read as well."""
-    left = {key: sorted(info.get(key) or []) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-    faults = [f"{key.removesuffix('_keys')}: {', '.join(map(str, names[:8]))}" for key, names in left.items() if names]
+    """Require that every weight was read; `check_shapes` has compared their names before."""
+    problems = {key: sorted(info.get(key) or []) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    faults = [
+        f"{key.removesuffix('_keys')}: {', '.join(map(str, names[:8]))}" for key, names in problems.items() if names
+    ]
     if faults or info.get("error_msgs"):
         raise ModelError(
             f"{base.folder}: not every weight was read. {'; '.join(faults) or info['error_msgs']}.",
-            "This is a fault of glmtune or transformers rather than of the folder; please report it.",
+            "This is a bug of glmtune or transformers, not a fault of the folder; please report it.",
         )
+
+
+def make_quantization_arguments(
+    base: Checkpoint, quantization: str | None, dtype: torch.dtype, double: bool
+) -> dict[str, Any]:
+    """Make the arguments of `from_pretrained` for a quantisation.
+
+    Raises:
+        ModelError: an unknown one, one that does not go with the checkpoint, or bitsandbytes is missing.
+    """
+    if quantization is None:
+        return {}
+    if quantization not in (*BITSANDBYTES, *PACKED):
+        choices = ", ".join((*BITSANDBYTES, *PACKED))
+        raise ModelError(f"There is no quantization {quantization!r}.", f"Known: {choices}.")
+    if base.stored_quantization:
+        raise ModelError(
+            f"{base.folder}: its weights are {base.stored_quantization} already.",
+            "Leave quantization out, or use the full-precision repository of the same model.",
+        )
+    if base.packed_bits:
+        if PACKED.get(quantization) == base.packed_bits:
+            return {}
+        raise ModelError(
+            f"{base.folder}: its weights are int{base.packed_bits} already and cannot become {quantization}.",
+            f"Leave quantization out to load them as packed{base.packed_bits}, "
+            "or use the full-precision repository of the same model.",
+        )
+    if quantization in PACKED:
+        # From the stored precision, as the official code: casting first would quantise other numbers.
+        return {"quantization_config": PackedQuantizationConfig(PACKED[quantization]), "dtype": base.inventory.dtype}
+    return {"quantization_config": _make_bitsandbytes_config(quantization, dtype, double)}
+
+
+def prepare_quantized_cpu(model: nn.Module) -> None:
+    """Avoid what bitsandbytes 0.50 computes wrongly in 4 bits on the CPU.
+
+    Its kernels assume that rows are whole blocks of 64, and give wrong numbers otherwise. At the first evaluation it
+    converts the weights for a faster kernel without a backward pass: a model trained further would have no gradients
+    below its last layer. That is turned off; decoding is then slower than with packed4.
+
+    Raises:
+        ModelError: names the first layer of another width. No published model has one; small ones may.
+    """
+    for name, module in model.named_modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is None:
+            continue
+        if state.shape[1] % state.blocksize:
+            raise ModelError(
+                f"nf4 on the CPU: {name} has {state.shape[1]} inputs; bitsandbytes computes multiples of "
+                f"{state.blocksize} there.",
+                "Use quantization packed4 or a GPU.",
+            )
+        module.support_avx512bf16_for_cpu = False
+
+
+def _make_bitsandbytes_config(quantization: str, dtype: torch.dtype, double: bool) -> Any:
+    require_bitsandbytes(quantization)
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_use_double_quant=double,
+    )

@@ -64,7 +64,9 @@ class PackedRows:
         return (joined if self.order_T is None else joined[self.order_T])[None]
 
 
-def make_packed_rows(lengths: Sequence[int], contexts: Sequence[int], device: torch.device, single: bool | None = None) -> PackedRows:
+def make_packed_rows(
+    lengths: Sequence[int], contexts: Sequence[int], device: torch.device, single: bool | None = None
+) -> PackedRows:
     """Rows of these lengths, one behind the other.
 
     Args:

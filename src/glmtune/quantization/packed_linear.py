@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from glmtune.quantization import kernels
-from glmtune.quantization.packed import dequantize, count_packed_columns, quantize, scale_rows, unpack_int4
+from glmtune.quantization.packed import count_packed_columns, dequantize, quantize, scale_rows, unpack_int4
 
 # Numbers unpacked at a time: what fits a CPU's cache, and on other devices what keeps them busy.
 _CPU_CHUNK, DEVICE_CHUNK = 1 << 20, 1 << 25

@@ -21,7 +21,8 @@ from glmtune.methods import make_method
 from glmtune.methods.base_info import BaseInfo
 from glmtune.methods.method import count_trainable_parameters
 from glmtune.methods.tuned_model import find_trained_folder
-from glmtune.models.loading import inspect_checkpoint, load_base
+from glmtune.models.checkpoints import inspect_checkpoint
+from glmtune.models.loading import load_base
 from glmtune.models.packed_attention import set_packed_attention
 from glmtune.models.tokenizers import load_tokenizer
 from glmtune.run_dir import RunDir, default_root
@@ -75,7 +76,7 @@ def train(
     Args:
         config: see `glmtune.config.RunConfig`.
         resume: continue the run in `config.output` from its last checkpoint.
-        score: scores replies if `generate.rows` is set: `glmtune.evaluation.sampled.score_questions`.
+        score: scores replies if `generate.rows` is set: `glmtune.evaluation.scoring.score_questions`.
         force: train even if the memory plan says that the run cannot fit.
 
     Raises:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from glmtune.config import RunConfig
-from glmtune.models.loading import DTYPES, Checkpoint
+from glmtune.models.checkpoints import Checkpoint
+from glmtune.models.loading import DTYPES
 from glmtune.training.memory import read_peak_rss
 from glmtune.training.training_data import TrainingData
 from glmtune.utils.io import iso_timestamp

@@ -28,7 +28,7 @@ _BATCH = 8
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvaluationChoices:
     """What stands in the fields, in their order."""
 
     kind: str
@@ -43,7 +43,7 @@ class Asked:
     output: str
 
 
-def arguments(context: Context, asked: Asked, lang: str) -> list[str]:
+def arguments(context: Context, asked: EvaluationChoices, lang: str) -> list[str]:
     """The command behind the fields, without `glmtune`.
 
     Raises:
@@ -67,13 +67,13 @@ def arguments(context: Context, asked: Asked, lang: str) -> list[str]:
     return words
 
 
-def _data(context: Context, asked: Asked) -> str:
+def _data(context: Context, asked: EvaluationChoices) -> str:
     if not asked.data:
         raise ConfigError("No rows are chosen.", "Choose a file of the list.")
     return str(inside(context.roots, asked.data))
 
 
-def _numbers(asked: Asked) -> Iterator[str]:
+def _numbers(asked: EvaluationChoices) -> Iterator[str]:
     given = {"--limit": asked.limit, "--batch-size": asked.batch}
     if asked.kind != "forget":  # the probe sets its own
         given["--max-new-tokens"] = asked.tokens
@@ -100,7 +100,7 @@ def build(context: Context, words: Words, lang: gr.State) -> None:
 
     def submit(*values: Any, request: gr.Request) -> None:
         *given, language = values
-        asked = Asked(*given)
+        asked = EvaluationChoices(*given)
         words_ = arguments(context, asked, language)
         output = str(inside(context.roots, asked.output)) if asked.output.strip() else ""
         context.jobs.submit(asked.kind, words_, output, owner_of(request))

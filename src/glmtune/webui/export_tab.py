@@ -28,7 +28,7 @@ _DEFAULT = ExportRequest()
 
 
 @dataclass(frozen=True)
-class Asked:
+class ExportChoices:
     """What stands in the fields, in their order."""
 
     model: str | None
@@ -56,7 +56,7 @@ class Asked:
         return ExportRequest(self.layout, self.bits, self.adapter_only, self.max_shard_size.strip(), self.dtype or None)
 
 
-def arguments(context: Context, asked: Asked) -> list[str]:
+def arguments(context: Context, asked: ExportChoices) -> list[str]:
     """The command behind the fields, without `glmtune`.
 
     Raises:
@@ -70,7 +70,7 @@ def arguments(context: Context, asked: Asked) -> list[str]:
     return [*words, "--dtype", request.dtype] if request.dtype else words
 
 
-def suggested_output(context: Context, asked: Asked) -> str:
+def suggested_output(context: Context, asked: ExportChoices) -> str:
     """A new folder in the first root, named after what will be in it."""
     path = Path(asked.model or "")
     # A run is nearly always called `run` or by its time; with its parent's name it is told apart.
@@ -81,7 +81,7 @@ def suggested_output(context: Context, asked: Asked) -> str:
     return next(each for each in names if not (context.roots[0] / each).exists())
 
 
-def needed(context: Context, asked: Asked) -> int | None:
+def needed(context: Context, asked: ExportChoices) -> int | None:
     """Bytes of disk that the export takes at its largest; None for an adapter alone. Reads no weight.
 
     Raises:
@@ -106,7 +106,7 @@ def build(context: Context, words: Words, lang: gr.State) -> None:
 
     def check(*values: Any) -> list[Any]:
         *given, language = values
-        asked = Asked(*given)
+        asked = ExportChoices(*given)
         if not asked.model:
             return [_note(text("export.choose", language)), gr.update(interactive=False)]
         try:
@@ -120,7 +120,7 @@ def build(context: Context, words: Words, lang: gr.State) -> None:
 
     def submit(*values: Any, request: gr.Request) -> Any:
         *given, _ = values
-        asked = Asked(*given)
+        asked = ExportChoices(*given)
         needed(context, asked)  # what was true when the button was drawn may have changed
         output = str(inside(context.roots, asked.output))
         context.jobs.submit("export", arguments(context, asked), output, owner_of(request))
@@ -130,10 +130,10 @@ def build(context: Context, words: Words, lang: gr.State) -> None:
         return renewed(targets(context), one, first=True)
 
     def suggest(*values: Any) -> str:
-        return suggested_output(context, Asked(*values))
+        return suggested_output(context, ExportChoices(*values))
 
     def suggest_next(*values: Any) -> str:
-        asked = Asked(*values)
+        asked = ExportChoices(*values)
         written = bool(asked.output.strip()) and inside(context.roots, asked.output).exists()
         return suggested_output(context, asked) if written else asked.output
 

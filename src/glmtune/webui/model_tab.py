@@ -22,7 +22,7 @@ from glmtune.webui.texts import text
 from glmtune.webui.words import Words
 
 if TYPE_CHECKING:
-    from glmtune.models.loading import Checkpoint
+    from glmtune.models.checkpoints import Checkpoint
 
 
 def build(context: Context, words: Words, lang: gr.State, chosen: Chosen) -> None:
@@ -69,13 +69,13 @@ def facts_of(model: str, family: str | None, hub: str, lang: str) -> str:
         folder = resolve_checkpoint(model, hub, "config")
         rows = [(text("model.family", lang), known.title), (text("model.folder", lang), str(folder))]
         return html.facts(rows) + html.note(text("model.not_here", lang))
-    from glmtune.models.loading import inspect_checkpoint
+    from glmtune.models.checkpoints import inspect_checkpoint
 
     return html.facts(_rows(inspect_checkpoint(model, family=family, hub=hub), lang))
 
 
 def _rows(base: Checkpoint, lang: str) -> list[tuple[str, str]]:
-    family = base.decided_family
+    family = base.known_family
     weights = sum(prod(shape) for shape in base.native_shapes.values())
     config = base.config
     shape = text(
@@ -99,8 +99,8 @@ def _rows(base: Checkpoint, lang: str) -> list[tuple[str, str]]:
 def _precision(base: Checkpoint, lang: str) -> str:
     if base.packed_bits:
         return text("model.packed", lang, bits=base.packed_bits)
-    if base.stored:
-        return text("model.stored", lang, kind=base.stored)
+    if base.stored_quantization:
+        return text("model.stored", lang, kind=base.stored_quantization)
     return str(base.inventory.dtype).removeprefix("torch.")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from glmtune.errors import ConfigError
 from glmtune.evaluation.forgetting.probe_checks import passes_check
-from glmtune.evaluation.repetition import compute_repeated_share, has_repeated_tail
+from glmtune.evaluation.metrics import compute_repeated_share, has_repeated_tail
 
 LANGUAGES = ("zh", "en")
 CATEGORIES = ("knowledge", "instructions", "arithmetic", "code", "reasoning", "safety", "chat")

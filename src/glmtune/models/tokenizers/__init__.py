@@ -17,11 +17,14 @@ from glmtune.families import family_from_folder, read_model_config
 from glmtune.families.family import OFFICIAL_ENCODER
 from glmtune.hub import resolve_checkpoint
 from glmtune.models.tokenizers import backends as layouts
-from glmtune.models.tokenizers.ids import require_matching_ids, count_image_tokens
-from glmtune.models.tokenizers.official import ChatGLMSentencePieceIds, SentencePieceIds
-from glmtune.models.tokenizers.sentencepiece_file import read_sentencepiece
+from glmtune.models.tokenizers.ids import count_image_tokens, require_matching_ids
 from glmtune.models.tokenizers.templates import CHATGLM, CHATGLM2, CHATGLM3, GLM4
-from glmtune.models.tokenizers.tiktoken_file import read_tiktoken
+from glmtune.models.tokenizers.vocabulary_files import (
+    ChatGLMSentencePieceIds,
+    SentencePieceIds,
+    read_sentencepiece,
+    read_tiktoken,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -142,7 +145,9 @@ def _build_glm4(folder: Path, config: dict[str, Any]) -> PreTrainedTokenizerFast
         pad_token="<|endoftext|>",
         extra_special_tokens=list(layouts.GLM4_SPECIALS[1:]),
     )
-    require_matching_ids(tokenizer, config, path, stale={"eos_token_id": "<|endoftext|>", "pad_token_id": "<|endoftext|>"})
+    require_matching_ids(
+        tokenizer, config, path, stale={"eos_token_id": "<|endoftext|>", "pad_token_id": "<|endoftext|>"}
+    )
     return tokenizer
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers import models as backends
 
-from glmtune.models.tokenizers.sentencepiece_file import (
+from glmtune.models.tokenizers.vocabulary_files import (
     NORMAL,
     UNKNOWN,
     USER_DEFINED,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glmtune.errors import ModelError
-from glmtune.models.tokenizers.sentencepiece_file import SentencePieceModel
+from glmtune.models.tokenizers.vocabulary_files import SentencePieceModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -46,7 +46,9 @@ def count_image_tokens(model: SentencePieceModel, config: dict[str, Any], declar
     return shift
 
 
-def require_matching_ids(tokenizer: PreTrainedTokenizerFast, config: dict[str, Any], path: Path, stale: dict[str, str]) -> None:
+def require_matching_ids(
+    tokenizer: PreTrainedTokenizerFast, config: dict[str, Any], path: Path, stale: dict[str, str]
+) -> None:
     """Refuse a tokenizer whose ids the model has no rows for, or whose special ids config.json gives otherwise.
 
     Args:

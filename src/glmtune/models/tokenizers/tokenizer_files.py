@@ -12,7 +12,7 @@ from glmtune.families import read_model_config
 from glmtune.models.tokenizers import load_tokenizer
 from glmtune.models.tokenizers.backends import UNIGRAM
 from glmtune.models.tokenizers.ids import count_image_tokens
-from glmtune.models.tokenizers.sentencepiece_file import read_sentencepiece
+from glmtune.models.tokenizers.vocabulary_files import read_sentencepiece
 from glmtune.utils.io import write_json
 
 PUBLISHED_FILES = ("ice_text.model", "tokenizer.model")

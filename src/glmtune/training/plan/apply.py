@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from glmtune.config import RunConfig
 from glmtune.errors import GlmtuneError, TrainingError, summarize_error
-from glmtune.models.loading import Checkpoint
+from glmtune.models.checkpoints import Checkpoint
 from glmtune.training.arguments import read_checkpointing
 from glmtune.training.deepspeed import without_zero_init
 from glmtune.training.distributed import broadcast_object, count_processes, is_main_process

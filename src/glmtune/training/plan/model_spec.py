@@ -20,10 +20,10 @@ from glmtune.families import Family, family_from_folder, get_family
 from glmtune.hub import resolve_checkpoint
 from glmtune.methods import make_method
 from glmtune.models.auto import find_family, make_native_config, read_packed_bits
-from glmtune.models.checkpoints import read_inventory
-from glmtune.models.loading import Checkpoint
+from glmtune.models.checkpoints import Checkpoint, read_stored_quantization
+from glmtune.models.loading import BITSANDBYTES, PACKED
 from glmtune.models.packed_attention import set_packed_attention
-from glmtune.models.quantized import BITSANDBYTES, PACKED, read_stored_quantization
+from glmtune.models.weight_files import read_inventory
 from glmtune.quantization.quantizer import replace_linears
 
 _INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")

@@ -6,10 +6,15 @@ the same file name, so a process that imports both dies, and each pins protobuf'
 
 from __future__ import annotations
 
+import base64
+import binascii
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import sentencepiece
 
 from glmtune.errors import ModelError
 
@@ -176,3 +181,57 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, position
         shift += 7
+
+
+def read_tiktoken(path: Path) -> dict[bytes, int]:
+    """Tokens and their ranks, which are their ids.
+
+    Raises:
+        ModelError: a line is not a token and a rank, or ranks are missing (a truncated file).
+    """
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except (ValueError, binascii.Error):
+            raise ModelError(
+                f"{path}:{number}: not a tiktoken vocabulary, or a corrupt or truncated one.",
+                "Each line is a base64 token and its rank; download the file again.",
+            ) from None
+    # The special tokens follow the last rank, so a gap would shift every one of them.
+    if not ranks or sorted(ranks.values()) != list(range(len(ranks))):
+        raise ModelError(
+            f"{path}: {len(ranks)} tokens whose ranks do not run from 0 to {len(ranks) - 1}.",
+            "The file is corrupt or truncated; download it again.",
+        )
+    return ranks
+
+
+_BLANKS = re.compile(" {2,80}")
+
+
+class SentencePieceIds:
+    """Text to ids; special tokens typed in it stay text."""
+
+    def __init__(self, model: Path):
+        self._model = sentencepiece.SentencePieceProcessor(model_file=str(model))
+
+    def __call__(self, text: str) -> list[int]:
+        return self._model.encode(text)
+
+
+class ChatGLMSentencePieceIds(SentencePieceIds):
+    """ChatGLM-6B: white space is named before SentencePiece sees it, image tokens shift the ids."""
+
+    def __init__(self, model: Path, image_tokens: int):
+        super().__init__(model)
+        self._shift = image_tokens
+
+    def __call__(self, text: str) -> list[int]:
+        named = text.replace("\n", "<n>").replace("\t", "<|tab|>")
+        named = _BLANKS.sub(lambda run: f"<|blank_{len(run.group())}|>", named)
+        ids = super().__call__(named)
+        return [i + self._shift for i in ids] if self._shift else ids

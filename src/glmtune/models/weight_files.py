@@ -1,0 +1,329 @@
+"""What a checkpoint folder holds: its weight files, checked before anything is loaded, and a fingerprint of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import struct
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from glmtune.errors import ModelError, summarize_error
+from glmtune.models.weight_names import COMPUTED, find_published_name, group_by_published
+
+_KINDS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_MEND = "Download the file again (compare its SHA-256 with the hub's)."
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One tensor on disk."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass
+class WeightInventory:
+    """All weights of a folder by name, without their values."""
+
+    folder: Path
+    weights: dict[str, Weight]
+    indexed: bool
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: weight.shape for name, weight in self.weights.items()}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the matrices: the one most weights have that are not packed."""
+        matrices = (weight.dtype for weight in self.weights.values() if len(weight.shape) > 1)
+        names = [name for name in matrices if getattr(torch, name).is_floating_point]
+        return getattr(torch, max(set(names), key=names.count)) if names else torch.float32
+
+
+def read_inventory(folder: Path) -> WeightInventory:
+    """Names, shapes and precision of every weight in `folder`, from the files' headers.
+
+    Raises:
+        ModelError: no weights; a shard missing, cut short or not a weight file; an index that does not fit.
+    """
+    files, index = _weight_files(folder)
+    weights: dict[str, Weight] = {}
+    for file in files:
+        for name, (shape, dtype) in _read_header(file).items():
+            if not any(re.search(pattern, name) for pattern in COMPUTED):
+                weights[name] = Weight(file, shape, dtype)
+    absent = [name for name, file in index.items() if name not in weights and not _is_computed(name)]
+    if absent:
+        raise ModelError(f"{folder}: the index names weights that its shards lack: {_join_names(absent)}.", _MEND)
+    return WeightInventory(folder, weights, indexed=bool(index))
+
+
+def check_shapes(inventory: WeightInventory, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare what a folder holds with what its config asks for.
+
+    Raises:
+        ModelError: lists every missing, unexpected or wrongly shaped weight.
+    """
+    found = inventory.shapes
+    faults = []
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
+    wrong = [
+        f"{name} is {_by(found[name])}, config.json asks for {_by(shape)}"
+        for name, shape in expected.items()
+        if name in found and found[name] != tuple(shape)
+    ]
+    if missing:
+        faults.append(f"missing: {_join_names(missing)}")
+    if unexpected:
+        faults.append(f"unexpected: {_join_names(unexpected)}")
+    if wrong:
+        faults.append(f"wrong shape: {_join_names(wrong)}")
+    if faults:
+        raise ModelError(
+            f"{inventory.folder}: the weights do not fit config.json. {'; '.join(faults)}.",
+            "Check that config.json and all weight files come from the same repository and revision.",
+        )
+
+
+@contextmanager
+def list_loadable(inventory: WeightInventory) -> Iterator[Path]:
+    """A folder that transformers can load: the checkpoint's own, or links plus the index that it lacks."""
+    files = {weight.file for weight in inventory.weights.values()}
+    if inventory.indexed or len(files) == 1:
+        yield inventory.folder
+        return
+    with TemporaryDirectory(prefix="glmtune-") as temporary:
+        beside = (inventory.folder / name for name in ("config.json", "generation_config.json"))
+        for file in (*files, *(path for path in beside if path.is_file())):
+            (Path(temporary) / file.name).symlink_to(file.resolve())
+        suffix = next(iter(files)).suffix
+        weight_map = {name: weight.file.name for name, weight in inventory.weights.items()}
+        target = Path(temporary) / (_INDEXES[0] if suffix == ".safetensors" else _INDEXES[1])
+        target.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}), encoding="utf-8")
+        yield Path(temporary)
+
+
+def compute_fingerprint(inventory: WeightInventory, native_shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Sixteen hexadecimal digits that tell bases apart, equal for every layout of the same weights.
+
+    The first, middle and last row of every native weight are hashed in fp32 with its name and shape, so the
+    published layout, a transformers folder, `.bin` and safetensors agree. Bases that differ only in other rows are
+    not told apart; training changes them all.
+
+    Args:
+        inventory: the folder's weights.
+        native_shapes: shapes by the loaded model's own names.
+    """
+    digest = hashlib.sha256()
+    places: dict[str, tuple[str, int]] = {}  # native name -> (name on disk, first row)
+    for published, natives in group_by_published(native_shapes).items():
+        first = 0
+        for native in natives:
+            places[native] = (native, 0) if native in inventory.weights else (published, first)
+            first += native_shapes[native][0]
+    with _Rows(inventory) as rows:
+        for native in sorted(name for name in native_shapes if places[name][0] in inventory.weights):
+            name, first = places[native]
+            count = native_shapes[native][0]
+            digest.update(f"{native}{tuple(native_shapes[native])}".encode())
+            for row in (0, count // 2, count - 1):
+                digest.update(rows.read(name, first + row))
+    return digest.hexdigest()[:16]
+
+
+def read_tensors(inventory: WeightInventory) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every weight by name, one at a time."""
+    with _Rows(inventory) as rows:
+        for name in inventory.weights:
+            yield name, rows.open(name)[:]
+
+
+class _Rows:
+    """Single rows of weights on disk, each file opened once."""
+
+    def __init__(self, inventory: WeightInventory):
+        self._weights = inventory.weights
+        self._open: dict[Path, Any] = {}
+
+    def __enter__(self) -> _Rows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.clear()
+
+    def read(self, name: str, row: int) -> bytes:
+        return self.open(name)[row : row + 1].float().numpy().tobytes()
+
+    def open(self, name: str) -> Any:
+        """What gives the tensor, or rows of it, when it is indexed."""
+        file = self._weights[name].file
+        if file not in self._open:
+            self._open[file] = safe_open(file, "pt") if file.suffix == ".safetensors" else _read_bin(file, "cpu")
+        source = self._open[file]
+        return source[name] if isinstance(source, dict) else source.get_slice(name)
+
+
+def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """The files that hold weights, and the index's map when there is one."""
+    for name in _INDEXES:
+        if (folder / name).is_file():
+            index = _read_index(folder / name)
+            names = sorted(set(index.values()))
+            _require_files(folder, names, f"{name} names")
+            return [folder / file for file in names], index
+    for stem, suffix in _KINDS:
+        single = folder / f"{stem}{suffix}"
+        if single.is_file():
+            return [single], {}
+        shards = sorted(folder.glob(f"{stem}-*-of-*{suffix}"))
+        if shards:
+            count = int(shards[0].stem.rsplit("-of-", 1)[1])
+            names = [f"{stem}-{i:05d}-of-{count:05d}{suffix}" for i in range(1, count + 1)]
+            _require_files(folder, names, "the shards' names call for")
+            return [folder / name for name in names], {}
+    code = sorted(path.name for path in folder.glob("*.py"))
+    has = f" (only code: {', '.join(code)})" if code else ""
+    raise ModelError(
+        f"{folder}: no weights here{has}. Wanted: model.safetensors, pytorch_model.bin, or their numbered shards.",
+        "The weights are large files of the same repository; git clone brings them only with git-lfs.",
+    )
+
+
+def _require_files(folder: Path, names: list[str], who: str) -> None:
+    absent = [name for name in names if not (folder / name).is_file()]
+    if absent:
+        raise ModelError(
+            f"{folder}: {who} files that are not there: {_join_names(absent)}.", "Download the missing files."
+        )
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise TypeError
+    except (ValueError, KeyError, TypeError):
+        raise ModelError(f"{path}: not an index of weights (no usable weight_map).", _MEND) from None
+    return weight_map
+
+
+def _read_header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Name to shape and dtype (torch's name for it)."""
+    with file.open("rb") as stream:
+        if stream.read(24).startswith(b"version https://git-lfs"):
+            raise ModelError(f"{file}: a git-lfs pointer, not the weights.", "Run `git lfs pull`, or download it.")
+    return _safetensors_header(file) if file.suffix == ".safetensors" else _bin_header(file)
+
+
+def _safetensors_header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    try:
+        with safe_open(file, "pt") as source:
+            slices = {name: source.get_slice(name) for name in source.keys()}  # noqa: SIM118 (not a dict)
+            return {name: (tuple(s.get_shape()), _DTYPES.get(s.get_dtype(), "float32")) for name, s in slices.items()}
+    except (SafetensorError, OSError, struct.error) as error:
+        raise ModelError(f"{file}: cut short or corrupt ({error}).", _MEND) from None
+
+
+def _bin_header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    state = _read_bin(file, "meta")
+    return {name: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in state.items()}
+
+
+def _read_bin(file: Path, device: str) -> dict[str, torch.Tensor]:
+    """A `.bin` file, never running code in it; mapped from disk where its format allows."""
+    try:
+        state = torch.load(file, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(file))
+    except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and others for a broken file
+        reason = summarize_error(error, 120)
+        raise ModelError(f"{file}: cut short, corrupt or not plain weights ({reason}).", _MEND) from None
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ModelError(f"{file}: holds something other than named tensors.", "Give the model's own weight files.")
+    return state
+
+
+def _is_computed(name: str) -> bool:
+    return any(re.search(pattern, name) for pattern in COMPUTED)
+
+
+def _join_names(names: list[str], most: int = 8) -> str:
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(str(size) for size in shape)
+
+
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I8": "int8",
+    "U8": "uint8",
+}
+
+
+_MEND = "Download the file again (compare its SHA-256 with the hub's)"
+
+
+def check_finite(model: nn.Module, inventory: WeightInventory) -> None:
+    """Look at every floating weight of a loaded model once.
+
+    Raises:
+        ModelError: names the first weight with a NaN or an infinity, and its file.
+    """
+    for native, value in model.named_parameters():
+        if not is_finite_tensor(value.detach()):
+            _raise_not_finite(_find_name_on_disk(native, inventory), inventory, value.dtype)
+
+
+def check_finite_on_disk(inventory: WeightInventory) -> None:
+    """The same on the files, for loading that leaves no floating numbers to look at.
+
+    Raises:
+        ModelError: names the first weight with a NaN or an infinity, and its file.
+    """
+    for name, value in read_tensors(inventory):
+        if not is_finite_tensor(value):
+            _raise_not_finite(name, inventory, value.dtype)
+
+
+def is_finite_tensor(value: torch.Tensor) -> bool:
+    """Whether a tensor has neither NaN nor infinity; one pass, no copy. Whole numbers always are."""
+    if not value.is_floating_point() or not value.numel():
+        return True
+    least, most = value.aminmax()  # either is NaN if any element is
+    return bool(least.isfinite() & most.isfinite())
+
+
+def _find_name_on_disk(native: str, inventory: WeightInventory) -> str:
+    """The stored weight that a loaded one came from; packing while loading makes scales of weights."""
+    origins = (native, native.removesuffix("_scale"))
+    names = [name for origin in origins for name in (origin, find_published_name(origin)[0])]
+    return next(name for name in names if name in inventory.weights)
+
+
+def _raise_not_finite(name: str, inventory: WeightInventory, loaded: torch.dtype) -> None:
+    weight = inventory.weights[name]
+    cast = str(loaded).removeprefix("torch.")
+    also = "" if cast == weight.dtype else f"; or its {weight.dtype} does not fit {cast}, then load it as bf16 or fp32"
+    raise ModelError(f"{weight.file}: {name} holds a NaN or an infinity.", f"{_MEND}{also}.")
