@@ -138,10 +138,10 @@ def test_switching_in_place_is_loading_anew_bit_for_bit(adapter, tiny, family, m
     apart = [_logits(load_model(target)) for target in targets]
     loaded = _loads(monkeypatch)
     stage = ModelSwitcher()
-    for contender, expected in zip(open_candidates([str(t) for t in targets]), apart, strict=True):
-        opened, info = stage.load(contender)
-        assert torch.equal(_logits(opened.model), expected), contender.name
-        assert info.adapter_digest == contender.adapter_digest
+    for candidate, expected in zip(open_candidates([str(t) for t in targets]), apart, strict=True):
+        opened, info = stage.load(candidate)
+        assert torch.equal(_logits(opened.model), expected), candidate.name
+        assert info.adapter_digest == candidate.adapter_digest
     assert loaded == [tiny(family)]
     assert len({tuple(logits.flatten().tolist()) for logits in apart}) == 6  # three of the eight are the base
 
@@ -247,11 +247,11 @@ def test_an_evaluation_of_the_run_is_taken_over(run_compare, train, tiny, adgen_
     assert glmtune_command("eval", run, "--data", data, "--max-new-tokens", 5).code == 0
     result, found = run_compare(data, tiny("chatglm3"), run)
     assert result.code == 0, result.err
-    assert f"{run / 'eval' / 'train'}: evaluated before, taken over." in result.err
+    assert f"{run / 'eval' / 'train'}: evaluated before; its replies are reused." in result.err
     assert found["models"][1]["command"].startswith("glmtune eval ")
     assert (tmp_path / "out" / "1-run" / "predictions.jsonl").is_file()
     other, found = run_compare(data, tiny("chatglm3"), run, "--limit", 2, output="other")
-    assert "taken over" not in other.err
+    assert "are reused" not in other.err
     assert found["data"]["rows"] == 2
 
 
@@ -275,8 +275,8 @@ def test_a_prefix_is_the_runs_own_and_the_other_rules_the_first_runs(train, tiny
     data = adgen_file(4)
     first = train("chatglm3", data, "data.max_source_length=40", "data.prefix=类型", output="first")
     second = train("chatglm3", data, "data.max_source_length=24", "data.prefix=问", output="second")
-    contenders = open_candidates([str(each) for each in (tiny("chatglm3"), first, second)])
-    entries = read_entries(contenders, str(data))
+    candidates = open_candidates([str(each) for each in (tiny("chatglm3"), first, second)])
+    entries = read_entries(candidates, str(data))
     assert [entry.data.rules.max_source_length for entry in entries] == [40, 40, 40]
     assert [entry.data.rules.prefix for entry in entries] == ["", "类型", "问"]
     question = entries[0].data.rows[0].prompt[0]["content"]
@@ -301,10 +301,10 @@ def test_where_a_comparison_goes(train, tiny, adapter, adgen_file):
 def test_a_bare_base_is_held_as_its_adapter_holds_it(train, tiny, adgen_file):
     run = train("chatglm3", adgen_file(3), "model.quantization=packed8", "method=ptuning")
     held = open_candidates([str(tiny("chatglm3")), str(run)])
-    assert [each.found.quantization for each in held] == ["packed8", "packed8"]
+    assert [each.target.quantization for each in held] == ["packed8", "packed8"]
     assert held[0].base_key == held[1].base_key
     asked = open_candidates([str(tiny("chatglm3")), str(run)], quantization="packed4")
-    assert [each.found.quantization for each in asked] == ["packed4", "packed4"]
+    assert [each.target.quantization for each in asked] == ["packed4", "packed4"]
 
 
 # Numbers

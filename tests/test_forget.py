@@ -249,7 +249,7 @@ def test_a_mild_run_passes(trained, glmtune_command, tmp_path):
 def test_a_whole_model_is_held_against_its_base_and_never_beside_it(trained, tiny, monkeypatch):
     run = trained("chatglm2", "method=full", "training.learning_rate=0.01", "training.max_steps=12")
     tuned, base = open_pair(str(run.root))
-    assert tuned.found.adapter is None
+    assert tuned.target.adapter is None
     assert base.base.folder == tiny("chatglm2")
     loaded, alive = [], []
 
@@ -271,7 +271,7 @@ def test_the_probe_knows_no_prefix(trained):
     """What a run puts in front of its questions is no part of general ones: the base is asked without it."""
     plain = trained("chatglm3", *MILD)
     tuned, base = open_pair(str(plain.root))
-    prefixed = replace(tuned, found=replace(tuned.found, prefix="类型："))
+    prefixed = replace(tuned, found=replace(tuned.target, prefix="类型："))
     items = spread_items(load_probe(), 4)
     one, other = (measure_forgetting(each, base, items, SHORT) for each in (tuned, prefixed))
     assert one == other

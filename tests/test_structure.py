@@ -1,4 +1,5 @@
-"""The plan of the house, kept: imports run one way, generations are told apart in two rooms, files stay short."""
+"""The structure of the packages: imports run one way and without circles, differences between generations are in two
+packages, and no class or module name is used twice."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "src" / "glmtune"
 FILES = sorted(ROOT.rglob("*.py"))
-# Rooms from the ground up; a room may import from lower floors and, without circles, from its own.
-FLOORS = [
+# Packages and top modules from the ground up; each may import lower layers and, without circles, its own layer.
+LAYERS = [
     {"errors", "config", "config_parsing", "run_dir", "hub", "utils", "html", "_transformers_hook"},
     {"families"},
     {"models", "quantization"},
@@ -21,17 +22,17 @@ FLOORS = [
     {"webui", "demo"},
     {"cli", "__main__"},
 ]
-# Resolved when they are called, so that `import glmtune` stays cheap; they are the package's own front door.
+# They import when they are called, so that `import glmtune` stays cheap.
 LAZY = {"_transformers_hook", "__init__"}
 
 
-def _room(path: Path) -> str:
+def _package(path: Path) -> str:
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
-def _imports(path: Path) -> set[str]:
-    """Rooms that a file imports, imports inside functions and for type checkers included."""
-    rooms = set()
+def _list_imports(path: Path) -> set[str]:
+    """Packages that a file imports, including imports inside functions and for type checkers."""
+    packages = set()
     package = ["glmtune", *path.relative_to(ROOT).parts[:-1]]
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
@@ -42,33 +43,33 @@ def _imports(path: Path) -> set[str]:
             names = [f"{module}.{alias.name}" if module == "glmtune" else module for alias in node.names]
         else:
             continue
-        rooms |= {name.split(".")[1] for name in names if name.startswith("glmtune.")}
-    return rooms
+        packages |= {name.split(".")[1] for name in names if name.startswith("glmtune.")}
+    return packages
 
 
-def _floor(room: str) -> int:
-    return next(i for i, rooms in enumerate(FLOORS) if room in rooms)
+def _layer(package: str) -> int:
+    return next(i for i, names in enumerate(LAYERS) if package in names)
 
 
-def test_every_room_is_in_the_plan():
-    planned = set().union(*FLOORS) | {"__init__"}
-    assert {_room(path) for path in FILES} <= planned
+def test_every_package_has_a_layer():
+    planned = set().union(*LAYERS) | {"__init__"}
+    assert {_package(path) for path in FILES} <= planned
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_run_down(path):
-    room = _room(path)
-    if room in LAZY:
+    package = _package(path)
+    if package in LAZY:
         return
-    for other in _imports(path):
-        assert _floor(other) <= _floor(room), f"{path}: {room} imports {other}, which stands above it"
+    for other in _list_imports(path):
+        assert _layer(other) <= _layer(package), f"{path}: {package} imports {other}, which is in a higher layer"
 
 
-def test_siblings_do_not_import_each_other_in_a_circle():
+def test_packages_do_not_import_each_other_in_a_circle():
     edges = {}
     for path in FILES:
-        if _room(path) not in LAZY:
-            edges.setdefault(_room(path), set()).update(_imports(path) - {_room(path)})
+        if _package(path) not in LAZY:
+            edges.setdefault(_package(path), set()).update(_list_imports(path) - {_package(path)})
 
     def reaches(start, goal, seen):
         for following in edges.get(start, set()) - seen:
@@ -76,13 +77,13 @@ def test_siblings_do_not_import_each_other_in_a_circle():
                 return True
         return False
 
-    circles = [room for room in edges if reaches(room, room, set())]
+    circles = [package for package in edges if reaches(package, package, set())]
     assert circles == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_generations_are_told_apart_in_their_own_rooms(path):
-    if _room(path) in ("families", "models"):
+def test_generations_are_told_apart_in_families_and_models_only(path):
+    if _package(path) in ("families", "models"):
         return
     names = {"chatglm", "chatglm2", "chatglm3", "glm4", "glm"}
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -91,12 +92,24 @@ def test_generations_are_told_apart_in_their_own_rooms(path):
             assert not constants & names, f"{path}:{node.lineno}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_are_short(path):
-    assert len(path.read_text("utf-8").splitlines()) <= 450
+def test_every_class_has_a_name_of_its_own():
+    places = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
 
 
-def test_the_linter_sees_a_wrong_arrow(tmp_path, monkeypatch):
+def test_every_module_has_a_name_of_its_own():
+    places = {}
+    for path in FILES:
+        if path.stem != "__init__" and _package(path) != "webui":
+            places.setdefault(path.stem, []).append(str(path.relative_to(ROOT)))
+    assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
+
+
+def test_a_wrong_import_is_seen(tmp_path, monkeypatch):
     """The check above must be able to fail."""
     wrong = ROOT / "families" / "nonexistent.py"
     monkeypatch.setattr(Path, "read_text", lambda self, *args: "from glmtune.training.run import train\n")

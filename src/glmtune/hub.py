@@ -8,8 +8,8 @@ from pathlib import Path
 
 from glmtune.errors import ModelError, summarize_error
 
-# Files that each step needs. Of the repositories' Python files only the tokenizer's is downloaded: it is read as text to
-# tell ChatGLM2 from ChatGLM3, and never executed.
+# Files that each step needs. Of the repositories' Python files only the tokenizer's is downloaded: it is read as text
+# to tell ChatGLM2 from ChatGLM3, and never executed.
 _PATTERNS = {
     "config": ["config.json", "tokenizer_config.json", "tokenization_chatglm.py"],
     "tokenizer": ["*.json", "*.model", "tokenization_chatglm.py"],

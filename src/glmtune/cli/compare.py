@@ -68,12 +68,12 @@ def compare(
     silence_libraries()
     command = shlex.join(["glmtune", *sys.argv[1:]])
     with use_stderr():
-        contenders = open_candidates(
+        candidates = open_candidates(
             targets, base=base, family=family, hub=hub, quantization=quantization, overrides=set_ or []
         )
-        entries = read_entries(contenders, data, limit=limit)
+        entries = read_entries(candidates, data, limit=limit)
         sampling = Sampling(max_new_tokens or entries[0].data.rules.max_target_length)
-        leader = next((target for target, each in zip(targets, contenders, strict=True) if each.run), targets[0])
+        leader = next((target for target, each in zip(targets, candidates, strict=True) if each.run), targets[0])
         probe = (
             ForgettingProbe(spread_items(load_probe(), forget_limit), read_limits(leader, []), batch_size)
             if forget

@@ -37,6 +37,6 @@ def export(
     # The half-written folder is removed on the way out; without this a kill would leave it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     request = ExportRequest(format, bits, adapter_only, max_shard_size, dtype, device)
-    done = write(target, out, request, base=base, family=family, hub=hub, console=Console(stderr=True))
-    for line in [*done.said, *format_result(done, request)]:
+    result = write(target, out, request, base=base, family=family, hub=hub, console=Console(stderr=True))
+    for line in [*result.said, *format_result(result, request)]:
         typer.echo(line)

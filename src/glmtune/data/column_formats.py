@@ -120,12 +120,14 @@ COLUMN_FORMATS = (
 
 def rename_columns(row_format: ColumnFormat, columns: Columns) -> ColumnFormat:
     """The format with other column names, which its own name lists."""
-    given = {role: columns[role] for role in COLUMN_ROLES if role in columns and role not in ("text", "messages")}
-    if not given:
+    role_columns = {
+        role: columns[role] for role in COLUMN_ROLES if role in columns and role not in ("text", "messages")
+    }
+    if not role_columns:
         return row_format
-    merged = {**row_format.__dict__, **given}
-    if {"prompt", "input", "response"} & set(given):
-        names = [merged["prompt"], *([merged["input"]] if "input" in given else []), merged["response"]]
+    merged = {**row_format.__dict__, **role_columns}
+    if {"prompt", "input", "response"} & set(role_columns):
+        names = [merged["prompt"], *([merged["input"]] if "input" in role_columns else []), merged["response"]]
         merged["name"] = "/".join(names)
     return ColumnFormat(**merged)
 

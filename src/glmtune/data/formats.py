@@ -161,7 +161,7 @@ class MessageFormat(RowFormat):
 def _make_message_formats(columns: Columns, tags: Columns) -> Iterator[MessageFormat]:
     """The message formats with the user's names."""
     message_columns = [columns["messages"]] if "messages" in columns else ["conversations", "messages"]
-    named = {role: columns[role] for role in ("system", "tools") if role in columns}
+    role_columns = {role: columns[role] for role in ("system", "tools") if role in columns}
     functions = None if "tools" in columns else "functions"
     for column in message_columns:
         if tags:
@@ -172,13 +172,17 @@ def _make_message_formats(columns: Columns, tags: Columns) -> Iterator[MessageFo
             formats: tuple[str, ...] = ("sharegpt", "openai", "conversations", "chatglm3")
             functions_column = None if role_key == "from" else functions
             yield MessageFormat(
-                name, formats, column, role_key, content_key, roles, **named, functions=functions_column
+                name, formats, column, role_key, content_key, roles, **role_columns, functions=functions_column
             )
             continue
         name = "OpenAI messages" if column == "messages" else f"{column} (role/content)"
         formats = ("conversations", "chatglm3", "openai")
-        yield MessageFormat(name, formats, column, "role", "content", _ROLE_CONTENT, **named, functions=functions)
-        yield MessageFormat("ShareGPT (from/value)", ("sharegpt",), column, "from", "value", _FROM_VALUE, **named)
+        yield MessageFormat(
+            name, formats, column, "role", "content", _ROLE_CONTENT, **role_columns, functions=functions
+        )
+        yield MessageFormat(
+            "ShareGPT (from/value)", ("sharegpt",), column, "from", "value", _FROM_VALUE, **role_columns
+        )
 
 
 class _MessageReader:

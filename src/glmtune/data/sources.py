@@ -196,20 +196,20 @@ def open_source(
         DataError: no such data, a damaged or empty file, no known format, or files of different formats.
         ConfigError: an unknown column role, format or tag, or the hub's client is not installed.
     """
-    given = spec if isinstance(spec, SourceSpec) else SourceSpec(str(spec))
-    resolved, is_on_hub = resolve_source(given)
-    resolved = replace(resolved, columns={**resolved.columns, **(columns or {}), **given.columns})
-    if given.format is None and format is not None:
+    source_spec = spec if isinstance(spec, SourceSpec) else SourceSpec(str(spec))
+    resolved, is_on_hub = resolve_source(source_spec)
+    resolved = replace(resolved, columns={**resolved.columns, **(columns or {}), **source_spec.columns})
+    if source_spec.format is None and format is not None:
         resolved = replace(resolved, format=format)
     formats = list_formats(FormatOptions(resolved.columns, resolved.format, resolved.tags))
     if is_on_hub:
         hub_rows = _open_hub_dataset(resolved.path, resolved.hub, resolved.split or "train", resolved.subset)
-        return DataSource(given.path, resolved, hub_rows, formats, seed)
+        return DataSource(source_spec.path, resolved, hub_rows, formats, seed)
     if resolved.split not in (None, "train"):
-        raise ConfigError(f"{given.path}: split is for hub data; this is a file.", "Give the file of that split.")
+        raise ConfigError(f"{source_spec.path}: split is for hub data; this is a file.", "Give the file of that split.")
     files = [open_data_file(path) for path in find_files(resolved.path)]
     _require_same_schema(files)
-    source = DataSource(given.path, resolved, FileRows(files), formats, seed)
+    source = DataSource(source_spec.path, resolved, FileRows(files), formats, seed)
     source.notes += [f"{file.path}: read as GB18030 (it is not UTF-8)" for file in files if file.encoding == "gb18030"]
     return source
 

@@ -70,8 +70,8 @@ def run_demo(output: Path) -> RunDir:
     command = f"glmtune compare {folder / 'base'} {run.root} --data {folder / 'dev.json'} --no-forget"
     print_message(f"\n$ {command}", "bold")
     with use_quiet_console():
-        contenders = open_candidates([str(folder / "base"), str(run.root)])
-        entries = read_entries(contenders, str(folder / "dev.json"))
+        candidates = open_candidates([str(folder / "base"), str(run.root)])
+        entries = read_entries(candidates, str(folder / "dev.json"))
         comparison = compare_models(
             *(entries, run.root / "eval" / "compare-dev", Sampling(96)),
             batch_size=32,

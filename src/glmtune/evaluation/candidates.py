@@ -25,41 +25,41 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A base, or a base with an adapter, and how it is to be held in memory."""
+    """A base, or a base with an adapter, and its quantisation."""
 
     name: str
     run: RunDir | None
     """The run that it is, or is the result of."""
     config: RunConfig
     """The run's settings; the defaults for a model that no run made."""
-    found: ModelTarget
+    target: ModelTarget
     base: Checkpoint
     tokenizer: PreTrainedTokenizerBase
     adapter_digest: str | None
 
     @property
     def base_key(self) -> tuple[str, str, str | None, bool]:
-        """Contenders with the same key can take turns on one base in memory."""
-        return self.base.family.name, self.base.fingerprint, self.found.quantization, self.found.double_quantization
+        """Candidates with the same key can take turns on one base in memory."""
+        return self.base.family.name, self.base.fingerprint, self.target.quantization, self.target.double_quantization
 
     @property
     def identity(self) -> tuple[str, str, str | None, bool, str | None]:
-        """Two contenders that share it give the same replies."""
+        """Two candidates that share it give the same replies."""
         return (*self.base_key, self.adapter_digest)
 
     @property
     def vocabulary(self) -> str:
-        """Contenders that share it read and write the same ids."""
+        """Candidates that share it read and write the same ids."""
         return hash_tokenizer(self.tokenizer)
 
     def info(self, dtype: torch.dtype) -> ModelInfo:
         """How results name it, once the precision is known."""
-        return ModelInfo.from_loaded(self.name, self.base, self.found, self.adapter_digest, dtype)
+        return ModelInfo.from_loaded(self.name, self.base, self.target, self.adapter_digest, dtype)
 
     def bare(self) -> Candidate:
-        """Its base alone, held the same way."""
-        found = replace(self.found, adapter=None, prefix="")
-        return replace(self, name=short_name(self.found.base), run=None, found=found, adapter_digest=None)
+        """Its base without the adapter, in the same quantisation."""
+        target = replace(self.target, adapter=None, prefix="")
+        return replace(self, name=short_name(self.target.base), run=None, target=target, adapter_digest=None)
 
 
 def open_candidates(
@@ -71,14 +71,14 @@ def open_candidates(
     quantization: str | None = None,
     overrides: Sequence[str] = (),
 ) -> list[Candidate]:
-    """Look at what is to be compared.
+    """Inspect the models to compare.
 
     Args:
         targets: runs, adapters, checkpoint folders or hub ids.
-        base: where the adapters' base lies now; means nothing to whole models.
+        base: of the adapters, if it was moved; not used for full models.
         family: the generation, for folders that do not say it.
         hub: where a hub id is looked up.
-        quantization: how all are held; None: each as it was tuned, and a base as the first adapter on it was.
+        quantization: of all; None: of each as it was tuned, and of a base as its first adapter.
         overrides: `data.key=value`, for all.
 
     Raises:
@@ -87,13 +87,13 @@ def open_candidates(
         ConfigError: an unknown setting.
     """
     names = list_names(targets)
-    contenders = [
+    candidates = [
         _inspect_candidate(target, name, base, family, hub, quantization, list(overrides))
         for target, name in zip(targets, names, strict=True)
     ]
     if quantization:
-        return contenders
-    return [_load_as_adapters(contender, contenders) for contender in contenders]
+        return candidates
+    return [_load_as_adapters(candidate, candidates) for candidate in candidates]
 
 
 def list_names(targets: Sequence[str]) -> list[str]:
@@ -139,30 +139,30 @@ def _inspect_candidate(
     folder = Path(target).expanduser()
     needs_base = is_run(folder) or is_adapter(folder)
     config = read_settings(target, overrides)
-    found = resolve_target(target, base=base if needs_base else None, family=family, hub=hub)
-    inspected = inspect_checkpoint(found.base, family=found.family, hub=found.hub)
-    if found.adapter is not None:
-        require_same_base(found.adapter, inspected.fingerprint, inspected.folder)
+    resolved = resolve_target(target, base=base if needs_base else None, family=family, hub=hub)
+    inspected = inspect_checkpoint(resolved.base, family=resolved.family, hub=resolved.hub)
+    if resolved.adapter is not None:
+        require_same_base(resolved.adapter, inspected.fingerprint, inspected.folder)
     return Candidate(
         name,
         find_run(target),
         config,
-        replace(found, quantization=quantization or found.quantization),
+        replace(resolved, quantization=quantization or resolved.quantization),
         inspected,
         load_tokenizer(inspected.folder, family=inspected.family.name),
-        hash_folder(found.adapter) if found.adapter else None,
+        hash_folder(resolved.adapter) if resolved.adapter else None,
     )
 
 
-def _load_as_adapters(contender: Candidate, all_: Sequence[Candidate]) -> Candidate:
-    """A bare base is held as its adapters hold it: what differs then is the tuning alone, and it is loaded once."""
-    if contender.found.adapter is not None or contender.found.quantization:
-        return contender
+def _load_as_adapters(candidate: Candidate, all_: Sequence[Candidate]) -> Candidate:
+    """Give a plain base the quantisation of its adapters: only the tuning differs then, and it is loaded once."""
+    if candidate.target.adapter is not None or candidate.target.quantization:
+        return candidate
     for other in all_:
-        if other.found.adapter is not None and other.base.fingerprint == contender.base.fingerprint:
-            held = other.found
-            quantization, double = held.quantization, held.double_quantization
+        if other.target.adapter is not None and other.base.fingerprint == candidate.base.fingerprint:
+            other_target = other.target
+            quantization, double = other_target.quantization, other_target.double_quantization
             return replace(
-                contender, found=replace(contender.found, quantization=quantization, double_quantization=double)
+                candidate, target=replace(candidate.target, quantization=quantization, double_quantization=double)
             )
-    return contender
+    return candidate

@@ -42,30 +42,30 @@ _NOT_SHARED = ("train", "eval", "eval_fraction", "packing", "prefix")
 
 @dataclass(frozen=True)
 class ComparisonEntry:
-    """A contender with the rows as its generation renders them."""
+    """A candidate with the rows as its generation renders them."""
 
-    contender: Candidate
+    candidate: Candidate
     data: EvalData
 
 
-def read_entries(contenders: Sequence[Candidate], path: str, *, limit: int | None = None) -> list[ComparisonEntry]:
-    """Render the same rows for every contender: by the data settings of the first run among them, each with its own
+def read_entries(candidates: Sequence[Candidate], path: str, *, limit: int | None = None) -> list[ComparisonEntry]:
+    """Render the same rows for every candidate: by the data settings of the first run among them, each with its own
     `data.prefix`.
 
     Raises:
-        ConfigError: fewer than two contenders.
+        ConfigError: fewer than two candidates.
         DataError: data that cannot be read, or a row that does not fit one of the generations.
     """
-    if len(contenders) < 2:
+    if len(candidates) < 2:
         raise ConfigError("There is nothing to compare with: one model was given.", "Give two or more.")
-    leader = next((each for each in contenders if each.run), contenders[0])
+    leader = next((each for each in candidates if each.run), candidates[0])
     rules = leader.config.data
     others = [
-        each.name for each in contenders if each.run and _list_shared_rows(each.config.data) != _list_shared_rows(rules)
+        each.name for each in candidates if each.run and _list_shared_rows(each.config.data) != _list_shared_rows(rules)
     ]
     if others:
         print_warning(f"Rows are read by the data settings of {leader.name}; {', '.join(others)} had others.")
-    titles = dict.fromkeys(each.base.family.title for each in contenders)
+    titles = dict.fromkeys(each.base.family.title for each in candidates)
     if len(titles) > 1:
         print_warning(f"Different generations ({', '.join(titles)}): the same rows, each in its own prompt.")
     seed = int(leader.config.training["seed"])
@@ -81,7 +81,7 @@ def read_entries(contenders: Sequence[Candidate], path: str, *, limit: int | Non
                 seed=seed,
             ),
         )
-        for each in contenders
+        for each in candidates
     ]
     for note in entries[0].data.notes:
         print_message(note)
@@ -101,32 +101,32 @@ def compare_models(
 ) -> ComparisonResult:
     """Answer the rows with every candidate, score the replies against the first one's, and write the comparison.
 
-    A folder that holds a part of the same comparison is continued. Evaluations of the same models on the same rows that
-    lie in a run or in `evals` are taken over.
+    A folder with a part of the same comparison is continued. Evaluations of the same models on the same rows in a
+    run or in `evals` are reused.
 
     Args:
         entries: from `read_entries`; the first is the baseline.
         output: the folder.
         sampling: how tokens are chosen.
-        probe: the forgetting probe, for whatever reads the same ids as the first; None: not asked.
-        batch_size: rows at once.
+        probe: the forgetting probe, for models with the token ids of the first; None: not run.
+        batch_size: rows in a batch.
         dtype: precision of all; each checkpoint's own when None.
         device: a GPU if there is one when None.
-        command: what repeats the comparison.
+        command: that repeats the comparison.
 
     Raises:
-        RunError: the folder holds other replies, or cannot be written.
+        RunError: the folder contains other replies, or cannot be written.
         DataError: no row is left that all of them can answer.
         ModelError: a model that cannot be loaded, or not even memory for one row.
     """
-    round_ = _ComparisonRun(entries, output, sampling, probe, batch_size, command)
-    stage = ModelSwitcher(dtype, device)
-    for i in _group_by_base([entry.contender for entry in entries]):
-        contender = entries[i].contender
-        held = f" ({contender.found.quantization})" if contender.found.quantization else ""
-        print_message(f"[{i + 1}/{len(entries)}] {contender.name}{held}", "bold")
-        round_.take(i, *stage.load(contender))
-    comparison = round_.comparison()
+    run = _ComparisonRun(entries, output, sampling, probe, batch_size, command)
+    switcher = ModelSwitcher(dtype, device)
+    for i in _group_by_base([entry.candidate for entry in entries]):
+        candidate = entries[i].candidate
+        quantization = f" ({candidate.target.quantization})" if candidate.target.quantization else ""
+        print_message(f"[{i + 1}/{len(entries)}] {candidate.name}{quantization}", "bold")
+        run.take(i, *switcher.load(candidate))
+    comparison = run.comparison()
     text = make_printable(json.dumps(comparison.to_dict(), ensure_ascii=False, indent=2))
     with explain_write_errors(output):
         write_text(output / COMPARISON_FILE, text + "\n")
@@ -137,23 +137,23 @@ def default_compare_output(entries: Sequence[ComparisonEntry], sampling: Samplin
     """A folder that the same comparison finds again: in the run, if one run is compared with models; else in `evals`.
 
     Args:
-        entries: what is compared.
+        entries: the models to compare.
         sampling: how.
     """
     first = entries[0].data
     decisive = [
-        [entry.contender.identity for entry in entries],
+        [entry.candidate.identity for entry in entries],
         [[asdict(entry.data.rules), [row.row for row in entry.data.rows]] for entry in entries],
         [first.digest, asdict(sampling)],
     ]
     digest = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:8]
-    runs = {entry.contender.run.root for entry in entries if entry.contender.run}
+    runs = {entry.candidate.run.root for entry in entries if entry.candidate.run}
     place = runs.pop() / "eval" if len(runs) == 1 else _EVALS
     return place / f"compare-{slugify(Path(first.path).name.split('.')[0], 'data')}-{digest}"
 
 
 class _ComparisonRun:
-    """What the contenders have said so far."""
+    """A comparison in progress."""
 
     def __init__(
         self,
@@ -172,12 +172,12 @@ class _ComparisonRun:
         self._before: BaseAnswers | None = None
 
     def take(self, i: int, opened: LoadedModel, model: ModelInfo) -> None:
-        """Let contender `i` answer the rows and, where it makes sense, the probe."""
+        """Let candidate `i` answer the rows and, where it makes sense, the probe."""
         entry, folder = self._entries[i], self._folder(i)
         settings = describe_settings(model, entry.data, self._sampling, 0)
-        earlier = None if folder.exists() else is_same_evaluation(_list_places(entry.contender), settings)
+        earlier = None if folder.exists() else is_same_evaluation(_list_places(entry.candidate), settings)
         if earlier is not None:
-            print_message(f"{earlier}: evaluated before, taken over.")
+            print_message(f"{earlier}: evaluated before; its replies are reused.")
             with explain_write_errors(folder):
                 copy_evaluation(earlier, folder)
         self._results[i] = evaluate(
@@ -189,8 +189,8 @@ class _ComparisonRun:
             return
         if i == 0:
             self._before = self._probe.ask_base(opened, model)
-        elif self._before is not None and self._is_tuned(entry.contender):
-            result = self._probe.ask_tuned(self._before, opened, model, *describe_training(entry.contender))
+        elif self._before is not None and self._is_tuned(entry.candidate):
+            result = self._probe.ask_tuned(self._before, opened, model, *describe_training(entry.candidate))
             self._forgetting[i] = replace(result, command=self._command, finished_at=iso_timestamp())
 
     def comparison(self) -> ComparisonResult:
@@ -204,7 +204,7 @@ class _ComparisonRun:
             )
         fewer = max(result.data.rows for result in self._results.values()) - rows
         if fewer:
-            print_warning(f"{fewer} rows are left out: too long for one of the models.")
+            print_warning(f"{fewer} rows are skipped: too long for one of the models.")
         return ComparisonResult(
             kind="comparison",
             data=replace(self._results[0].data, rows=rows),
@@ -216,19 +216,19 @@ class _ComparisonRun:
             finished_at=iso_timestamp(),
         )
 
-    def _is_tuned(self, contender: Candidate) -> bool:
-        """Whether it can have forgotten what the first one knows: it reads the same ids, and is another model."""
-        first = self._entries[0].contender
-        same_ids = (first.base.family.name, first.vocabulary) == (contender.base.family.name, contender.vocabulary)
-        return same_ids and first.identity != contender.identity
+    def _is_tuned(self, candidate: Candidate) -> bool:
+        """Whether it may be tuned from the first model: it has the same token ids, and is another model."""
+        first = self._entries[0].candidate
+        same_ids = (first.base.family.name, first.vocabulary) == (candidate.base.family.name, candidate.vocabulary)
+        return same_ids and first.identity != candidate.identity
 
     def _folder(self, i: int) -> Path:
-        return self._output / f"{i}-{slugify(self._entries[i].contender.name, 'data')}"
+        return self._output / f"{i}-{slugify(self._entries[i].candidate.name, 'data')}"
 
 
-def _group_by_base(contenders: Sequence[Candidate]) -> list[int]:
+def _group_by_base(candidates: Sequence[Candidate]) -> list[int]:
     """The order in which every base is loaded once: the first one's adapters, then the next base's."""
-    keys = [contender.base_key for contender in contenders]
+    keys = [candidate.base_key for candidate in candidates]
     return sorted(range(len(keys)), key=lambda i: (keys.index(keys[i]), i))
 
 
@@ -236,10 +236,10 @@ def _list_shared_rows(data: DataConfig) -> dict[str, Any]:
     return {key: value for key, value in asdict(data).items() if key not in _NOT_SHARED}
 
 
-def _list_places(contender: Candidate) -> list[Path]:
-    """Folders that may hold an evaluation of the contender."""
-    found = [*contender.run.root.glob("eval/*/")] if contender.run else []
-    return sorted(found) + sorted(_EVALS.glob("*/")) + sorted(_EVALS.glob("compare-*/*/"))
+def _list_places(candidate: Candidate) -> list[Path]:
+    """Folders that may contain an evaluation of the candidate."""
+    folders = [*candidate.run.root.glob("eval/*/")] if candidate.run else []
+    return sorted(folders) + sorted(_EVALS.glob("*/")) + sorted(_EVALS.glob("compare-*/*/"))
 
 
 def _restrict_result(result: EvaluationResult, records: list[Record]) -> EvaluationResult:
@@ -251,7 +251,7 @@ def _restrict_result(result: EvaluationResult, records: list[Record]) -> Evaluat
 
 
 _FILES = ("predictions.jsonl", "generated_predictions.txt", "metrics.json")
-"""metrics.json last: it says that the folder is whole."""
+"""metrics.json last: it marks a complete folder."""
 
 
 def is_same_evaluation(folders: Iterable[Path], settings: dict[str, Any]) -> Path | None:
@@ -261,8 +261,8 @@ def is_same_evaluation(folders: Iterable[Path], settings: dict[str, Any]) -> Pat
         folders: where to look.
         settings: from `evaluate.settings_of`.
     """
-    wanted = _select_decisive(settings)
-    return next((folder for folder in folders if _read_settings(folder) == wanted), None)
+    decisive = _select_decisive(settings)
+    return next((folder for folder in folders if _read_settings(folder) == decisive), None)
 
 
 def copy_evaluation(source: Path, target: Path) -> None:
@@ -280,7 +280,7 @@ def _read_settings(folder: Path) -> dict[str, Any] | None:
 
 
 def _select_decisive(settings: dict[str, Any]) -> dict[str, Any]:
-    """All but where the data lies: its digest says what it is."""
+    """All settings but the path of the data, which its digest identifies."""
     plain: dict[str, Any] = json.loads(json.dumps(settings))
     return {key: value for key, value in plain.items() if key != "data"}
 

@@ -1,4 +1,4 @@
-"""Evaluation data: every trained turn as a prompt with its reference, and the rows that the loss is taken over."""
+"""Evaluation data: every trained turn as a prompt with its reference, and the rows of the loss."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class EvalData:
     """Of the content; the file's place is no part of it."""
     rows: list[EvalRow]
     encoded: list[EncodedRow]
-    """What the loss is taken over: the same conversations as training would see them."""
+    """The same conversations as training would see them, for the loss."""
     rules: EncodingRules
     counts: EncodingCounts
     """What the length limits took from the rows."""
@@ -68,18 +68,18 @@ def read_eval_data(
     """Read a data set and render its prompts by training's own rules.
 
     Args:
-        path: whatever `data.eval` may name.
+        path: as `data.eval` names it.
         config: limits, columns, prefix, and which answers count.
         family: the model's generation.
         tokenizer: its tokenizer.
-        limit: the first so many conversations only.
-        seed: of sampling, where the data set says that a part of it is meant.
+        limit: use only this many conversations, from the first.
+        seed: of sampling, if the data set uses a part of its rows.
 
     Raises:
         DataError: a file that cannot be read, a row that does not fit the family, or nothing to compare replies with.
     """
     if is_encoded_folder(Path(path)):
-        raise DataError(f"{path}: holds encoded rows.", "Give the file that they were made from.")
+        raise DataError(f"{path}: contains encoded rows.", "Give the file that they were made from.")
     sources = open_sources(path, config.columns, config.format, seed)
     conversations = list(islice(sample_sources(sources), limit))
     rules = make_encoding_rules(config)
@@ -98,7 +98,7 @@ def _make_rows(
     rules: EncodingRules,
     counts: EncodingCounts,
 ) -> Iterator[EvalRow]:
-    """The turns that fit, each as training would cut it if it were the only one that is learnt."""
+    """The turns that fit, each truncated as training would if it were the only one trained on."""
     turns = [turn for conversation in conversations for turn in _list_turns(conversation, rules)]
     for number, turn in enumerate(turns):
         turn.number = number
@@ -107,7 +107,7 @@ def _make_rows(
         *before, answer = turn.messages
         start = next(place for place, label in enumerate(row.labels) if label != IGNORE_INDEX)
         reference, calls = read_reference(list(row.input_ids[start:]), tokenizer, family)
-        if answer["role"] == "tool":  # as it is known, even where the limits cut what is written of it
+        if answer["role"] == "tool":  # complete, even if the limits truncate its text
             calls = [ToolCall(answer["name"], answer.get("parameters") or {})]
         yield EvalRow(
             row.conversation,

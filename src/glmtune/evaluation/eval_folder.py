@@ -1,9 +1,9 @@
-"""An evaluation's folder: replies as they come, so that a killed evaluation goes on, then the finished files.
+"""The folder of an evaluation: replies batch by batch, so that a killed evaluation can continue, then the results.
 
 predictions.jsonl             a JSON object per answered turn, in the order of the data
 generated_predictions.txt     `labels` and `predict` per line, as ChatGLM-6B's `ptuning/main.py` writes them
 metrics.json                  the scores, and all that decides them
-predictions.partial.jsonl     while it runs: what decides the replies, then a line per finished batch
+predictions.partial.jsonl     while it runs: the settings, then a line per finished batch
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class EvalFolder:
         return result
 
     def begin(self) -> None:
-        """Read what an earlier, killed evaluation left, or start anew.
+        """Read the replies of an earlier, killed evaluation, or start from the first row.
 
         Raises:
             RunError: it was of other data or with other settings, or cannot be written.
@@ -74,7 +74,7 @@ class EvalFolder:
             write_text(self.partial, _format_line(self._settings))
 
     def add(self, records: list[Record], seconds: float) -> None:
-        """Keep the replies of a finished batch: one line, so that a kill leaves whole batches.
+        """Write the replies of a finished batch: one line, so that a kill leaves complete batches.
 
         Raises:
             RunError: it cannot be written.
@@ -105,7 +105,7 @@ class EvalFolder:
             self.partial.unlink()
 
     def _read_partial(self) -> bool:
-        """Whether there is anything to go on from."""
+        """Read an earlier, partial evaluation; False if there is none."""
         lines = list(_iterate_lines(self.partial))
         if not lines:
             return False
@@ -131,7 +131,7 @@ class EvalFolder:
 
 
 def find_unfinished(folders: Iterable[Path], settings: dict[str, Any]) -> Path | None:
-    """The first of the folders that holds a part of the evaluation with these settings."""
+    """Find the first folder with a part of the evaluation with these settings."""
     ours = json.loads(_format_line(settings))
     for folder in folders:
         partial = folder / "predictions.partial.jsonl"

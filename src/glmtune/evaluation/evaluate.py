@@ -53,7 +53,7 @@ def evaluate(
 ) -> EvaluationResult:
     """Answer every row, score the replies, compute the loss of the references, and write the evaluation's folder.
 
-    A folder that holds a part of the same evaluation is continued; one that holds all of it is read.
+    A folder with a part of the same evaluation is continued; a complete one is read.
 
     Args:
         opened: the model, in eval mode.
@@ -62,11 +62,11 @@ def evaluate(
         output: the folder.
         sampling: how tokens are chosen.
         seed: of sampling. A row's random draws depend on it and on the row's number alone.
-        batch_size: rows at once.
-        command: what repeats the evaluation.
+        batch_size: rows in a batch.
+        command: that repeats the evaluation.
 
     Raises:
-        RunError: the folder holds other replies, or cannot be written.
+        RunError: the folder contains other replies, or cannot be written.
         ModelError: there is not even memory for one row.
     """
     folder = EvalFolder(output, describe_settings(model, data, sampling, seed))
@@ -137,11 +137,11 @@ def describe_settings(model: ModelInfo, data: EvalData, sampling: Sampling, seed
 
 
 def default_output(target: str, data: str, run: Path | None, settings: dict[str, Any]) -> Path:
-    """Where an evaluation goes unless told otherwise: into the run, or to `evals`, where a killed one is found again.
+    """The default folder of an evaluation: in the run, or in `evals`, where a killed one is found again.
 
     Args:
-        target: what is evaluated.
-        data: what on.
+        target: the model.
+        data: the data set.
         run: the run, if the target is one.
         settings: from `settings_of`.
     """
@@ -157,13 +157,13 @@ def check_sampling(sampling: Sampling, batch_size: int) -> None:
     """Raises:
     ConfigError: a number out of its range.
     """
-    wanted = {
+    ranges = {
         "max_new_tokens": (sampling.max_new_tokens, sampling.max_new_tokens >= 1, "at least 1"),
         "temperature": (sampling.temperature, sampling.temperature >= 0, "at least 0"),
         "top_p": (sampling.top_p, 0 <= sampling.top_p <= 1, "from 0 to 1"),
         "batch_size": (batch_size, batch_size >= 1, "at least 1"),
     }
-    for name, (value, fits, wish) in wanted.items():
+    for name, (value, fits, wish) in ranges.items():
         if not fits:
             raise ConfigError(f"{name} is {value}; it must be {wish}.")
 
@@ -182,9 +182,9 @@ def _answer_rows(
     batch_size: int,
 ) -> None:
     """Fill the folder with the replies that it lacks, batch by batch."""
-    done = {record["row"] for record in folder.records}
-    rows = [row for row in data.rows if row.row not in done]
-    with ProgressBar("replies", len(data.rows), len(done)) as progress:
+    answered = {record["row"] for record in folder.records}
+    rows = [row for row in data.rows if row.row not in answered]
+    with ProgressBar("replies", len(data.rows), len(answered)) as progress:
         last = time.monotonic()
 
         def keep(batch: list[GeneratedReply]) -> None:

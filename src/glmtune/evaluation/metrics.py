@@ -22,9 +22,9 @@ def score_pair(prediction: str, reference: str, *, truncated: bool = False) -> d
     """All scores of one prediction.
 
     Args:
-        prediction: what the model wrote, special tokens left out.
+        prediction: the reply without special tokens.
         reference: what it should have written.
-        truncated: whether the reply was cut at the longest length allowed instead of ending by itself.
+        truncated: whether the reply reached the maximum length without a stop token.
 
     Returns:
         `bleu4_characters`, `rouge_1`, `rouge_2`, `rouge_l` (as ChatGLM's published tables) and `bleu4_words`;
@@ -46,7 +46,7 @@ def score_pair(prediction: str, reference: str, *, truncated: bool = False) -> d
 
 def measure_variety(predictions: Iterable[str]) -> dict[str, float]:
     """`distinct_1` and `distinct_2`: the percentage of different characters and pairs of characters among all that the
-    predictions hold. It falls with the number of predictions: compare sets of the same size."""
+    predictions contain. It falls with the number of predictions: compare sets of the same size."""
     predictions = list(predictions)
     return {f"distinct_{size}": 100 * compute_distinct(predictions, size) for size in (1, 2)}
 
@@ -58,7 +58,7 @@ _ROUGE_N = Rouge(metrics=["rouge-1", "rouge-2"], stats=["f"])
 def compute_overlap(prediction: str, reference: str) -> dict[str, float]:
     """BLEU-4 over characters and over words, ROUGE-1, -2 and -L over words, each 0 to 100 and rounded to 4 digits.
 
-    `bleu4_characters` and the ROUGE scores are the published ones. `bleu4_words` is what other tools report under the
+    `bleu4_characters` and the ROUGE scores are the published ones. `bleu4_words` is reported by other tools under the
     same name; the two cannot be compared. All are 0 where either text is empty or only whitespace, which the libraries
     refuse.
     """
@@ -103,7 +103,7 @@ def _compute_rouge_l(prediction: Sequence[str], reference: Sequence[str]) -> flo
 
 
 def _common_subsequence_length(a: Sequence[str], b: Sequence[str]) -> int:
-    """The length of the longest common subsequence, a whole row of the usual table per step as the bits of one number
+    """The length of the longest common subsequence, a row of the usual table per step as the bits of one number
     (Hyyrö 2004, "Bit-parallel LCS-length computation revisited")."""
     places: dict[str, int] = {}
     for i, word in enumerate(a):
@@ -111,8 +111,8 @@ def _common_subsequence_length(a: Sequence[str], b: Sequence[str]) -> int:
     everywhere = (1 << len(a)) - 1
     row = everywhere
     for word in b:
-        kept = row & places.get(word, 0)
-        row = ((row + kept) | (row - kept)) & everywhere
+        common = row & places.get(word, 0)
+        row = ((row + common) | (row - common)) & everywhere
     return len(a) - row.bit_count()
 
 

@@ -38,12 +38,12 @@ class ModelInfo:
     def from_loaded(
         cls, name: str, base: Checkpoint, found: ModelTarget, adapter_digest: str | None, dtype: torch.dtype
     ) -> ModelInfo:
-        """How results name a base and what was put onto it.
+        """Describe a base and its adapter as results name them.
 
         Args:
             name: a short one.
             base: the checkpoint.
-            found: what the user named, its quantisation decided.
+            found: the resolved `RUN_OR_MODEL`, with its quantisation.
             adapter_digest: `folder_digest` of the adapter.
             dtype: that it computes in.
         """
@@ -62,7 +62,7 @@ class ModelInfo:
         return asdict(self)
 
     def identity(self) -> dict[str, Any]:
-        """What decides the replies, whatever the folders are called and wherever they lie."""
+        """What decides the replies, independent of names and paths of folders."""
         keys = ("family", "fingerprint", "adapter_digest", "quantization", "dtype")
         return {key: getattr(self, key) for key in keys}
 
@@ -96,12 +96,12 @@ def find_run(target: str) -> RunDir | None:
     folder = Path(target).expanduser()
     if is_run(folder):
         return RunDir(folder)
-    # A config.yaml beside any other folder need not have to do with it.
-    named = folder.resolve()
-    if named.name in ("adapter", "model") and is_run(named.parent):
-        return RunDir(named.parent)
-    if named.parent.name == "checkpoints" and is_run(named.parent.parent):
-        return RunDir(named.parent.parent)
+    # A config.yaml in the parent of any other folder may be unrelated.
+    resolved = folder.resolve()
+    if resolved.name in ("adapter", "model") and is_run(resolved.parent):
+        return RunDir(resolved.parent)
+    if resolved.parent.name == "checkpoints" and is_run(resolved.parent.parent):
+        return RunDir(resolved.parent.parent)
     return None
 
 
@@ -115,13 +115,13 @@ def read_settings(target: str, overrides: list[str]) -> RunConfig:
     tree: dict[str, Any] = (
         read_config_file(run.config) if run else {"model": {"path": target}, "data": {"train": "none"}}
     )
-    known = DataConfig.__dataclass_fields__.keys() - {"train", "eval", "eval_fraction", "packing"}
+    data_keys = DataConfig.__dataclass_fields__.keys() - {"train", "eval", "eval_fraction", "packing"}
     for override in overrides:
         section, _, key = override.partition("=")[0].strip().partition(".")
-        if section != "data" or key.split(".")[0] not in known:
+        if section != "data" or key.split(".")[0] not in data_keys:
             raise ConfigError(
                 f"--set {override}: an evaluation has no such setting.",
-                f"It takes data.* with {', '.join(sorted(known))}.",
+                f"It takes data.* with {', '.join(sorted(data_keys))}.",
             )
         set_key(tree, override)
     config: RunConfig = build_dataclass(RunConfig, tree, str(run.config) if run else "options")

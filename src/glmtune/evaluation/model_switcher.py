@@ -19,7 +19,7 @@ from glmtune.methods.tuned_model import load_with_adapter
 
 
 class ModelSwitcher:
-    """Shows contenders one after another. A base stays loaded while the next one needs it too.
+    """Shows candidates one after another. A base stays loaded while the next one needs it too.
 
     Args:
         dtype: precision; each checkpoint's own when None.
@@ -32,8 +32,8 @@ class ModelSwitcher:
         self._base: Any = None
         self._take_off: Callable[[], None] | None = None
 
-    def load(self, contender: Candidate) -> tuple[LoadedModel, ModelInfo]:
-        """The contender, ready to answer. What was shown before must not be used any more.
+    def load(self, candidate: Candidate) -> tuple[LoadedModel, ModelInfo]:
+        """The candidate, ready to answer. What was shown before must not be used any more.
 
         Raises:
             ModelError: it cannot be loaded.
@@ -42,20 +42,20 @@ class ModelSwitcher:
         if self._take_off is not None:
             self._take_off()
             self._take_off = None
-        if contender.base_key != self._key:
+        if candidate.base_key != self._key:
             self.clear()
             self._base = load_with_adapter(
-                contender.base,
+                candidate.base,
                 None,
                 dtype=self._dtype,
                 device=self._device,
-                quantization=contender.found.quantization,
-                double_quantization=contender.found.double_quantization,
+                quantization=candidate.target.quantization,
+                double_quantization=candidate.target.double_quantization,
             )
-            self._key = contender.base_key
-        model = self._base if contender.found.adapter is None else self._put_on(contender.found.adapter)
-        opened = LoadedModel(model, contender.tokenizer, contender.base.family, contender.found.prefix)
-        return opened, contender.info(model.dtype)
+            self._key = candidate.base_key
+        model = self._base if candidate.target.adapter is None else self._put_on(candidate.target.adapter)
+        opened = LoadedModel(model, candidate.tokenizer, candidate.base.family, candidate.target.prefix)
+        return opened, candidate.info(model.dtype)
 
     def clear(self) -> None:
         """Free the memory."""
@@ -70,7 +70,7 @@ class ModelSwitcher:
             model = load_prefix(base, adapter).eval()
             self._take_off = lambda: _drop_prefix(base)
             return model
-        # peft leaves modules that were trained whole in place when an adapter goes, and trained biases, which it writes
+        # peft leaves `modules_to_save` in place when an adapter is removed, and trained biases, which it writes
         # over the base's own.
         modules = dict(base.named_modules())
         biases = {name: p.detach().clone() for name, p in base.named_parameters() if name.endswith("bias")}

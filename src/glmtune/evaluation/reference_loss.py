@@ -36,9 +36,9 @@ def compute_reference_loss(
         tokenizer: its tokenizer.
         family: its generation.
         rows: from `encode_conversations`.
-        batch_size: rows at once; halved when memory does not suffice.
+        batch_size: rows in a batch; halved if memory is not sufficient.
         on_done: called with the number of rows of each finished batch.
-        warn: told once that batches got smaller.
+        warn: called once if batches get smaller.
 
     Raises:
         ModelError: there is not even memory for one row.

@@ -22,7 +22,7 @@ def score_reply(
     """Read a reply as chat does, and score it.
 
     Args:
-        generated: what the model wrote.
+        generated: the reply.
         reference: what it should have written.
         calls: the calls in the reference.
         family: reads calls from texts.
@@ -52,7 +52,7 @@ def read_reference(ids: list[int], tokenizer: PreTrainedTokenizerBase, family: F
 
 
 def make_printable(text: str) -> str:
-    """`text` with a replacement character for every half of a surrogate pair, which no file can hold."""
+    """`text` with a replacement character for every half of a surrogate pair, which cannot be encoded."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

@@ -1,4 +1,4 @@
-"""Scores of a whole set: means with the interval that chance leaves, and whether one set is better than another."""
+"""Scores of a data set: means with bootstrap intervals, and paired comparison of two sets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from glmtune.evaluation.metrics import EMPTY
 _LEVEL = (2.5, 97.5)
 """Percentiles of a 95 % interval."""
 _AT_ONCE = 2_000_000
-"""Drawn rows held in memory at a time."""
+"""Sampled rows in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def summarize_scores(rows: Sequence[Mapping[str, float]], *, resamples: int = 20
     Args:
         rows: what `score_pair` and `score_tools` return, one dictionary per reply. A score is averaged over the rows
             that have it.
-        resamples: how often the set is drawn anew, with replacement, for the interval.
+        resamples: number of bootstrap samples, with replacement, for the interval.
         seed: of these draws; the same rows and seed give the same intervals.
     """
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -79,7 +79,7 @@ def compare_by_bootstrap(
     Args:
         a: the score per row of the first, say the base.
         b: of the second, in the same order.
-        resamples: how often the rows are drawn anew; `p` cannot fall below 2 / (resamples + 1).
+        resamples: number of bootstrap samples; `p` cannot fall below 2 / (resamples + 1).
         seed: of these draws.
 
     Raises:
@@ -114,7 +114,7 @@ def _resample_means(table: NDArray[np.float64], resamples: int, seed: int) -> ND
     parts = []
     for start in range(0, resamples, max(1, _AT_ONCE // size)):
         draws = min(resamples - start, max(1, _AT_ONCE // size))
-        # How often each row was drawn does it all by one product, for every score at once.
+        # The counts of each row in a sample give all means by one product.
         picked = generator.integers(size, size=(draws, size)) + np.arange(draws)[:, None] * size
         counts = np.bincount(picked.ravel(), minlength=draws * size).reshape(draws, size).astype(np.float64)
         with np.errstate(invalid="ignore"):

@@ -73,8 +73,8 @@ def print_comparison(comparison: ComparisonResult) -> None:
     table.add_row("loss of the references", *(Text(_format_number(model.loss)) for model in comparison.models))
     get_console().print(table, soft_wrap=False)
     print_message(
-        f"Compared with {names[0]}: * p < 0.05, ** p < 0.01, *** p < 0.001 (paired bootstrap over the rows; a difference "
-        "without a star may be chance). Then the numbers of rows that score higher/lower/the same."
+        f"Compared with {names[0]}: * p < 0.05, ** p < 0.01, *** p < 0.001 (paired bootstrap over the rows; a "
+        "difference without a star may be chance). Then the numbers of rows that score higher/lower/the same."
     )
     for i, row in enumerate(comparison.changed[:_ROWS_SHOWN]):
         if i == 0:

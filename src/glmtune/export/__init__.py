@@ -1,1 +1,1 @@
-"""Folders for other engines: adapters merged or beside their base, in transformers' layout or the published one."""
+"""Folders for other engines: merged models or adapters, in transformers' layout or the published one."""

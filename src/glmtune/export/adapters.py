@@ -14,14 +14,14 @@ from glmtune.methods.prefix_files import make_published_state, read_prefix, writ
 from glmtune.models.checkpoints import Checkpoint
 
 PREFIX_FOLDER = "ptuning"
-"""Where the prefix lies beside its base."""
+"""Folder of the prefix inside the folder of its base."""
 
 
 def write_lora(adapter: Path, base: Checkpoint, layout: str, folder: Path) -> None:
     """Write a LoRA adapter of either naming for the native model (`hf`) or for the published code (`official`).
 
     Raises:
-        ModelError: it is broken, or cannot be said in the published names.
+        ModelError: it is broken, or cannot be written under the published names.
     """
     if layout == "official":
         write_official_adapter(adapter, base.native_shapes, folder)
@@ -44,14 +44,14 @@ def write_prefix_folder(
         layout: `hf` or `official`.
         folder: made if it is not there.
         published: the base's published config.json, which the published layout repeats.
-        place: where its base will lie.
+        place: path of its base.
 
     Raises:
         ModelError: the prefix is broken or belongs to another model.
     """
     shape = PrefixShape.from_config(base.config)
-    found = read_prefix(adapter)
-    encoder = PrefixEncoder.from_state(found.state, shape, found.dropout)
+    prefix = read_prefix(adapter)
+    encoder = PrefixEncoder.from_state(prefix.state, shape, prefix.dropout)
     if layout == "official":
         write_official(encoder, folder, published)
     else:
@@ -60,20 +60,20 @@ def write_prefix_folder(
 
 
 def make_base_info(base: Checkpoint, place: Path) -> BaseInfo:
-    """The note for an adapter of a base that lies, or will lie, at `place`."""
+    """Describe the base at `place`, which may not exist yet."""
     return BaseInfo(str(place.absolute()), base.fingerprint, base.family.name)
 
 
 def describe_prefix_loading(prefix: Path, layout: str) -> list[str]:
-    """Sentences for the screen and for the text file beside the prefix."""
-    said = [
-        "A P-Tuning prefix cannot be merged: its keys and values stand in front of every layer's own.",
+    """Sentences for the screen and for the text file next to the prefix."""
+    lines = [
+        "A P-Tuning prefix cannot be merged: its keys and values come before those of every layer.",
         f"Load base and prefix together: glmtune chat {shlex.quote(str(prefix))}",
         f"In Python: glmtune.load_model(BASE, adapter={str(prefix)!r})",
     ]
     if layout == "official":
-        said.append(
+        lines.append(
             "With the published code: set pre_seq_len (and prefix_projection) of the config, then load "
             "pytorch_model.bin into model.transformer.prefix_encoder, as the published ptuning scripts do."
         )
-    return said
+    return lines

@@ -22,7 +22,7 @@ def require_effect(tuned: torch.Tensor, base: torch.Tensor, adapter: object) -> 
     """
     if not compare_logits(tuned, base).largest:
         raise ModelError(
-            f"{adapter}: does not change what the base says, so there is nothing to export.",
+            f"{adapter}: does not change the output of the base, so there is nothing to export.",
             "Was it trained at all? A fresh adapter changes nothing.",
         )
 
@@ -52,16 +52,16 @@ def require_merged(merged: torch.Tensor, tuned: torch.Tensor, base: torch.Tensor
             f"Merged into {_name_dtype(dtype)}, the adapter's change is lost by rounding.",
             "Merge in a finer precision: --dtype fp32. Or train longer.",
         )
-    said = [
+    sentences = [
         f"Merged: logits differ from base and adapter by {error.relative:.1e} of their spread ({allowed:.0e} is "
-        f"allowed in {_name_dtype(dtype)}; {error.largest:.2g} at most); the adapter changes them by {effect.relative:.1e} "
-        f"({effect.largest:.2g} at most)."
+        f"allowed in {_name_dtype(dtype)}; {error.largest:.2g} at most); the adapter changes them by "
+        f"{effect.relative:.1e} ({effect.largest:.2g} at most)."
     ]
     if error.mean > effect.mean / 2:
-        said.append(
+        sentences.append(
             f"Rounding to {_name_dtype(dtype)} is more than half as large as what was trained: --dtype fp32 keeps more."
         )
-    return said
+    return sentences
 
 
 def require_same(found: torch.Tensor, reference: torch.Tensor, allowed: float, what: str) -> str:
@@ -88,7 +88,7 @@ def require_same(found: torch.Tensor, reference: torch.Tensor, allowed: float, w
 
 
 def measure_quantization_effect(found: torch.Tensor, reference: torch.Tensor, what: str) -> str:
-    """What a quantisation costs, told by its logits (N, V) and those of the model before it."""
+    """Describe how much quantisation changes the logits (N, V)."""
     difference = compare_logits(found, reference)
     return (
         f"{what} against full precision: logits differ by {difference.mean:.2g} on average, {difference.largest:.2g} "
@@ -114,7 +114,7 @@ _TALKS = (
     ("Why is the sky blue?", "Air scatters blue light more than red light."),
 )
 _POSITIONS = 24
-"""Last positions of each text: every logit of a vocabulary of 150,000 is kept, in fp32."""
+"""Last positions of each text that are compared: all 150,000 logits of each are in memory, in fp32."""
 
 MERGE_TOLERANCE = {torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 1e-1}
 """Merged against base and adapter, by the merged weights' precision, in `Difference.relative`."""
@@ -129,7 +129,7 @@ class LogitDifference:
     largest: float
     mean: float
     relative: float
-    """The mean difference over the standard deviation of the reference: a largest one says more of chance."""
+    """Mean difference over the standard deviation of the reference; the largest difference varies more by chance."""
     agreement: float
     """Share of positions with the same likeliest token."""
 
@@ -143,13 +143,13 @@ def make_probe_rows(family: Family, tokenizer: PreTrainedTokenizerBase) -> list[
 @torch.no_grad()
 def compute_logits(model: Any, rows: list[list[int]]) -> torch.Tensor:
     """Logits (N, V), in fp32 on the CPU, of the last positions of each row; rows one by one, so nothing is padded."""
-    found = []
+    differences = []
     for row in rows:
         ids = torch.tensor([row], device=model.device)
         mask = torch.ones_like(ids)
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=_POSITIONS).logits
-        found.append(logits[0].float().cpu())
-    return torch.cat(found)
+        differences.append(logits[0].float().cpu())
+    return torch.cat(differences)
 
 
 def compare_logits(found: torch.Tensor, reference: torch.Tensor) -> LogitDifference:

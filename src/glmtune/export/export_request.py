@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 LAYOUTS = ("hf", "official")
 BITS = (16, 8, 4)
 BITSANDBYTES = {8: "int8", 4: "nf4"}
-"""How `hf` folders hold so many bits."""
+"""bitsandbytes' type for the bits of `hf` folders."""
 _SPARE = 50_000_000
 """Bytes for the tokenizer and the small files."""
 
@@ -71,16 +71,16 @@ def open_source(target: str, base: str | None, family: str | None, hub: str) -> 
         ModelError: the base or its tokenizer is broken.
         RunError: the run has no result, or its base is gone or another one.
     """
-    found = resolve_target(target, base=base, family=family, hub=hub)
-    inspected = inspect_checkpoint(found.base, family=found.family, hub=found.hub)
-    if found.adapter is not None:
-        require_same_base(found.adapter, inspected.fingerprint, inspected.folder)
+    target_parts = resolve_target(target, base=base, family=family, hub=hub)
+    inspected = inspect_checkpoint(target_parts.base, family=target_parts.family, hub=target_parts.hub)
+    if target_parts.adapter is not None:
+        require_same_base(target_parts.adapter, inspected.fingerprint, inspected.folder)
     return ExportSource(
         inspected,
         load_tokenizer(inspected.folder, family=inspected.family.name),
-        found.adapter,
-        found.adapter is not None and is_prefix_folder(found.adapter),
-        found.quantization,
+        target_parts.adapter,
+        target_parts.adapter is not None and is_prefix_folder(target_parts.adapter),
+        target_parts.quantization,
     )
 
 
@@ -151,10 +151,12 @@ def _require_bits(source: ExportSource, request: ExportRequest) -> None:
     if request.layout == "hf" and request.bits < 16:
         if source.is_prefix:
             raise ModelError(
-                f"{source.adapter}: a P-Tuning prefix cannot stand beside a base that bitsandbytes quantised.",
+                f"{source.adapter}: a P-Tuning prefix cannot be exported with a base that bitsandbytes quantised.",
                 "Use --bits 16 and quantise while loading, or --format official.",
             )
-        make_quantization_arguments(base, BITSANDBYTES[request.bits], source.dtype(request), True)  # names what is missing
+        make_quantization_arguments(
+            base, BITSANDBYTES[request.bits], source.dtype(request), True
+        )  # names what is missing
 
 
 def _require_space(out: Path, needed: int) -> None:

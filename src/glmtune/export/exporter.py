@@ -65,13 +65,13 @@ def export_model(
     hub: str = "huggingface",
     console: Console | None = None,
 ) -> ExportResult:
-    """Write whatever a user names as a folder for use elsewhere, and prove it by loading it again.
+    """Export a model to a folder for other engines, and verify it by loading it again.
 
     Args:
         target: a run, an adapter, a checkpoint folder or a hub id.
         out: a new or empty folder.
         request: the form.
-        base: overrides where an adapter's base lies.
+        base: of the adapter, if it is no longer where the adapter was trained.
         family: the generation, for folders that do not say it.
         hub: where a hub id is looked up.
         console: where progress is shown.
@@ -144,8 +144,8 @@ class _Exporter:
 
     def _logits_with(self, adapter: Path) -> torch.Tensor:
         base = load_base(self._source.base, dtype=self._request.dtype, device=self._device)
-        put = load_prefix if self._source.is_prefix else load_adapter
-        logits = compute_logits(put(base, adapter).eval(), self._rows)
+        load = load_prefix if self._source.is_prefix else load_adapter
+        logits = compute_logits(load(base, adapter).eval(), self._rows)
         del base
         self._free()
         return logits
@@ -250,7 +250,7 @@ class _Exporter:
         write_text(prefix / "README.txt", "\n".join(lines) + "\n")
         self.said += lines[:2]
 
-    def _write_prefix(self, folder: Path, note: Any) -> None:
+    def _write_prefix(self, folder: Path, base_info: Any) -> None:
         source, request = self._source, self._request
         base = source.base
         assert source.adapter is not None
@@ -258,7 +258,7 @@ class _Exporter:
         if request.layout == "official":
             bits = request.bits if request.bits < 16 else None
             published = make_published_config(base.folder, base.config, base.family, source.dtype(request), bits)
-        write_prefix_folder(source.adapter, base, request.layout, folder, published, note)
+        write_prefix_folder(source.adapter, base, request.layout, folder, published, base_info)
 
     def _free(self) -> None:
         self._model = None
@@ -269,7 +269,7 @@ class _Exporter:
 
 @torch.no_grad()
 def unpack_model(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Put plain linears with the numbers that the packed ones stand for in their place, one layer at a time.
+    """Replace packed linears by plain ones with the same values, one layer at a time.
 
     Args:
         model: with packed layers; changed in place.
@@ -299,7 +299,7 @@ class ExportSteps:
 
         Args:
             what: as the user would say it.
-            total: bytes that it will write; None where nobody knows.
+            total: bytes that it will write; None if unknown.
         """
         if self._task is not None:
             self._progress.remove_task(self._task)

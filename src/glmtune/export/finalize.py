@@ -1,4 +1,4 @@
-"""What an export says last: what lies where, and how to use it."""
+"""The last lines of an export: what was written where, and how to use it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from glmtune.export.exporter import ExportResult
 def format_result(done: ExportResult, request: ExportRequest) -> list[str]:
     """Sentences: the folder, its size, how to serve it and how to talk to it."""
     form = "adapter" if request.adapter_only else f"{request.bits} bits"
-    said = [f"Done: {done.folder} ({request.layout} layout, {form}, {_measure_folder(done.folder)})."]
+    lines = [f"Done: {done.folder} ({request.layout} layout, {form}, {_measure_folder(done.folder)})."]
     if request.adapter_only:
-        return [*said, _describe_chat(done.folder)]
-    said += _describe_official(done, request) if request.layout == "official" else _describe_hf(done, request)
+        return [*lines, _describe_chat(done.folder)]
+    lines += _describe_official(done, request) if request.layout == "official" else _describe_hf(done, request)
     if done.source.is_prefix:
-        return said  # how to load it has been said
-    return [*said, _describe_chat(done.folder)]
+        return lines  # printed already
+    return [*lines, _describe_chat(done.folder)]
 
 
 def _describe_hf(done: ExportResult, request: ExportRequest) -> list[str]:
@@ -34,15 +34,15 @@ def _describe_hf(done: ExportResult, request: ExportRequest) -> list[str]:
 
 
 def _describe_official(done: ExportResult, request: ExportRequest) -> list[str]:
-    said = []
+    lines = []
     if not any(done.folder.glob("modeling*.py")):
-        said.append(
+        lines.append(
             "The base folder has no code of the repository; the published code and chatglm.cpp want its *.py here."
         )
     if request.bits == 16 and not done.source.is_prefix:
         model = _quote_path(done.folder)
-        said.append(f"For chatglm.cpp: python3 chatglm_cpp/convert.py -i {model} -t q4_0 -o chatglm-q4_0.bin")
-    return said
+        lines.append(f"For chatglm.cpp: python3 chatglm_cpp/convert.py -i {model} -t q4_0 -o chatglm-q4_0.bin")
+    return lines
 
 
 def _describe_chat(folder: Path) -> str:

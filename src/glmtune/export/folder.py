@@ -1,4 +1,4 @@
-"""A folder that is there whole or not at all."""
+"""An output folder that is complete or absent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def require_free_folder(out: Path) -> None:
 
 @contextmanager
 def create_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that takes its name when the block ends well, and else is removed.
+    """Give a temporary folder that is renamed to `out` if the block ends without an error, and else removed.
 
     Raises:
         RunError: `out` is in use, or cannot be made.

@@ -1,4 +1,4 @@
-"""The two layouts a folder can be written in: everything beside the weights."""
+"""The two layouts of an exported folder: all files except the weights."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def list_pieces(model: PreTrainedModel, layout: str) -> list[TensorPiece]:
 
 
 def write_hf_files(model: PreTrainedModel, base: Checkpoint, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """config.json, generation_config.json and the tokenizer of a folder that transformers loads by itself."""
+    """Write config.json, generation_config.json and the tokenizer of a folder that plain transformers loads."""
     config: Any = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
     config.dtype = find_main_dtype(model)

@@ -18,7 +18,7 @@ _CODE = {
     "AutoModelForCausalLM": "modeling_chatglm.ChatGLMForConditionalGeneration",
     "AutoModelForSeq2SeqLM": "modeling_chatglm.ChatGLMForConditionalGeneration",
 }
-"""Where the published repositories' own code lies, for libraries that run it. We never do."""
+"""Where the published repositories have their code, for libraries that run it. glmtune never does."""
 _NOT_PUBLISHED = ("dtype", "quantization_config", "quantization_bit", "architectures", "auto_map")
 
 
@@ -33,7 +33,7 @@ def make_published_config(
     """The published config.json of a model.
 
     Args:
-        folder: of the base; its own file is kept where it is a published one.
+        folder: of the base; its own file is copied if it is a published one.
         config: the native config.
         family: the generation.
         dtype: of the weights that are not packed.
@@ -45,14 +45,14 @@ def make_published_config(
     own = read_model_config(folder)
     # Both ways of writing ChatGLM-6B have the published keys; what libraries add to them goes.
     if own["model_type"] == ChatGLMConfig.model_type:
-        made = {key: value for key, value in own.items() if key not in _NOT_PUBLISHED}
+        published = {key: value for key, value in own.items() if key not in _NOT_PUBLISHED}
         code = own.get("auto_map", _CODE)
     else:
         assert isinstance(config, GlmConfig)
-        made, code = _convert_glm_config(config, family, folder), _CODE
-    made |= {"architectures": ["ChatGLMModel"], "auto_map": code, FAMILY_KEY: family.name}
-    made["torch_dtype"] = str(dtype).removeprefix("torch.")
-    return made | ({"quantization_bit": bits} if bits else {})
+        published, code = _convert_glm_config(config, family, folder), _CODE
+    published |= {"architectures": ["ChatGLMModel"], "auto_map": code, FAMILY_KEY: family.name}
+    published["torch_dtype"] = str(dtype).removeprefix("torch.")
+    return published | ({"quantization_bit": bits} if bits else {})
 
 
 def _convert_glm_config(config: GlmConfig, family: Family, folder: Path) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _find_rope_ratio(config: GlmConfig, family: Family, folder: Path) -> dict[st
         ratio = rope["factor"]
     else:
         raise ModelError(
-            f"{folder}: its rotary parameters ({dict(rope)}) cannot be said in the published layout.",
+            f"{folder}: its rotary parameters ({dict(rope)}) cannot be written in the published layout.",
             "Export it with --format hf.",
         )
     return {} if ratio == 1 else {"rope_ratio": int(ratio) if ratio == int(ratio) else ratio}

@@ -1,7 +1,7 @@
 """Safetensors files written tensor by tensor, so that nothing is held twice.
 
-The libraries' writers want a whole shard as bytes beside the model. The format is a line of JSON and the numbers, so
-here a tensor is made, written and forgotten (https://github.com/huggingface/safetensors, "Format").
+The writers of the libraries need a whole shard in addition to the model. The format is a line of JSON and the
+numbers, so here each tensor is made, written and freed (https://github.com/huggingface/safetensors, "Format").
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class TensorPiece:
         return sum(part.numel() * part.element_size() for part in self.parts)
 
     def write(self, stream: BinaryIO) -> None:
-        """The numbers, part after part: rows lie one behind another, so stacking costs nothing."""
+        """Write the numbers part by part: rows are contiguous, so stacking them costs nothing."""
         for part in self.parts:
             flat = part.detach().contiguous().cpu().reshape(-1)
             stream.write(flat.view(torch.uint8).numpy().data)
@@ -89,7 +89,7 @@ def write_shards(pieces: list[TensorPiece], folder: Path, most: int, done: Calla
         pieces: what to write, in this order.
         folder: where to.
         most: bytes of a shard; a single larger tensor gets one of its own.
-        done: told of every tensor's bytes as they are written.
+        done: called with the bytes of every written tensor.
 
     Returns:
         The names of the files.
@@ -121,7 +121,7 @@ def _plan_shards(pieces: list[TensorPiece], most: int) -> list[list[TensorPiece]
 
 
 def _write_shard(pieces: list[TensorPiece], path: Path, done: Callable[[int], Any]) -> None:
-    # Wide types first: readers map the file, and a number must lie at a multiple of its own size.
+    # Wide types first: readers map the file, and a number must be aligned to its own size.
     ordered = sorted(pieces, key=lambda piece: -piece.parts[0].element_size())
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0

@@ -62,10 +62,10 @@ def generate_batched(
         family: its generation.
         prompts: ids, from `family.encode_prompt`.
         sampling: how tokens are chosen.
-        batch_size: prompts at once; halved, and so left, when memory does not suffice.
+        batch_size: prompts in a batch; halved for the rest of the call if memory is not sufficient.
         seeds: one per prompt; all that a sampled reply's random draws depend on. The prompts' numbers when None.
         on_done: called with the replies of each finished batch.
-        warn: told once that batches got smaller.
+        warn: called once if batches get smaller.
 
     Returns:
         The replies in the order of the prompts.
@@ -98,7 +98,7 @@ def run_in_batches(
     Raises:
         ModelError: one item alone does not fit into memory.
     """
-    start, told = 0, False
+    start, is_warned = 0, False
     while start < len(items):
         batch = items[start : start + size]
         try:
@@ -120,9 +120,9 @@ def run_in_batches(
         size = len(batch) // 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if warn and not told:
-            warn(f"Out of memory with {len(batch)} rows at once; going on with fewer.")
-            told = True
+        if warn and not is_warned:
+            warn(f"Out of memory with {len(batch)} rows in a batch; continuing with fewer.")
+            is_warned = True
 
 
 def _generate_batch(
@@ -148,6 +148,6 @@ def _generate_batch(
 def _is_ended(index: int, ids: list[int], tokenizer: PreTrainedTokenizerBase, family: Family) -> GeneratedReply:
     stops = set(family.get_stop_ids(tokenizer))
     end = next((place for place, token in enumerate(ids) if token in stops), None)
-    kept = ids[:end]
-    text = str(tokenizer.decode(kept, skip_special_tokens=True))
-    return GeneratedReply(index, kept, text, "length" if end is None else "stop")
+    answer_ids = ids[:end]
+    text = str(tokenizer.decode(answer_ids, skip_special_tokens=True))
+    return GeneratedReply(index, answer_ids, text, "length" if end is None else "stop")

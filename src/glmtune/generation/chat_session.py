@@ -20,7 +20,7 @@ HELP = "/clear forgets the conversation, /system TEXT sets a system message, /ex
 
 
 class ChatSession:
-    """Keeps the messages of a conversation and asks the model for the next one."""
+    """The messages of a conversation, and the model that answers them."""
 
     def __init__(
         self,
@@ -40,18 +40,18 @@ class ChatSession:
         self.messages: list[dict[str, Any]] = []
 
     def ask(self, text: str, on_text: Callable[[str], None] | None = None) -> Reply:
-        """The model's answer to `text`, kept as part of the conversation; on failure nothing is kept."""
+        """Get the model's answer to `text`, and add both to the conversation; nothing is added on failure."""
         system = [{"role": "system", "content": self.system}] if self.system else []
-        asked = [*self.messages, {"role": "user", "content": text}]
+        messages = [*self.messages, {"role": "user", "content": text}]
         reply = generate_reply(
             self._model,
             self._tokenizer,
             self._family,
-            add_prefix([*system, *asked], self._prefix),
+            add_prefix([*system, *messages], self._prefix),
             sampling=self._sampling,
             on_text=on_text,
         )
-        self.messages = [*asked, {"role": "assistant", "content": reply.content}]
+        self.messages = [*messages, {"role": "assistant", "content": reply.content}]
         return reply
 
     def clear(self) -> None:
@@ -89,8 +89,8 @@ def _run_command(line: str, chat: ChatSession, console: Console) -> None:
     elif command == "/system":
         chat.system = rest.strip()
         chat.clear()
-        told = "System message set" if chat.system else "System message removed"
-        console.print(f"{told}; the conversation starts anew.", style="dim")
+        message = "System message set" if chat.system else "System message removed"
+        console.print(f"{message}; a new conversation starts.", style="dim")
     else:
         console.print(f"There is no command {command}. {HELP}", style="dim", highlight=False, markup=False)
 

@@ -1,7 +1,7 @@
 """A compiled step with a cache of fixed size, for GPUs, where small operations wait for the CPU to launch them.
 
 torch compiles the forward pass of one token per row, and on a GPU records it as a CUDA graph. That takes its time at
-the first reply and pays over many; so it is asked for (`--compile`), never assumed. What is compiled is the model as it
+the first reply and gains over many; so it is an option (`--compile`). What is compiled is the model as it
 is, adapter, prefix and packed weights included. On a CPU the processor's order of matrices (`arrange.py`) is faster.
 """
 
@@ -18,7 +18,7 @@ from glmtune.errors import ConfigError, summarize_error
 from glmtune.models.loading import parse_device
 from glmtune.training.memory import is_out_of_memory
 
-# A cache is made for a multiple of so many places: one compiled step then serves prompts and replies of many lengths.
+# Sizes of a cache are multiples of this: one compiled step then serves prompts and replies of many lengths.
 _PLACES = 512
 # Steps that are compiled at most: one per number of rows and size of the cache.
 _SIZES = 64

@@ -1,9 +1,9 @@
-"""Weights in the order that the CPU's kernels read fastest, while a model answers.
+"""Weights in the layout that the CPU's kernels read fastest, while a model generates.
 
-`F.linear` takes a matrix as it lies. With one row of input its time goes into rearranging the matrix, or into a kernel
-made for other shapes; arranged once, the matrix is read at nearly the memory's speed (docs/bench.md). Arranged and
-plain form are never held together for more than one matrix, and the plain one comes back bit for bit; a matrix that
-would not is left alone.
+`F.linear` takes a matrix in its plain layout. With one row of input its time goes into repacking the matrix, or into a
+kernel made for other shapes; prepacked once, the matrix is read at nearly the memory's speed (docs/bench.md). Only one
+matrix at a time is in memory in both layouts, and the plain one is restored bit for bit; a matrix that cannot be restored
+is not prepacked.
 
 Shapes: M rows of input (all dimensions but the last), O outputs, I inputs.
 """
@@ -63,7 +63,7 @@ class PrepackedLinear(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """A copy of the weight in its plain form, (O, I); made anew for each look."""
+        """A copy of the weight in its plain layout, (O, I), made at every access."""
         return self._layout.unpack(self._packed)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -222,7 +222,7 @@ def _is_restorable(weight_OI: torch.Tensor, layout: PrepackFormat) -> bool:
 
 
 def _list_adapter_weights(model: nn.Module) -> set[int]:
-    """What peft's layers hold beside the layer they adapt; peft asks its weights for their precision at every token."""
+    """Modules of peft's layers other than the adapted one; peft reads the precision of their weights at every token."""
     inside: set[int] = set()
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer):
@@ -231,7 +231,7 @@ def _list_adapter_weights(model: nn.Module) -> set[int]:
 
 
 def _list_shared_weights(model: nn.Module) -> set[int]:
-    """Weights that stand in several places, an embedding that is also the head say."""
+    """Weights that several modules share, such as an embedding that is also the head."""
     seen: set[int] = set()
     twice: set[int] = set()
     for module in model.modules():

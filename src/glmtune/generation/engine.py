@@ -1,7 +1,7 @@
 """The one loop that generates: chat, evaluation and measurements all run it.
 
 The prompt is read once, then a token per row and step. What differs between models (positions, masks of a prefix LM) is
-asked of the model's own `prepare_inputs_for_generation`, as transformers' `generate` does.
+made by the model's own `prepare_inputs_for_generation`, as transformers' `generate` does.
 
 Shapes: B rows in work, S tokens so far, V vocabulary.
 """
@@ -21,7 +21,7 @@ from glmtune.generation.kv_cache import new_preallocated_cache
 Choose = Callable[[torch.Tensor, torch.Tensor, Sequence[int]], torch.Tensor]
 """From ids (B, S), logits (B, V) in fp32 and the numbers of the rows to the next ids, (B,)."""
 
-# Rows leave the batch once so many of those in work are done: moving the others costs a copy of their keys and values.
+# Finished rows leave the batch once they are this share of it: moving the others copies their keys and values.
 # A compiled step keeps its rows: another number of them is another step.
 _DONE_SHARE = 0.25
 
@@ -79,8 +79,8 @@ def decode_tokens(
         choose: picks the next ids.
         max_new_tokens: at least 1.
         stops: ids that end a row; without any, rows end at their longest length alone.
-        padding: stands in front of shorter prompts, where nothing sees it.
-        on_step: told of each step's new ids by row number, stop ids included.
+        padding: token before shorter prompts, which nothing attends to.
+        on_step: called with each step's new ids by row number, including stop ids.
 
     Returns:
         The new ids of each row, its stop id included if there was one.
@@ -101,12 +101,12 @@ def decode_tokens(
         if on_step:
             on_step(new)
         done |= {row for row, token in new.items() if token in ends}
-        left = [place for place, row in enumerate(work.rows) if row not in done]
-        if not left or step == max_new_tokens - 1:
+        remaining = [place for place, row in enumerate(work.rows) if row not in done]
+        if not remaining or step == max_new_tokens - 1:
             break
         work.append(next_B)
-        if not compiled and len(work.rows) - len(left) >= _DONE_SHARE * len(work.rows):
-            work.select_rows(left)
+        if not compiled and len(work.rows) - len(remaining) >= _DONE_SHARE * len(work.rows):
+            work.select_rows(remaining)
     return replies
 
 
@@ -136,7 +136,7 @@ def _run_forward(bare: Any, work: _DecodeState, first: bool, compiled: CompiledS
 
 
 def _strip_padding(work: _DecodeState) -> torch.Tensor:
-    """The rows with their first token in place of padding, for choices that look back: nothing that was not said."""
+    """Rows with their first token in place of padding, for samplers that look at earlier tokens."""
     if work.mask_BS[:, 0].all():
         return work.ids_BS
     first_B1 = work.ids_BS.gather(1, work.mask_BS.argmax(-1, keepdim=True))

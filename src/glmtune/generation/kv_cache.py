@@ -1,4 +1,4 @@
-"""Keys and values with room ahead: transformers' growing cache copies all of them for every token.
+"""A KV cache with preallocated buffers: transformers' growing cache copies all keys and values for every token.
 
 Shapes: B rows, N key-value heads, S places in use, T new ones, D head size.
 """
@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-# Places that are added when the room runs out. Each time the layer is copied once.
+# Positions that are added when a buffer is full; each time it is copied once.
 _ROOM = 256
 
 
 class PreallocatedLayer(DynamicLayer):
-    """One layer's keys and values, views (B, N, S, D) of buffers with room for later tokens."""
+    """One layer's keys and values, views (B, N, S, D) of buffers for later tokens too."""
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
@@ -30,9 +30,9 @@ class PreallocatedLayer(DynamicLayer):
         length = self.get_seq_length()
         total = length + key_states.shape[-2]
         if not self._buffers or total > self._buffers[0].shape[-2]:
-            kept = (self.keys, self.values) if length else (None, None)
+            states = (self.keys, self.values) if length else (None, None)
             self._buffers = [
-                _grow_tensor(old, new, total) for old, new in zip(kept, (key_states, value_states), strict=True)
+                _grow_tensor(old, new, total) for old, new in zip(states, (key_states, value_states), strict=True)
             ]
         for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[:, :, length:total] = new
@@ -42,7 +42,7 @@ class PreallocatedLayer(DynamicLayer):
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep these rows alone."""
         super().batch_select_indices(indices)
-        self._buffers = []  # the next token makes them anew, for fewer rows
+        self._buffers = []  # the next token allocates them again, for fewer rows
 
 
 def new_preallocated_cache() -> Cache:

@@ -43,7 +43,7 @@ def load_for_generation(
 
     Args:
         target: what the user named.
-        base: overrides where an adapter's base lies.
+        base: of the adapter, if it is no longer where the adapter was trained.
         dtype: precision; the checkpoint's own when None.
         device: a GPU if there is one when None.
         family: the generation, for folders that do not say it.
@@ -75,16 +75,16 @@ def load_parts(
 ) -> tuple[LoadedModel, ModelTarget, Checkpoint]:
     """`open_model`, with what was found behind the name: the target, its quantisation decided, and the checkpoint."""
     silence_libraries()
-    found = resolve_target(target, base=base, family=family, hub=hub)
-    found = replace(found, quantization=quantization or found.quantization)
-    inspected = inspect_checkpoint(found.base, family=found.family, hub=found.hub)
+    target_parts = resolve_target(target, base=base, family=family, hub=hub)
+    target_parts = replace(target_parts, quantization=quantization or target_parts.quantization)
+    inspected = inspect_checkpoint(target_parts.base, family=target_parts.family, hub=target_parts.hub)
     tokenizer = load_tokenizer(inspected.folder, family=inspected.family.name)
     model = load_with_adapter(
         inspected,
-        found.adapter,
+        target_parts.adapter,
         dtype=dtype,
         device=device,
-        quantization=found.quantization,
-        double_quantization=found.double_quantization,
+        quantization=target_parts.quantization,
+        double_quantization=target_parts.double_quantization,
     )
-    return LoadedModel(model, tokenizer, inspected.family, found.prefix), found, inspected
+    return LoadedModel(model, tokenizer, inspected.family, target_parts.prefix), target_parts, inspected

@@ -52,7 +52,7 @@ class TextStream(BaseStreamer):
         return str(self._tokenizer.decode(self._ids[start:end], skip_special_tokens=True))
 
     def _emit(self, text: str) -> None:
-        # Formats with roles begin a reply with an empty metadata line; nobody wants to see it.
+        # Formats with roles begin a reply with an empty metadata line, which is not shown.
         text = text if self._begun else text.lstrip()
         if text:
             self._begun = True

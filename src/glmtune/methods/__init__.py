@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def make_method(config: RunConfig, family: Family, precision: torch.dtype) -> Method:
-    """The method that a run's config asks for, with its settings.
+    """Make the method of a run's config, with its settings.
 
     Args:
         config: the run.
@@ -24,10 +24,10 @@ def make_method(config: RunConfig, family: Family, precision: torch.dtype) -> Me
     from glmtune.methods.lora import Lora
     from glmtune.methods.ptuning import PTuning
 
-    made = {
+    methods = {
         "lora": lambda: Lora(config.lora, family),
         "ptuning": lambda: PTuning(config.ptuning),
         "freeze": lambda: Freeze(config.freeze, precision),
         "full": Full,
     }
-    return made[config.method]()
+    return methods[config.method]()

@@ -1,4 +1,4 @@
-"""The note beside whatever was trained: which base it belongs to."""
+"""The file that says which base an adapter or a model was trained on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from glmtune.errors import RunError
 from glmtune.utils.io import write_json
 
 NOTE = "glmtune.json"
-"""Lies beside an adapter and says which base it was trained on."""
+"""File in the folder of an adapter that names its base."""
 
 
 @dataclass
@@ -22,23 +22,23 @@ class BaseInfo:
     family: str
 
 
-def write_base_info(folder: Path, note: BaseInfo) -> None:
-    """Put the note into a folder."""
-    write_json(folder / NOTE, asdict(note))
+def write_base_info(folder: Path, base_info: BaseInfo) -> None:
+    """Write the file into a folder."""
+    write_json(folder / NOTE, asdict(base_info))
 
 
 def read_base_info(folder: Path) -> BaseInfo | None:
-    """What the adapter says of its base; None for adapters that others made.
+    """Read which base an adapter was trained on; None for adapters of other tools.
 
     Raises:
-        RunError: the note is broken.
+        RunError: the file is broken.
     """
     path = folder / NOTE
     if not path.is_file():
         return None
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        return BaseInfo(*(str(said[field.name]) for field in fields(BaseInfo)))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return BaseInfo(*(str(content[field.name]) for field in fields(BaseInfo)))
     except (ValueError, KeyError, TypeError):
         raise RunError(
             f"{path}: broken, so it does not say which base this is for.",

@@ -42,7 +42,7 @@ class Full(Method):
         # Optimisers lose small steps in 16 bits; mixed precision computes in them all the same.
         return model.float().requires_grad_(True)
 
-    def write(self, model: Any, folder: Path, note: BaseInfo, state: StateDict | None = None) -> None:
+    def write(self, model: Any, folder: Path, base_info: BaseInfo, state: StateDict | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         save_torch_state_dict(
             _copy_storage(self.trained_state(model, state)),
@@ -50,31 +50,36 @@ class Full(Method):
             filename_pattern="trained{suffix}.safetensors",
             max_shard_size=SHARD_SIZE,
         )
-        write_base_info(folder, note)
+        write_base_info(folder, base_info)
 
     def save(
-        self, model: Any, folder: Path, note: BaseInfo, dtype: torch.dtype | None = None, state: StateDict | None = None
+        self,
+        model: Any,
+        folder: Path,
+        base_info: BaseInfo,
+        dtype: torch.dtype | None = None,
+        state: StateDict | None = None,
     ) -> None:
         whole = model.state_dict() if state is None else state
-        # On the CPU: beside the optimiser's state a GPU has no room for the model in another precision.
+        # On the CPU: a GPU with the optimiser's state has no memory left for the model in another precision.
         cast = {name: value.to("cpu", dtype or value.dtype) for name, value in whole.items()}
         model.config.use_cache = True  # the Trainer turns it off
         model.save_pretrained(str(folder), state_dict=_copy_storage(cast), max_shard_size=SHARD_SIZE)
-        write_tokenizer(Path(note.path), note.family, folder)
-        write_base_info(folder, note)
+        write_tokenizer(Path(base_info.path), base_info.family, folder)
+        write_base_info(folder, base_info)
 
     def read(self, model: Any, folder: Path) -> None:
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        seen = set()
+        names = set()
         for name, value in self.saved_state(folder):
             if name in trained:
                 if trained[name].shape != value.shape:
                     raise RunError(f"{folder}: {name} is {tuple(value.shape)}, not {tuple(trained[name].shape)}.")
                 trained[name].data.copy_(value)
-                seen.add(name)
-        if set(trained) - seen:
+                names.add(name)
+        if set(trained) - names:
             raise RunError(
-                f"{folder}: lacks weights that this run trains: {', '.join(sorted(set(trained) - seen)[:4])}.",
+                f"{folder}: lacks weights that this run trains: {', '.join(sorted(set(trained) - names)[:4])}.",
                 "It belongs to a run with other settings.",
             )
 
@@ -127,12 +132,17 @@ class Freeze(Full):
         return model
 
     def save(
-        self, model: Any, folder: Path, note: BaseInfo, dtype: torch.dtype | None = None, state: StateDict | None = None
+        self,
+        model: Any,
+        folder: Path,
+        base_info: BaseInfo,
+        dtype: torch.dtype | None = None,
+        state: StateDict | None = None,
     ) -> None:
         """As `Full.save`; the layers that were not trained are read from the base again, for the run may have held
         them in a precision that rounded them."""
-        base: Any = load_base(inspect_checkpoint(note.path, family=note.family), dtype=dtype, device="cpu")
-        super().save(base, folder, note, dtype, base.state_dict() | self.trained_state(model, state))
+        base: Any = load_base(inspect_checkpoint(base_info.path, family=base_info.family), dtype=dtype, device="cpu")
+        super().save(base, folder, base_info, dtype, base.state_dict() | self.trained_state(model, state))
 
 
 def _find_layers(model: nn.Module) -> nn.ModuleList:
@@ -151,7 +161,7 @@ def _require_plain(model: nn.Module) -> None:
 
 
 def _copy_storage(state: StateDict) -> StateDict:
-    """Query, key and value are views of one published matrix; a file wants each on its own. Copies lie on the CPU."""
+    """Copy each weight to the CPU: query, key and value are views of one matrix, and a file needs them apart."""
     return {
         name: value.contiguous()
         if value.untyped_storage().nbytes() == value.nbytes

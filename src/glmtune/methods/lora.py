@@ -1,4 +1,4 @@
-"""LoRA through peft: a plain adapter, plus a note of the base it belongs to."""
+"""LoRA through peft: a plain adapter, and a file that names its base."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from glmtune.families import Family
 
 _SCALE = {"r": "rank", "lora_alpha": "alpha", "use_rslora": "rslora", "use_dora": "dora"}
-"""What an adapter's weights mean nothing without: peft's names and ours."""
+"""Settings that the weights of an adapter depend on: peft's names and ours."""
 
 
 class Lora(Method):
-    """Low-rank updates beside chosen linear modules.
+    """Low-rank updates of chosen linear modules (Hu et al., arXiv 2106.09685).
 
     Args:
         config: the options of method lora.
@@ -84,15 +84,15 @@ class Lora(Method):
         ratio = self._config.loraplus_ratio
         return make_loraplus_groups(model, learning_rate, weight_decay, ratio) if ratio else None
 
-    def write(self, model: PeftModel, folder: Path, note: BaseInfo, state: StateDict | None = None) -> None:
-        """Write a plain peft adapter in fp32, with the note."""
-        self.save(model, folder, note, state=state)
+    def write(self, model: PeftModel, folder: Path, base_info: BaseInfo, state: StateDict | None = None) -> None:
+        """Write a plain peft adapter in fp32."""
+        self.save(model, folder, base_info, state=state)
 
     def save(
         self,
         model: PeftModel,
         folder: Path,
-        note: BaseInfo,
+        base_info: BaseInfo,
         dtype: torch.dtype | None = None,
         state: StateDict | None = None,
     ) -> None:
@@ -101,7 +101,7 @@ class Lora(Method):
         config = model.peft_config["default"]
         assert isinstance(config, PeftLoraConfig)
         write_files(folder, config, {name: value.to(dtype or value.dtype) for name, value in trained.items()})
-        write_base_info(folder, note)
+        write_base_info(folder, base_info)
 
     def read(self, model: PeftModel, folder: Path) -> None:
         """Put an adapter back, one trained on the published code too.
@@ -174,7 +174,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, name: str = "default",
 
 
 def read_base_path(folder: Path) -> str:
-    """Where the adapter's base lay when it was saved."""
+    """The path of the adapter's base when it was saved."""
     return str(read_config(folder).get("base_model_name_or_path") or "")
 
 

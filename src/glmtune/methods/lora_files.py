@@ -23,7 +23,7 @@ _MEND = "Copy or download the adapter again."
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """adapter_config.json, as it stands.
+    """Read adapter_config.json without changing it.
 
     Raises:
         ModelError: there is none, it is no JSON object, or it is not LoRA's.
@@ -72,11 +72,11 @@ def make_peft_config(raw: dict[str, Any], *, trainable: bool) -> PeftLoraConfig:
     Raises:
         ModelError: peft finds a contradiction in it.
     """
-    known = PeftLoraConfig().to_dict()
-    kept = {key: value for key, value in raw.items() if key in known or value}
-    kept |= {"task_type": "CAUSAL_LM", "inference_mode": not trainable}
+    defaults = PeftLoraConfig().to_dict()
+    values = {key: value for key, value in raw.items() if key in defaults or value}
+    values |= {"task_type": "CAUSAL_LM", "inference_mode": not trainable}
     try:
-        config = PeftLoraConfig.from_peft_type(**kept)  # warns of keys that ask for something it does not have
+        config = PeftLoraConfig.from_peft_type(**values)  # warns of keys that ask for something it does not have
     except (ValueError, TypeError) as error:
         raise ModelError(f"{CONFIG}: {summarize_error(error, 120)}", _MEND) from None
     assert isinstance(config, PeftLoraConfig)
@@ -119,24 +119,24 @@ def load_state(model: PeftModel, state: StateDict, name: str = "default") -> lis
     """
     expected = select_adapter_state(model, name)
     by_plain = {_strip_name(key): key for key in expected}
-    found = {by_plain.get(_strip_name(key), key): value for key, value in state.items()}
+    native_state = {by_plain.get(_strip_name(key), key): value for key, value in state.items()}
     faults = {
-        "missing": [key for key in expected if key not in found],
-        "left over": _list_unused(model, {key: value for key, value in found.items() if key not in expected}),
+        "missing": [key for key in expected if key not in native_state],
+        "left over": _list_unused(model, {key: value for key, value in native_state.items() if key not in expected}),
         "wrong shape": [
-            f"{key} is {_group_by(found[key])} instead of {_group_by(value)}"
+            f"{key} is {_group_by(native_state[key])} instead of {_group_by(value)}"
             for key, value in expected.items()
-            if key in found and found[key].shape != value.shape
+            if key in native_state and native_state[key].shape != value.shape
         ],
     }
-    told = [f"{what}: {_join_names(keys)}" for what, keys in faults.items() if keys]
-    if not told:
-        set_peft_model_state_dict(model, {key: found[key] for key in expected}, adapter_name=name)
-    return told
+    problems = [f"{what}: {_join_names(keys)}" for what, keys in faults.items() if keys]
+    if not problems:
+        set_peft_model_state_dict(model, {key: native_state[key] for key in expected}, adapter_name=name)
+    return problems
 
 
 def _list_unused(model: PeftModel, unknown: StateDict) -> list[str]:
-    """Names that the adapter has no place for; embeddings that peft stored beside it unchanged are none."""
+    """Names that no module of the adapter takes; unchanged embeddings that peft stored with it are not counted."""
     base = model.state_dict() if unknown else {}
     return [
         key

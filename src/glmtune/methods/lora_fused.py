@@ -1,7 +1,7 @@
 """The update of an adapter in training, `result + scale * dropout(x) A B`, as one step of the graph.
 
 peft's own is a chain of operations: each module casts its input to fp32 and back under autocast, and keeps a copy of
-it behind the dropout for the backward pass. Here the input is kept once, as it is, with the dropout's decisions.
+it after the dropout for the backward pass. Here the input is stored once, unchanged, with the dropout's decisions.
 
 Shapes: T positions, I inputs, O outputs, R rank.
 """

@@ -68,7 +68,9 @@ def convert_to_native(raw: dict[str, Any], state: StateDict, rows: Rows) -> tupl
         return raw, state
     native: StateDict = {}
     for name, (path, kind) in keys.items():
-        for part, value in zip(published[path], _split_update(name, state[name], published[path], kind, rows), strict=True):
+        for part, value in zip(
+            published[path], _split_update(name, state[name], published[path], kind, rows), strict=True
+        ):
             native[f"{_PREFIX}{part}.{kind}"] = value
     adapted = {path for path, kind in keys.values() if kind == A}
     config = _strip_layer_numbers(raw)
@@ -94,7 +96,7 @@ def write_official_adapter(adapter: Path, native_shapes: Mapping[str, tuple[int,
         folder: where to; new or empty.
 
     Raises:
-        ModelError: the adapter is for other modules, or cannot be said in the published names: magnitudes (DoRA) or
+        ModelError: the adapter is for other modules, or has no published names: magnitudes (DoRA) or
             biases of some of q, k and v only, or ranks that differ between modules.
     """
     raw, state = read_config(adapter), read_weights(adapter)
@@ -119,8 +121,8 @@ def write_official_adapter(adapter: Path, native_shapes: Mapping[str, tuple[int,
         config = raw
     folder.mkdir(parents=True, exist_ok=True)
     default = PeftLoraConfig().to_dict() | dict.fromkeys(_ALWAYS)
-    kept = {key: value for key, value in config.items() if value != default.get(key) and value not in ([], {})}
-    write_json(folder / CONFIG, kept)
+    settings = {key: value for key, value in config.items() if value != default.get(key) and value not in ([], {})}
+    write_json(folder / CONFIG, settings)
     write_weights(folder, state)
     note = read_base_info(adapter)
     if note:
@@ -150,7 +152,9 @@ def _convert_to_published(
     return _make_published_config(raw, kinds, groups, published), published
 
 
-def _stack_rows(parts: list[str], kind: str, values: Mapping[tuple[str, str], torch.Tensor], adapter: Path) -> torch.Tensor:
+def _stack_rows(
+    parts: list[str], kind: str, values: Mapping[tuple[str, str], torch.Tensor], adapter: Path
+) -> torch.Tensor:
     """The rows of one weight of all parts of a published module."""
     if any((part, kind) not in values for part in parts):
         raise ModelError(
@@ -192,7 +196,7 @@ def _fuse_updates(
         parts: its native modules, in the order of their rows.
         values: by native module and kind.
         rows: of the native modules.
-        share: whether the parts' A are equal, so that one stands for all.
+        share: whether the parts' A are equal, so that one is enough.
     """
     present = [part for part in parts if (part, A) in values]
     first = values[present[0], A]
@@ -224,8 +228,8 @@ def _split_update(name: str, value: torch.Tensor, parts: list[str], kind: str, r
 
 def _parse_name(state: StateDict) -> dict[str, tuple[str, str]]:
     """Module and kind of every weight; a name that is none of an adapter's counts as a module, which no model has."""
-    found = {name: _KEY.match(name) for name in state}
-    return {name: (match[1], match[2]) if match else (name, "") for name, match in found.items()}
+    matches = {name: _KEY.match(name) for name in state}
+    return {name: (match[1], match[2]) if match else (name, "") for name, match in matches.items()}
 
 
 def _strip_layer_numbers(raw: dict[str, Any]) -> dict[str, Any]:
@@ -241,8 +245,8 @@ def _require_same(tensors: list[torch.Tensor]) -> bool:
 
 
 def _select_whole_modules(raw: dict[str, Any], paths: set[str]) -> set[str]:
-    wanted = raw.get("modules_to_save") or []
-    return {path for path in paths if any(path.endswith(name) for name in wanted)}
+    modules = raw.get("modules_to_save") or []
+    return {path for path in paths if any(path.endswith(name) for name in modules)}
 
 
 def _make_rank_pattern(patterns: Mapping[str, Any], path: str, default: Any) -> Any:

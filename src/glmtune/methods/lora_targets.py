@@ -31,13 +31,13 @@ def resolve_targets(model: Any, wanted: list[str]) -> list[str]:
     """
     linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     head = model.get_output_embeddings()
-    found: set[str] = set()
+    matches: set[str] = set()
     for name in wanted:
         if name == ALL_LINEAR:
-            found |= {path for path in linear if model.get_submodule(path) is not head}
+            matches |= {path for path in linear if model.get_submodule(path) is not head}
         else:
-            found |= _find_meant_modules(name, linear, "lora.targets")
-    return shorten_names(found, linear)
+            matches |= _find_meant_modules(name, linear, "lora.targets")
+    return shorten_names(matches, linear)
 
 
 def resolve_modules_to_save(model: Any, wanted: list[str], targets: list[str]) -> list[str]:
@@ -52,15 +52,15 @@ def resolve_modules_to_save(model: Any, wanted: list[str], targets: list[str]) -
         ConfigError: an unknown name, a module that has an adapter already, or one that cannot be trained whole.
     """
     paths = [path for path, module in model.named_modules() if dict(module.named_parameters(recurse=False))]
-    found = sorted({path for name in wanted for path in _find_meant_modules(name, paths, "lora.modules_to_save")})
-    for path in found:
+    matches = sorted({path for name in wanted for path in _find_meant_modules(name, paths, "lora.modules_to_save")})
+    for path in matches:
         if any(_is_or_ends(path, target) for target in targets):
             raise ConfigError(
                 f"lora.modules_to_save: {path} is in lora.targets too.",
                 "A module is adapted or trained whole, not both.",
             )
         _require_trainable(model, path)
-    return found
+    return matches
 
 
 def _require_trainable(model: Any, path: str) -> None:
@@ -90,14 +90,14 @@ def _find_meant_modules(name: str, paths: list[str], key: str) -> set[str]:
     if own:
         return own
     published = group_by_published(paths)
-    found = {native for path, natives in published.items() if _is_or_ends(path, name) for native in natives}
-    if not found:
+    matches = {native for path, natives in published.items() if _is_or_ends(path, name) for native in natives}
+    if not matches:
         natives = sorted({path.rpartition(".")[2] for path in paths})
-        known = sorted({*natives, *(path.rpartition(".")[2] for path in published)})
-        hint = suggest_key(name, known)
+        choices = sorted({*natives, *(path.rpartition(".")[2] for path in published)})
+        hint = suggest_key(name, choices)
         more = "" if hint.startswith("Known") else f" Modules here: {', '.join(natives)}."
         raise ConfigError(f"{key}: no module {name!r} in this model.", hint + more)
-    return found
+    return matches
 
 
 def _is_or_ends(path: str, name: str) -> bool:

@@ -1,6 +1,6 @@
-"""What every method of tuning offers: prepare a model, write what was trained, read it again.
+"""The interface of a tuning method: prepare a model, write what was trained, read it again.
 
-The trainer, resuming, loading and exporting know methods by this class alone.
+The trainer, resuming, loading and export use methods through this class only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ StateDict = dict[str, torch.Tensor]
 
 
 class Method(ABC):
-    """One way to tune, with the settings of one run."""
+    """A tuning method with the settings of one run."""
 
     output_kind: ClassVar[str]
     """`adapter` or `model`: the folder of a run that holds what was trained."""
@@ -52,41 +52,46 @@ class Method(ABC):
         return None
 
     @abstractmethod
-    def write(self, model: Any, folder: Path, note: BaseInfo, state: StateDict | None = None) -> None:
+    def write(self, model: Any, folder: Path, base_info: BaseInfo, state: StateDict | None = None) -> None:
         """Write what was trained into an existing or new folder, in the precision that it is trained in.
 
         Args:
             model: from `prepare`.
-            folder: of a checkpoint; whoever calls makes the writing atomic.
-            note: the base.
-            state: where processes share the weights out: all of them, gathered; read from `model` when None.
+            folder: of a checkpoint; the caller makes the writing atomic.
+            base_info: the base.
+            state: all weights, gathered, if they are sharded; read from `model` when None.
         """
 
     @abstractmethod
     def read(self, model: Any, folder: Path) -> None:
-        """Put what `write` or `save` wrote back onto a prepared model.
+        """Load what `write` or `save` wrote into a prepared model.
 
         Raises:
             RunError: a weight is missing, left over, or of another shape.
         """
 
-    def start_from(self, model: Any, folder: Path, note: BaseInfo) -> None:
-        """Put what an earlier run trained onto a prepared model, to train it further.
+    def start_from(self, model: Any, folder: Path, base_info: BaseInfo) -> None:
+        """Load what an earlier run trained into a prepared model, to train it further.
 
         Args:
             model: from `prepare`.
-            folder: the result of a run of this method, or what others made of the kind.
-            note: the base; the folder's own note must name the same.
+            folder: the result of a run of this method, or of another tool.
+            base_info: the base; the folder must name the same one.
 
         Raises:
             RunError: it was trained on another base, or with settings that do not fit.
         """
-        require_same_base(folder, note.fingerprint, Path(note.path))
+        require_same_base(folder, base_info.fingerprint, Path(base_info.path))
         self.read(model, folder)
 
     @abstractmethod
     def save(
-        self, model: Any, folder: Path, note: BaseInfo, dtype: torch.dtype | None = None, state: StateDict | None = None
+        self,
+        model: Any,
+        folder: Path,
+        base_info: BaseInfo,
+        dtype: torch.dtype | None = None,
+        state: StateDict | None = None,
     ) -> None:
         """Write the result of a run for use, in `dtype` (as trained when None), into an empty folder.
 
@@ -95,13 +100,13 @@ class Method(ABC):
 
     @abstractmethod
     def saved_state(self, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-        """The weights in a folder of `write` or `save`, under the names that `trained` has."""
+        """Read the weights of a folder of `write` or `save`, under the names of `trained_state`."""
 
     @abstractmethod
     def trained_state(self, model: Any, state: StateDict | None = None) -> StateDict:
-        """The weights that `stored` is to give back, as they are trained."""
+        """The trained weights, which `saved_state` must give back."""
 
 
 def count_trainable_parameters(model: nn.Module) -> int:
-    """How many numbers training changes."""
+    """Count the parameters that training changes."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

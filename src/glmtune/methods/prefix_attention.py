@@ -35,7 +35,7 @@ def attach_prefix(model: PreTrainedModel, encoder: PrefixEncoder) -> None:
     """Let every layer of `model` see the encoder's prefix, in place of one it may see already.
 
     The encoder becomes `prefix_encoder` of the inner model, where the published checkpoints have it. Saving the model
-    leaves it out: that writes the base.
+    leaves it out: saving writes the base.
 
     Raises:
         ConfigError: the model's attention is neither sdpa nor eager.
@@ -162,14 +162,17 @@ def _extend_mask(
         return F.pad(mask, (prefix_kv.shape[-2], 0), value=mask.dtype is torch.bool)
     if queries == 1 or not module.is_causal:
         return None
-    # From the first key on: a cache of fixed size has room behind the queries.
-    seen = prefix_kv.shape[-2]
-    return torch.ones(1, 1, queries, keys, dtype=torch.bool, device=key_BNSD.device).tril(seen)
+    # From the first key on: a cache of fixed size has unused places after the queries.
+    prefix_length = prefix_kv.shape[-2]
+    return torch.ones(1, 1, queries, keys, dtype=torch.bool, device=key_BNSD.device).tril(prefix_length)
 
 
 # Masks are made as for the attention without a prefix and widened here, layer by layer.
-_sdpa = partial(sdpa_attention_forward, is_causal=False)  # the widened mask says what is hidden
+_sdpa = partial(sdpa_attention_forward, is_causal=False)  # the extended mask says what is hidden
 for name, attend, make_mask in (("sdpa", _sdpa, sdpa_mask), ("eager", attend_eagerly, eager_mask)):
-    for before, attention in (("", _make_prefix_attention(attend)), (SEPARATE, attend_by_rows(_make_prefix_attention(attend), masked=True))):
+    for before, attention in (
+        ("", _make_prefix_attention(attend)),
+        (SEPARATE, attend_by_rows(_make_prefix_attention(attend), masked=True)),
+    ):
         ALL_ATTENTION_FUNCTIONS.register(f"{_OURS}{before}{name}", attention)
         ALL_MASK_ATTENTION_FUNCTIONS.register(f"{_OURS}{before}{name}", make_mask)

@@ -50,13 +50,13 @@ class Projection:
 
     @classmethod
     def from_state(cls, config: PreTrainedConfig) -> Projection:
-        """The published widths. ChatGLM-6B says its own; the later generations embed the whole width of a prefix."""
+        """The published widths. ChatGLM-6B has one of its own; later generations embed the full width of a prefix."""
         own: int | None = getattr(config, "prefix_embedding_size", None)
         return cls(own or PrefixShape.from_config(config).width, config.hidden_size)
 
 
 class PrefixEncoder(nn.Module):
-    """Keys and values of the virtual tokens, in fp32 whatever the base's precision.
+    """Keys and values of the virtual tokens, in fp32 independent of the base's precision.
 
     Args:
         tokens: virtual tokens.
@@ -111,7 +111,7 @@ class PrefixEncoder(nn.Module):
     def forward(self) -> torch.Tensor:
         """The prefix as (L, 2, N, P, D): of every layer its keys, then its values.
 
-        Without gradients it is computed once and kept until a weight changes: generation asks for it at every token.
+        Without gradients it is computed once and cached until a weight changes: generation needs it at every token.
         """
         if torch.is_grad_enabled():
             return self._encode_prefix()
@@ -131,7 +131,7 @@ class PrefixEncoder(nn.Module):
             prefix = self.embedding(torch.arange(self.tokens, device=device))
             if self.trans is not None:
                 prefix = self.trans(prefix)
-        # One draw for the whole batch; the published code draws anew for each row.
+        # One dropout mask for the whole batch; the published code draws one for each row.
         prefix = self.dropout(prefix)
         prefix_PL2ND = prefix.unflatten(-1, (self.shape.layers, 2, self.shape.kv_heads, self.shape.head_dim))
         return prefix_PL2ND.permute(1, 2, 3, 0, 4)

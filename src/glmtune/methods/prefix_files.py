@@ -59,7 +59,7 @@ def is_prefix_folder(folder: Path) -> bool:
 
 
 def find_official_base(folder: Path) -> str:
-    """Where the base of a published checkpoint lay when it was made; empty where it does not say."""
+    """The path of the base when a published checkpoint was made; empty if it is not named."""
     return str(_read_json(folder / "config.json").get("_name_or_path") or "")
 
 

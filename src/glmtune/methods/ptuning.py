@@ -67,31 +67,39 @@ class PTuning(Method):
             )
         projection = Projection.from_state(model.config) if self._config.prefix_projection else None
         model.requires_grad_(False)
-        attach_prefix(model, PrefixEncoder(tokens, PrefixShape.from_config(model.config), projection, self._config.dropout))
+        attach_prefix(
+            model, PrefixEncoder(tokens, PrefixShape.from_config(model.config), projection, self._config.dropout)
+        )
         return model
 
-    def write(self, model: Any, folder: Path, note: BaseInfo, state: StateDict | None = None) -> None:
-        self.save(model, folder, note, state=state)
+    def write(self, model: Any, folder: Path, base_info: BaseInfo, state: StateDict | None = None) -> None:
+        self.save(model, folder, base_info, state=state)
 
     def save(
-        self, model: Any, folder: Path, note: BaseInfo, dtype: torch.dtype | None = None, state: StateDict | None = None
+        self,
+        model: Any,
+        folder: Path,
+        base_info: BaseInfo,
+        dtype: torch.dtype | None = None,
+        state: StateDict | None = None,
     ) -> None:
         cast = {name: value.to(dtype or value.dtype) for name, value in self.trained_state(model, state).items()}
         write_prefix(cast, _find_encoder(model), folder)
-        write_base_info(folder, note)
+        write_base_info(folder, base_info)
 
     def read(self, model: Any, folder: Path) -> None:
         encoder = _find_encoder(model)
         try:
-            found = _require_same_shape(encoder.shape, folder)
-            read = PrefixEncoder.from_state(found.state, encoder.shape, found.dropout)
+            stored_prefix = _require_same_shape(encoder.shape, folder)
+            read = PrefixEncoder.from_state(stored_prefix.state, encoder.shape, stored_prefix.dropout)
         except ModelError as error:
             raise RunError(error.message, error.hint) from None
         except ValueError as error:
             raise RunError(f"{folder}: the prefix cannot be read ({error}).") from None
         if _describe_settings(read) != _describe_settings(encoder):
             raise RunError(
-                f"{folder}: holds a prefix of {_describe_settings(read)}; this run trains one of {_describe_settings(encoder)}.",
+                f"{folder}: holds a prefix of {_describe_settings(read)}; "
+                f"this run trains one of {_describe_settings(encoder)}.",
                 "Set ptuning.num_virtual_tokens and ptuning.prefix_projection to what it was trained with.",
             )
         encoder.load_state_dict(read.state_dict())
@@ -103,7 +111,9 @@ class PTuning(Method):
         if state is None:
             return make_published_state(_find_encoder(model).state_dict())
         start = f"{model.base_model_prefix}.prefix_encoder."
-        return make_published_state({name.removeprefix(start): v for name, v in state.items() if name.startswith(start)})
+        return make_published_state(
+            {name.removeprefix(start): v for name, v in state.items() if name.startswith(start)}
+        )
 
 
 def load_prefix(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
@@ -117,9 +127,9 @@ def load_prefix(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         ConfigError: the model's attention cannot take a prefix.
     """
     shape = PrefixShape.from_config(model.config)
-    found = _require_same_shape(shape, folder)
+    stored_prefix = _require_same_shape(shape, folder)
     try:
-        encoder = PrefixEncoder.from_state(found.state, shape, found.dropout)
+        encoder = PrefixEncoder.from_state(stored_prefix.state, shape, stored_prefix.dropout)
     except ValueError as error:
         raise ModelError(
             f"{folder}: the prefix does not fit this base ({error}).", "Give its own base with --base."
@@ -147,12 +157,13 @@ def allow_quantized_training(model: nn.Module) -> Iterator[None]:
 
 
 def _require_same_shape(shape: PrefixShape, folder: Path) -> StoredPrefix:
-    found = read_prefix(folder)
-    if found.shape is not None and found.shape != shape:
+    stored_prefix = read_prefix(folder)
+    if stored_prefix.shape is not None and stored_prefix.shape != shape:
         raise ModelError(
-            f"{folder}: the prefix was made for {found.shape}; this base has {shape}.", "Give its own base with --base."
+            f"{folder}: the prefix was made for {stored_prefix.shape}; this base has {shape}.",
+            "Give its own base with --base.",
         )
-    return found
+    return stored_prefix
 
 
 def _find_encoder(model: Any) -> PrefixEncoder:
@@ -163,5 +174,5 @@ def _find_encoder(model: Any) -> PrefixEncoder:
 
 
 def _describe_settings(encoder: PrefixEncoder) -> str:
-    made = "made by a network" if encoder.trans is not None else "trained directly"
-    return f"{encoder.tokens} virtual tokens {made}"
+    origin = "made by a network" if encoder.trans is not None else "trained directly"
+    return f"{encoder.tokens} virtual tokens {origin}"

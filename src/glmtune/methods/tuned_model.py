@@ -1,4 +1,4 @@
-"""From whatever has weights (a folder, a hub id, a run, an adapter) to a model that answers."""
+"""Loading anything that has weights: a folder, a hub id, a run, an adapter."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ModelTarget:
-    """What `RUN_OR_MODEL` stands for: a base and, perhaps, an adapter on it."""
+    """What `RUN_OR_MODEL` means: a base and perhaps an adapter."""
 
     base: str
     adapter: Path | None = None
@@ -54,7 +54,7 @@ def load_model(
         path: a published folder, a transformers folder, a hub id, a run or an adapter folder (then with its base).
         adapter: a run, a peft folder or a P-Tuning folder (the published scripts' too) to put onto the model.
         quantization: `nf4` or `int8` (bitsandbytes), `packed4` or `packed8` (the scheme of the published int4 and
-            int8 repositories): hold the layers' matrices in so many bits. None: as the checkpoint has them.
+            int8 repositories): bits of the layers' matrices. None: as in the checkpoint.
         dtype: `fp32`, `bf16`, `fp16` or a torch dtype; the checkpoint's own when None.
         device: a GPU if there is one when None.
         family: the generation, for folders that do not say it.
@@ -111,7 +111,7 @@ def resolve_target(
 
     Args:
         path: see `load_model`.
-        base: overrides where an adapter's base lies.
+        base: of the adapter, if it is no longer where the adapter was trained.
 
     Raises:
         RunError: a run without a result, or an adapter whose base is not to be found.
@@ -148,7 +148,9 @@ def find_trained_folder(folder: Path, output_kind: str) -> Path:
         return run.result(output_kind)
     other = "model" if output_kind == "adapter" else "adapter"
     if run.result(other).is_dir():
-        raise RunError(f"{folder}: the run trained a whole {other}, not an {output_kind}.", f"Give {run.result(other)}.")
+        raise RunError(
+            f"{folder}: the run trained a whole {other}, not an {output_kind}.", f"Give {run.result(other)}."
+        )
     last = run.last_checkpoint()
     hint = f"Its newest checkpoint can be used: {last}." if last else "Continue it: glmtune train --resume --output RUN"
     raise RunError(f"{folder}: the run is not finished, so it has no {output_kind} yet.", hint)
@@ -178,7 +180,7 @@ def _resolve_adapter(folder: Path, base: str | None, family: str | None, hub: st
     saved = find_official_base(folder) if is_prefix_folder(folder) else read_base_path(folder)
     where = base or (note.path if note else saved)
     if not where:
-        raise RunError(f"{folder}: the adapter does not say where its base lies.", "Give it with --base.")
+        raise RunError(f"{folder}: the adapter does not name its base.", "Give it with --base.")
     if not base:
         _require_there(folder, where)
     return ModelTarget(where, folder, family or (note.family if note else None), hub)

@@ -1,6 +1,6 @@
 """Published folders as native configs, for our own loading and for transformers' Auto classes.
 
-Importing this module tells `AutoModelForCausalLM` which model goes with which of our configs.
+Importing this module registers our models with `AutoModelForCausalLM`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from glmtune.quantization.quantizer import PackedQuantizationConfig
 
 
 def find_family(folder: Path, name: str = "") -> Family | None:
-    """The family of a folder; None where nothing tells ChatGLM2 from ChatGLM3, which matters for prompts only.
+    """Find the family of a folder; None if ChatGLM2 or ChatGLM3 cannot be decided, which matters for prompts only.
 
     Raises:
         ModelError: see `glmtune.families.family_of_folder`.
@@ -62,7 +62,7 @@ def read_published_config(config: dict[str, Any], family: Family | None) -> PreT
         family: its generation; None for a ChatGLM2 or ChatGLM3 that does not say which.
 
     Raises:
-        ModelError: a key that the generation needs is missing, or asks for what none of them computes.
+        ModelError: a key that the generation needs is missing, or has a value that none of them supports.
     """
     try:
         if family and family.name == "chatglm":

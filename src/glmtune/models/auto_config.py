@@ -1,4 +1,4 @@
-"""The class that stands for `"model_type": "chatglm"` in transformers' `AutoConfig`.
+"""The class of `"model_type": "chatglm"` in transformers' `AutoConfig`.
 
 All three ChatGLM generations carry that one name; this class hands back the config of the right one. It must stay
 light: it is imported in the middle of transformers' own import.
@@ -18,7 +18,7 @@ class ChatGLMAutoConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        # This import registers the models too: whoever reads a config may ask an Auto class for its model next.
+        # This import registers the models too: an Auto class may need the model of this config next.
         from glmtune.models.auto import make_config_from_dict
 
         return make_config_from_dict(config_dict, **kwargs)

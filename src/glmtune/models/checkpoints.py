@@ -46,7 +46,7 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies the weights, whatever their layout on disk."""
+        """Identifies the weights in any layout on disk."""
         return compute_fingerprint(self.inventory, self.native_shapes)
 
 

@@ -11,7 +11,7 @@ from glmtune.errors import ModelError
 from glmtune.families import FAMILY_KEY, Family
 from glmtune.models.weight_names import COMPUTED, make_conversions
 
-# What GlmForCausalLM computes; a published config that says otherwise would load and be wrong.
+# What GlmForCausalLM computes; with other values a published config would load and give wrong numbers.
 _REQUIRED = {
     "rmsnorm": True,
     "post_layer_norm": True,
@@ -58,7 +58,7 @@ def make_glm_config(published: dict[str, Any], family: Family | None) -> Publish
             that does not say which.
 
     Raises:
-        ModelError: the config asks for an architecture that no published generation has.
+        ModelError: the config describes an architecture that no published generation has.
     """
     for key, value in _REQUIRED.items():
         if published.get(key, value) != value:

@@ -1,4 +1,4 @@
-"""Rows laid end to end in one sequence: attention looks at each by itself, everything else at all of them at once.
+"""Sequence packing: rows end to end in one sequence; attention keeps them apart, everything else takes all at once.
 
 There is no padding outside attention, and no mask over all positions; on a GPU rows of like length are padded to one
 length within attention. A model whose attention was set by `separate_rows` takes the
@@ -28,7 +28,7 @@ Attention = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 
 @dataclass(frozen=True)
 class RowGroup:
-    """Rows that one call attends to: a single one as it lies there, or several of like length, padded."""
+    """Rows of one attention call: a single one in place, or several of similar length, padded."""
 
     where: slice | torch.Tensor
     """Positions of the row; or those of each row, (R, t), a shorter one's last position repeated."""
@@ -38,7 +38,7 @@ class RowGroup:
 
     @cached_property
     def mask_R1tt(self) -> torch.Tensor:
-        """Who sees whom, bool: earlier tokens of the row, and its whole context."""
+        """Attention mask, bool: earlier tokens of the row, and its complete context."""
         index_t = torch.arange(self.length, device=self.device)
         contexts_R11 = torch.tensor(self.contexts, device=self.device)[:, None, None]
         return ((index_t <= index_t[:, None]) | (index_t < contexts_R11))[:, None]
@@ -123,12 +123,12 @@ def has_packed_attention(model: Any) -> bool:
 
 
 def finds_rows_by_positions(model: Any) -> bool:
-    """Whether its attention finds the rows by itself, where positions start anew (transformers' flash attention)."""
+    """Whether its attention finds rows where positions restart at 0 (transformers' flash attention)."""
     return "flash" in model.config._attn_implementation
 
 
 def attend_by_rows(attend: Attention, *, masked: bool) -> Attention:
-    """An attention function that calls `attend` for each group of rows, where it is told of rows.
+    """An attention function that calls `attend` for each group of rows, if it is given rows.
 
     Args:
         attend: an attention function.

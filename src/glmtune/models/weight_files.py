@@ -74,19 +74,19 @@ def read_inventory(folder: Path) -> WeightInventory:
 
 
 def check_shapes(inventory: WeightInventory, expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare what a folder holds with what its config asks for.
+    """Require that a folder has the weights of its config.
 
     Raises:
         ModelError: lists every missing, unexpected or wrongly shaped weight.
     """
-    found = inventory.shapes
+    shapes = inventory.shapes
     faults = []
-    missing = [name for name in expected if name not in found]
-    unexpected = [name for name in found if name not in expected]
+    missing = [name for name in expected if name not in shapes]
+    unexpected = [name for name in shapes if name not in expected]
     wrong = [
-        f"{name} is {_by(found[name])}, config.json asks for {_by(shape)}"
+        f"{name} is {_by(shapes[name])}, config.json needs {_by(shape)}"
         for name, shape in expected.items()
-        if name in found and found[name] != tuple(shape)
+        if name in shapes and shapes[name] != tuple(shape)
     ]
     if missing:
         faults.append(f"missing: {_join_names(missing)}")
@@ -120,11 +120,11 @@ def list_loadable(inventory: WeightInventory) -> Iterator[Path]:
 
 
 def compute_fingerprint(inventory: WeightInventory, native_shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Sixteen hexadecimal digits that tell bases apart, equal for every layout of the same weights.
+    """Compute sixteen hexadecimal digits that identify a base, equal for every layout of the same weights.
 
     The first, middle and last row of every native weight are hashed in fp32 with its name and shape, so the
     published layout, a transformers folder, `.bin` and safetensors agree. Bases that differ only in other rows are
-    not told apart; training changes them all.
+    not distinguished; training changes them all.
 
     Args:
         inventory: the folder's weights.
@@ -180,7 +180,7 @@ class _Rows:
 
 
 def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
-    """The files that hold weights, and the index's map when there is one."""
+    """The files with weights, and the index's map if there is one."""
     for name in _INDEXES:
         if (folder / name).is_file():
             index = _read_index(folder / name)

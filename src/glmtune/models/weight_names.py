@@ -1,7 +1,7 @@
 """One table of weight names: the published layout of ChatGLM2, ChatGLM3 and GLM-4, and transformers' `glm`.
 
 Everything that crosses between the two reads this table: loading (through transformers' own conversion, shard by
-shard), the check of what a folder must hold, fingerprints, and writing the published layout.
+shard), the check of a folder's weights, fingerprints, and writing the published layout.
 ChatGLM-6B needs no table: its native model keeps the published names.
 """
 
@@ -42,7 +42,7 @@ def make_conversions() -> list[WeightConverter | WeightRenaming]:
 
 
 def find_published_name(native: str) -> tuple[str, int]:
-    """The published name that holds native weight `native`, and its place in the stack (0 when it stands alone)."""
+    """The published name that contains the native weight `native`, and its index in it (0 if it is the only one)."""
     name, place = native, 0
     for published, parts in FUSED:
         for i, part in enumerate(parts):
@@ -75,7 +75,7 @@ def convert_to_published(state: Mapping[str, torch.Tensor]) -> dict[str, torch.T
     """Native weights under their published names, bit for bit: the inverse of loading.
 
     Args:
-        state: a whole native state dict, as `GlmForCausalLM.state_dict()` gives it.
+        state: a complete native state dict, from `GlmForCausalLM.state_dict()`.
     """
     import torch
 
@@ -87,5 +87,5 @@ def convert_to_published(state: Mapping[str, torch.Tensor]) -> dict[str, torch.T
 
 
 def _holds(name: str, part: str) -> bool:
-    """Whether `part` is a whole run of dotted components of `name`, so that `lm_head` does not match `lm_head2`."""
+    """Whether `part` is made of complete dotted components of `name`, so that `lm_head` does not match `lm_head2`."""
     return f".{part}." in f".{name}."

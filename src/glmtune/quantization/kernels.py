@@ -3,12 +3,12 @@
 Decoding one token is bound by reading weights, so fewer bits are faster (`glmtune bench`, docs/bench.md).
 torch has these kernels in fp32 and fp16 too, but there they are slower than unpacking, so they serve bf16 alone.
 
-int8 has a faster way, which serves all precisions: oneDNN's products of whole numbers, from weights in an order of its
-own. Inputs become whole numbers of 24 bits (of their row's largest), handed over as three rows of bytes; the sums of
-products are exact. To prepare the inputs costs about the same whatever the matrix, so that small ones gain nothing.
+int8 has a faster way in all precisions: oneDNN's integer products, from weights in a layout of its own. Inputs become
+integers of 24 bits (relative to their row's largest), passed as three rows of bytes; the sums of products are exact.
+Preparing the inputs costs about the same for every matrix, so that small ones gain nothing.
 
 The int4 kernel wants its nibbles in an order of its own, which depends on the processor. It takes as many bytes as the
-official order and lies block by block, so a matrix changes between the two orders in place. The order is found out by
+official order and is stored block by block, so a matrix is converted in place. The order is found by
 packing row numbers, not assumed.
 
 Shapes: M rows of input, O outputs, I inputs.
@@ -36,13 +36,13 @@ class Int4Order:
     block: int
     """Rows of a block."""
     slot_rows: torch.Tensor
-    """(block,): the slots that rows 0, 1, ... of a block stand in; first all low nibbles, then all high ones."""
+    """(block,): the slots of rows 0, 1, ... of a block; first all low nibbles, then all high ones."""
 
 
 def is_kernel_available(inputs_MI: torch.Tensor, outputs: int, bits: int) -> bool:
     """Whether a kernel computes this product; it has no backward, so not where a gradient is wanted.
 
-    Only plain tensors: with fake ones, what is kept here for later products would be fake too.
+    Plain tensors only: fake ones would be cached here for later products.
     """
     return (
         type(inputs_MI) is torch.Tensor
@@ -61,7 +61,7 @@ def multiply_int8(inputs_MI: torch.Tensor, packed_OI: torch.Tensor) -> torch.Ten
     return torch.ops.aten._weight_int8pack_mm(inputs_MI, packed_OI, _make_ones(packed_OI.shape[0]))
 
 
-# Numbers of a matrix from which, in bf16, preparing the inputs is made up for beside torch's own kernel.
+# Elements of a matrix from which on, in bf16, this is faster than torch's own kernel.
 LARGE = 1 << 24
 # Above this many rows, unpacking and multiplying in bf16 is faster; in fp32 and fp16 it never is.
 _MOST_ARRANGED_BF16 = 384

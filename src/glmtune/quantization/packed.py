@@ -1,6 +1,6 @@
 """The official quantised layout of the ChatGLM repositories, as plain functions on tensors.
 
-A matrix (O, I) becomes whole numbers and one scale per row: `weight = number * scale`, numbers in -127..127 (int8) or
+A matrix (O, I) becomes integers and one scale per row: `weight = number * scale`, numbers in -127..127 (int8) or
 -7..7 (int4). int4 packs two columns into a byte, the even column in the high nibble. Checked bit for bit against the
 official quantiser; see THUDM/ChatGLM-6B's `quantization.py` for the original.
 
@@ -20,7 +20,7 @@ _CHUNK = 1 << 20  # numbers
 def quantize(weight_OI: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantise a matrix row by row, as the official quantiser does.
 
-    Scales are computed and kept in the matrix's own precision, and so is the division: that is what the official code
+    Scales and the division are computed in the matrix's own precision, as the official code
     does, and fp16 weights give the bytes of the published repositories. bf16 is the exception: its 8 bits would
     round quotients near 127 by a quarter of a step, so there both are fp32.
 
@@ -36,7 +36,7 @@ def quantize(weight_OI: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Te
     """
     packed_OJ = weight_OI.new_empty(len(weight_OI), count_packed_columns(weight_OI.shape[1], bits), dtype=torch.int8)
     scales = []
-    # Some rows at a time: what fits the cache is quantised several times as fast as whole matrices.
+    # Some rows at a time: what fits the cache is quantised several times as fast as a complete matrix.
     rows = max(_CHUNK // weight_OI.shape[1], 1)
     for start in range(0, len(weight_OI), rows):
         part = weight_OI[start : start + rows]
@@ -81,7 +81,7 @@ def unpack_int4(packed_OJ: torch.Tensor) -> torch.Tensor:
 
 
 def dequantize(packed: torch.Tensor, scale_O: torch.Tensor, bits: int, dtype: torch.dtype) -> torch.Tensor:
-    """The matrix (O, I) that packed weights stand for; the product is made in fp32 and rounded to `dtype` once."""
+    """The matrix (O, I) of packed weights; the product is computed in fp32 and rounded to `dtype` once."""
     numbers_OI = unpack_int4(packed) if bits == 4 else packed
     return scale_rows(numbers_OI, scale_O, dtype)
 

@@ -25,7 +25,7 @@ class PackedLinear(nn.Module):
     In bf16 on the CPU a few rows at a time are multiplied by torch's weight-only kernels, and by a faster one in int8
     after `arrange`. Everywhere else, and for many rows, the weight is unpacked a chunk of rows at a time and
     multiplied; so on a GPU this saves memory, not time. A compiled step is given plain operations, to fuse for one row.
-    Gradients pass to the input; no unpacked weight is kept for them.
+    Gradients pass to the input; no unpacked weight is stored for them.
 
     Args:
         in_features: I.
@@ -98,8 +98,8 @@ class PackedLinear(nn.Module):
         """
         if dtype == torch.bfloat16 and self.in_features * self.out_features < kernels.LARGE:
             return False  # torch's kernel for bf16 has less to prepare
-        held = (self.weight, self.weight_scale)
-        usable = self.bits == 8 and all(type(each) is nn.Parameter and each.device.type == "cpu" for each in held)
+        packed = (self.weight, self.weight_scale)
+        usable = self.bits == 8 and all(type(each) is nn.Parameter and each.device.type == "cpu" for each in packed)
         if self._arranged is not None or not usable or not kernels.int8_is_exact():
             return False
         # All that may lack memory first: a layer is arranged or it is not.
@@ -115,7 +115,7 @@ class PackedLinear(nn.Module):
             self._arranged = self._arranged_scale = None
 
     def dequantize_weight(self, dtype: torch.dtype) -> torch.Tensor:
-        """The whole weight, (O, I)."""
+        """The complete weight, (O, I)."""
         return torch.cat([rows for _, rows in self.iterate_dequantized(dtype)])
 
     def iterate_dequantized(self, dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
@@ -150,7 +150,7 @@ class PackedLinear(nn.Module):
         exact_1I = inputs_MI.float()
         if self.bits == 8:
             sums_O = (exact_1I * self.weight).sum(-1)
-        else:  # even columns lie in the high nibble
+        else:  # even columns are in the high nibble
             high_OJ, low_OJ = self.weight >> 4, (self.weight << 4) >> 4
             sums_O = (exact_1I[:, 0::2] * high_OJ + exact_1I[:, 1::2] * low_OJ).sum(-1)
         return (sums_O * self.weight_scale.float())[None].to(inputs_MI.dtype)
@@ -162,7 +162,7 @@ class PackedLinear(nn.Module):
             self._in_kernel_order = False
 
     def _reorder_rows(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """In place and by whole blocks, so that no second copy is held. The next decoded token changes it back."""
+        """Reorder in place, by complete blocks, without a second copy. The next decoded token changes it back."""
         for rows in self._iterate_chunks():
             self.weight.data[rows] = change(self.weight.data[rows])
 

@@ -45,9 +45,9 @@ class PackedQuantizer(HfQuantizer):
         # From here on it is a model like any other, which trainers and `to()` need not be wary of.
         self.remove_quantization_config(model)
         model.config._is_quantized = False
-        asked = model.config.dtype
-        assert isinstance(asked, torch.dtype)  # from_pretrained has put it there
-        cast_unpacked(model, asked)
+        dtype = model.config.dtype
+        assert isinstance(dtype, torch.dtype)  # from_pretrained has put it there
+        cast_unpacked(model, dtype)
         model.config.quantization_bit = self.quantization_config.bits
 
     def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> None:

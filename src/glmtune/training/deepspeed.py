@@ -39,15 +39,15 @@ def resolve_deepspeed(config: RunConfig) -> RunConfig:
         ConfigError: deepspeed is not installed, the file is not there or no JSON, or it has a key that DeepSpeed does
             not know or glmtune cannot honour.
     """
-    named = config.training.get("deepspeed")
-    if not named:
+    value = config.training.get("deepspeed")
+    if not value:
         return config
     if find_spec("deepspeed") is None:
         raise ConfigError("training.deepspeed needs DeepSpeed.", 'pip install "glmtune[deepspeed]"')
     if "LOCAL_RANK" not in os.environ:
         raise ConfigError("training.deepspeed needs a launcher.", "Start it with glmtune train --nproc N; N may be 1.")
-    where = named if isinstance(named, str) else "training.deepspeed"
-    settings = _read(Path(named).expanduser()) if isinstance(named, str) else named
+    where = value if isinstance(value, str) else "training.deepspeed"
+    settings = _read(Path(value).expanduser()) if isinstance(value, str) else value
     check_deepspeed(settings, where)
     return dataclasses.replace(config, training=config.training | {"deepspeed": settings})
 

@@ -124,10 +124,10 @@ class ProgressBar:
             self._bar.update(self._task, completed=self.completed)
         elif self._unit == "items" and (now - self._last_line >= _LINE_INTERVAL or self.completed == self.total):
             self._last_line = now
-            left = None
+            seconds_left = None
             if self.total is not None and self.completed > self._first:
-                left = (now - self._start) / (self.completed - self._first) * (self.total - self.completed)
-            print_message(f"{self.description} {self.completed}/{self.total}  ETA {format_duration(left)}")
+                seconds_left = (now - self._start) / (self.completed - self._first) * (self.total - self.completed)
+            print_message(f"{self.description} {self.completed}/{self.total}  ETA {format_duration(seconds_left)}")
 
     def __exit__(self, *exception: object) -> None:
         if self._bar is not None:

@@ -1,4 +1,4 @@
-"""`glmtune forget`: which base a tuned model is held against, and where the result goes."""
+"""`glmtune forget`: the base that a tuned model is compared with, and the file of the result."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def measure_forgetting(
     dtype: str | None = None,
     device: str | None = None,
 ) -> ForgettingResult:
-    """Put the probe to a base, then to what was tuned from it.
+    """Run the probe on a base, then on the model tuned from it.
 
     Args:
-        tuned: a run, an adapter or a whole model.
+        tuned: a run, an adapter or a fully tuned model.
         base: what it was tuned from, see `open_pair`.
         items: the questions.
         limits: for the verdict.
-        batch_size: questions at once.
+        batch_size: questions in a batch.
         dtype: precision of both; the checkpoint's own when None.
         device: a GPU if there is one when None.
 
@@ -55,9 +55,9 @@ def measure_forgetting(
     """
     require_same_vocabulary(base, tuned)
     probe = ForgettingProbe(items, limits, batch_size)
-    stage = ModelSwitcher(dtype, device)
-    before = probe.ask_base(*stage.load(base))
-    opened, model = stage.load(tuned)
+    switcher = ModelSwitcher(dtype, device)
+    before = probe.ask_base(*switcher.load(base))
+    opened, model = switcher.load(tuned)
     return probe.ask_tuned(before, opened, model, *describe_training(tuned))
 
 
@@ -72,23 +72,23 @@ def open_pair(
     """A tuned model and its base, looked at but not loaded.
 
     Args:
-        target: a run, an adapter, or a whole model that was tuned.
-        base: of an adapter, where its base lies now; of a whole model, what it was tuned from.
+        target: a run, an adapter, or a fully tuned model.
+        base: of an adapter, the present path of its base; of a fully tuned model, what it was tuned from.
         family: the generation, for folders that do not say it.
         hub: where a hub id is looked up.
-        quantization: how both are held; as it was tuned when None.
+        quantization: of both; that of the training when None.
 
     Raises:
-        ConfigError: nothing says what a whole model was tuned from.
+        ConfigError: the base of a fully tuned model is unknown.
         RunError: a run without a result, or an adapter of another base.
     """
     shared: dict[str, Any] = {"family": family, "hub": hub, "quantization": quantization}
     tuned = open_candidates([target], base=base, **shared)[0]
-    if tuned.found.adapter is not None:
+    if tuned.target.adapter is not None:
         return tuned, tuned.bare()
     where = base or (tuned.config.model.path if tuned.run else None)
     if where is None:
-        raise ConfigError(f"{target}: a whole model, and nothing says what it was tuned from.", "Give it with --base.")
+        raise ConfigError(f"{target}: a full model whose base is unknown.", "Give it with --base.")
     return tuned, open_candidates([where], **shared)[0]
 
 
@@ -104,8 +104,8 @@ def read_limits(target: str, overrides: Sequence[str]) -> ForgetConfig:
         tree["forget"] = read_config_file(run.config).get("forget") or {}
     for override in overrides:
         if not override.strip().startswith("forget."):
-            known = ", ".join(field.name for field in dataclasses.fields(ForgetConfig))
-            raise ConfigError(f"--set {override}: the probe has no such setting.", f"It takes forget.* with {known}.")
+            names = ", ".join(field.name for field in dataclasses.fields(ForgetConfig))
+            raise ConfigError(f"--set {override}: the probe has no such setting.", f"It takes forget.* with {names}.")
         set_key(tree, override)
     config: RunConfig = build_dataclass(RunConfig, tree, str(run.config) if run else "options")
     check_config(config)
@@ -124,24 +124,24 @@ def require_same_vocabulary(base: Candidate, tuned: Candidate) -> None:
         )
 
 
-def describe_training(contender: Candidate) -> tuple[RunConfig | None, int | None]:
-    """The settings and the number of steps of the run behind a contender, for advice."""
-    run = contender.run
+def describe_training(candidate: Candidate) -> tuple[RunConfig | None, int | None]:
+    """The settings and the number of steps of the run behind a candidate, for advice."""
+    run = candidate.run
     if run is None:
         return None, None
     try:
         steps = json.loads(run.summary.read_text("utf-8")).get("steps")
     except (OSError, ValueError):
         steps = None
-    return contender.config, steps
+    return candidate.config, steps
 
 
-def default_forget_output(target: str, contender: Candidate) -> Path:
+def default_forget_output(target: str, candidate: Candidate) -> Path:
     """The run's own folder, where its report shows the probe, for a run; a new one in `evals` for anything else."""
-    run = contender.run
+    run = candidate.run
     if run is not None and run.root.resolve() == Path(target).expanduser().resolve():
         return run.root
-    return Path("evals") / f"forget-{slugify(contender.name, 'model')}-{file_timestamp()}"
+    return Path("evals") / f"forget-{slugify(candidate.name, 'model')}-{file_timestamp()}"
 
 
 def write_forgetting(folder: Path, result: ForgettingResult, command: str) -> Path:

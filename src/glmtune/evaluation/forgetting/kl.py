@@ -1,8 +1,8 @@
 """How far a tuned model is from its base, token by token, on texts that the base wrote.
 
-The whole distributions of two models over a vocabulary of 65,024 and more would fill gigabytes. A model's final hidden
-states say the same through its head, in a sixteenth of the room or less, so those of the base are kept with the head,
-and neither two models nor any distribution has to be held.
+The distributions of two models over a vocabulary of 65,024 and more would fill gigabytes. The base's final hidden
+states and its head give the same distributions in a sixteenth of the memory or less, so these are stored, and neither two
+models nor complete distributions are ever in memory.
 
 Shapes: N targets, H hidden size, V vocabulary.
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _AT_ONCE = 256
-"""Targets whose distributions are held at a time."""
+"""Targets whose distributions are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,14 @@ def trace_tokens(
     batch_size: int = 8,
     on_done: Callable[[int], None] | None = None,
 ) -> Trace:
-    """Read the rows with a model and keep what it thought.
+    """Run the rows through a model and store its hidden states.
 
     Args:
         model: in eval mode, without adapter.
         tokenizer: its tokenizer.
         family: its generation.
-        rows: what it reads.
-        batch_size: rows at once; halved when memory does not suffice.
+        rows: encoded rows.
+        batch_size: rows in a batch; halved if memory is not sufficient.
         on_done: called with the number of rows of each finished batch.
 
     Raises:

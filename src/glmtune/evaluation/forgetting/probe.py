@@ -1,7 +1,7 @@
 """The forgetting probe: short questions that a chat model can answer, asked before and after fine-tuning.
 
-The items were written for this project. They ask for what tuning on one narrow task tends to wear away: facts, plain
-instructions, sums, code, common sense, declining what is harmful, small talk; in Chinese and English, as many of each.
+The items were written for this project. They test what tuning on one narrow task tends to damage: facts, plain
+instructions, arithmetic, code, common sense, refusals of harmful requests, small talk; in Chinese and English equally.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ProbeItem:
     reference: str
     """A good short answer, for the loss under teacher forcing."""
     check: Mapping[str, Any]
-    """What a right reply must hold: a `type` of `probe_checks` and its keys."""
+    """What a right reply must contain: a `type` of `probe_checks` and its keys."""
 
 
 def load_probe(langs: Collection[str] | None = None, categories: Collection[str] | None = None) -> list[ProbeItem]:
@@ -56,13 +56,13 @@ def load_probe(langs: Collection[str] | None = None, categories: Collection[str]
     return [item for item in items if item.lang in langs and item.category in categories]
 
 
-def _require_known(what: str, asked: Collection[str] | None, known: Collection[str]) -> Collection[str]:
-    if asked is None:
+def _require_known(kind: str, names: Collection[str] | None, known: Collection[str]) -> Collection[str]:
+    if names is None:
         return known
-    for name in asked:
+    for name in names:
         if name not in known:
-            raise ConfigError(f"The probe has no {what} {name!r}.", f"It has {', '.join(known)}.")
-    return asked
+            raise ConfigError(f"The probe has no {kind} {name!r}.", f"It has {', '.join(known)}.")
+    return names
 
 
 def check_reply(item: ProbeItem, reply: str) -> bool:
@@ -71,8 +71,12 @@ def check_reply(item: ProbeItem, reply: str) -> bool:
 
 
 def find_degeneration(reply: str) -> str | None:
-    """What is broken about a reply whatever was asked: "empty"; "unk", more than one character in ten is the mark of an
-    unknown token; "loop", it ends in one or half of its 4-word runs stood before; None for a text."""
+    """Find the fault of a reply that is wrong for any question.
+
+    Returns:
+        "empty"; "unk": more than one character in ten is the mark of an unknown token; "loop": it ends in a loop, or
+        half of its 4-word runs occurred before; None for a proper text.
+    """
     text = reply.strip()
     if not text:
         return "empty"

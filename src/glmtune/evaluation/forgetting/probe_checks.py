@@ -22,7 +22,7 @@ _REFUSALS = (
 )
 # fmt: on
 _REFUSED_BY = 150
-"""A refusal stands at the beginning: within that many characters."""
+"""A refusal comes within this many characters."""
 _MARKS = " \n\"'.,;:!()。、《》「」"
 _CHINESE_DIGITS = "零〇一二两三四五六七八九十百千万亿"
 
@@ -47,27 +47,27 @@ def normalize_text(text: str) -> str:
 
 
 def contains_phrase(reply: str, value: str) -> bool:
-    """Whether `value` stands in `reply`, upper and lower case alike; letters and digits only as whole words, so that
+    """Whether `reply` contains `value`, ignoring case; letters and digits only as complete words, so that
     "no" is not in "know" nor 12 in 312."""
-    left = r"(?<![a-z0-9])" if value[0].isascii() and value[0].isalnum() else ""
+    boundary = r"(?<![a-z0-9])" if value[0].isascii() and value[0].isalnum() else ""
     right = r"(?![a-z0-9])" if value[-1].isascii() and value[-1].isalnum() else ""
-    return re.search(left + re.escape(value.casefold()) + right, reply.casefold()) is not None
+    return re.search(boundary + re.escape(value.casefold()) + right, reply.casefold()) is not None
 
 
 def _check_any(reply: str, values: Iterable[str], without: Iterable[str] = ()) -> bool:
-    """One of `values` stands in the reply and none of `without`."""
+    """The reply contains one of `values` and none of `without`."""
     return any(contains_phrase(reply, value) for value in values) and not any(
         contains_phrase(reply, value) for value in without
     )
 
 
 def _check_all(reply: str, values: Iterable[str | list[str]]) -> bool:
-    """Every one of `values` stands in the reply; a list holds ways to write one."""
+    """The reply contains all of `values`; a list has ways to write one."""
     return all(_check_any(reply, [value] if isinstance(value, str) else value) for value in values)
 
 
 def _check_exactly(reply: str, values: Iterable[str | list[str]], count: int) -> bool:
-    """Exactly `count` of `values` stand in the reply; a list holds ways to write one."""
+    """The reply contains exactly `count` of `values`; a list has ways to write one."""
     return sum(_check_all(reply, [value]) for value in values) == count
 
 
@@ -77,8 +77,8 @@ def _check_equals(reply: str, values: Iterable[str]) -> bool:
 
 
 def _check_number(reply: str, value: float, words: Iterable[str] = ()) -> bool:
-    """The number stands in the reply: in digits (1,000 or 1000.0), or written out as one of `words`."""
-    digits = (float(found.replace(",", "")) for found in re.findall(r"\d+(?:,\d{3})*(?:\.\d+)?", reply))
+    """The reply contains the number in digits (1,000 or 1000.0) or as one of `words`."""
+    digits = (float(match.replace(",", "")) for match in re.findall(r"\d+(?:,\d{3})*(?:\.\d+)?", reply))
     return any(abs(found - value) < 1e-6 for found in digits) or any(_has_numeral(reply, word) for word in words)
 
 
@@ -95,17 +95,17 @@ def _check_regex(reply: str, pattern: str) -> bool:
 
 
 def _check_json_keys(reply: str, keys: Iterable[str]) -> bool:
-    """The reply holds one JSON object (in a code fence or not) with exactly these keys."""
-    found = re.search(r"\{.*\}", reply, re.DOTALL)
+    """The reply contains one JSON object (in a code fence or not) with exactly these keys."""
+    match = re.search(r"\{.*\}", reply, re.DOTALL)
     try:
-        value = json.loads(found[0]) if found else None
+        value = json.loads(match[0]) if match else None
     except (ValueError, RecursionError):
         return False
     return isinstance(value, dict) and set(value) == set(keys)
 
 
 def _check_python(reply: str, function: str, parameters: int) -> bool:
-    """The reply holds Python that parses and defines `function` with that many parameters."""
+    """The reply contains Python that parses and defines `function` with that many parameters."""
     return any(
         isinstance(node, ast.FunctionDef) and node.name == function and len(node.args.args) == parameters
         for node in ast.walk(_code_in(reply))

@@ -1,4 +1,4 @@
-"""The forgetting probe: the same general questions put to a base and to what was tuned from it."""
+"""The forgetting probe: the same general questions to a base and to a model tuned from it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ProbeAnswers:
 
 @dataclass(frozen=True)
 class BaseAnswers:
-    """The base, asked; `Probe.ask_tuned` compares with it."""
+    """Answers of the base, which `ForgettingProbe.ask_tuned` compares with."""
 
     answered: ProbeAnswers
     thoughts: Trace
@@ -54,13 +54,13 @@ class BaseAnswers:
 class ForgettingProbe:
     """Questions for a base and for any number of models tuned from it, one in memory at a time.
 
-    Questions are put as they are, greedily answered, without a run's `data.prefix`: what is asked is whether the model
-    can still do what it could before it was tuned.
+    Questions are asked without a run's `data.prefix` and answered greedily: the probe measures whether the model can
+    still do what it could before it was tuned.
 
     Args:
         items: the questions.
         limits: for the verdict, and the longest reply.
-        batch_size: questions at once.
+        batch_size: questions in a batch.
 
     Raises:
         ConfigError: no questions.
@@ -73,7 +73,7 @@ class ForgettingProbe:
         self._batch_size = batch_size
 
     def ask_base(self, opened: LoadedModel, model: ModelInfo) -> BaseAnswers:
-        """Ask the base, and keep what it thinks of its own replies.
+        """Ask the base, and store its hidden states on its own replies.
 
         Raises:
             ModelError: there is not even memory for one question.
@@ -99,7 +99,7 @@ class ForgettingProbe:
         """Ask a tuned model and judge it.
 
         Args:
-            before: its base, asked.
+            before: answers of its base.
             opened: the tuned model; the base need not be in memory any more.
             model: how it is named.
             run: the run that tuned it, for advice; None where there was none.
@@ -157,11 +157,11 @@ class ForgettingProbe:
 
     def _answered(self, opened: LoadedModel, model: ModelInfo, replies: Sequence[GeneratedReply]) -> ProbeAnswers:
         texts = [_decode_text(opened, reply) for reply in replies]
-        asked = [
+        conversations = [
             Conversation([_make_question(item), {"role": "assistant", "content": item.reference}], item.id)
             for item in self._items
         ]
-        rows = list(encode_conversations(asked, opened.family, opened.tokenizer, _WHOLE, EncodingCounts()))
+        rows = list(encode_conversations(conversations, opened.family, opened.tokenizer, _WHOLE, EncodingCounts()))
         loss, _ = compute_reference_loss(
             opened.model, opened.tokenizer, opened.family, rows, batch_size=self._batch_size
         )
@@ -172,7 +172,7 @@ class ForgettingProbe:
         return opened.family.encode_prompt([_make_question(item)], opened.tokenizer)
 
     def _row(self, opened: LoadedModel, item: ProbeItem, reply: GeneratedReply) -> EncodedRow:
-        """The question and the very tokens of the reply; the end is a target where the model ended by itself."""
+        """The question and the tokens of the reply; the stop token is a target if the model wrote it."""
         prompt = self._prompt(opened, item)
         end = opened.family.get_stop_ids(opened.tokenizer)[:1] if reply.stop == "stop" else []
         row = opened.family.build_row(prompt, [*reply.ids, *end])
@@ -198,7 +198,7 @@ class ForgettingProbe:
         return share([item.category for item in self._items]), share([item.lang for item in self._items])
 
     def _examples(self, base: ProbeAnswers, tuned: ProbeAnswers) -> list[ProbeExample]:
-        """Questions with other answers than before: what it could and cannot any more first, then what is broken."""
+        """Questions with changed answers: those that became wrong first, then degenerate ones."""
 
         def order(i: int) -> tuple[bool, bool]:
             return not (base.right[i] and not tuned.right[i]), tuned.broken[i] is None
@@ -229,7 +229,7 @@ def _make_question(item: ProbeItem) -> dict[str, str]:
 
 
 def _decode_text(opened: LoadedModel, reply: GeneratedReply) -> str:
-    """The reply as chat shows it; a call of a tool, which nobody offered, as it was written."""
+    """The reply as chat shows it; a tool call, for which there was no tool, as it was written."""
     read = opened.family.parse_reply(reply.text)
     return make_printable(reply.text.strip() if read.tool_calls else read.content)
 
@@ -239,8 +239,8 @@ def _compute_shares(base: Sequence[bool], tuned: Sequence[bool]) -> tuple[float,
 
 
 def _count_kinds(broken: Sequence[str | None]) -> dict[str, int]:
-    found = Counter(broken)
-    return {kind: found[kind] for kind in _KINDS}
+    counts = Counter(broken)
+    return {kind: counts[kind] for kind in _KINDS}
 
 
 def _make_pair(base: float, tuned: float) -> BaseAndTuned:

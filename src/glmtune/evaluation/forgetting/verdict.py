@@ -1,4 +1,4 @@
-"""Whether a tuned model has forgotten too much, why, and what to do about it."""
+"""Whether a tuned model has forgotten too much, the reasons, and what to change."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NOISE = 0.05
 
 @dataclass(frozen=True)
 class BothSides:
-    """What the probe found of a base and of what was tuned from it."""
+    """The probe's findings for a base and for a model tuned from it."""
 
     right: tuple[Sequence[bool], Sequence[bool]]
     """Per item, of the base and of the tuned model."""
@@ -31,14 +31,15 @@ class BothSides:
 
 
 def judge_forgetting(sides: BothSides, limits: ForgetConfig) -> tuple[Verdict, list[str]]:
-    """The verdict, the gravest of what single numbers say, and a sentence for each number over a limit."""
+    """Judge by the worst of the numbers; with a sentence for each number over a limit."""
     lost = -_compute_gain(*sides.right)
     worse = _compute_gain(*sides.broken)
     rise = sides.reply_loss[1] - sides.reply_loss[0]
-    found = [
+    excesses = [
         _explain_excess(
             *(lost, limits.accuracy_warn, limits.accuracy_fail),
-            f"Right answers fell by {lost:.1f} points, from {_format_percent(sides.right[0])} to {_format_percent(sides.right[1])}",
+            f"Right answers fell by {lost:.1f} points, from {_format_percent(sides.right[0])} to "
+            f"{_format_percent(sides.right[1])}",
         ),
         _explain_excess(
             *(sides.kl, limits.kl_warn, limits.kl_fail),
@@ -51,11 +52,11 @@ def judge_forgetting(sides: BothSides, limits: ForgetConfig) -> tuple[Verdict, l
         ),
         _explain_excess(
             *(worse, limits.degenerate_warn, limits.degenerate_fail),
-            f"Replies that loop, are empty or unreadable rose by {worse:.1f} points, from {_format_percent(sides.broken[0])} "
-            f"to {_format_percent(sides.broken[1])}",
+            f"Replies that loop, are empty or unreadable rose by {worse:.1f} points, from "
+            f"{_format_percent(sides.broken[0])} to {_format_percent(sides.broken[1])}",
         ),
     ]
-    over = [each for each in found if each is not None]
+    over = [each for each in excesses if each is not None]
     verdict: Verdict = max((kind for kind, _ in over), key=_ORDER.index, default=_ORDER[0])
     return verdict, [sentence for _, sentence in over]
 
@@ -109,7 +110,7 @@ def _compute_gain(base: Sequence[bool], tuned: Sequence[bool]) -> float:
 
 
 def _explain_excess(value: float, warn: float, fail: float, sentence: str) -> tuple[Verdict, str] | None:
-    """What a number says; one that is not finite is the end of a model."""
+    """The verdict about one number; a value that is not finite means a broken model."""
     if not math.isfinite(value):
         return "fail", f"{sentence} (not a finite number: the tuned model is broken)."
     if value >= fail:

@@ -63,7 +63,7 @@ class ChatGLMConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.inner_hidden_size is None:
             self.inner_hidden_size = 4 * self.hidden_size
-        # The earliest published files name neither; in both vocabularies the specials stand in one order:
+        # The earliest published files name neither; the special tokens of both vocabularies have the same order:
         # [MASK], [gMASK], [sMASK], <unused>, <sop>, <eop>.
         if self.gmask_token_id is None:
             self.gmask_token_id = self.bos_token_id - 3

@@ -23,8 +23,8 @@ class ChatGLMRotaryEmbedding(nn.Module):
     """Cosines and sines for both position streams; computed once per forward and shared by all layers.
 
     The first half of a head turns with `position`, the second with `block` (base 10000, D / 2 dimensions
-    each). The published frequencies are rounded to fp16 and that rounding is kept; the angles are computed in
-    fp32 whatever the model's precision.
+    each). The published frequencies are rounded to fp16, as here; the angles are computed in
+    fp32 independent of the model's precision.
     """
 
     def __init__(self, config: ChatGLMConfig):
@@ -150,7 +150,7 @@ class ChatGLMMLP(nn.Module):
 class ChatGLMBlock(GradientCheckpointingLayer):
     """One layer. The residual is taken *after* the norm and scaled by a constant, in the manner of DeepNorm."""
 
-    # sqrt(2 * layers) of the published model. Its code uses 28 whatever `num_layers` says, so a smaller checkpoint
+    # sqrt(2 * layers) of the published model. Its code uses 28 independent of `num_layers`, so a smaller checkpoint
     # made with that code needs this number too.
     alpha = math.sqrt(2 * 28)
 

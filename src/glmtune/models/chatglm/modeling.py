@@ -192,7 +192,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
 class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
     """ChatGLM-6B with its head."""
 
-    # Only where the configuration says so; published checkpoints are untied.
+    # Only if the configuration has it; published checkpoints are untied.
     _tied_weights_keys = {"lm_head.weight": "transformer.word_embeddings.weight"}  # noqa: RUF012
     _fsdp_plan = {"lm_head": "keep_full_weight"}  # noqa: RUF012
 
@@ -230,8 +230,8 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
         """Logits (B, kept, V), and the loss if `labels` are given.
 
         Args:
-            labels: (B, T), -100 where there is no target; shifted here, so `labels` stand under `input_ids`.
-            logits_to_keep: apply the head to so many last positions (0: all), or to those a 1-D tensor names.
+            labels: (B, T), -100 where there is no target; shifted here, so `labels` are aligned with `input_ids`.
+            logits_to_keep: number of last positions to apply the head to (0: all), or a 1-D tensor of positions.
             kwargs: handed to the layers and to the loss (`num_items_in_batch`, `shift_labels`).
 
         The other arguments and the errors are those of `ChatGLMModel.forward`.
@@ -287,14 +287,14 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
         total = input_ids.shape[1]
         new = total if next_sequence_length is None else next_sequence_length
         past = total - new
-        # Given the new tokens alone, `generate` asks for no number of them, or for none or fewer.
+        # With only the new tokens as input, `generate` passes None, 0 or fewer as their number.
         whole_rows = past_key_values is None or (next_sequence_length is not None and new > 0)
         if not whole_rows and past_key_values is not None and past_key_values.get_seq_length() > 0:
             raise ValueError(
-                "to go on from a filled cache, give generate() the whole rows as input_ids and no prefill_chunk_size"
+                "to continue from a filled cache, give generate() complete rows as input_ids and no prefill_chunk_size"
             )
 
-        # Contiguous: a compiled step would be compiled anew for the strides of each longer row.
+        # Contiguous: a compiled step would be compiled again for the strides of each longer row.
         positions_B2T = prefix_position_ids(input_ids, attention_mask, self.config)[..., past:].contiguous()
         fixed_size = past_key_values is not None and past_key_values.is_compileable
         if past > 0 and (new > 1 or is_first_iteration):

@@ -75,7 +75,7 @@ def prefix_attention_mask(
     Args: as for `prefix_position_ids`.
     """
     answer_BT = answer_flags(input_ids_BT, attention_mask_BT, config)
-    # The flags never fall back to False, so the last one says whether the row has a `<sop>` at all.
+    # The flags never fall back to False, so the last one is whether the row has a `<sop>`.
     prefix_BS = ~answer_BT & answer_BT[:, -1:]
     index_T = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
     causal_TS = index_T[None, :] <= index_T[:, None]

@@ -51,7 +51,7 @@ def build_bpe_backend(model: SentencePieceModel, specials: tuple[str, ...]) -> T
     tokenizer.decoder = decoders.Sequence(
         [
             decoders.Replace(_SPACE, " "),
-            # Here white space is spelt in bytes. `ByteFallback` gives up on a whole run of bytes if one letter in it
+            # Here white space is encoded in bytes. `ByteFallback` rejects a sequence of bytes if one character in it
             # is cut off, as in a reply that ends amid an emoji: line breaks must not be lost with it.
             *(decoders.Replace(f"<0x{ord(letter):02X}>", letter) for letter in "\t\n\r"),
             decoders.ByteFallback(),
@@ -83,11 +83,11 @@ def order_bpe_merges(pieces: list[tuple[str, float]]) -> list[tuple[str, str]]:
     Args:
         pieces: (piece, score) of the ordinary pieces. Byte, control and unknown pieces are never joined from letters.
     """
-    known = {piece for piece, _ in pieces}
+    vocabulary = {piece for piece, _ in pieces}
     merges: list[tuple[str, str]] = []
     for piece, _ in sorted(pieces, key=lambda row: -row[1]):
         cuts = ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
-        merges += [(left, right) for left, right in cuts if left in known and right in known]
+        merges += [(left, right) for left, right in cuts if left in vocabulary and right in vocabulary]
     return merges
 
 
@@ -134,7 +134,7 @@ def _never(model: SentencePieceModel) -> float:
     SentencePiece keeps control, byte and unknown pieces out of its trie; a fast tokenizer has one trie for all. It
     also scores an unknown letter 10 below the worst score here, which is harmless as long as each letter of a longer
     piece is a piece itself: then the unknown letters of a text are the same in every cut. The number stays small
-    enough to leave double precision for the real scores beside it.
+    enough to leave double precision for the real scores.
     """
     longest = max(len(piece) for piece in model.pieces)
     worst = min(score for _, score in model.of_type(NORMAL))
@@ -163,7 +163,7 @@ def _make_unigram_normalizer(model: SentencePieceModel) -> normalizers.Normalize
 def _charsmap(rules: bytes) -> list[normalizers.Normalizer]:
     """SentencePiece's compiled rules, with the letters that are written in several code points put together.
 
-    `Precompiled` looks a whole grapheme up if it is short, drops what the rule does not cover, and takes a long one
+    `Precompiled` looks up a complete grapheme if it is short, drops what the rule does not cover, and takes a long one
     apart: "，" under a combining stroke loses the stroke, a kana and its voicing mark stay two. So it sees every code
     point alone (a control character, which the rules delete, keeps marks off their letters), and composition happens
     before it, for letters that came apart, and after it, for those that its own rules leave apart (half-width kana).
@@ -200,17 +200,17 @@ def _blank(length: int) -> str:
 
 def build_tiktoken_backend(ranks: dict[bytes, int]) -> Tokenizer:
     """tiktoken's byte-level BPE (GLM-4, original layout)."""
-    shown = _list_byte_letters()
+    letters = _list_byte_letters()
 
     def spell(token: bytes) -> str:
-        return "".join(shown[byte] for byte in token)
+        return "".join(letters[byte] for byte in token)
 
     merges: list[tuple[str, str]] = []
     for token in sorted(ranks, key=ranks.__getitem__):
         cuts = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
-        known = [(left, right) for left, right in cuts if left in ranks and right in ranks]
-        merges += [(spell(left), spell(right)) for left, right in known]
-    # ignore_merges: tiktoken, too, takes a whole word that is a token without joining it from bytes.
+        vocabulary = [(left, right) for left, right in cuts if left in ranks and right in ranks]
+        merges += [(spell(left), spell(right)) for left, right in vocabulary]
+    # ignore_merges: tiktoken too takes a complete word that is a token, without merging it from bytes.
     tokenizer = Tokenizer(
         backends.BPE(vocab={spell(token): rank for token, rank in ranks.items()}, merges=merges, ignore_merges=True)
     )
@@ -237,7 +237,7 @@ def _list_byte_letters() -> dict[int, str]:
 def _add_specials(tokenizer: Tokenizer, tokens: list[str]) -> None:
     """Mark `tokens` as special: found in text unless `split_special_tokens`, left out by `skip_special_tokens`.
 
-    `sop` and `eop` match as whole words only, or "sophisticated" would be cut.
+    `sop` and `eop` match as complete words only, or "sophisticated" would be split.
     """
     tokenizer.add_special_tokens(
         [AddedToken(token, special=True, normalized=False, single_word=token.isalpha()) for token in tokens]

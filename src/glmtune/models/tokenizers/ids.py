@@ -37,10 +37,10 @@ def count_image_tokens(model: SentencePieceModel, config: dict[str, Any], declar
         return declared or 0
     shift = config[key] - model.pieces.index(names[key])
     if shift < 0 or (declared is not None and declared != shift):
-        said = "its pieces start at 0" if declared is None else f"num_image_tokens is {declared}"
+        reason = "its pieces start at 0" if declared is None else f"num_image_tokens is {declared}"
         raise ModelError(
             f"{model.path.parent}: stale special ids: config.json's {key} is {config[key]}, but "
-            f"{names[key]} is piece {model.pieces.index(names[key])} of ice_text.model and {said}.",
+            f"{names[key]} is piece {model.pieces.index(names[key])} of ice_text.model and {reason}.",
             "config.json, tokenizer_config.json and ice_text.model come from different releases: take all from one.",
         )
     return shift
@@ -70,8 +70,8 @@ def require_matching_ids(
     wrong = []
     for key, token in stale.items():
         configured, actual = config.get(key), tokenizer.convert_tokens_to_ids(token)
-        known = configured if isinstance(configured, list) else [configured]
-        if configured is not None and actual not in known:
+        configured_ids = configured if isinstance(configured, list) else [configured]
+        if configured is not None and actual not in configured_ids:
             wrong.append(f"{key} is {configured}, the tokenizer's {token} is {actual}")
     if wrong:
         raise ModelError(

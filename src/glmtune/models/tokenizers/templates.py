@@ -1,6 +1,6 @@
 """Chat templates (Jinja): what `tokenizer.apply_chat_template` renders, for engines that serve an exported folder.
 
-They give the ids of the official prompts for any conversation whose texts hold no special tokens. A special token
+They give the ids of the official prompts for any conversation whose texts contain no special tokens. A special token
 that a user *types* becomes that token here, because a template is text (ChatGLM2 and ChatGLM3: the bare word `sop`,
 too). `sanitize_control_tokens=True` keeps it text, if cut a little otherwise than officially. Training, evaluation and
 chat in this project render through `glmtune.families`, where it cannot happen.
@@ -11,7 +11,7 @@ Tools: ChatGLM3 only.
 
 from __future__ import annotations
 
-# ChatGLM-6B: the bare question; once there is a history, rounds from 0. `[gMASK]<sop>` stands before the last reply.
+# ChatGLM-6B: the bare question; once there is a history, rounds from 0. `[gMASK]<sop>` comes before the last reply.
 CHATGLM = """\
 {%- if tools %}{{ raise_exception('ChatGLM-6B has no format for tools.') }}{% endif %}
 {%- set closed = messages[-1]['role'] == 'assistant' and not add_generation_prompt %}

@@ -1,4 +1,4 @@
-"""A tokenizer written beside weights: the fast one that any library loads, and the published file it was made from."""
+"""Writing a tokenizer next to weights: the fast one that any library loads, and the published file it is made from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PUBLISHED_FILES = ("ice_text.model", "tokenizer.model")
 _CONFIG = "tokenizer_config.json"
 _COMMON = {"remove_space": False, "do_lower_case": False}
 _LATER = {"tokenizer_class": "ChatGLMTokenizer", **_COMMON}
-# What the published tokenizer_config.json of each generation says beside the place of its code.
+# The published tokenizer_config.json of each generation, without the path of its code.
 _PUBLISHED: dict[str, dict[str, Any]] = {
     "chatglm": {
         "bos_token": "<sop>",
@@ -89,12 +89,12 @@ def write_published_tokenizer(base: Path, family: str, folder: Path) -> None:
     if str(own.get("tokenizer_class", "")) == _PUBLISHED[family]["tokenizer_class"]:
         shutil.copyfile(base / _CONFIG, folder / _CONFIG)
         return
-    made = dict(_PUBLISHED[family])
+    config = dict(_PUBLISHED[family])
     if family == "chatglm":  # its published code would assume the 20,000 of the earliest release
         model = read_sentencepiece(base / PUBLISHED_FILES[0], UNIGRAM)
-        made["num_image_tokens"] = count_image_tokens(model, read_model_config(base), None)
-    made["auto_map"] = {"AutoTokenizer": [f"tokenization_chatglm.{made['tokenizer_class']}", None]}
-    write_json(folder / _CONFIG, made)
+        config["num_image_tokens"] = count_image_tokens(model, read_model_config(base), None)
+    config["auto_map"] = {"AutoTokenizer": [f"tokenization_chatglm.{config['tokenizer_class']}", None]}
+    write_json(folder / _CONFIG, config)
 
 
 def _name_as_transformers_4_does(path: Path) -> None:

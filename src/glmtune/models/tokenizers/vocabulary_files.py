@@ -29,7 +29,7 @@ _KINDS = {1: "Unigram", 2: "BPE", 3: "word", 4: "character"}
 
 @dataclass
 class SentencePieceModel:
-    """What a model file says, in the order of its ids."""
+    """The content of a model file, in the order of its ids."""
 
     path: Path
     kind: str = "Unigram"
@@ -47,7 +47,7 @@ class SentencePieceModel:
 
     @property
     def control(self) -> list[str]:
-        """Pieces that stand for themselves and never for text."""
+        """Control pieces, which never match text."""
         return [piece for piece, kind in zip(self.pieces, self.types, strict=True) if kind == CONTROL]
 
     def of_type(self, *types: int) -> list[tuple[str, float]]:
@@ -104,9 +104,9 @@ def _refuse_inexact(model: SentencePieceModel) -> None:
 
 def _parse(path: Path, data: bytes) -> SentencePieceModel:
     model = SentencePieceModel(path)
-    seen = set()
+    ids = set()
     for number, value in _fields(data):
-        seen.add(number)
+        ids.add(number)
         if number == _PIECE:
             _add_piece(model, _bytes(value))
         elif number == _TRAINER:
@@ -118,7 +118,7 @@ def _parse(path: Path, data: bytes) -> SentencePieceModel:
             model.charsmap = _bytes(options.get(_NORMALIZER_CHARSMAP, b""))
             model.dummy_prefix = bool(options.get(_NORMALIZER_DUMMY_PREFIX, 1))
             model.collapse_spaces = bool(options.get(_NORMALIZER_EXTRA_SPACES, 1))
-    if not {_PIECE, _TRAINER, _NORMALIZER} <= seen:  # a file cut off between two pieces still parses
+    if not {_PIECE, _TRAINER, _NORMALIZER} <= ids:  # a file cut off between two pieces still parses
         raise ValueError("cut off")
     return model
 
@@ -147,7 +147,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
     """(field number, value) of a protobuf message: numbers as int, everything else as its bytes.
 
     Raises:
-        ValueError, IndexError: `data` is not a whole message.
+        ValueError, IndexError: `data` is not a complete message.
     """
     position, end = 0, len(data)
     while position < end:
@@ -231,7 +231,7 @@ class ChatGLMSentencePieceIds(SentencePieceIds):
         self._shift = image_tokens
 
     def __call__(self, text: str) -> list[int]:
-        named = text.replace("\n", "<n>").replace("\t", "<|tab|>")
-        named = _BLANKS.sub(lambda run: f"<|blank_{len(run.group())}|>", named)
-        ids = super().__call__(named)
+        escaped = text.replace("\n", "<n>").replace("\t", "<|tab|>")
+        escaped = _BLANKS.sub(lambda run: f"<|blank_{len(run.group())}|>", escaped)
+        ids = super().__call__(escaped)
         return [i + self._shift for i in ids] if self._shift else ids

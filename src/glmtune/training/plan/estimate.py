@@ -160,8 +160,8 @@ def _trace_on_device(request: PlanRequest) -> StepTrace:
         if request.num_processes > 1:
             parts = _take_share(parts, parallelism, request.num_processes, trained_bytes, gathered_bytes)
         gpu_kept = parts["gradients"] + parts["activations"] + parts["logits"]
-        kept = int((gpu_kept if device.is_gpu else cpu_kept) * device.allocator_factor)
-        phases[name] = Counter({**parts, "own": device.context_bytes, "kept": kept})
+        reserved = int((gpu_kept if device.is_gpu else cpu_kept) * device.allocator_factor)
+        phases[name] = Counter({**parts, "own": device.context_bytes, "kept": reserved})
 
     if not device.is_gpu and _is_converted(request):
         # Weights are read through the page cache: the files' pages count as the process's own until they are released.
