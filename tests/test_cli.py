@@ -61,7 +61,7 @@ def test_a_conversation_in_the_terminal(tiny):
     terminal.sendline("/system 说得短")
     terminal.expect("System message set")
     terminal.sendline("/clear")
-    terminal.expect("forgotten")
+    terminal.expect("cleared")
     terminal.sendline("/nonsense")
     terminal.expect("There is no command /nonsense")
     terminal.sendline("/exit")

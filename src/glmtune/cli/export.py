@@ -21,22 +21,22 @@ def export(
     bits: Annotated[int, typer.Option(help="16: not quantised. 8, 4: bitsandbytes (hf) or packed (official).")] = 16,
     adapter_only: Annotated[bool, typer.Option("--adapter-only", help="Write the adapter without its base.")] = False,
     base: Base = None,
-    max_shard_size: Annotated[str, typer.Option(help="Largest weight file: 5GB, 500MB.")] = "5GB",
+    max_shard_size: Annotated[str, typer.Option(help="Maximum size of a weight file: 5GB, 500MB.")] = "5GB",
     dtype: Dtype = None,
     device: Device = None,
     family: FamilyName = None,
     hub: Hub = "huggingface",
 ) -> None:
-    """Merge an adapter or convert a model, quantise it, and prove the result by loading it again."""
-    from rich.console import Console
-
+    """Merge an adapter or convert a model, quantise it, and verify the result by loading it again."""
     from glmtune.export.export_request import ExportRequest
-    from glmtune.export.exporter import export_model as write
+    from glmtune.export.exporter import export_model
     from glmtune.export.finalize import format_result
+    from glmtune.utils.console import use_stderr
 
-    # The half-written folder is removed on the way out; without this a kill would leave it.
+    # The incomplete folder is removed on the way out, also after a kill.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     request = ExportRequest(format, bits, adapter_only, max_shard_size, dtype, device)
-    result = write(target, out, request, base=base, family=family, hub=hub, console=Console(stderr=True))
-    for line in [*result.said, *format_result(result, request)]:
+    with use_stderr():
+        result = export_model(target, out, request, base=base, family=family, hub=hub)
+    for line in [*result.messages, *format_result(result, request)]:
         typer.echo(line)

@@ -11,12 +11,10 @@ from glmtune.cli.options import ReportLanguage
 
 
 def report(
-    folder: Annotated[
-        Path, typer.Argument(help="A run, or what eval, compare or forget has written.", metavar="FOLDER")
-    ],
+    folder: Annotated[Path, typer.Argument(help="A run, or a folder of eval, compare or forget.", metavar="FOLDER")],
     lang: ReportLanguage = None,
 ) -> None:
-    """Write report.html (one file, no network) and its charts as PNGs into the folder; a run may still be going."""
+    """Write report.html (one file, no network) and its charts as PNG files; a run may still be training."""
     from glmtune.report import write_report
 
     typer.echo(f"Report: {write_report(folder, lang)}")

@@ -154,8 +154,10 @@ def default_output(target: str, data: str, run: Path | None, settings: dict[str,
 
 
 def check_sampling(sampling: Sampling, batch_size: int) -> None:
-    """Raises:
-    ConfigError: a number out of its range.
+    """Check the options of sampling.
+
+    Raises:
+        ConfigError: a number out of its range.
     """
     ranges = {
         "max_new_tokens": (sampling.max_new_tokens, sampling.max_new_tokens >= 1, "at least 1"),

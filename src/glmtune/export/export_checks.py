@@ -17,8 +17,10 @@ _REPORT = "This is a fault of glmtune; please report it. Nothing was written."
 
 
 def require_effect(tuned: torch.Tensor, base: torch.Tensor, adapter: object) -> None:
-    """Raises:
-    ModelError: base and adapter say the same as the base alone.
+    """Require that an adapter changes the logits.
+
+    Raises:
+        ModelError: base and adapter say the same as the base alone.
     """
     if not compare_logits(tuned, base).largest:
         raise ModelError(
@@ -97,8 +99,10 @@ def measure_quantization_effect(found: torch.Tensor, reference: torch.Tensor, wh
 
 
 def require_tokenizer(written: list[list[int]], rows: list[list[int]]) -> None:
-    """Raises:
-    ModelError: the written tokenizer gives other ids.
+    """Require that the written tokenizer gives the same ids.
+
+    Raises:
+        ModelError: the written tokenizer gives other ids.
     """
     if written != rows:
         raise ModelError("The written tokenizer gives other ids than the base's.", _REPORT)

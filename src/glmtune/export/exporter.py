@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -38,7 +37,7 @@ from glmtune.models.loading import load_base, parse_device, prepare_quantized_cp
 from glmtune.models.tokenizers import load_tokenizer
 from glmtune.quantization.packed_linear import PackedLinear
 from glmtune.quantization.quantizer import pack_model
-from glmtune.utils.console import silence_libraries
+from glmtune.utils.console import get_console, silence_libraries
 from glmtune.utils.io import write_text
 
 if TYPE_CHECKING:
@@ -51,8 +50,8 @@ class ExportResult:
 
     folder: Path
     source: ExportSource
-    said: list[str]
-    """What was measured and what the user should know, in sentences."""
+    messages: list[str]
+    """Measured differences, and what the user should know."""
 
 
 def export_model(
@@ -63,7 +62,6 @@ def export_model(
     base: str | None = None,
     family: str | None = None,
     hub: str = "huggingface",
-    console: Console | None = None,
 ) -> ExportResult:
     """Export a model to a folder for other engines, and verify it by loading it again.
 
@@ -74,7 +72,6 @@ def export_model(
         base: of the adapter, if it is no longer where the adapter was trained.
         family: the generation, for folders that do not say it.
         hub: where a hub id is looked up.
-        console: where progress is shown.
 
     Raises:
         ConfigError: an option that does not exist, or has no meaning here.
@@ -86,13 +83,13 @@ def export_model(
     require_free_folder(out)
     source = open_source(target, base, family, hub)
     require_possible(source, request, out)
-    with create_folder(out) as folder, show_steps(console or Console(quiet=True)) as shown:
-        work = _Exporter(source, request, folder, out, shown)
+    with create_folder(out) as folder, show_steps() as shown:
+        exporter = _Exporter(source, request, folder, out, shown)
         if request.adapter_only:
-            work.write_adapter_alone()
+            exporter.write_adapter_alone()
         else:
-            work.write_whole()
-    return ExportResult(out, source, work.said)
+            exporter.write_whole()
+    return ExportResult(out, source, exporter.messages)
 
 
 class _Exporter:
@@ -103,7 +100,7 @@ class _Exporter:
         self._device = parse_device(request.device)
         self._rows = make_probe_rows(source.base.family, source.tokenizer)
         self._model: Any = None
-        self.said: list[str] = []
+        self.messages: list[str] = []
 
     def write_whole(self) -> None:
         """The model, its files, and the prefix where there is one."""
@@ -116,11 +113,11 @@ class _Exporter:
         self._write_model(self._folder, request.layout)
         if quantises:
             full, logits = logits, compute_logits(self._model, self._rows)
-            self.said.append(proof.measure_quantization_effect(logits, full, f"{request.bits} bits"))
+            self.messages.append(proof.measure_quantization_effect(logits, full, f"{request.bits} bits"))
         self._shown.begin("Loading what was written")
         self._free()
         self._model = self._reload()
-        self.said.append(
+        self.messages.append(
             proof.require_same(compute_logits(self._model, self._rows), logits, RELOAD_TOLERANCE[dtype], "the folder")
         )
         proof.require_tokenizer(make_probe_rows(source.base.family, self._written_tokenizer()), self._rows)
@@ -140,7 +137,9 @@ class _Exporter:
         self._shown.begin("Comparing it with the original")
         before, after = (self._logits_with(adapter) for adapter in (source.adapter, self._folder))
         # Published matrices are fused, so the adapter's sums may run in another order.
-        self.said.append(proof.require_same(after, before, MERGE_TOLERANCE[source.dtype(self._request)], "the adapter"))
+        self.messages.append(
+            proof.require_same(after, before, MERGE_TOLERANCE[source.dtype(self._request)], "the adapter")
+        )
 
     def _logits_with(self, adapter: Path) -> torch.Tensor:
         base = load_base(self._source.base, dtype=self._request.dtype, device=self._device)
@@ -157,7 +156,7 @@ class _Exporter:
         self._model = load_base(source.base, dtype=request.dtype, device=self._device)
         if source.base.packed_bits and request.bits == 16:
             self._model = unpack_model(self._model, find_main_dtype(self._model))
-            self.said.append(
+            self.messages.append(
                 f"The base was in {source.base.packed_bits} bits; what that lost does not come back in 16."
             )
         self._shown.begin("Computing logits")
@@ -168,7 +167,9 @@ class _Exporter:
             logits = self._merged(logits)
             return logits, logits
         if source.held_in and request.bits == 16:
-            self.said.append(f"The prefix was trained on the base in {source.held_in}; here the base is unquantised.")
+            self.messages.append(
+                f"The prefix was trained on the base in {source.held_in}; here the base is unquantised."
+            )
         tuned = compute_logits(load_prefix(self._model, source.adapter).eval(), self._rows)
         remove_prefix(self._model)
         proof.require_effect(tuned, logits, source.adapter)
@@ -178,7 +179,7 @@ class _Exporter:
         source = self._source
         assert source.adapter is not None
         if source.held_in:
-            self.said.append(
+            self.messages.append(
                 f"Trained on the base in {source.held_in}; merged into its full precision, {source.base.folder}."
             )
         wrapped = load_adapter(self._model, source.adapter).eval()
@@ -187,7 +188,7 @@ class _Exporter:
         self._shown.begin("Merging the adapter")
         self._model = merge_adapter(wrapped).eval()
         merged = compute_logits(self._model, self._rows)
-        self.said += proof.require_merged(merged, tuned, base, find_main_dtype(self._model))
+        self.messages += proof.require_merged(merged, tuned, base, find_main_dtype(self._model))
         return merged
 
     def _quantise(self) -> None:
@@ -243,12 +244,12 @@ class _Exporter:
         self._write_prefix(prefix, make_base_info(written, self._out))
         logits = compute_logits(load_prefix(self._model, prefix).eval(), self._rows)
         if request.bits < 16 and not self._source.base.packed_bits:
-            self.said.append(proof.measure_quantization_effect(logits, tuned, "base and prefix"))
+            self.messages.append(proof.measure_quantization_effect(logits, tuned, "base and prefix"))
         else:
-            self.said.append(proof.require_same(logits, tuned, RELOAD_TOLERANCE[dtype], "base and prefix"))
+            self.messages.append(proof.require_same(logits, tuned, RELOAD_TOLERANCE[dtype], "base and prefix"))
         lines = describe_prefix_loading(self._out / PREFIX_FOLDER, request.layout)
         write_text(prefix / "README.txt", "\n".join(lines) + "\n")
-        self.said += lines[:2]
+        self.messages += lines[:2]
 
     def _write_prefix(self, folder: Path, base_info: Any) -> None:
         source, request = self._source, self._request
@@ -294,26 +295,27 @@ class ExportSteps:
         self._progress = progress
         self._task: TaskID | None = None
 
-    def begin(self, what: str, total: int | None = None) -> None:
-        """A new step.
+    def begin(self, description: str, total: int | None = None) -> None:
+        """Start a step.
 
         Args:
-            what: as the user would say it.
+            description: of the step.
             total: bytes that it will write; None if unknown.
         """
         if self._task is not None:
             self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(what, total=total)
+        self._task = self._progress.add_task(description, total=total)
 
     def advance(self, count: int) -> None:
-        """So many bytes more are written."""
+        """Count written bytes."""
         if self._task is not None:
             self._progress.advance(self._task, count)
 
 
 @contextmanager
-def show_steps(console: Console) -> Iterator[ExportSteps]:
-    """Show the steps of the block, and nothing of them afterwards."""
+def show_steps() -> Iterator[ExportSteps]:
+    """Show the steps of the block, and remove them afterwards."""
+    console = get_console()
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield ExportSteps(progress)

@@ -13,8 +13,10 @@ from glmtune.errors import ModelError, RunError
 
 
 def require_free_folder(out: Path) -> None:
-    """Raises:
-    RunError: something is there already.
+    """Require that a folder does not exist or is empty.
+
+    Raises:
+        RunError: something is there already.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out}: exists and is not an empty folder.", "An export is never written over anything.")

@@ -6,12 +6,11 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from glmtune.data.encoding import add_prefix
 from glmtune.errors import GlmtuneError
 from glmtune.families import Family, Reply
 from glmtune.generation.reply import Sampling, generate_reply
+from glmtune.utils.console import get_console, print_message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -55,12 +54,13 @@ class ChatSession:
         return reply
 
     def clear(self) -> None:
-        """Forget the conversation; the system message stays."""
+        """Clear the conversation; the system message stays."""
         self.messages = []
 
 
-def run_chat(chat: ChatSession, console: Console) -> None:
+def run_chat(session: ChatSession) -> None:
     """Read lines and answer them until /exit or the end of input."""
+    console = get_console()
     console.print(HELP, style="dim", highlight=False)
     while True:
         try:
@@ -71,9 +71,9 @@ def run_chat(chat: ChatSession, console: Console) -> None:
         if line == "/exit":
             return
         if line.startswith("/"):
-            _run_command(line, chat, console)
+            _run_command(line, session)
         elif line:
-            _print_reply(line, chat, console)
+            _print_reply(line, session)
 
 
 def format_calls(reply: Reply) -> str:
@@ -81,26 +81,28 @@ def format_calls(reply: Reply) -> str:
     return "\n".join(f"{call.name}({json.dumps(call.arguments, ensure_ascii=False)})" for call in reply.tool_calls)
 
 
-def _run_command(line: str, chat: ChatSession, console: Console) -> None:
+def _run_command(line: str, session: ChatSession) -> None:
     command, _, rest = line.partition(" ")
     if command == "/clear":
-        chat.clear()
-        console.print("The conversation is forgotten.", style="dim")
+        session.clear()
+        print_message("The conversation is cleared.", "dim")
     elif command == "/system":
-        chat.system = rest.strip()
-        chat.clear()
-        message = "System message set" if chat.system else "System message removed"
-        console.print(f"{message}; a new conversation starts.", style="dim")
+        session.system = rest.strip()
+        session.clear()
+        message = "System message set" if session.system else "System message removed"
+        print_message(f"{message}; a new conversation starts.", "dim")
     else:
-        console.print(f"There is no command {command}. {HELP}", style="dim", highlight=False, markup=False)
+        print_message(f"There is no command {command}. {HELP}", "dim")
 
 
-def _print_reply(line: str, chat: ChatSession, console: Console) -> None:
+def _print_reply(line: str, session: ChatSession) -> None:
+    console = get_console()
+
     def write(text: str) -> None:
         console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
 
     try:
-        reply = chat.ask(line, on_text=write)
+        reply = session.ask(line, on_text=write)
     except KeyboardInterrupt:
         console.print("\n(interrupted)", style="dim")
         return

@@ -2,8 +2,8 @@
 
 `F.linear` takes a matrix in its plain layout. With one row of input its time goes into repacking the matrix, or into a
 kernel made for other shapes; prepacked once, the matrix is read at nearly the memory's speed (docs/bench.md). Only one
-matrix at a time is in memory in both layouts, and the plain one is restored bit for bit; a matrix that cannot be restored
-is not prepacked.
+matrix at a time is in memory in both layouts, and the plain one is restored bit for bit; a matrix that cannot be is not
+prepacked.
 
 Shapes: M rows of input (all dimensions but the last), O outputs, I inputs.
 """

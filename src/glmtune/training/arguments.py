@@ -161,7 +161,7 @@ def finish_arguments(
         checkpointing: whether any layer's activations are recomputed.
 
     Raises:
-        ConfigError: the best checkpoint is to be kept, and there are no evaluation rows.
+        ConfigError: the best checkpoint needs evaluation rows, and there are none.
     """
     arguments.activation_checkpointing = arguments.gradient_checkpointing = checkpointing
     if has_eval_rows:

@@ -214,7 +214,7 @@ class StopCallback(TrainerCallback):
         try:
             self._previous_handler = signal.signal(signal.SIGINT, self._handle_signal)
         except ValueError:
-            self._previous_handler = None  # not the main thread: whoever runs it stops it through the file
+            self._previous_handler = None  # not the main thread: stopped through the file only
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         is_requested = self._is_requested or (is_main_process() and self._run.stop.exists())

@@ -1,4 +1,4 @@
-"""DeepSpeed's own file, checked before anything is loaded: DeepSpeed itself passes over a misspelt key at its top."""
+"""DeepSpeed's settings, checked before anything is loaded: DeepSpeed itself ignores a misspelt key at the top level."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _TOP = (
     *("elasticity", "autotuning", "nebula", "data_efficiency", "compression_training", "hybrid_engine"),
     *("tensor_parallel", "sequence_parallel_size", "zenflow", "use_data_before_expert_parallelism"),
 )
-"""What DeepSpeed 0.19 reads at the top of its file; it keeps no list itself."""
+"""Top-level keys that DeepSpeed 0.19 reads; it has no such list itself."""
 
 
 def resolve_deepspeed(config: RunConfig) -> RunConfig:
-    """The config with DeepSpeed's file read into `training.deepspeed`, so that the run folder holds what was used.
+    """Read DeepSpeed's file into `training.deepspeed`, so that the run folder has the settings that were used.
 
     Raises:
         ConfigError: deepspeed is not installed, the file is not there or no JSON, or it has a key that DeepSpeed does
@@ -53,11 +53,13 @@ def resolve_deepspeed(config: RunConfig) -> RunConfig:
 
 
 def check_deepspeed(settings: Any, where: str) -> None:
-    """Raises:
-    ConfigError: an unknown key at the top or under zero_optimization, or a scheduler of its own.
+    """Check the keys of DeepSpeed's settings.
+
+    Raises:
+        ConfigError: an unknown key at the top or under zero_optimization, or a scheduler of its own.
 
     Args:
-        settings: what the file holds.
+        settings: the content of the file.
         where: its name, for the message.
     """
     if not isinstance(settings, dict):
@@ -74,8 +76,10 @@ def check_deepspeed(settings: Any, where: str) -> None:
 
 
 def require_same_settings(config: RunConfig, arguments: TrainingArguments) -> None:
-    """Raises:
-    ConfigError: batch size, rate or optimiser of DeepSpeed's file are not those of `training`.
+    """Require that DeepSpeed's settings agree with `training`.
+
+    Raises:
+        ConfigError: batch size, rate or optimiser of DeepSpeed's file are not those of `training`.
     """
     settings = config.training.get("deepspeed")
     if not settings:
@@ -95,8 +99,8 @@ def require_same_settings(config: RunConfig, arguments: TrainingArguments) -> No
 
 @contextmanager
 def without_zero_init(arguments: TrainingArguments) -> Iterator[None]:
-    """Let a base be loaded as it is: under ZeRO-3 transformers would load into parts, whose shapes the conversion from
-    the published layout cannot know. DeepSpeed shares a whole model out as well."""
+    """Load a base without ZeRO-3's partitioned initialisation, whose shapes the conversion from the published layout
+    cannot handle. DeepSpeed partitions the complete model later."""
     settings = getattr(arguments, "hf_deepspeed_config", None)
     unset_hf_deepspeed_config()
     try:
@@ -107,7 +111,7 @@ def without_zero_init(arguments: TrainingArguments) -> Iterator[None]:
 
 
 def find_zero_stage(config: RunConfig) -> int:
-    """The stage of ZeRO: 0 without DeepSpeed; from 3 on processes share the weights out."""
+    """The stage of ZeRO: 0 without DeepSpeed; from 3 on the weights are sharded."""
     settings = config.training.get("deepspeed") or {}
     return int(settings.get("zero_optimization", {}).get("stage", 0))
 

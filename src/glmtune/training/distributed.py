@@ -1,6 +1,6 @@
-"""Several processes that train as one: joining them, and what one of them does for all.
+"""Training in several processes: the process group, and what the main process does for all.
 
-With a single process every function here does nothing, or the obvious.
+With a single process the functions do nothing, or return their argument.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from glmtune.errors import ConfigError
 
 T = TypeVar("T")
 
-# Seconds in which the launcher ends the other processes once one of them has failed.
+# Seconds in which the launcher ends the other processes after one has failed.
 _GRACE = 30.0
 
 
 def init_process_group(training: Mapping[str, Any]) -> None:
-    """Join the other processes, if torchrun, `accelerate launch` or `--nproc` started this one among several.
+    """Initialise the process group if torchrun, `accelerate launch` or `--nproc` started several processes.
 
     Args:
         training: the section of a run's config; `use_cpu`, `ddp_backend` and `ddp_timeout` count.
@@ -44,8 +44,8 @@ def init_process_group(training: Mapping[str, Any]) -> None:
     if torch.cuda.is_available() and not training.get("use_cpu"):
         require_gpus(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count())
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        backend = "cpu:gloo,cuda:nccl"  # gloo carries what is agreed on beside the training
-    # FSDP and DeepSpeed call what torch renames; it is said at every step otherwise.
+        backend = "cpu:gloo,cuda:nccl"  # gloo for objects that are not part of the training
+    # FSDP and DeepSpeed call deprecated names of torch, which warns at every step.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.c10d_logger")
     timeout = timedelta(seconds=float(training.get("ddp_timeout") or 1800))
     dist.init_process_group(
@@ -58,8 +58,10 @@ def init_process_group(training: Mapping[str, Any]) -> None:
 
 
 def require_gpus(processes: int, gpus: int) -> None:
-    """Raises:
-    ConfigError: there are GPUs, but not one for each process of this machine.
+    """Require a GPU for each process of this machine, if there are any.
+
+    Raises:
+        ConfigError: there are GPUs, but not one for each process of this machine.
     """
     if 0 < gpus < processes:
         raise ConfigError(
@@ -69,16 +71,16 @@ def require_gpus(processes: int, gpus: int) -> None:
 
 
 def destroy_at_exit() -> None:
-    """Say goodbye when the program ends; torch complains about processes that just go."""
+    """Destroy the process group at exit; torch warns about processes that do not."""
     if dist.is_initialized():
         _leave_at_exit()
 
 
 def hard_exit(code: int) -> NoReturn:
-    """End this process, one of several, without taking the interpreter down.
+    """End this process, one of several, without shutting down the interpreter.
 
-    gloo's threads outlive their group where DistributedDataParallel was used. One that still lets go of a tensor while
-    the interpreter is taken down aborts the process, and the launcher would report a finished training as failed.
+    gloo's threads outlive their group if DistributedDataParallel was used. One that releases a tensor during
+    interpreter shutdown aborts the process, and the launcher would report a finished training as failed.
     """
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -87,7 +89,7 @@ def hard_exit(code: int) -> NoReturn:
 
 
 def count_processes() -> int:
-    """How many processes train together."""
+    """Number of processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -102,7 +104,7 @@ def voice(console: Console) -> Console:
 
 
 def broadcast_object(value: T) -> T:
-    """The main process's value."""
+    """Return the value of the main process in all processes."""
     if not dist.is_initialized():
         return value
     box = [value]
@@ -111,13 +113,13 @@ def broadcast_object(value: T) -> T:
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait for all processes."""
     if dist.is_initialized():
         dist.monitored_barrier() if dist.get_backend() == "gloo" else dist.barrier()
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether `flag` is true in any process."""
+    """Whether `flag` is true in any process; all must call it."""
     if not dist.is_initialized():
         return flag
     result = torch.tensor(int(flag), device=device)
@@ -127,7 +129,7 @@ def any_rank(flag: bool, device: torch.device) -> bool:
 
 @contextmanager
 def main_process_first() -> Iterator[None]:
-    """Let the main process go through the body before the others do."""
+    """Let the main process run the block before the others do."""
     if not is_main_process():
         barrier()
     yield
@@ -137,10 +139,10 @@ def main_process_first() -> Iterator[None]:
 
 @contextmanager
 def report_error_once() -> Iterator[None]:
-    """Let one process alone raise an error: others have the same, or fail because that one is gone.
+    """Let one process only raise an error: others have the same one, or fail because that process has ended.
 
     Raises:
-        SystemExit: 1, in a process whose error another one reports, if the launcher has not ended it before.
+        SystemExit: 1, in the other processes, if the launcher has not ended them before.
     """
     try:
         yield
@@ -152,13 +154,13 @@ def report_error_once() -> Iterator[None]:
 
 
 def _world_size() -> int:
-    """As the launcher set it."""
+    """Number of processes, from the launcher."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 @cache
 def _store() -> Any:
-    """What all processes read and write, from the addresses that the launcher set."""
+    """The store of the process group, from the launcher's addresses."""
     store, _, _ = next(rendezvous("env://"))
     return store
 

@@ -1,8 +1,8 @@
-"""The head and the cross-entropy in one, a chunk of targets at a time.
+"""Head and cross-entropy in one function, a chunk of targets at a time.
 
-Logits of 65,024 or 130,528 columns are the largest tensor of a training step. Here they live for one chunk only: where
-the head is frozen, its gradient is turned into the hidden state's at once, in the forward pass (as Liger Kernel does,
-arXiv 2410.10989); where it is trained, the backward pass computes them again.
+Logits of 65,024 or 130,528 columns are the largest tensor of a training step. Here they exist for one chunk only: with
+a frozen head the gradient of the hidden states is computed in the forward pass (as in Liger Kernel, arXiv 2410.10989);
+with a trained one the backward pass recomputes the logits.
 
 Shapes: N targets, C of them in a chunk, H hidden size, V vocabulary.
 """
@@ -18,7 +18,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-# Logits of a chunk in fp32: so few that they stay near the processor, so many that the products are still large.
+# Logits of a chunk in fp32: few enough for the caches, many enough for large products.
 _BYTES = 64 * 2**20
 
 
@@ -32,16 +32,16 @@ def compute_head_losses(
 
     Args:
         head: turns hidden states into logits.
-        forward: its own forward pass.
+        forward: its forward pass.
         hidden_NH: final hidden states of the positions that predict a target.
-        targets_N: what they should predict.
+        targets_N: the target ids.
     """
     if _is_single_product(head):
         weight_VH: Any = head.weight
         if torch.is_autocast_enabled(hidden_NH.device.type):
             dtype = torch.get_autocast_dtype(hidden_NH.device.type)
             hidden_NH, weight_VH = hidden_NH.to(dtype), weight_VH.to(dtype)
-        gradients = torch.is_grad_enabled()  # a function of autograd's does not see that by itself
+        gradients = torch.is_grad_enabled()  # an autograd function cannot see it
         with torch.autocast(hidden_NH.device.type, enabled=False):
             return _HeadLosses.apply(hidden_NH, weight_VH, targets_N, gradients)
 
@@ -67,7 +67,7 @@ def _chunk_size(columns: int) -> int:
 
 
 class _HeadLosses(torch.autograd.Function):
-    """Losses (N,) of `hidden_NH @ weight_VH.T`; what each has to say to its hidden state is known beforehand."""
+    """Losses (N,) of `hidden_NH @ weight_VH.T`. Later operations only scale their gradients."""
 
     @staticmethod
     def forward(
@@ -75,8 +75,8 @@ class _HeadLosses(torch.autograd.Function):
     ) -> torch.Tensor:
         size = _chunk_size(len(weight_VH))
         losses_N = torch.empty(len(hidden_NH), dtype=torch.float32, device=hidden_NH.device)
-        at_once = gradients and ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]
-        gradient_NH = torch.empty_like(hidden_NH) if at_once else None
+        in_forward = gradients and ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]
+        gradient_NH = torch.empty_like(hidden_NH) if in_forward else None
         for start in range(0, len(hidden_NH), size):
             part = slice(start, start + size)
             logs_CV = _log_softmax(hidden_NH[part], weight_VH)
@@ -94,7 +94,7 @@ class _HeadLosses(torch.autograd.Function):
             return (gradient_NH * grad_N[:, None]).to(hidden_NH.dtype), None, None, None
         size = _chunk_size(len(weight_VH))
         hidden_grad_NH = torch.empty_like(hidden_NH) if ctx.needs_input_grad[0] else None
-        weight_grad_VH = torch.zeros_like(weight_VH, dtype=torch.float32)  # many chunks are added up
+        weight_grad_VH = torch.zeros_like(weight_VH, dtype=torch.float32)  # a sum over many chunks
         for start in range(0, len(hidden_NH), size):
             part = slice(start, start + size)
             error_CV = _logit_gradient(_log_softmax(hidden_NH[part], weight_VH), targets_N[part])
@@ -111,7 +111,7 @@ def _log_softmax(hidden_CH: torch.Tensor, weight_VH: torch.Tensor) -> torch.Tens
 
 
 def _logit_gradient(logs_CV: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
-    """The derivative of the losses by the logits, in place of their logarithms: probabilities less the truth."""
+    """The gradient of the losses with respect to the logits, written over the log-probabilities: p - onehot(target)."""
     error_CV = logs_CV.exp_()
     error_CV[torch.arange(len(targets_C), device=targets_C.device), targets_C] -= 1
     return error_CV

@@ -1,4 +1,4 @@
-"""Several processes of one command, by torch's own launcher: what torchrun does, without its tracebacks."""
+"""Start a command in several processes with torch's launcher, like torchrun, but without its tracebacks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from glmtune.training.distributed import require_gpus
 
 @dataclass
 class NodeRank:
-    """Which of several machines this is, and where they meet."""
+    """This machine among several, and the address of the first one."""
 
     count: int = 1
     rank: int = 0
@@ -36,19 +36,19 @@ def launch_processes(nproc: int, arguments: Sequence[str], nodes: NodeRank | Non
     """Run `glmtune` in several processes on this machine, and wait for them.
 
     Args:
-        nproc: how many; one per GPU.
-        arguments: of the command, without `--nproc` and its like.
-        nodes: for several machines, each of which runs this with its own rank.
+        nproc: number of processes; one per GPU.
+        arguments: of the command, without `--nproc` and related options.
+        nodes: for several machines, each of which runs this command with its own rank.
 
     Returns:
         The exit code: 0, 1 after an error (which was printed), 130 if the run was stopped.
 
     Raises:
-        ConfigError: more processes than GPUs, or a machine without an address to meet at.
+        ConfigError: more processes than GPUs, or no address of the first machine.
     """
     nodes = nodes or NodeRank()
     _check_arguments(nproc, nodes, on_cpu=any("use_cpu=true" in argument.lower() for argument in arguments))
-    # torchrun would set 1, which makes a machine without GPUs many times slower than it is.
+    # torchrun would set 1, which is many times slower on a machine without GPUs.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     previous = signal.signal(signal.SIGINT, _forward_signal)
@@ -62,7 +62,7 @@ def launch_processes(nproc: int, arguments: Sequence[str], nodes: NodeRank | Non
 
 
 def _forward_signal(number: int, frame: FrameType | None) -> None:
-    """Ctrl-C goes to the processes, which agree on a step and save; torch's launcher would kill them after 30 s."""
+    """Forward Ctrl-C to the processes, which save after a common step; torch's launcher would kill them after 30 s."""
     for process in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(number)
@@ -76,7 +76,7 @@ def _check_arguments(nproc: int, nodes: NodeRank, on_cpu: bool) -> None:
     if not 0 <= nodes.rank < nodes.count:
         raise ConfigError(f"--node-rank is {nodes.rank}; with --nnodes {nodes.count} it is 0 to {nodes.count - 1}.")
     if nodes.count > 1 and not nodes.address:
-        raise ConfigError("--nnodes needs an address to meet at.", "Give that of node 0: --master-addr HOST")
+        raise ConfigError("--nnodes needs the address of node 0.", "Give it with --master-addr HOST.")
 
 
 def _make_launch_config(nproc: int, nodes: NodeRank) -> LaunchConfig:

@@ -20,7 +20,7 @@ from glmtune.training.head import compute_head_losses
 def step_loss(model: nn.Module, batch: dict[str, Any], single_rows: bool | None = None) -> torch.Tensor:
     """Compute the cross-entropy of every target of a batch.
 
-    Training sums it and divides by the targets of the whole optimiser step; evaluation sums it over all batches.
+    Training sums it and divides by the targets of the optimiser step; evaluation sums it over all batches.
 
     Args:
         model: a causal model, perhaps wrapped (adapter, DDP, FSDP, DeepSpeed), whose attention was set by

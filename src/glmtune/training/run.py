@@ -93,7 +93,7 @@ def train(
 
 
 class TrainingRun:
-    """One training run. Its methods are the phases, called by `execute` in the order in which they stand here.
+    """One training run. Its methods are the phases, called by `execute` in this order.
 
     Args:
         config: complete; nothing changes it afterwards.
@@ -109,7 +109,7 @@ class TrainingRun:
 
     def __init__(self, config: RunConfig, resume: bool, score: ScoreReplies | None, force: bool):
         self.config, self.resume, self.score, self.force = config, resume, score, force
-        self.is_sharded = shards_weights(config)  # no process holds the whole model
+        self.is_sharded = shards_weights(config)  # no process has the complete model
 
     def execute(self) -> TrainingResult:
         """Run all phases."""
@@ -355,7 +355,7 @@ class TrainingRun:
             raise ConfigError(f"training.report_to: {summarize_error(error)}") from None
 
     def _probe_prepared_model(self, model: Any) -> None:
-        """Compute the probe's logits by all processes before the first step: none could hold the base alone."""
+        """Compute the probe's logits by all processes before the first step: the base may not fit into one."""
         self.base_logits = compute_probe_logits(model, self.probe, self.arguments)
 
     def _find_checkpoint(self) -> Path | None:

@@ -1,4 +1,4 @@
-"""Weights that processes share out (FSDP2, DeepSpeed): what can be shared, gathering them, and reading into them."""
+"""Sharded weights (FSDP2, DeepSpeed): what can be sharded, gathering weights, loading into shards."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from glmtune.methods.method import StateDict
 from glmtune.training.deepspeed import find_zero_stage
 from glmtune.training.distributed import count_processes, is_main_process
 
-_ALTERNATIVE = "Leave it out: every GPU then holds the whole quantised base, which is what made it small."
+_ALTERNATIVE = "Leave it out: every GPU then has the complete quantised base, which is small."
 
 
 def uses_fsdp(config: RunConfig) -> bool:
@@ -32,13 +32,15 @@ def uses_fsdp(config: RunConfig) -> bool:
 
 
 def shards_weights(config: RunConfig) -> bool:
-    """Whether no process holds all weights: FSDP and ZeRO-3."""
+    """Whether weights are sharded, so that no process has all of them: FSDP and ZeRO-3."""
     return uses_fsdp(config) or find_zero_stage(config) >= 3
 
 
 def check_sharding(config: RunConfig, quantised: bool) -> None:
-    """Raises:
-    ConfigError: what the run asks of FSDP or DeepSpeed cannot work.
+    """Check what a run asks of FSDP or DeepSpeed.
+
+    Raises:
+        ConfigError: what the run asks of FSDP or DeepSpeed cannot work.
 
     Args:
         config: of the run.
@@ -49,14 +51,14 @@ def check_sharding(config: RunConfig, quantised: bool) -> None:
     if uses_fsdp(config) and count_processes() == 1:
         raise ConfigError("training.fsdp needs several processes.", "Start them: glmtune train --nproc 2 ...")
     if shards_weights(config) and (config.model.quantization or quantised):
-        raise ConfigError(f"{kind} cannot share out the packed weights of a quantised base.", _ALTERNATIVE)
+        raise ConfigError(f"{kind} cannot shard the packed weights of a quantised base.", _ALTERNATIVE)
     if shards_weights(config) and config.generate.rows:
         raise ConfigError(
-            f"generate.rows: no process holds the whole model under {kind}, so none can write replies.",
+            f"generate.rows: no process has the complete model under {kind}, so none can generate replies.",
             "Leave it out, and score the result with `glmtune eval`.",
         )
     if isinstance(fsdp, dict) and str(fsdp.get("version") or fsdp.get("fsdp_version") or 2) != "2":
-        raise ConfigError("training.fsdp_config.version must be 2.", "torch gives up FSDP 1; leave the key out.")
+        raise ConfigError("training.fsdp_config.version must be 2.", "FSDP 1 is deprecated; leave the key out.")
     if isinstance(fsdp, dict) and fsdp.get("activation_checkpointing"):
         raise ConfigError(
             "training.fsdp_config.activation_checkpointing renames the weights that are saved.",
@@ -66,8 +68,8 @@ def check_sharding(config: RunConfig, quantised: bool) -> None:
 
 @contextmanager
 def allow_fsdp_on_cpu(arguments: TrainingArguments) -> Iterator[None]:
-    """Let accelerate shard among CPUs: torch can, but accelerate's list of devices leaves them out, and it then trains
-    without sharding and says nothing."""
+    """Let accelerate shard on CPUs: torch can, but accelerate's list of devices lacks them, and it then silently trains
+    without sharding."""
     state: Any = PartialState()
     if arguments.fsdp_plugin_args is not None and state.distributed_type is DistributedType.MULTI_CPU:
         state.distributed_type = DistributedType.MULTI_GPU
@@ -75,8 +77,8 @@ def allow_fsdp_on_cpu(arguments: TrainingArguments) -> Iterator[None]:
 
 
 def keep_losses_fp32(model: nn.Module, head: nn.Module) -> None:
-    """Let a sharded model hand out its losses as they are: accelerate has FSDP round what modules return to the
-    precision that they compute in, and it is the head and what is around it that return losses."""
+    """Let a sharded model return its losses in fp32: accelerate has FSDP round the outputs of modules to the
+    precision that they compute in, and the head and the modules around it return losses."""
     for module in model.modules():
         if isinstance(module, FSDPModule) and any(inner is head for inner in module.modules()):
             state: Any = module._get_fsdp_state()
@@ -84,19 +86,19 @@ def keep_losses_fp32(model: nn.Module, head: nn.Module) -> None:
 
 
 def sync_trained_only(model: nn.Module) -> None:
-    """Keep data parallelism from sending frozen weights and buffers around: every process has read the same base, and
-    gloo and NCCL do not know every integer type."""
+    """Exclude frozen weights and buffers from data parallelism: every process has read the same base, and gloo and
+    NCCL do not support every integer type."""
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     frozen.update(name for name, _ in model.named_buffers())
     model._ddp_params_and_buffers_to_ignore = frozen  # type: ignore[assignment]
 
 
 def gather_weights(model: nn.Module, wanted: Callable[[str], bool]) -> StateDict:
-    """Whole weights on the CPU of the main process; nothing in the others. All processes must call it.
+    """Gather complete weights on the CPU of the main process; nothing in the others. All processes must call it.
 
     Args:
-        model: with weights that are shared out or not.
-        wanted: says of a name in the state dict whether its weight is needed.
+        model: sharded or not.
+        wanted: whether the weight of a name in the state dict is needed.
     """
     main, state = is_main_process(), {}
     _reshard(model)
@@ -105,13 +107,13 @@ def gather_weights(model: nn.Module, wanted: Callable[[str], bool]) -> StateDict
         if wanted(name):
             whole = _gather_weight(own.get(name, value))
             if main:
-                state[name] = whole.detach().to("cpu", copy=True)  # a gathered weight may have padding behind it
+                state[name] = whole.detach().to("cpu", copy=True)  # a gathered weight may have padding after it
     return state
 
 
 @contextmanager
 def load_into_shards(model: nn.Module) -> Iterator[None]:
-    """Let weights be copied onto their shards as if the model were whole."""
+    """Let weights be copied into their shards as if the model were not sharded."""
     if not any(isinstance(module, FSDPModule) for module in model.modules()):
         yield
         return
@@ -121,7 +123,7 @@ def load_into_shards(model: nn.Module) -> Iterator[None]:
 
 
 def _reshard(model: nn.Module) -> None:
-    """Go back to shards: after an evaluation some weights are whole still, in memory that FSDP frees when it likes."""
+    """Reshard: after an evaluation some weights are still complete, in memory that FSDP may free at any time."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

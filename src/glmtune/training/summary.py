@@ -38,7 +38,7 @@ def describe_run(
 
 
 def describe_result(trainer: Any, seconds: float, entries: list[dict[str, Any]], is_finished: bool) -> dict[str, Any]:
-    """Describe what the training gave: speeds since it was started or resumed, losses of the whole run."""
+    """Describe what the training gave: speeds since its start or resumption, losses of the complete run."""
     losses = [entry["loss"] for entry in entries if "loss" in entry]
     eval_losses = [entry["eval_loss"] for entry in entries if "eval_loss" in entry]
     return {

@@ -77,5 +77,5 @@ def require_change(folder: Path, before: torch.Tensor, after: torch.Tensor) -> f
 def _make_error(folder: Path, name: str) -> TrainingError:
     return TrainingError(
         f"{folder}: {name} was not saved as it was trained.",
-        "This is a bug of glmtune; please report it. The checkpoints hold the trained weights.",
+        "This is a bug of glmtune; please report it. The checkpoints have the trained weights.",
     )

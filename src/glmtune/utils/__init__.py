@@ -1,1 +1,1 @@
-"""Helpers without a subject of their own: the console, and files that are written whole."""
+"""Helpers that all packages use: the console, and files."""

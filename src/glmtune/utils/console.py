@@ -70,7 +70,7 @@ def use_quiet_console() -> Iterator[None]:
 
 
 def print_message(text: str, style: str = "") -> None:
-    """Print text as it is: a path may hold what rich would take for markup."""
+    """Print text without markup: a path may contain what rich takes for markup."""
     get_console().print(text, style=style, highlight=False, markup=False)
 
 
@@ -138,8 +138,8 @@ def format_duration(seconds: float | None) -> str:
     """Seconds as h:mm:ss."""
     if seconds is None:
         return "-:--:--"
-    whole = int(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
 def format_bytes(count: float) -> str:

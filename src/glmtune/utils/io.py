@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read with the place of a mistake, locked against other processes.
+"""Files: atomic writes, reads with the place of a mistake, locks against other processes.
 
 Imported by every command, so heavy packages are imported inside functions.
 """
@@ -23,13 +23,13 @@ LOCK_FILE = ".lock"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a text file atomically: complete or not at all."""
     with open_atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all."""
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 

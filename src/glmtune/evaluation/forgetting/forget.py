@@ -113,8 +113,10 @@ def read_limits(target: str, overrides: Sequence[str]) -> ForgetConfig:
 
 
 def require_same_vocabulary(base: Candidate, tuned: Candidate) -> None:
-    """Raises:
-    RunError: the models do not read the same ids, so the one was not tuned from the other.
+    """Require that two models have the same token ids.
+
+    Raises:
+        RunError: the models do not read the same ids, so the one was not tuned from the other.
     """
     if (base.base.family.name, base.vocabulary) != (tuned.base.family.name, tuned.vocabulary):
         raise RunError(

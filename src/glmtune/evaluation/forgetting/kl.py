@@ -1,8 +1,8 @@
 """How far a tuned model is from its base, token by token, on texts that the base wrote.
 
 The distributions of two models over a vocabulary of 65,024 and more would fill gigabytes. The base's final hidden
-states and its head give the same distributions in a sixteenth of the memory or less, so these are stored, and neither two
-models nor complete distributions are ever in memory.
+states and its head give the same distributions in a sixteenth of the memory or less, so these are stored, and neither
+two models nor complete distributions are ever in memory.
 
 Shapes: N targets, H hidden size, V vocabulary.
 """

@@ -67,8 +67,10 @@ def copy_published_tokenizer(base: Path, folder: Path) -> list[str]:
 
 
 def require_published_tokenizer(base: Path) -> None:
-    """Raises:
-    ModelError: the folder does not have the published tokenizer's file.
+    """Require that a folder has the published tokenizer's file.
+
+    Raises:
+        ModelError: the folder does not have the published tokenizer's file.
     """
     if not any((base / name).is_file() for name in PUBLISHED_FILES):
         raise ModelError(
