@@ -38,8 +38,6 @@ from glmtune.models.loading import load_base
 from glmtune.utils.console import use_console
 from glmtune.utils.io import parse_dataclass
 
-QUIET = Console(quiet=True)
-
 
 @pytest.fixture
 def adapter(tiny, tmp_path):
@@ -151,12 +149,12 @@ def test_every_base_is_loaded_once_and_never_two(adapter, tiny, adgen_file, tmp_
     targets = [tiny("chatglm3"), tiny("glm4"), adapter("chatglm3", "a"), adapter("glm4", "b")]
     loaded, order = _loads(monkeypatch), []
     real = ModelSwitcher.load
-    monkeypatch.setattr(ModelSwitcher, "show", lambda self, each: (order.append(each.name), real(self, each))[1])
-    found = compare_models(_entries(targets, adgen_file(3)), tmp_path / "out", Sampling(3))
+    monkeypatch.setattr(ModelSwitcher, "load", lambda self, each: (order.append(each.name), real(self, each))[1])
+    result = compare_models(_entries(targets, adgen_file(3)), tmp_path / "out", Sampling(3))
     assert loaded == [tiny("chatglm3"), tiny("glm4")]
-    names = [model["model"]["name"] for model in found["models"]]
+    names = [each.model.name for each in result.models]
     assert order == [names[0], names[2], names[1], names[3]]
-    assert [model["model"]["family"] for model in found["models"]] == ["chatglm3", "glm4", "chatglm3", "glm4"]
+    assert [each.model.family for each in result.models] == ["chatglm3", "glm4", "chatglm3", "glm4"]
 
 
 # The command
@@ -276,12 +274,13 @@ def test_a_prefix_is_the_runs_own_and_the_other_rules_the_first_runs(train, tiny
     first = train("chatglm3", data, "data.max_source_length=40", "data.prefix=类型", output="first")
     second = train("chatglm3", data, "data.max_source_length=24", "data.prefix=问", output="second")
     candidates = open_candidates([str(each) for each in (tiny("chatglm3"), first, second)])
-    entries = read_entries(candidates, str(data))
+    with (tmp_path / "messages").open("w") as stream, use_console(Console(file=stream, soft_wrap=True)):
+        entries = read_entries(candidates, str(data))
     assert [entry.data.rules.max_source_length for entry in entries] == [40, 40, 40]
     assert [entry.data.rules.prefix for entry in entries] == ["", "类型", "问"]
     question = entries[0].data.rows[0].prompt[0]["content"]
     assert entries[2].data.rows[0].prompt[0]["content"] == f"问{question}"
-    assert "data settings of first; second had others" in (tmp_path / "said").read_text()
+    assert "data settings of first; second had others" in (tmp_path / "messages").read_text()
 
 
 def test_where_a_comparison_goes(train, tiny, adapter, adgen_file):

@@ -111,8 +111,9 @@ def test_a_longer_reply_gets_a_larger_cache(ready):
     compile_step(model, "eager")
     sizes = [find_compiled_step(model).new_cache(1, places).get_max_length() for places in (1, 512, 513)]
     assert sizes == [512, 512, 1024]
-    assert decode_tokens(model, prompts[:1], pick_greedy, max_new_tokens=4, stops=(), padding=padding) == [expected[0][:4]]
-    assert decode_tokens(model, prompts[:1], pick_greedy, max_new_tokens=length + 4, stops=(), padding=padding) == expected
+    options = {"stops": (), "padding": padding}
+    assert decode_tokens(model, prompts[:1], pick_greedy, max_new_tokens=4, **options) == [expected[0][:4]]
+    assert decode_tokens(model, prompts[:1], pick_greedy, max_new_tokens=length + 4, **options) == expected
 
 
 @pytest.mark.parametrize("form", ["plain", "prefix"])

@@ -411,7 +411,7 @@ def test_encoded_rows_are_refused(run_eval, adgen_file, glmtune_command, tiny, t
     glmtune_command("data", "tokenize", adgen_file(4), "--model", tiny("chatglm3"), "--output", tmp_path / "encoded")
     result, _ = run_eval(tmp_path / "encoded")
     assert result.code == 1
-    assert "holds encoded rows" in result.err
+    assert "contains encoded rows" in result.err
 
 
 def test_rows_too_long_for_the_limits(run_eval, rows_file):
@@ -477,7 +477,7 @@ def test_out_of_memory_in_a_batch_changes_nothing(run_eval, adgen_file, monkeypa
     monkeypatch.setattr(batched, "_generate_batch", small)
     result, folder = run_eval(data)
     assert result.code == 0, result.err
-    assert result.err.count("Out of memory with 6 rows at once") == 1
+    assert result.err.count("Out of memory with 6 rows in a batch") == 1
     assert (folder / "predictions.jsonl").read_bytes() == (whole / "predictions.jsonl").read_bytes()
 
 

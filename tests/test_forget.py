@@ -28,7 +28,6 @@ from glmtune.training.resume import resolve_paths
 from glmtune.training.training_data import prepare_data
 from glmtune.utils.console import use_console
 
-QUIET = Console(quiet=True)
 SHORT = ForgetConfig(max_new_tokens=6)
 # Some dozen steps of so high a rate that nothing of the base is left.
 RUINED = ("training.learning_rate=0.05", "training.max_steps=30", "lora.rank=16", "lora.targets=all-linear")
@@ -261,17 +260,17 @@ def test_a_whole_model_is_held_against_its_base_and_never_beside_it(trained, tin
         return model
 
     monkeypatch.setattr(staging, "load_with_adapter", load)
-    found = measure_forgetting(tuned, base, spread_items(load_probe(), 8), SHORT)
+    result = measure_forgetting(tuned, base, spread_items(load_probe(), 8), SHORT)
     assert loaded == [tiny("chatglm2"), run.model]
-    assert found["kl"] > 0.01
-    assert found["base"]["fingerprint"] != found["tuned"]["fingerprint"]
+    assert result.kl > 0.01
+    assert result.base.fingerprint != result.tuned.fingerprint
 
 
 def test_the_probe_knows_no_prefix(trained):
     """What a run puts in front of its questions is no part of general ones: the base is asked without it."""
     plain = trained("chatglm3", *MILD)
     tuned, base = open_pair(str(plain.root))
-    prefixed = replace(tuned, found=replace(tuned.target, prefix="类型："))
+    prefixed = replace(tuned, target=replace(tuned.target, prefix="类型："))
     items = spread_items(load_probe(), 4)
     one, other = (measure_forgetting(each, base, items, SHORT) for each in (tuned, prefixed))
     assert one == other
@@ -290,7 +289,7 @@ def test_questions_are_spread_over_all_kinds():
 
 
 def test_what_cannot_be_probed_is_refused(tiny, trained, tmp_path):
-    with pytest.raises(ConfigError, match="nothing says what it was tuned from"):
+    with pytest.raises(ConfigError, match="a full model whose base is unknown"):
         open_pair(str(tiny("chatglm3")))
     with pytest.raises(RunError, match="was trained on a base with fingerprint"):
         open_pair(str(trained("chatglm3", *MILD).adapter), base=str(tiny("glm4")))

@@ -648,7 +648,8 @@ def test_own_adapters_for_the_published_code(base, tiny, tmp_path, options, rank
     scramble(model)
     step(model)
     method.write(model, tmp_path / "native", NOTE)
-    write_official_adapter(tmp_path / "native", inspect_checkpoint(tiny("chatglm3")).native_shapes, tmp_path / "official")
+    shapes = inspect_checkpoint(tiny("chatglm3")).native_shapes
+    write_official_adapter(tmp_path / "native", shapes, tmp_path / "official")
     state = load_file(tmp_path / "official" / "adapter_model.safetensors")
     fused = "base_model.model.transformer.encoder.layers.1.self_attention.query_key_value"
     assert state[f"{fused}.lora_A.weight"].shape == (rank, 32)
@@ -671,21 +672,24 @@ def test_own_adapters_for_the_published_code(base, tiny, tmp_path, options, rank
 def test_what_the_published_matrix_cannot_say(base, tiny, tmp_path, options, words):
     method, model = prepared(base, "glm4", replace(SETTINGS, **options))
     method.write(model, tmp_path / "native", NOTE)
+    shapes = inspect_checkpoint(tiny("glm4")).native_shapes
     with pytest.raises(ModelError, match=words):
-        write_official_adapter(tmp_path / "native", inspect_checkpoint(tiny("glm4")).native_shapes, tmp_path / "official")
+        write_official_adapter(tmp_path / "native", shapes, tmp_path / "official")
     assert not (tmp_path / "official").exists()
 
 
 def test_an_official_adapter_needs_its_own_base(base, tiny, tmp_path):
     method, model = prepared(base, "chatglm")
     method.write(model, tmp_path / "native", NOTE)
+    shapes = inspect_checkpoint(tiny("glm4")).native_shapes
     with pytest.raises(ModelError, match="this base has no module"):
-        write_official_adapter(tmp_path / "native", inspect_checkpoint(tiny("glm4")).native_shapes, tmp_path / "official")
+        write_official_adapter(tmp_path / "native", shapes, tmp_path / "official")
 
 
 def test_half_an_update_is_not_written(base, tiny, tmp_path):
     method, model = prepared(base, "chatglm3")
     method.write(model, tmp_path / "native", NOTE)
     _rewrite(tmp_path / "native", _missing)
+    shapes = inspect_checkpoint(tiny("chatglm3")).native_shapes
     with pytest.raises(ModelError, match="an A without its B"):
-        write_official_adapter(tmp_path / "native", inspect_checkpoint(tiny("chatglm3")).native_shapes, tmp_path / "official")
+        write_official_adapter(tmp_path / "native", shapes, tmp_path / "official")

@@ -121,8 +121,8 @@ def test_words_are_whole_and_english_is_cut_at_spaces():
 def test_the_first_words_come_quietly_from_many_threads(tmp_path):
     code = (
         "from concurrent.futures import ThreadPoolExecutor\n"
-        "from glmtune.evaluation.metrics import words\n"
-        "cuts = list(ThreadPoolExecutor(8).map(words, ['我来到北京清华大学'] * 8))\n"
+        "from glmtune.evaluation.metrics import tokenize_words\n"
+        "cuts = list(ThreadPoolExecutor(8).map(tokenize_words, ['我来到北京清华大学'] * 8))\n"
         "assert cuts == [['我', '来到', '北京', '清华大学']] * 8, cuts\n"
     )
     environment = os.environ | {"TMPDIR": str(tmp_path), "TEMP": str(tmp_path)}

@@ -259,6 +259,28 @@ def test_out_of_memory_before_the_first_step(arguments, glmtune_command, monkeyp
     assert not _run(command).root.exists()
 
 
+def test_out_of_memory_while_the_trainer_is_built(arguments, glmtune_command, monkeypatch):
+    """As when it moves a model to the GPU: advice, as at a step, and not an error of the config."""
+
+    def fail(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB")
+
+    monkeypatch.setattr("glmtune.training.run.GlmTrainer", fail)
+    result = glmtune_command(*arguments("memory"))
+    assert result.code == 1
+    assert "Out of memory before the first step (CUDA out of memory" in result.err
+    assert "Try, in this order: " in result.err
+
+
+def test_an_error_of_the_trainer_is_not_blamed_on_the_config(arguments, glmtune_command, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("glmtune.training.run.GlmTrainer", fail)
+    with pytest.raises(ValueError, match="a bug"):
+        glmtune_command(*arguments("bug"))
+
+
 def test_another_error_is_not_called_out_of_memory(arguments, glmtune_command, monkeypatch):
     def fail(self, *args, **kwargs):
         raise RuntimeError("something else")

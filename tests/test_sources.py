@@ -307,7 +307,11 @@ def test_a_call_that_is_not_learnt_stays_so_with_its_result(tmp_path):
         (_chat(("user", "q")), "no-answer", "no answer of the assistant"),
         (_chat(("user", "q"), ("assistant", None)), "null-content", "message 2 has no content"),
         (_chat(("user", "q"), ("assistant", 1)), "wrong-type", "message 2: content must be text, not a number"),
-        (_chat(("user", [{"type": "image_url"}]), ("assistant", "a")), "wrong-type", "message 1: content of type 'image_url'"),
+        (
+            _chat(("user", [{"type": "image_url"}]), ("assistant", "a")),
+            "wrong-type",
+            "message 1: content of type 'image_url'",
+        ),
         (_chat(("user", "q"), ("system", "s"), ("assistant", "a")), "role-order", "message 2 is a system message"),
         (_chat(("system", "s"), ("assistant", "a"), system="t"), "role-order", "message 2 is a system message"),
         (_chat(("user", "q"), ("asistant", "a")), "unknown-role", "message 2: unknown role 'asistant'"),
@@ -443,7 +447,8 @@ def test_a_broken_line_is_named_and_the_others_are_kept(tmp_path):
     half = open_source(_write(tmp_path / "b.json", f'[{GOOD},\n{{"content": "\\ud83d"}},\n{GOOD}]'))
     assert [c.where[-2:] for c in half] == [":1", ":3"]
     assert "half of a surrogate pair" in half.invalid_lines[0]
-    assert {item.kind for item in source.scan_rows() if isinstance(item, InvalidRow)} == {"broken-json", "not-an-object"}
+    kinds = {item.kind for item in source.scan_rows() if isinstance(item, InvalidRow)}
+    assert kinds == {"broken-json", "not-an-object"}
 
 
 @pytest.mark.parametrize(

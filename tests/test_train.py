@@ -542,7 +542,29 @@ def test_stopping_saves_once_and_evaluates_no_more(train, monkeypatch):
     run, result = train("chatglm3", "training.max_steps=9", "training.save_strategy=epoch", "data.packing=false")
     assert result.code == 130
     assert saved == [2]
+    progress = json.loads(run.progress.read_text("utf-8"))
+    assert progress == {"phase": "stopped", "step": 2, "max_steps": 9}
     assert _losses(run, "eval_loss") == []
+
+
+def test_progress_is_written_while_it_trains(train, monkeypatch):
+    entries = []
+    step = GlmTrainer.training_step
+
+    def read_progress(self, *arguments, **options):
+        entries.append(json.loads(RunDir(os.path.dirname(self.args.output_dir)).progress.read_text("utf-8")))
+        return step(self, *arguments, **options)
+
+    monkeypatch.setattr(GlmTrainer, "training_step", read_progress)
+    run, result = train("chatglm3", "training.max_steps=3", "data.packing=false")
+    assert result.code == 0, result.err
+    assert [entry["phase"] for entry in entries] == ["training"] * 3
+    assert [entry["step"] for entry in entries] == [0, 1, 2]  # each step is logged
+    assert {entry["max_steps"] for entry in entries} == {3}
+    assert entries[0]["loss"] is None
+    assert entries[2]["loss"] == pytest.approx(_losses(run)[1])
+    assert entries[2]["eta_seconds"] > 0
+    assert json.loads(run.progress.read_text("utf-8")) == {"phase": "finished", "step": 3, "max_steps": 3}
 
 
 def test_a_finished_run_goes_on_only_with_more_steps(train, glmtune_command):

@@ -5,8 +5,8 @@ Prints a markdown table with a column per tree, so that two checkouts can be com
     git worktree add /tmp/before v0.1.0
     python tools/measure_code.py /tmp/before/src src --trace
 
-`--trace` needs the test requirements: it runs a training of one step on a tiny random checkpoint and counts the files of
-`cli` and `training` whose functions run between the command and the optimiser's step.
+`--trace` needs the test requirements: it runs a training of one step on a tiny random checkpoint and counts the files
+of `cli` and `training` whose functions run between the command and the optimiser's step.
 """
 
 from __future__ import annotations
@@ -20,9 +20,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-PARTICIPLES = frozenset(["told", "said", "made", "held", "kept", "seen", "found", "known", "wanted", "asked", "given", "put", "meant", "done", "shown"])
+# fmt: off
+PARTICIPLES = frozenset({
+    "told", "said", "made", "held", "kept", "seen", "found", "known", "wanted", "asked", "given", "put", "meant", "done",
+    "shown",
+})
+# fmt: on
 # Names that a protocol, torch or transformers prescribes: nobody can choose another word.
-PROTOCOL = frozenset(["forward", "backward", "main", "prepare", "read", "write", "save", "load", "convert", "train", "eval"])
+PROTOCOL = frozenset(
+    ["forward", "backward", "main", "prepare", "read", "write", "save", "load", "convert", "train", "eval"]
+)
 
 
 def measure_tree(root: Path) -> dict[str, str]:
@@ -76,7 +83,9 @@ def _count_used_once(trees: dict[Path, ast.Module]) -> int:
 
 
 def _count_repeated_classes(trees: dict[Path, ast.Module]) -> int:
-    names = collections.Counter(n.name for tree in trees.values() for n in ast.walk(tree) if isinstance(n, ast.ClassDef))
+    names = collections.Counter(
+        n.name for tree in trees.values() for n in ast.walk(tree) if isinstance(n, ast.ClassDef)
+    )
     return sum(count > 1 for count in names.values())
 
 

@@ -207,6 +207,6 @@ class _UnpackAndMultiply(torch.autograd.Function):
         (gradient_MO,) = gradients
         # Summed over chunks in fp32, as one product would.
         total_MI = gradient_MO.new_zeros(gradient_MO.shape[0], ctx.layer.in_features, dtype=torch.float32)
-        for rows, weight in ctx.layer.dequantized_chunks(gradient_MO.dtype):
+        for rows, weight in ctx.layer.iterate_dequantized(gradient_MO.dtype):
             total_MI += gradient_MO[:, rows] @ weight
         return total_MI.to(gradient_MO.dtype), None

@@ -124,6 +124,9 @@ class TrainingRun:
             if self.is_finished:
                 self.save_result()
                 self.verify_result()
+            if is_main_process():
+                phase, state = "finished" if self.is_finished else "stopped", self.trainer.state
+                self.run.write_progress(phase, step=state.global_step, max_steps=state.max_steps)
         folder = self.run.result(self.method.output_kind)
         step = self.trainer.state.global_step
         return TrainingResult(self.run, folder, self.is_finished, step, broadcast_object(self.summary))
