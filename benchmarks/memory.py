@@ -219,7 +219,7 @@ def _make_trainer(model: Any, method: Any, arguments: Any, rows: _RandomRows, ca
         callbacks=[callback],
         describe_row=lambda row: f"row {row}",
         method=method,
-        note=BaseInfo("random", "", family),
+        base_info=BaseInfo("random", "", family),
     )
 
 

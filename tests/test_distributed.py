@@ -131,7 +131,7 @@ def _work(folder: Path) -> None:
         outcome = train(load_config(folder / f"{name}.json", []))
         (folder / f"{name}.rows.{dist.get_rank()}").write_text(json.dumps(seen))
         (folder / f"{name}.whole.{dist.get_rank()}").write_text(json.dumps(whole))
-        assert outcome.finished
+        assert outcome.is_finished
     for name, step in RESUMED.items():
         _forget()
         again = RunDir(folder / f"{name}-again")
@@ -340,8 +340,8 @@ def test_an_error_of_all_processes_is_said_once(folder):
 
 def test_a_process_that_departs_ends_in_order():
     code = (
-        "import atexit; atexit.register(print, 'closed'); from glmtune.training.distributed import depart; "
-        "print('done', end=' '); depart(3)"
+        "import atexit; atexit.register(print, 'closed'); from glmtune.training.distributed import hard_exit; "
+        "print('done', end=' '); hard_exit(3)"
     )
     ended = subprocess.run([sys.executable, "-c", code], env=_environment(), capture_output=True, text=True)
     assert (ended.stdout, ended.returncode) == ("done closed\n", 3)

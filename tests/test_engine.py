@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import DynamicCache
 
 import glmtune
-from glmtune.generation import cpu_prepack as arranging
+from glmtune.generation import cpu_prepack
 from glmtune.generation.cpu_prepack import PrepackedLinear, pick_format, prepack_weights, prepacked, restore_weights
 from glmtune.generation.engine import _DecodeState, _run_forward, decode_tokens, pick_greedy
 from glmtune.generation.kv_cache import new_preallocated_cache
@@ -180,7 +180,7 @@ def failing_model(request, tiny, monkeypatch):
 
         pack, pack_int8 = layout.pack, kernels.prepack_int8
         failing = replace(layout, pack=lambda weight: third(pack, weight))
-        monkeypatch.setattr(arranging, "pick_format", lambda dtype: failing)
+        monkeypatch.setattr(cpu_prepack, "pick_format", lambda dtype: failing)
         monkeypatch.setattr(kernels, "prepack_int8", lambda packed: third(pack_int8, packed))
         return model, calls
 

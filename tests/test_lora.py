@@ -28,7 +28,7 @@ from glmtune.quantization.quantizer import pack_model
 
 FAMILIES = ("chatglm", "chatglm2", "chatglm3", "glm4")
 SETTINGS = LoraConfig(rank=4, alpha=8, dropout=0)
-NOTE = BaseInfo("somewhere", "0123456789abcdef", "chatglm3")
+BASE_INFO = BaseInfo("somewhere", "0123456789abcdef", "chatglm3")
 OPTIONS = {
     "plain": {},
     "rslora": {"rslora": True},
@@ -100,7 +100,7 @@ def test_options_train_save_read_and_merge(base, family, options, tmp_path):
     tuned = logits(model)
     assert (tuned - before).abs().max() > 1e-3
 
-    method.write(model, tmp_path / "adapter", NOTE)
+    method.write(model, tmp_path / "adapter", BASE_INFO)
     stored = dict(method.saved_state(tmp_path / "adapter"))
     trained = method.trained_state(model)
     assert stored.keys() == trained.keys()
@@ -125,7 +125,7 @@ def test_the_head_and_all_biases_of_one_module(base, tmp_path):
     method, model = prepared(base, "chatglm", config)
     step(model)
     tuned = logits(model)
-    method.write(model, tmp_path, NOTE)
+    method.write(model, tmp_path, BASE_INFO)
     assert torch.equal(logits(load_adapter(base("chatglm"), tmp_path)), tuned)
     torch.testing.assert_close(logits(merge_adapter(model)), tuned, atol=1e-5, rtol=1e-5)
 
@@ -136,7 +136,7 @@ def test_a_gathered_state_is_written_as_the_model_is(base, family, tmp_path):
     method, model = prepared(base, family, config)
     step(model)
     state = {name: value + 1 for name, value in model.state_dict().items()}
-    method.write(model, tmp_path, NOTE, state)
+    method.write(model, tmp_path, BASE_INFO, state)
     stored = dict(method.saved_state(tmp_path))
     own = method.trained_state(model)
     assert stored.keys() == own.keys() == method.trained_state(model, state).keys()
@@ -150,8 +150,8 @@ def test_a_sixteen_bit_base_has_adapters_in_fp32_and_stays_as_it_is(base, tmp_pa
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
     with torch.autocast("cpu", dtype=torch.bfloat16):
         step(model)
-    method.save(model, tmp_path / "half", NOTE, torch.bfloat16)
-    method.write(model, tmp_path / "whole", NOTE)
+    method.save(model, tmp_path / "half", BASE_INFO, torch.bfloat16)
+    method.write(model, tmp_path / "whole", BASE_INFO)
     half, whole = dict(method.saved_state(tmp_path / "half")), dict(method.saved_state(tmp_path / "whole"))
     assert {value.dtype for value in half.values()} == {torch.bfloat16}
     assert all(torch.equal(half[name], whole[name].bfloat16()) for name in whole)
@@ -169,9 +169,9 @@ def test_a_sixteen_bit_base_has_adapters_in_fp32_and_stays_as_it_is(base, tmp_pa
 
 def test_the_files_say_where_the_base_lies(base, tiny, tmp_path):
     method, model = prepared(base, "chatglm3")
-    method.write(model, tmp_path, NOTE)
+    method.write(model, tmp_path, BASE_INFO)
     assert read_base_path(tmp_path) == str(tiny("chatglm3").resolve())
-    assert read_base_info(tmp_path) == NOTE
+    assert read_base_info(tmp_path) == BASE_INFO
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -235,7 +235,7 @@ def test_a_tied_head_cannot_be_trained_whole(base):
 
 def test_a_packed_base_is_refused(base, tmp_path):
     method, model = prepared(base, "chatglm")
-    method.write(model, tmp_path, NOTE)
+    method.write(model, tmp_path, BASE_INFO)
     packed = pack_model(base("chatglm"), 4)
     for refused in (lambda: method.prepare(packed), lambda: load_adapter(packed, tmp_path)):
         with pytest.raises(ConfigError, match="published int4 layout") as caught:
@@ -299,7 +299,7 @@ def test_a_bitsandbytes_base(quantised, family, bits, tmp_path):
     step(model)
     tuned = train_logits(model)
     assert (tuned - before).abs().max() > 1e-3
-    method.write(model, tmp_path, NOTE)
+    method.write(model, tmp_path, BASE_INFO)
     torch.testing.assert_close(train_logits(load_adapter(quantised(family, bits), tmp_path)), tuned, atol=1e-5, rtol=0)
     with pytest.raises(ModelError, match="quantised base"):
         merge_adapter(model)
@@ -375,7 +375,7 @@ def _misshapen(state):
 )
 def test_weights_must_fit_one_by_one(base, tmp_path, change, words):
     method, model = prepared(base, "chatglm3")
-    method.write(model, tmp_path, NOTE)
+    method.write(model, tmp_path, BASE_INFO)
     _rewrite(tmp_path, change)
     fresh = base("chatglm3")
     with pytest.raises(ModelError, match=words):
@@ -390,7 +390,7 @@ def test_weights_must_fit_one_by_one(base, tmp_path, change, words):
 @pytest.mark.parametrize(("trained", "given"), [("chatglm", "chatglm3"), ("glm4", "chatglm")])
 def test_another_generations_adapter(base, tmp_path, trained, given):
     method, model = prepared(base, trained)
-    method.write(model, tmp_path, NOTE)
+    method.write(model, tmp_path, BASE_INFO)
     with pytest.raises(ModelError, match="does not fit this base") as caught:
         load_adapter(base(given), tmp_path)
     assert "\n" not in caught.value.message
@@ -402,7 +402,7 @@ def test_another_generations_adapter(base, tmp_path, trained, given):
 )
 def test_other_settings_cannot_be_read(base, tmp_path, changed, words):
     method, model = prepared(base, "chatglm3")
-    method.write(model, tmp_path, NOTE)
+    method.write(model, tmp_path, BASE_INFO)
     other = prepared(base, "chatglm3", replace(SETTINGS, **changed))[1]
     with pytest.raises(RunError, match=words):
         method.read(other, tmp_path)
@@ -421,7 +421,7 @@ def test_other_settings_cannot_be_read(base, tmp_path, changed, words):
 )
 def test_broken_files(base, tmp_path, file, content, words):
     method, model = prepared(base, "chatglm3")
-    method.write(model, tmp_path, NOTE)
+    method.write(model, tmp_path, BASE_INFO)
     (tmp_path / file).unlink()
     if content is not None:
         (tmp_path / file).write_bytes(content)
@@ -438,7 +438,7 @@ def test_code_in_a_bin_file_is_not_run(base, tmp_path):
             return (Path(tmp_path / "ran").touch, ())
 
     method, model = prepared(base, "chatglm3")
-    method.write(model, tmp_path, NOTE)
+    method.write(model, tmp_path, BASE_INFO)
     (tmp_path / "adapter_model.safetensors").unlink()
     torch.save({"x": Evil()}, tmp_path / "adapter_model.bin")
     with pytest.raises(ModelError, match=r"not plain weights|corrupt"):
@@ -449,7 +449,7 @@ def test_code_in_a_bin_file_is_not_run(base, tmp_path):
 def test_embeddings_that_peft_stored_beside_it_must_be_the_bases(base, tmp_path):
     method, model = prepared(base, "chatglm3")
     scramble(model)
-    method.write(model, tmp_path, NOTE)
+    method.write(model, tmp_path, BASE_INFO)
     key = "base_model.model.model.embed_tokens.weight"
     own = base("chatglm3").state_dict()["model.embed_tokens.weight"]
     _rewrite(tmp_path, lambda state: state.update({key: own}))
@@ -616,7 +616,7 @@ def test_an_official_adapter_of_another_size(base, tiny, tmp_path):
 def test_there_and_back_bit_for_bit(base, tiny, tmp_path, family, kind):
     first = official(tiny, family, tmp_path / "official", **KINDS[kind][0])
     model = load_adapter(base(family), first)
-    Lora(SETTINGS, get_family(family)).write(model, tmp_path / "native", NOTE)
+    Lora(SETTINGS, get_family(family)).write(model, tmp_path / "native", BASE_INFO)
     write_official_adapter(tmp_path / "native", inspect_checkpoint(tiny(family)).native_shapes, tmp_path / "back")
     before, after = (load_file(folder / "adapter_model.safetensors") for folder in (first, tmp_path / "back"))
     assert before.keys() == after.keys()
@@ -625,7 +625,7 @@ def test_there_and_back_bit_for_bit(base, tiny, tmp_path, family, kind):
     for key in ("r", "lora_alpha", "peft_type", "use_rslora", "use_dora"):
         assert configs[0].get(key) == configs[1].get(key)
     assert sorted(configs[0]["target_modules"]) == sorted(configs[1]["target_modules"])
-    assert read_base_info(tmp_path / "back") == NOTE
+    assert read_base_info(tmp_path / "back") == BASE_INFO
 
 
 OWN = {
@@ -647,7 +647,7 @@ def test_own_adapters_for_the_published_code(base, tiny, tmp_path, options, rank
     method, model = prepared(base, "chatglm3", config)
     scramble(model)
     step(model)
-    method.write(model, tmp_path / "native", NOTE)
+    method.write(model, tmp_path / "native", BASE_INFO)
     shapes = inspect_checkpoint(tiny("chatglm3")).native_shapes
     write_official_adapter(tmp_path / "native", shapes, tmp_path / "official")
     state = load_file(tmp_path / "official" / "adapter_model.safetensors")
@@ -671,7 +671,7 @@ def test_own_adapters_for_the_published_code(base, tiny, tmp_path, options, rank
 )
 def test_what_the_published_matrix_cannot_say(base, tiny, tmp_path, options, words):
     method, model = prepared(base, "glm4", replace(SETTINGS, **options))
-    method.write(model, tmp_path / "native", NOTE)
+    method.write(model, tmp_path / "native", BASE_INFO)
     shapes = inspect_checkpoint(tiny("glm4")).native_shapes
     with pytest.raises(ModelError, match=words):
         write_official_adapter(tmp_path / "native", shapes, tmp_path / "official")
@@ -680,7 +680,7 @@ def test_what_the_published_matrix_cannot_say(base, tiny, tmp_path, options, wor
 
 def test_an_official_adapter_needs_its_own_base(base, tiny, tmp_path):
     method, model = prepared(base, "chatglm")
-    method.write(model, tmp_path / "native", NOTE)
+    method.write(model, tmp_path / "native", BASE_INFO)
     shapes = inspect_checkpoint(tiny("glm4")).native_shapes
     with pytest.raises(ModelError, match="this base has no module"):
         write_official_adapter(tmp_path / "native", shapes, tmp_path / "official")
@@ -688,7 +688,7 @@ def test_an_official_adapter_needs_its_own_base(base, tiny, tmp_path):
 
 def test_half_an_update_is_not_written(base, tiny, tmp_path):
     method, model = prepared(base, "chatglm3")
-    method.write(model, tmp_path / "native", NOTE)
+    method.write(model, tmp_path / "native", BASE_INFO)
     _rewrite(tmp_path / "native", _missing)
     shapes = inspect_checkpoint(tiny("chatglm3")).native_shapes
     with pytest.raises(ModelError, match="an A without its B"):

@@ -59,7 +59,7 @@ def test_under_autocast_they_are_near_and_gradients_stay_fp32():
 def test_what_is_dropped_in_the_forward_pass_is_dropped_in_the_backward_pass(monkeypatch):
     """With decisions that are known, peft's dropout is replaced by the same ones."""
     decisions = {24: torch.rand(10, 24) > 0.4, 16: torch.rand(10, 16) > 0.4}
-    monkeypatch.setattr(lora_fused, "kept", lambda shape, dropout, device: decisions[shape[-1]])
+    monkeypatch.setattr(lora_fused, "draw_dropout_mask", lambda shape, dropout, device: decisions[shape[-1]])
     peft, ours = _pair(lora_dropout=0.4)
 
     class Known(nn.Module):

@@ -32,7 +32,7 @@ from glmtune.training.loss import step_loss
 from tiny import FAMILIES
 
 EXACT = {"atol": 1e-5, "rtol": 0}
-NOTE = BaseInfo("base", "0123456789abcdef", "chatglm2")
+BASE_INFO = BaseInfo("base", "0123456789abcdef", "chatglm2")
 
 
 @pytest.fixture(scope="module")

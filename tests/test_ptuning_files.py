@@ -18,7 +18,7 @@ from glmtune.methods.prefix_encoder import PrefixEncoder, PrefixShape
 from glmtune.methods.ptuning import PTuning, find_official_base, is_prefix_folder, load_prefix, write_official
 from tiny import FAMILIES
 
-NOTE = BaseInfo("base", "0123456789abcdef", "chatglm2")
+BASE_INFO = BaseInfo("base", "0123456789abcdef", "chatglm2")
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +39,9 @@ def test_saved_prefixes_load_bit_for_bit(name, projection, tiny, tmp_path):
     model = prepare_ptuning(tiny(name), projection=projection, dropout=0.25)
     ids = make_prompts(name, tiny(name), 1)[0][0]
     wanted = compute_logits(model, input_ids=ids)
-    method.save(model, tmp_path / "adapter", NOTE)
+    method.save(model, tmp_path / "adapter", BASE_INFO)
     assert is_prefix_folder(tmp_path / "adapter")
-    assert read_base_info(tmp_path / "adapter") == NOTE
+    assert read_base_info(tmp_path / "adapter") == BASE_INFO
     again = load_prefix(glmtune.load_model(tiny(name)), tmp_path / "adapter")
     assert torch.equal(compute_logits(again, input_ids=ids), wanted)
     assert find_prefix(again).dropout.p == 0.25
@@ -56,7 +56,7 @@ def test_saved_prefixes_load_bit_for_bit(name, projection, tiny, tmp_path):
 def test_gathered_weights_and_another_precision_are_written(tiny, tmp_path):
     method, model = PTuning(PTuningConfig(5)), prepare_ptuning(tiny("glm4"))
     state = {key: value + 1 for key, value in model.state_dict().items()}
-    method.save(model, tmp_path, NOTE, torch.float16, state)
+    method.save(model, tmp_path, BASE_INFO, torch.float16, state)
     stored = load_file(tmp_path / "prefix_encoder.safetensors")
     wanted = (find_prefix(model).embedding.weight + 1).half()
     assert {key: value.dtype for key, value in stored.items()} == {
@@ -125,7 +125,7 @@ def test_a_prefix_for_another_model_is_refused_naming_both(change, tiny, tmp_pat
     model = prepare_ptuning(tiny("chatglm2"))
     wrong = other_shape(model, **change)
     model.base_model.prefix_encoder = wrong
-    PTuning(PTuningConfig(5)).write(model, tmp_path / "own", NOTE)
+    PTuning(PTuningConfig(5)).write(model, tmp_path / "own", BASE_INFO)
     write_official(wrong, tmp_path / "official", {})
     for folder in ("own", "official"):
         with pytest.raises(ModelError) as caught:
@@ -140,7 +140,7 @@ def test_a_prefix_for_another_model_is_refused_naming_both(change, tiny, tmp_pat
 @pytest.mark.parametrize("file", ["prefix_encoder.safetensors", "prefix_config.json"])
 def test_broken_and_missing_files_are_named(file, tiny, tmp_path):
     method, model = PTuning(PTuningConfig(5)), prepare_ptuning(tiny("chatglm2"))
-    method.save(model, tmp_path, NOTE)
+    method.save(model, tmp_path, BASE_INFO)
     whole = (tmp_path / file).read_bytes()
     (tmp_path / file).write_bytes(whole[: len(whole) // 2])
     for refuse in (lambda: load_prefix(model, tmp_path), lambda: method.read(model, tmp_path)):
@@ -155,7 +155,7 @@ def test_broken_and_missing_files_are_named(file, tiny, tmp_path):
 
 def test_a_config_without_its_numbers_is_refused(tiny, tmp_path):
     model = prepare_ptuning(tiny("chatglm2"))
-    PTuning(PTuningConfig(5)).save(model, tmp_path, NOTE)
+    PTuning(PTuningConfig(5)).save(model, tmp_path, BASE_INFO)
     (tmp_path / "prefix_config.json").write_text('{"layers": 2, "kv_heads": 2, "dropout": 0.1}', encoding="utf-8")
     with pytest.raises(ModelError, match="head_dim"):
         load_prefix(model, tmp_path)
@@ -187,7 +187,7 @@ def test_folders_without_a_prefix_are_refused(tiny, official, tmp_path):
 
 
 def test_a_run_with_other_settings_is_not_continued(tiny, tmp_path):
-    PTuning(PTuningConfig(5)).write(prepare_ptuning(tiny("chatglm2")), tmp_path, NOTE)
+    PTuning(PTuningConfig(5)).write(prepare_ptuning(tiny("chatglm2")), tmp_path, BASE_INFO)
     with pytest.raises(RunError, match=r"5 virtual tokens trained directly.*6 virtual tokens trained"):
         PTuning(PTuningConfig(6)).read(prepare_ptuning(tiny("chatglm2"), tokens=6), tmp_path)
     with pytest.raises(RunError, match="5 virtual tokens made by a network"):

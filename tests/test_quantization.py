@@ -215,7 +215,7 @@ def test_many_rows_of_an_arranged_layer_are_right_and_leave_it_arranged(dtype, m
     assert layer.prepack(dtype)
     largest, multiply = [], kernels._multiply_in_parts
     monkeypatch.setattr(
-        kernels, "_multiply_some", lambda some, *rest: largest.append(len(some)) or multiply(some, *rest)
+        kernels, "_multiply_in_parts", lambda some, *rest: largest.append(len(some)) or multiply(some, *rest)
     )
     for rows in (0, 1, 128, 300, 700):
         inputs = torch.randn(rows, 96).to(dtype)

@@ -27,7 +27,7 @@ SETTINGS = (
 # Runs the command line, and kills its own process at the first call of a method of the trainer at a given step.
 KILLED = """
 import os, signal, sys
-from glmtune.cli.main import main as cli
+from glmtune.cli.main import main
 from glmtune.training.trainer import GlmTrainer
 
 name, step = sys.argv[1], int(sys.argv[2])
@@ -40,7 +40,7 @@ def killed(self, *args, **kwargs):
 
 setattr(GlmTrainer, name, killed)
 sys.argv[1:] = sys.argv[3:]
-cli.main()
+main()
 """
 
 
@@ -180,7 +180,7 @@ def test_early_stopping_ends_a_run_for_good(arguments, glmtune_command, monkeypa
     run = _run(command)
     summary = json.loads(run.summary.read_text("utf-8"))
     assert (summary["state"], summary["steps"]) == ("finished", 4)
-    assert "Stopped early: no better evaluation in 2" in result.out
+    assert "Stopped early: 2 evaluations without a better one." in result.out
     best = load_file(run.checkpoints / "checkpoint-2" / "adapter_model.safetensors")
     kept = load_file(run.adapter / "adapter_model.safetensors")
     assert all(torch.equal(kept[name], best[name]) for name in kept)

@@ -19,11 +19,11 @@ from glmtune.families import Reply
 from glmtune.families.family import ToolCall
 from glmtune.generation.load import load_for_generation
 from glmtune.generation.reply import Sampling, generate_reply
+from glmtune.html.plots import LineChart, Series, draw_line_chart
 from glmtune.webui import evaluate_tab, export_tab
 from glmtune.webui.app import make_context
 from glmtune.webui.chat_models import HeldModels
 from glmtune.webui.conversation import answered, asked, read_tools, shown, stream, unanswered
-from glmtune.webui.curves import Curve, overlay
 from glmtune.webui.errors import PathError
 from glmtune.webui.job_panel import status_html
 from glmtune.webui.jobs import Job
@@ -128,7 +128,7 @@ def test_curves_of_several_runs_share_a_drawing(context, run):
 
 
 def test_a_single_point_can_be_drawn():
-    assert "<circle" in overlay([Curve("one", [(1, 2.0)])], "loss", "step")
+    assert "<circle" in draw_line_chart(LineChart("loss", "loss", [Series("one", [(1, 2.0)])]), lang="en")
 
 
 def test_only_what_differs_is_in_the_difference_table(context, run):

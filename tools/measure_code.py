@@ -22,8 +22,8 @@ from pathlib import Path
 
 # fmt: off
 PARTICIPLES = frozenset({
-    "told", "said", "made", "held", "kept", "seen", "found", "known", "wanted", "asked", "given", "put", "meant", "done",
-    "shown",
+    "told", "said", "made", "held", "kept", "seen", "found", "known", "wanted", "asked", "given", "put", "meant",
+    "done", "shown",
 })
 # fmt: on
 # Names that a protocol, torch or transformers prescribes: nobody can choose another word.

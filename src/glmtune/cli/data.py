@@ -101,8 +101,7 @@ def preview_row(
     _refuse_encoded(file)
     _check_output_path("--html", html, ".html")
 
-    from glmtune.data.preview import find_row, make_preview, print_preview
-    from glmtune.data.preview_html import render_html
+    from glmtune.data.preview import find_row, make_preview, print_preview, render_html
     from glmtune.utils.console import print_message
     from glmtune.utils.io import write_text
 

@@ -28,7 +28,7 @@ def read_json_rows(stream: IO[str], name: str) -> Iterator[RawRow | InvalidRow]:
         name: of the file, for `file:line`.
 
     Raises:
-        DataError: a broken array; there is no place at which reading could continue.
+        DataError: an invalid array; there is no place at which reading could continue.
     """
     window = _TextWindow(stream)
     rows = _read_array(window, name) if window.peek() == "[" else _read_lines(window, name)

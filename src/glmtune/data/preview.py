@@ -224,6 +224,38 @@ def get_token_style(token: TokenView) -> str:
     return TARGET_STYLE if token.is_target else INPUT_STYLE
 
 
+def render_html(preview: Preview, ids: bool = False) -> str:
+    """A page without scripts, fonts or network. Ids of tokens are shown on hover; with `ids` also after each token."""
+    from glmtune.html.pages import render_template
+
+    rows = []
+    for row in preview.rows:
+        spans: list[dict[str, str | None]] = []
+        token_ids: list[int] = []
+        for token in row.tokens:
+            if token.label_only is not None:
+                spans.append({"text": None, "label_only": token.label_only})
+            token_ids.append(token.id)
+            if token.text is None:
+                continue
+            classes = " ".join(name for name, on in (("special", token.is_special), ("target", token.is_target)) if on)
+            text, newline, rest = escape_token(token).partition("\n")
+            joined_ids = "+".join(map(str, token_ids))
+            spans.append({"text": text, "rest": newline + rest, "classes": classes, "ids": joined_ids})
+            token_ids = []
+        rows.append({"tokens": row.tokens, "targets": row.targets, "spans": spans})
+    title, *facts = preview.make_heading()
+    return render_template(
+        "glmtune.data",
+        "preview.html.j2",
+        title=title,
+        facts=facts,
+        rows=rows,
+        has_markers=preview.has_markers,
+        show_ids=ids,
+    )
+
+
 def _render_legend(colours: bool, has_markers: bool) -> Text:
     if colours:
         parts = [

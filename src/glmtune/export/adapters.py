@@ -1,4 +1,4 @@
-"""Adapters by themselves: LoRA and P-Tuning v2, for the native models or for the published code."""
+"""Write adapters without their base: LoRA and P-Tuning v2, for the native models or for the published code."""
 
 from __future__ import annotations
 

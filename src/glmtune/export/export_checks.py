@@ -1,4 +1,4 @@
-"""What an export must show before it may say that it is done, and the sentences that say it."""
+"""Checks of an export by logits, and the sentences that report them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,68 @@ from glmtune.families import Family
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_REPORT = "This is a fault of glmtune; please report it. Nothing was written."
+_BUG_HINT = "This is a fault of glmtune; please report it. Nothing was written."
+
+_CONVERSATIONS = (
+    ("你好，请用一句话介绍一下你自己。", "你好！我是一个人工智能助手，很高兴为你服务。"),
+    ("类型#上衣*颜色#白色*风格#简约", "这件白色上衣简约大方，穿着舒适。"),
+    ("Why is the sky blue?", "Air scatters blue light more than red light."),
+)
+_POSITIONS = 24
+"""Last positions of each text that are compared: all 150,000 logits of each are in memory, in fp32."""
+
+MERGE_TOLERANCE = {torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 1e-1}
+"""Merged against base and adapter, by the merged weights' precision, in `LogitDifference.relative`."""
+RELOAD_TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
+"""The written folder against the model in memory. The weights are the same; only the order of sums may differ."""
+
+
+@dataclass(frozen=True)
+class LogitDifference:
+    """How far one set of logits is from another."""
+
+    largest: float
+    mean: float
+    relative: float
+    """Mean difference over the standard deviation of the reference; the largest difference varies more by chance."""
+    agreement: float
+    """Share of positions with the same likeliest token."""
+
+
+def make_probe_rows(family: Family, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The ids of the fixed texts as the family renders them."""
+    conversations = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in _CONVERSATIONS]
+    return [family.encode(conversation, tokenizer).input_ids for conversation in conversations]
+
+
+@torch.no_grad()
+def compute_logits(model: Any, rows: list[list[int]]) -> torch.Tensor:
+    """Logits (N, V), in fp32 on the CPU, of the last positions of each row; rows one by one, so nothing is padded."""
+    logits_rows = []
+    for row in rows:
+        ids = torch.tensor([row], device=model.device)
+        mask = torch.ones_like(ids)
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=_POSITIONS).logits
+        logits_rows.append(logits[0].float().cpu())
+    return torch.cat(logits_rows)
+
+
+def compare_logits(logits: torch.Tensor, reference: torch.Tensor) -> LogitDifference:
+    """Measure how far `logits` are from `reference`, both (N, V)."""
+    difference = (logits - reference).abs()
+    return LogitDifference(
+        difference.max().item(),
+        difference.mean().item(),
+        (difference.mean() / reference.std()).item(),
+        (logits.argmax(-1) == reference.argmax(-1)).float().mean().item(),
+    )
 
 
 def require_effect(tuned: torch.Tensor, base: torch.Tensor, adapter: object) -> None:
     """Require that an adapter changes the logits.
 
     Raises:
-        ModelError: base and adapter say the same as the base alone.
+        ModelError: base and adapter give the logits of the base alone.
     """
     if not compare_logits(tuned, base).largest:
         raise ModelError(
@@ -66,35 +120,35 @@ def require_merged(merged: torch.Tensor, tuned: torch.Tensor, base: torch.Tensor
     return sentences
 
 
-def require_same(found: torch.Tensor, reference: torch.Tensor, allowed: float, what: str) -> str:
+def require_same_logits(logits: torch.Tensor, reference: torch.Tensor, allowed: float, name: str) -> str:
     """Compare what was read back with what was in memory.
 
     Args:
-        found: logits of the folder, loaded again.
+        logits: of the folder, loaded again.
         reference: logits of the model that was written.
-        allowed: largest `Difference.relative`.
-        what: the folder's name in sentences.
+        allowed: largest `LogitDifference.relative`.
+        name: of the folder in sentences.
 
     Raises:
         ModelError: they differ by more than the order of sums explains.
     """
-    difference = compare_logits(found, reference)
+    difference = compare_logits(logits, reference)
     if not difference.relative <= allowed:
         raise ModelError(
-            f"Loaded again, {what} is another model than the one in memory: logits differ by "
+            f"Loaded again, {name} is another model than the one in memory: logits differ by "
             f"{difference.relative:.1e} of their spread, {allowed:.0e} is allowed.",
-            _REPORT,
+            _BUG_HINT,
         )
     exactly = "exactly" if not difference.largest else f"within {difference.largest:.2g}"
-    return f"Loaded again, {what}: the same logits {exactly}."
+    return f"Loaded again, {name}: the same logits {exactly}."
 
 
-def measure_quantization_effect(found: torch.Tensor, reference: torch.Tensor, what: str) -> str:
+def describe_quantization_effect(logits: torch.Tensor, reference: torch.Tensor, name: str) -> str:
     """Describe how much quantisation changes the logits (N, V)."""
-    difference = compare_logits(found, reference)
+    difference = compare_logits(logits, reference)
     return (
-        f"{what} against full precision: logits differ by {difference.mean:.2g} on average, {difference.largest:.2g} "
-        f"at most; the likeliest token is the same at {difference.agreement:.0%} of {len(found)} positions."
+        f"{name} against full precision: logits differ by {difference.mean:.2g} on average, {difference.largest:.2g} "
+        f"at most; the likeliest token is the same at {difference.agreement:.0%} of {len(logits)} positions."
     )
 
 
@@ -105,63 +159,8 @@ def require_tokenizer(written: list[list[int]], rows: list[list[int]]) -> None:
         ModelError: the written tokenizer gives other ids.
     """
     if written != rows:
-        raise ModelError("The written tokenizer gives other ids than the base's.", _REPORT)
+        raise ModelError("The written tokenizer gives other ids than the base's.", _BUG_HINT)
 
 
 def _name_dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-_TALKS = (
-    ("你好，请用一句话介绍一下你自己。", "你好！我是一个人工智能助手，很高兴为你服务。"),
-    ("类型#上衣*颜色#白色*风格#简约", "这件白色上衣简约大方，穿着舒适。"),
-    ("Why is the sky blue?", "Air scatters blue light more than red light."),
-)
-_POSITIONS = 24
-"""Last positions of each text that are compared: all 150,000 logits of each are in memory, in fp32."""
-
-MERGE_TOLERANCE = {torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 1e-1}
-"""Merged against base and adapter, by the merged weights' precision, in `Difference.relative`."""
-RELOAD_TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
-"""The written folder against the model in memory. The weights are the same; only the order of sums may differ."""
-
-
-@dataclass(frozen=True)
-class LogitDifference:
-    """How far one set of logits is from another."""
-
-    largest: float
-    mean: float
-    relative: float
-    """Mean difference over the standard deviation of the reference; the largest difference varies more by chance."""
-    agreement: float
-    """Share of positions with the same likeliest token."""
-
-
-def make_probe_rows(family: Family, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """The ids of the fixed texts as the family renders them."""
-    talks = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in _TALKS]
-    return [family.encode(talk, tokenizer).input_ids for talk in talks]
-
-
-@torch.no_grad()
-def compute_logits(model: Any, rows: list[list[int]]) -> torch.Tensor:
-    """Logits (N, V), in fp32 on the CPU, of the last positions of each row; rows one by one, so nothing is padded."""
-    differences = []
-    for row in rows:
-        ids = torch.tensor([row], device=model.device)
-        mask = torch.ones_like(ids)
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=_POSITIONS).logits
-        differences.append(logits[0].float().cpu())
-    return torch.cat(differences)
-
-
-def compare_logits(found: torch.Tensor, reference: torch.Tensor) -> LogitDifference:
-    """How far `found` is from `reference`, both (N, V)."""
-    apart = (found - reference).abs()
-    return LogitDifference(
-        apart.max().item(),
-        apart.mean().item(),
-        (apart.mean() / reference.std()).item(),
-        (found.argmax(-1) == reference.argmax(-1)).float().mean().item(),
-    )

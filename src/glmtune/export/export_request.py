@@ -1,4 +1,4 @@
-"""What is to be exported, and everything that can be refused before a weight is read."""
+"""The request of an export, its source, and the checks that need no weights."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class ExportSource:
     tokenizer: PreTrainedTokenizerBase
     adapter: Path | None
     is_prefix: bool
-    held_in: str | None
-    """How the run quantised its base."""
+    base_quantization: str | None
+    """Quantisation of the base during the run."""
 
     @property
     def is_lora(self) -> bool:
@@ -71,16 +71,16 @@ def open_source(target: str, base: str | None, family: str | None, hub: str) -> 
         ModelError: the base or its tokenizer is broken.
         RunError: the run has no result, or its base is gone or another one.
     """
-    target_parts = resolve_target(target, base=base, family=family, hub=hub)
-    inspected = inspect_checkpoint(target_parts.base, family=target_parts.family, hub=target_parts.hub)
-    if target_parts.adapter is not None:
-        require_same_base(target_parts.adapter, inspected.fingerprint, inspected.folder)
+    model_target = resolve_target(target, base=base, family=family, hub=hub)
+    inspected = inspect_checkpoint(model_target.base, family=model_target.family, hub=model_target.hub)
+    if model_target.adapter is not None:
+        require_same_base(model_target.adapter, inspected.fingerprint, inspected.folder)
     return ExportSource(
         inspected,
         load_tokenizer(inspected.folder, family=inspected.family.name),
-        target_parts.adapter,
-        target_parts.adapter is not None and is_prefix_folder(target_parts.adapter),
-        target_parts.quantization,
+        model_target.adapter,
+        model_target.adapter is not None and is_prefix_folder(model_target.adapter),
+        model_target.quantization,
     )
 
 
@@ -114,18 +114,18 @@ def require_possible(source: ExportSource, request: ExportRequest, out: Path) ->
 def estimate_bytes(source: ExportSource, request: ExportRequest) -> int:
     """How much disk the export takes at its largest, from shapes alone."""
     wide = source.dtype(request).itemsize
-    whole = packed = 0
+    full_bytes = written_bytes = 0
     for name, shape in source.base.native_shapes.items():
         numbers = math.prod(shape)
         if len(shape) > 1 and ".layers." in name:
             numbers *= 2 if source.base.packed_bits == 4 else 1  # a byte holds two of them
-            packed += numbers * request.bits // 8 if request.bits < 16 else numbers * wide
+            written_bytes += numbers * request.bits // 8 if request.bits < 16 else numbers * wide
         else:
-            packed += numbers * wide
-        whole += numbers * wide
+            written_bytes += numbers * wide
+        full_bytes += numbers * wide
     # bitsandbytes quantises while it reads, so a merged model is written in full precision first.
-    first = whole if source.is_lora and request.layout == "hf" and request.bits < 16 else 0
-    return packed + first + _SPARE
+    intermediate_bytes = full_bytes if source.is_lora and request.layout == "hf" and request.bits < 16 else 0
+    return written_bytes + intermediate_bytes + _SPARE
 
 
 def _require_official(base: Checkpoint) -> None:

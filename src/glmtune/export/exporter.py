@@ -1,4 +1,4 @@
-"""`glmtune export`: merge, convert, quantise, write, and prove that what was written is what was meant."""
+"""`glmtune export`: merge, convert, quantise, write, and verify the folder by loading it again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from glmtune.export import export_checks as proof
 from glmtune.export.adapters import (
     PREFIX_FOLDER,
     describe_prefix_loading,
@@ -23,7 +22,17 @@ from glmtune.export.adapters import (
     write_lora,
     write_prefix_folder,
 )
-from glmtune.export.export_checks import MERGE_TOLERANCE, RELOAD_TOLERANCE, compute_logits, make_probe_rows
+from glmtune.export.export_checks import (
+    MERGE_TOLERANCE,
+    RELOAD_TOLERANCE,
+    compute_logits,
+    describe_quantization_effect,
+    make_probe_rows,
+    require_effect,
+    require_merged,
+    require_same_logits,
+    require_tokenizer,
+)
 from glmtune.export.export_request import BITSANDBYTES, ExportRequest, ExportSource, open_source, require_possible
 from glmtune.export.folder import create_folder, require_free_folder
 from glmtune.export.layouts import find_main_dtype, list_pieces, write_hf_files, write_official_files
@@ -75,7 +84,7 @@ def export_model(
 
     Raises:
         ConfigError: an option that does not exist, or has no meaning here.
-        ModelError: the base cannot take that form, the disk is too small, or a proof failed; then nothing is left.
+        ModelError: the base cannot take that form, the disk is too small, or a check failed; then nothing is left.
         RunError: `out` is in use, or the adapter belongs to another base.
     """
     silence_libraries()
@@ -83,8 +92,8 @@ def export_model(
     require_free_folder(out)
     source = open_source(target, base, family, hub)
     require_possible(source, request, out)
-    with create_folder(out) as folder, show_steps() as shown:
-        exporter = _Exporter(source, request, folder, out, shown)
+    with create_folder(out) as folder, show_steps() as steps:
+        exporter = _Exporter(source, request, folder, out, steps)
         if request.adapter_only:
             exporter.write_adapter_alone()
         else:
@@ -95,8 +104,8 @@ def export_model(
 class _Exporter:
     """One export. Only one model is in memory at a time: `self._model`."""
 
-    def __init__(self, source: ExportSource, request: ExportRequest, folder: Path, out: Path, shown: ExportSteps):
-        self._source, self._request, self._folder, self._out, self._shown = source, request, folder, out, shown
+    def __init__(self, source: ExportSource, request: ExportRequest, folder: Path, out: Path, steps: ExportSteps):
+        self._source, self._request, self._folder, self._out, self._steps = source, request, folder, out, steps
         self._device = parse_device(request.device)
         self._rows = make_probe_rows(source.base.family, source.tokenizer)
         self._model: Any = None
@@ -105,7 +114,7 @@ class _Exporter:
     def write_whole(self) -> None:
         """The model, its files, and the prefix where there is one."""
         source, request = self._source, self._request
-        logits, tuned = self._full_model()
+        logits, tuned = self._load_full_model()
         quantises = request.bits < 16 and not source.base.packed_bits
         if quantises:
             self._quantise()
@@ -113,20 +122,20 @@ class _Exporter:
         self._write_model(self._folder, request.layout)
         if quantises:
             full, logits = logits, compute_logits(self._model, self._rows)
-            self.messages.append(proof.measure_quantization_effect(logits, full, f"{request.bits} bits"))
-        self._shown.begin("Loading what was written")
+            self.messages.append(describe_quantization_effect(logits, full, f"{request.bits} bits"))
+        self._steps.begin("Loading what was written")
         self._free()
         self._model = self._reload()
         self.messages.append(
-            proof.require_same(compute_logits(self._model, self._rows), logits, RELOAD_TOLERANCE[dtype], "the folder")
+            require_same_logits(compute_logits(self._model, self._rows), logits, RELOAD_TOLERANCE[dtype], "the folder")
         )
-        proof.require_tokenizer(make_probe_rows(source.base.family, self._written_tokenizer()), self._rows)
+        require_tokenizer(make_probe_rows(source.base.family, self._load_written_tokenizer()), self._rows)
         if source.is_prefix:
-            self._write_prefix_beside(tuned, dtype)
+            self._write_prefix_subfolder(tuned, dtype)
         self._free()
 
     def write_adapter_alone(self) -> None:
-        """The adapter without its base, proved on the base."""
+        """Write the adapter without its base, and compare it with the original on the base."""
         source = self._source
         assert source.adapter is not None
         if source.is_prefix:
@@ -134,14 +143,14 @@ class _Exporter:
             self._write_prefix(self._folder, make_base_info(base, base.folder))
         else:
             write_lora(source.adapter, source.base, self._request.layout, self._folder)
-        self._shown.begin("Comparing it with the original")
-        before, after = (self._logits_with(adapter) for adapter in (source.adapter, self._folder))
+        self._steps.begin("Comparing it with the original")
+        original, exported = (self._compute_logits_with(adapter) for adapter in (source.adapter, self._folder))
         # Published matrices are fused, so the adapter's sums may run in another order.
         self.messages.append(
-            proof.require_same(after, before, MERGE_TOLERANCE[source.dtype(self._request)], "the adapter")
+            require_same_logits(exported, original, MERGE_TOLERANCE[source.dtype(self._request)], "the adapter")
         )
 
-    def _logits_with(self, adapter: Path) -> torch.Tensor:
+    def _compute_logits_with(self, adapter: Path) -> torch.Tensor:
         base = load_base(self._source.base, dtype=self._request.dtype, device=self._device)
         load = load_prefix if self._source.is_prefix else load_adapter
         logits = compute_logits(load(base, adapter).eval(), self._rows)
@@ -149,51 +158,52 @@ class _Exporter:
         self._free()
         return logits
 
-    def _full_model(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Load the base, with an adapter in it for good; its logits, and those of base and prefix."""
+    def _load_full_model(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Load the base with a LoRA adapter merged; returns its logits, and those of base and prefix."""
         source, request = self._source, self._request
-        self._shown.begin("Loading the model")
+        self._steps.begin("Loading the model")
         self._model = load_base(source.base, dtype=request.dtype, device=self._device)
         if source.base.packed_bits and request.bits == 16:
             self._model = unpack_model(self._model, find_main_dtype(self._model))
             self.messages.append(
                 f"The base was in {source.base.packed_bits} bits; what that lost does not come back in 16."
             )
-        self._shown.begin("Computing logits")
+        self._steps.begin("Computing logits")
         logits = compute_logits(self._model, self._rows)
         if source.adapter is None:
             return logits, logits
         if source.is_lora:
-            logits = self._merged(logits)
+            logits = self._merge(logits)
             return logits, logits
-        if source.held_in and request.bits == 16:
+        if source.base_quantization and request.bits == 16:
             self.messages.append(
-                f"The prefix was trained on the base in {source.held_in}; here the base is unquantised."
+                f"The prefix was trained on the base in {source.base_quantization}; here the base is unquantised."
             )
         tuned = compute_logits(load_prefix(self._model, source.adapter).eval(), self._rows)
         remove_prefix(self._model)
-        proof.require_effect(tuned, logits, source.adapter)
+        require_effect(tuned, logits, source.adapter)
         return logits, tuned
 
-    def _merged(self, base: torch.Tensor) -> torch.Tensor:
+    def _merge(self, base: torch.Tensor) -> torch.Tensor:
         source = self._source
         assert source.adapter is not None
-        if source.held_in:
+        if source.base_quantization:
             self.messages.append(
-                f"Trained on the base in {source.held_in}; merged into its full precision, {source.base.folder}."
+                f"Trained on the base in {source.base_quantization}; "
+                f"merged into its full precision, {source.base.folder}."
             )
         wrapped = load_adapter(self._model, source.adapter).eval()
         tuned = compute_logits(wrapped, self._rows)
-        proof.require_effect(tuned, base, source.adapter)
-        self._shown.begin("Merging the adapter")
+        require_effect(tuned, base, source.adapter)
+        self._steps.begin("Merging the adapter")
         self._model = merge_adapter(wrapped).eval()
         merged = compute_logits(self._model, self._rows)
-        self.messages += proof.require_merged(merged, tuned, base, find_main_dtype(self._model))
+        self.messages += require_merged(merged, tuned, base, find_main_dtype(self._model))
         return merged
 
     def _quantise(self) -> None:
         bits = self._request.bits
-        self._shown.begin(f"Quantising to {bits} bits")
+        self._steps.begin(f"Quantising to {bits} bits")
         if self._request.layout == "official":
             self._model = pack_model(self._model, bits)
         else:
@@ -209,14 +219,14 @@ class _Exporter:
         with TemporaryDirectory(dir=self._folder, prefix=".full-") as name:
             self._write_model(Path(name), "hf")
             self._free()
-            whole = inspect_checkpoint(name, family=base.family.name)
-            self._model = load_base(whole, quantization=quantization, dtype=dtype, device=self._device)
+            merged = inspect_checkpoint(name, family=base.family.name)
+            self._model = load_base(merged, quantization=quantization, dtype=dtype, device=self._device)
 
     def _write_model(self, folder: Path, layout: str) -> None:
         source, request, model = self._source, self._request, self._model
         pieces = list_pieces(model, layout)
-        self._shown.begin("Writing", sum(piece.size for piece in pieces))
-        write_shards(pieces, folder, parse_shard_size(request.max_shard_size), self._shown.advance)
+        self._steps.begin("Writing", sum(piece.size for piece in pieces))
+        write_shards(pieces, folder, parse_shard_size(request.max_shard_size), self._steps.advance)
         if layout == "hf":
             write_hf_files(model, source.base, source.tokenizer, folder)
         else:
@@ -232,21 +242,21 @@ class _Exporter:
         written = inspect_checkpoint(self._folder, family=self._source.base.family.name)
         return load_base(written, device=self._device)
 
-    def _written_tokenizer(self) -> Any:
+    def _load_written_tokenizer(self) -> Any:
         if self._request.layout == "hf":
             return AutoTokenizer.from_pretrained(self._folder)
         return load_tokenizer(self._folder, family=self._source.base.family.name)
 
-    def _write_prefix_beside(self, tuned: torch.Tensor, dtype: torch.dtype) -> None:
+    def _write_prefix_subfolder(self, tuned: torch.Tensor, dtype: torch.dtype) -> None:
         """The prefix in a folder of its own; `self._model` is the written base."""
         request, prefix = self._request, self._folder / PREFIX_FOLDER
         written = inspect_checkpoint(self._folder, family=self._source.base.family.name)
         self._write_prefix(prefix, make_base_info(written, self._out))
         logits = compute_logits(load_prefix(self._model, prefix).eval(), self._rows)
         if request.bits < 16 and not self._source.base.packed_bits:
-            self.messages.append(proof.measure_quantization_effect(logits, tuned, "base and prefix"))
+            self.messages.append(describe_quantization_effect(logits, tuned, "base and prefix"))
         else:
-            self.messages.append(proof.require_same(logits, tuned, RELOAD_TOLERANCE[dtype], "base and prefix"))
+            self.messages.append(require_same_logits(logits, tuned, RELOAD_TOLERANCE[dtype], "base and prefix"))
         lines = describe_prefix_loading(self._out / PREFIX_FOLDER, request.layout)
         write_text(prefix / "README.txt", "\n".join(lines) + "\n")
         self.messages += lines[:2]

@@ -1,4 +1,4 @@
-"""The last lines of an export: what was written where, and how to use it."""
+"""The closing messages of an export: what was written, and how to use it."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from glmtune.export.export_request import ExportRequest
 from glmtune.export.exporter import ExportResult
 
 
-def format_result(done: ExportResult, request: ExportRequest) -> list[str]:
+def format_result(result: ExportResult, request: ExportRequest) -> list[str]:
     """Sentences: the folder, its size, how to serve it and how to talk to it."""
     form = "adapter" if request.adapter_only else f"{request.bits} bits"
-    lines = [f"Done: {done.folder} ({request.layout} layout, {form}, {_measure_folder(done.folder)})."]
+    lines = [f"Done: {result.folder} ({request.layout} layout, {form}, {_measure_folder(result.folder)})."]
     if request.adapter_only:
-        return [*lines, _describe_chat(done.folder)]
-    lines += _describe_official(done, request) if request.layout == "official" else _describe_hf(done, request)
-    if done.source.is_prefix:
+        return [*lines, _describe_chat(result.folder)]
+    lines += _describe_official(result, request) if request.layout == "official" else _describe_hf(result, request)
+    if result.source.is_prefix:
         return lines  # printed already
-    return [*lines, _describe_chat(done.folder)]
+    return [*lines, _describe_chat(result.folder)]
 
 
-def _describe_hf(done: ExportResult, request: ExportRequest) -> list[str]:
-    if not isinstance(done.source.base.config, GlmConfig):
+def _describe_hf(result: ExportResult, request: ExportRequest) -> list[str]:
+    if not isinstance(result.source.base.config, GlmConfig):
         return ["transformers has no such class: `import glmtune` first, then its Auto classes load the folder."]
     if request.bits < 16:
         return ["Load it: AutoModelForCausalLM.from_pretrained, with bitsandbytes installed; glmtune is not needed."]
-    if done.source.is_prefix:
+    if result.source.is_prefix:
         return []
-    return [f"Serve it: vllm serve {_quote_path(done.folder)}"]
+    return [f"Serve it: vllm serve {_quote_path(result.folder)}"]
 
 
-def _describe_official(done: ExportResult, request: ExportRequest) -> list[str]:
+def _describe_official(result: ExportResult, request: ExportRequest) -> list[str]:
     lines = []
-    if not any(done.folder.glob("modeling*.py")):
+    if not any(result.folder.glob("modeling*.py")):
         lines.append(
-            "The base folder has no code of the repository; the published code and chatglm.cpp want its *.py here."
+            "The base folder has no code of the repository; the published code and chatglm.cpp need its *.py here."
         )
-    if request.bits == 16 and not done.source.is_prefix:
-        model = _quote_path(done.folder)
+    if request.bits == 16 and not result.source.is_prefix:
+        model = _quote_path(result.folder)
         lines.append(f"For chatglm.cpp: python3 chatglm_cpp/convert.py -i {model} -t q4_0 -o chatglm-q4_0.bin")
     return lines
 

@@ -56,7 +56,7 @@ def make_published_config(
 
 
 def _convert_glm_config(config: GlmConfig, family: Family, folder: Path) -> dict[str, Any]:
-    """The inverse of `glmtune.models.glm.glm_config`, with the constants that all published files share."""
+    """The inverse of `glmtune.models.glm.make_glm_config`, with the constants that all published files share."""
     return {
         "model_type": "chatglm",
         "add_bias_linear": False,

@@ -1,4 +1,4 @@
-"""Safetensors files written tensor by tensor, so that nothing is held twice.
+"""Safetensors files written tensor by tensor, so that nothing is in memory twice.
 
 The writers of the libraries need a whole shard in addition to the model. The format is a line of JSON and the
 numbers, so here each tensor is made, written and freed (https://github.com/huggingface/safetensors, "Format").
@@ -82,25 +82,27 @@ def parse_shard_size(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
-def write_shards(pieces: list[TensorPiece], folder: Path, most: int, done: Callable[[int], Any]) -> list[str]:
+def write_shards(
+    pieces: list[TensorPiece], folder: Path, max_bytes: int, on_written: Callable[[int], Any]
+) -> list[str]:
     """Write `model.safetensors`, or numbered shards and their index.
 
     Args:
         pieces: what to write, in this order.
         folder: where to.
-        most: bytes of a shard; a single larger tensor gets one of its own.
-        done: called with the bytes of every written tensor.
+        max_bytes: of a shard; a single larger tensor gets one of its own.
+        on_written: called with the bytes of every written tensor.
 
     Returns:
         The names of the files.
     """
-    shards = _plan_shards(pieces, most)
+    shards = _plan_shards(pieces, max_bytes)
     if len(shards) == 1:
         names = ["model.safetensors"]
     else:
         names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     for name, shard in zip(names, shards, strict=True):
-        _write_shard(shard, folder / name, done)
+        _write_shard(shard, folder / name, on_written)
     if len(shards) > 1:
         weight_map = {piece.name: name for name, shard in zip(names, shards, strict=True) for piece in shard}
         total = sum(piece.size for piece in pieces)
@@ -108,11 +110,11 @@ def write_shards(pieces: list[TensorPiece], folder: Path, most: int, done: Calla
     return names
 
 
-def _plan_shards(pieces: list[TensorPiece], most: int) -> list[list[TensorPiece]]:
+def _plan_shards(pieces: list[TensorPiece], max_bytes: int) -> list[list[TensorPiece]]:
     shards: list[list[TensorPiece]] = [[]]
     filled = 0
     for piece in pieces:
-        if shards[-1] and filled + piece.size > most:
+        if shards[-1] and filled + piece.size > max_bytes:
             shards.append([])
             filled = 0
         shards[-1].append(piece)
@@ -120,7 +122,7 @@ def _plan_shards(pieces: list[TensorPiece], most: int) -> list[list[TensorPiece]
     return shards
 
 
-def _write_shard(pieces: list[TensorPiece], path: Path, done: Callable[[int], Any]) -> None:
+def _write_shard(pieces: list[TensorPiece], path: Path, on_written: Callable[[int], Any]) -> None:
     # Wide types first: readers map the file, and a number must be aligned to its own size.
     ordered = sorted(pieces, key=lambda piece: -piece.parts[0].element_size())
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -136,4 +138,4 @@ def _write_shard(pieces: list[TensorPiece], path: Path, done: Callable[[int], An
         stream.write(text)
         for piece in ordered:
             piece.write(stream)
-            done(piece.size)
+            on_written(piece.size)

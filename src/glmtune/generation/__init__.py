@@ -1,1 +1,1 @@
-"""Replies: one at a time, streamed."""
+"""Generation: sampling, the decode loop, chat, batches."""

@@ -76,9 +76,9 @@ def generate_batched(
     seeds = range(len(prompts)) if seeds is None else seeds
 
     def answer(batch: Sequence[int]) -> list[GeneratedReply]:
-        draws = [seeds[i] for i in batch]
-        replies = _generate_batch(model, tokenizer, family, [prompts[i] for i in batch], sampling, draws)
-        return [_is_ended(i, ids, tokenizer, family) for i, ids in zip(batch, replies, strict=True)]
+        row_seeds = [seeds[i] for i in batch]
+        replies = _generate_batch(model, tokenizer, family, [prompts[i] for i in batch], sampling, row_seeds)
+        return [_make_reply(i, ids, tokenizer, family) for i, ids in zip(batch, replies, strict=True)]
 
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     replies: dict[int, GeneratedReply] = {}
@@ -115,7 +115,7 @@ def run_in_batches(
         if len(batch) == 1:
             raise ModelError(
                 f"Out of memory with a single row ({reason}).",
-                "Shorten prompts or replies, or hold the model in fewer bits: --quantization nf4.",
+                "Shorten prompts or replies, or load the model in fewer bits: --quantization nf4.",
             )
         size = len(batch) // 2
         if torch.cuda.is_available():
@@ -145,9 +145,9 @@ def _generate_batch(
     )
 
 
-def _is_ended(index: int, ids: list[int], tokenizer: PreTrainedTokenizerBase, family: Family) -> GeneratedReply:
+def _make_reply(index: int, ids: list[int], tokenizer: PreTrainedTokenizerBase, family: Family) -> GeneratedReply:
     stops = set(family.get_stop_ids(tokenizer))
-    end = next((place for place, token in enumerate(ids) if token in stops), None)
+    end = next((position for position, token in enumerate(ids) if token in stops), None)
     answer_ids = ids[:end]
     text = str(tokenizer.decode(answer_ids, skip_special_tokens=True))
     return GeneratedReply(index, answer_ids, text, "length" if end is None else "stop")

@@ -1,8 +1,8 @@
 """A compiled step with a cache of fixed size, for GPUs, where small operations wait for the CPU to launch them.
 
-torch compiles the forward pass of one token per row, and on a GPU records it as a CUDA graph. That takes its time at
-the first reply and gains over many; so it is an option (`--compile`). What is compiled is the model as it
-is, adapter, prefix and packed weights included. On a CPU the processor's order of matrices (`arrange.py`) is faster.
+torch compiles the forward pass of one token per row, and on a GPU records it as a CUDA graph. Compilation takes time at
+the first reply and pays off over many; so it is an option (`--compile`). What is compiled is the model as it
+is, adapter, prefix and packed weights included. On a CPU prepacked weights (`cpu_prepack.py`) are faster.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from glmtune.models.loading import parse_device
 from glmtune.training.memory import is_out_of_memory
 
 # Sizes of a cache are multiples of this: one compiled step then serves prompts and replies of many lengths.
-_PLACES = 512
+_LENGTH_STEP = 512
 # Steps that are compiled at most: one per number of rows and size of the cache.
-_SIZES = 64
+_MAX_COMPILED_STEPS = 64
 
 
 class CompiledStep:
@@ -38,17 +38,17 @@ class CompiledStep:
         mode = "reduce-overhead" if graphs else None
         self._step = torch.compile(model.__call__, backend=backend, mode=mode, dynamic=False)
         self._cache: Cache | None = None
-        self._made_for = (0, 0)
+        self._cache_size = (0, 0)
 
     def new_cache(self, rows: int, length: int) -> Cache:
-        """Room for `length` tokens of each row; the last one again if it is of that size, for a new one costs a graph.
+        """Make a cache for `length` tokens of each row. One of the same size is reused: a new one costs a graph.
 
-        So only one reply can be in work at a time.
+        So only one reply can be generated at a time.
         """
-        size = (rows, -(-length // _PLACES) * _PLACES)
-        if self._cache is None or size != self._made_for:
+        size = (rows, -(-length // _LENGTH_STEP) * _LENGTH_STEP)
+        if self._cache is None or size != self._cache_size:
             self._cache = StaticCache(config=self._config, max_cache_len=size[1])
-            self._made_for = size
+            self._cache_size = size
         else:
             self._cache.reset()
         return self._cache
@@ -60,7 +60,7 @@ class CompiledStep:
             ConfigError: torch cannot compile here.
         """
         try:
-            with torch._dynamo.config.patch(recompile_limit=_SIZES):
+            with torch._dynamo.config.patch(recompile_limit=_MAX_COMPILED_STEPS):
                 return self._step(**inputs)
         except torch._dynamo.exc.TorchDynamoException as error:
             inner = getattr(error, "inner_exception", error)
@@ -73,7 +73,7 @@ class CompiledStep:
 
 
 def compile_step(model: Any, backend: str = "inductor") -> None:
-    """From now on `decode` runs the compiled step of this model; it is compiled with the first reply.
+    """Let `decode_tokens` run a compiled step of this model; it is compiled with the first reply.
 
     Args:
         model: in eval mode, on the device where it stays; peft's wrapper or not.
@@ -94,7 +94,7 @@ def find_compiled_step(model: Any) -> CompiledStep | None:
 
 
 def require_gpu(device: str | None) -> None:
-    """What the commands do with `--compile` before they load a model for this device.
+    """Require a CUDA device for `--compile`, before the model is loaded.
 
     Raises:
         ConfigError: it is no CUDA device.

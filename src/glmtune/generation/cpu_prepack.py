@@ -26,12 +26,12 @@ from glmtune.quantization.packed_linear import PackedLinear
 from glmtune.training.memory import is_out_of_memory
 
 # Narrower matrices gain nothing.
-_NARROWEST = 32
+_MIN_WIDTH = 32
 
 
 @dataclass(frozen=True)
 class PrepackFormat:
-    """An order of a library's own."""
+    """A library's own memory layout of a matrix."""
 
     pack: Callable[[torch.Tensor], Any]
     unpack: Callable[[Any], torch.Tensor]
@@ -43,7 +43,7 @@ class PrepackFormat:
 
 
 class PrepackedLinear(nn.Module):
-    """Stands in for an `nn.Linear`; has no backward pass of its own.
+    """Replaces an `nn.Linear`; has no backward pass of its own.
 
     Args:
         linear: whose weight it takes over and later gives back.
@@ -74,8 +74,8 @@ class PrepackedLinear(nn.Module):
         bias = None if self.bias is None else self.bias.detach().to(self._dtype)
         return self._layout.multiply(inputs, self._packed, bias)
 
-    def plain(self) -> nn.Linear:
-        """The layer that it stood in for, with its weight; used up by this."""
+    def restore_linear(self) -> nn.Linear:
+        """Return the layer that it replaced, with its weight; afterwards this one is unusable."""
         (linear,) = self._linear
         linear.weight.data = self.weight
         self._packed = None
@@ -90,13 +90,13 @@ class PrepackedLinear(nn.Module):
 
 
 def prepack_weights(model: nn.Module) -> list[nn.Module]:
-    """Arrange what can be: matrices on the CPU that one layer alone uses; nothing of a model with a compiled step.
+    """Prepack what can be: matrices on the CPU that one layer alone uses; nothing of a model with a compiled step.
 
     Args:
-        model: will answer, and is not trained, merged or moved before `restore`.
+        model: will answer, and is not trained, merged or moved before `restore_weights`.
 
     Returns:
-        The layers that were changed, for `restore`. After an error none is.
+        The layers that were changed, for `restore_weights`. After an error none is.
     """
     changed: list[nn.Module] = []
     if find_compiled_step(model):
@@ -125,19 +125,19 @@ def _prepack_linears(model: nn.Module, changed: list[nn.Module]) -> None:
 
 
 def restore_weights(model: nn.Module, changed: list[nn.Module]) -> None:
-    """Undo `arrange`."""
+    """Undo `prepack_weights`."""
     remaining = {id(module) for module in changed}
     for module in changed:
         if isinstance(module, PackedLinear):
             module.unprepack()
     for name, module in list(model.named_modules()):
         if isinstance(module, PrepackedLinear) and id(module) in remaining:
-            _replace_weight(model, name, module.plain())
+            _replace_weight(model, name, module.restore_linear())
 
 
 @contextmanager
 def prepacked(model: nn.Module) -> Iterator[None]:
-    """Arranged while inside, as it was afterwards. Inside another one, or without the memory, nothing happens."""
+    """Prepack the weights during the block. Inside another such block, or without enough memory, nothing happens."""
     try:
         changed = prepack_weights(model)
     except (RuntimeError, MemoryError) as error:
@@ -156,18 +156,18 @@ def pick_format(dtype: torch.dtype) -> PrepackFormat | None:
     layout = {torch.float32: _ONEDNN, torch.bfloat16: _ONEDNN, torch.float16: _FBGEMM}.get(dtype)
     if layout is None:
         return None
-    # Seen, not assumed: these are not public functions of torch. Small whole numbers have one right result.
+    # Tested here: these are not public functions of torch. Small whole numbers have one right result.
     weight_OI = (torch.arange(96 * 64).reshape(96, 64) % 13 - 6).to(dtype)
     inputs_MI = (torch.arange(3 * 64).reshape(3, 64) % 3 - 1).to(dtype)
     bias_O = (torch.arange(96) % 5).to(dtype)
     expected_MO = (inputs_MI.float() @ weight_OI.float().T + bias_O.float()).to(dtype)
     try:
         packed = layout.pack(weight_OI)
-        right = torch.equal(layout.multiply(inputs_MI, packed, bias_O), expected_MO)
-        right = right and torch.equal(layout.unpack(packed), weight_OI)
+        is_exact = torch.equal(layout.multiply(inputs_MI, packed, bias_O), expected_MO)
+        is_exact = is_exact and torch.equal(layout.unpack(packed), weight_OI)
     except (RuntimeError, AttributeError, NotImplementedError):
         return None
-    return layout if right else None
+    return layout if is_exact else None
 
 
 def _onednn_pack(weight_OI: torch.Tensor) -> torch.Tensor:
@@ -211,7 +211,7 @@ def _is_prepackable(linear: nn.Linear, shared: set[int]) -> bool:
         # Sharded training keeps many weights in one piece of memory, where they must stay.
         and weight.untyped_storage().nbytes() == weight.nbytes
         and weight.ndim == 2
-        and min(weight.shape) >= _NARROWEST
+        and min(weight.shape) >= _MIN_WIDTH
         and not linear._forward_hooks
         and not linear._forward_pre_hooks
     )
@@ -232,12 +232,12 @@ def _list_adapter_weights(model: nn.Module) -> set[int]:
 
 def _list_shared_weights(model: nn.Module) -> set[int]:
     """Weights that several modules share, such as an embedding that is also the head."""
-    seen: set[int] = set()
-    twice: set[int] = set()
+    weights: set[int] = set()
+    shared: set[int] = set()
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
-            (twice if id(parameter) in seen else seen).add(id(parameter))
-    return twice
+            (shared if id(parameter) in weights else weights).add(id(parameter))
+    return shared
 
 
 def _is_read_elsewhere(model: nn.Module, name: str) -> bool:

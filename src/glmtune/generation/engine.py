@@ -1,9 +1,9 @@
-"""The one loop that generates: chat, evaluation and measurements all run it.
+"""The decode loop: chat, evaluation and measurements all run it.
 
 The prompt is read once, then a token per row and step. What differs between models (positions, masks of a prefix LM) is
 made by the model's own `prepare_inputs_for_generation`, as transformers' `generate` does.
 
-Shapes: B rows in work, S tokens so far, V vocabulary.
+Shapes: B unfinished rows, S tokens so far, V vocabulary.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _DONE_SHARE = 0.25
 
 @dataclass
 class _DecodeState:
-    """The rows in work, left-padded."""
+    """The unfinished rows, left-padded."""
 
     ids_BS: torch.Tensor
     mask_BS: torch.Tensor
@@ -51,7 +51,7 @@ class _DecodeState:
         self.positions_BS = torch.cat((self.positions_BS, self.positions_BS[:, -1:] + 1), dim=1)
 
     def select_rows(self, places: list[int]) -> None:
-        """Let the others leave."""
+        """Keep the rows at these places alone."""
         places_B = torch.tensor(places, device=self.ids_BS.device)
         self.ids_BS, self.mask_BS = self.ids_BS[places_B], self.mask_BS[places_B]
         self.positions_BS = self.positions_BS[places_B]
@@ -71,7 +71,7 @@ def decode_tokens(
     padding: int,
     on_step: Callable[[dict[int, int]], None] | None = None,
 ) -> list[list[int]]:
-    """Go on from every prompt until a stop id or the longest length.
+    """Continue every prompt until a stop id or the longest length.
 
     Args:
         model: in eval mode, not wrapped for data parallelism; adapters and prefixes are part of it.
@@ -89,24 +89,24 @@ def decode_tokens(
     compiled = find_compiled_step(bare)
     longest = max(map(len, prompts)) + max_new_tokens
     cache = compiled.new_cache(len(prompts), longest) if compiled else new_preallocated_cache()
-    work = _DecodeState.begin(prompts, padding, bare.device, cache)
+    state = _DecodeState.begin(prompts, padding, bare.device, cache)
     replies: list[list[int]] = [[] for _ in prompts]
-    ends, done = set(stops), set()
+    ends, finished = set(stops), set()
     for step in range(max_new_tokens):
-        logits_BV = _run_forward(bare, work, step == 0, compiled)
-        next_B = choose(_strip_padding(work), logits_BV, work.rows)
-        new = {row: token for row, token in zip(work.rows, next_B.tolist(), strict=True) if row not in done}
+        logits_BV = _run_forward(bare, state, step == 0, compiled)
+        next_B = choose(_strip_padding(state), logits_BV, state.rows)
+        new = {row: token for row, token in zip(state.rows, next_B.tolist(), strict=True) if row not in finished}
         for row, token in new.items():
             replies[row].append(token)
         if on_step:
             on_step(new)
-        done |= {row for row, token in new.items() if token in ends}
-        remaining = [place for place, row in enumerate(work.rows) if row not in done]
+        finished |= {row for row, token in new.items() if token in ends}
+        remaining = [place for place, row in enumerate(state.rows) if row not in finished]
         if not remaining or step == max_new_tokens - 1:
             break
-        work.append(next_B)
-        if not compiled and len(work.rows) - len(remaining) >= _DONE_SHARE * len(work.rows):
-            work.select_rows(remaining)
+        state.append(next_B)
+        if not compiled and len(state.rows) - len(remaining) >= _DONE_SHARE * len(state.rows):
+            state.select_rows(remaining)
     return replies
 
 
@@ -115,29 +115,29 @@ def pick_greedy(ids_BS: torch.Tensor, logits_BV: torch.Tensor, rows: Sequence[in
     return logits_BV.argmax(-1)
 
 
-def _run_forward(bare: Any, work: _DecodeState, first: bool, compiled: CompiledStep | None = None) -> torch.Tensor:
+def _run_forward(bare: Any, state: _DecodeState, first: bool, compiled: CompiledStep | None = None) -> torch.Tensor:
     """Logits (B, V) after the last tokens, fp32."""
     step = compiled if compiled and not first else bare
     inputs = bare.prepare_inputs_for_generation(
-        work.ids_BS,
+        state.ids_BS,
         next_sequence_length=None if first else 1,
-        past_key_values=work.cache,
-        attention_mask=work.mask_BS,
-        position_ids=work.positions_BS,
+        past_key_values=state.cache,
+        attention_mask=state.mask_BS,
+        position_ids=state.positions_BS,
         use_cache=True,  # training switches it off in the config
         is_first_iteration=first,
     )
-    on_cpu = work.ids_BS.device.type == "cpu"
+    on_cpu = state.ids_BS.device.type == "cpu"
     if on_cpu and not first and not compiled and bare.config._attn_implementation.endswith("sdpa"):
         # Without a mask, transformers asks sdpa to share key-value heads among queries, which its CPU kernel does by
         # going through them one by one; with one it stacks the queries of a head, which takes a fraction of the time.
-        inputs["attention_mask"] = work.mask_BS[:, None, None].bool()
+        inputs["attention_mask"] = state.mask_BS[:, None, None].bool()
     return step(**inputs, logits_to_keep=1, return_dict=True).logits[:, -1].float()
 
 
-def _strip_padding(work: _DecodeState) -> torch.Tensor:
+def _strip_padding(state: _DecodeState) -> torch.Tensor:
     """Rows with their first token in place of padding, for samplers that look at earlier tokens."""
-    if work.mask_BS[:, 0].all():
-        return work.ids_BS
-    first_B1 = work.ids_BS.gather(1, work.mask_BS.argmax(-1, keepdim=True))
-    return torch.where(work.mask_BS.bool(), work.ids_BS, first_B1)
+    if state.mask_BS[:, 0].all():
+        return state.ids_BS
+    first_B1 = state.ids_BS.gather(1, state.mask_BS.argmax(-1, keepdim=True))
+    return torch.where(state.mask_BS.bool(), state.ids_BS, first_B1)

@@ -11,7 +11,7 @@ import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
 # Positions that are added when a buffer is full; each time it is copied once.
-_ROOM = 256
+_GROWTH = 256
 
 
 class PreallocatedLayer(DynamicLayer):
@@ -51,7 +51,7 @@ def new_preallocated_cache() -> Cache:
 
 
 def _grow_tensor(old: torch.Tensor | None, new: torch.Tensor, total: int) -> torch.Tensor:
-    buffer = new.new_empty(*new.shape[:2], total + _ROOM, new.shape[-1])
+    buffer = new.new_empty(*new.shape[:2], total + _GROWTH, new.shape[-1])
     if old is not None:
         buffer[:, :, : old.shape[-2]] = old
     return buffer

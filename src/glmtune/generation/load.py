@@ -1,4 +1,4 @@
-"""Whatever a user names, ready to answer: model, tokenizer and family together."""
+"""Load a model for generation: with its tokenizer and family."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class LoadedModel:
-    """A model with what it needs to be talked to."""
+    """A model with its tokenizer and family."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -46,8 +46,8 @@ def load_for_generation(
         base: of the adapter, if it is no longer where the adapter was trained.
         dtype: precision; the checkpoint's own when None.
         device: a GPU if there is one when None.
-        family: the generation, for folders that do not say it.
-        hub: where a hub id is looked up.
+        family: the generation, for folders that do not name it.
+        hub: source of a hub id: `huggingface` or `modelscope`.
         seed: seeds the sampling.
         quantization: see `load_model`; None: as the run had its base, else as the checkpoint is.
 
@@ -55,12 +55,12 @@ def load_for_generation(
         ModelError: the base or its tokenizer cannot be loaded.
         RunError: the adapter is unfinished, its base gone, or another one.
     """
-    opened, _, _ = load_parts(
+    loaded, _, _ = load_parts(
         target, base=base, dtype=dtype, device=device, family=family, hub=hub, quantization=quantization
     )
     if seed is not None:
         set_seed(seed)
-    return opened
+    return loaded
 
 
 def load_parts(
@@ -73,18 +73,18 @@ def load_parts(
     hub: str = "huggingface",
     quantization: str | None = None,
 ) -> tuple[LoadedModel, ModelTarget, Checkpoint]:
-    """`open_model`, with what was found behind the name: the target, its quantisation decided, and the checkpoint."""
+    """Load as `load_for_generation` does; also returns the target, with its quantisation, and the checkpoint."""
     silence_libraries()
-    target_parts = resolve_target(target, base=base, family=family, hub=hub)
-    target_parts = replace(target_parts, quantization=quantization or target_parts.quantization)
-    inspected = inspect_checkpoint(target_parts.base, family=target_parts.family, hub=target_parts.hub)
+    model_target = resolve_target(target, base=base, family=family, hub=hub)
+    model_target = replace(model_target, quantization=quantization or model_target.quantization)
+    inspected = inspect_checkpoint(model_target.base, family=model_target.family, hub=model_target.hub)
     tokenizer = load_tokenizer(inspected.folder, family=inspected.family.name)
     model = load_with_adapter(
         inspected,
-        target_parts.adapter,
+        model_target.adapter,
         dtype=dtype,
         device=device,
-        quantization=target_parts.quantization,
-        double_quantization=target_parts.double_quantization,
+        quantization=model_target.quantization,
+        double_quantization=model_target.double_quantization,
     )
-    return LoadedModel(model, tokenizer, inspected.family, target_parts.prefix), target_parts, inspected
+    return LoadedModel(model, tokenizer, inspected.family, model_target.prefix), model_target, inspected

@@ -26,36 +26,36 @@ class TextStream(BaseStreamer):
         self._tokenizer = tokenizer
         self._on_text = on_text
         self._ids: list[int] = []
-        self._prompt_seen = False
+        self._has_prompt = False
         self._start = 0  # first id of the window that is decoded; keeps a step's cost independent of the length
-        self._done = 0  # ids whose text has been passed on
-        self._begun = False
+        self._passed = 0  # ids whose text has been passed on
+        self._is_started = False
 
     def put(self, value: torch.Tensor) -> None:
-        if not self._prompt_seen:  # the first call brings the prompt
-            self._prompt_seen = True
+        if not self._has_prompt:  # the first call brings the prompt
+            self._has_prompt = True
             return
         self._ids += value.reshape(-1).tolist()
-        before = self._decode(self._start, self._done)
+        before = self._decode(self._start, self._passed)
         now = self._decode(self._start, len(self._ids))
         if len(now) > len(before) and not now.endswith("\ufffd"):
             self._emit(now[len(before) :])
-            self._start, self._done = self._done, len(self._ids)
+            self._start, self._passed = self._passed, len(self._ids)
 
     def end(self) -> None:
-        before, now = self._decode(self._start, self._done), self._decode(self._start, len(self._ids))
+        before, now = self._decode(self._start, self._passed), self._decode(self._start, len(self._ids))
         if len(now) > len(before):
             self._emit(now[len(before) :])
-        self._done = len(self._ids)
+        self._passed = len(self._ids)
 
     def _decode(self, start: int, end: int) -> str:
         return str(self._tokenizer.decode(self._ids[start:end], skip_special_tokens=True))
 
     def _emit(self, text: str) -> None:
         # Formats with roles begin a reply with an empty metadata line, which is not shown.
-        text = text if self._begun else text.lstrip()
+        text = text if self._is_started else text.lstrip()
         if text:
-            self._begun = True
+            self._is_started = True
             self._on_text(text)
 
 

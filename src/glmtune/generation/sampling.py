@@ -1,6 +1,6 @@
 """How the next token is chosen.
 
-Shapes: B rows in work, S tokens so far, V vocabulary.
+Shapes: B unfinished rows, S tokens so far, V vocabulary.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Sampling:
 
 
 def make_sampler(sampling: Sampling, seeds: Sequence[int], device: torch.device) -> Choose:
-    """What `decode` is given.
+    """Make the function that chooses the next tokens for `decode_tokens`.
 
     Args:
         sampling: how tokens are chosen.
@@ -65,7 +65,7 @@ class _SeededDraws:
         self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
     def __call__(self, scores_BV: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-        waits_BV = torch.empty(scores_BV.shape, dtype=torch.float32, device=scores_BV.device)
-        for waits_V, row in zip(waits_BV, rows, strict=True):
-            waits_V.exponential_(generator=self._generators[row])
-        return scores_BV - waits_BV.clamp_(min=1e-30).log_()
+        noise_BV = torch.empty(scores_BV.shape, dtype=torch.float32, device=scores_BV.device)
+        for noise_V, row in zip(noise_BV, rows, strict=True):
+            noise_V.exponential_(generator=self._generators[row])
+        return scores_BV - noise_BV.clamp_(min=1e-30).log_()

@@ -9,7 +9,7 @@ from pathlib import Path
 from glmtune.errors import RunError
 from glmtune.utils.io import write_json
 
-NOTE = "glmtune.json"
+BASE_INFO_FILE = "glmtune.json"
 """File in the folder of an adapter that names its base."""
 
 
@@ -24,7 +24,7 @@ class BaseInfo:
 
 def write_base_info(folder: Path, base_info: BaseInfo) -> None:
     """Write the file into a folder."""
-    write_json(folder / NOTE, asdict(base_info))
+    write_json(folder / BASE_INFO_FILE, asdict(base_info))
 
 
 def read_base_info(folder: Path) -> BaseInfo | None:
@@ -33,7 +33,7 @@ def read_base_info(folder: Path) -> BaseInfo | None:
     Raises:
         RunError: the file is broken.
     """
-    path = folder / NOTE
+    path = folder / BASE_INFO_FILE
     if not path.is_file():
         return None
     try:
@@ -52,10 +52,10 @@ def require_same_base(folder: Path, fingerprint: str, base: Path) -> None:
     Raises:
         RunError: names both fingerprints.
     """
-    note = read_base_info(folder)
-    if note and note.fingerprint != fingerprint:
+    base_info = read_base_info(folder)
+    if base_info and base_info.fingerprint != fingerprint:
         raise RunError(
-            f"{folder}: was trained on a base with fingerprint {note.fingerprint} ({note.path}); "
+            f"{folder}: was trained on a base with fingerprint {base_info.fingerprint} ({base_info.path}); "
             f"{base} has {fingerprint}.",
             "Give the right base with --base.",
         )

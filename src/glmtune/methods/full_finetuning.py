@@ -1,7 +1,7 @@
 """Tuning of the base's own weights: all of them (full) or those of the last layers (freeze).
 
-Checkpoints hold the trained weights alone, in fp32; the result of a run is a whole model folder, which loads like any
-base and needs the old one no more.
+Checkpoints hold the trained weights alone, in fp32; the result of a run is a complete model folder, which loads like
+any base and does not need the old one.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ class Full(Method):
         dtype: torch.dtype | None = None,
         state: StateDict | None = None,
     ) -> None:
-        whole = model.state_dict() if state is None else state
+        full_state = model.state_dict() if state is None else state
         # On the CPU: a GPU with the optimiser's state has no memory left for the model in another precision.
-        cast = {name: value.to("cpu", dtype or value.dtype) for name, value in whole.items()}
+        cast = {name: value.to("cpu", dtype or value.dtype) for name, value in full_state.items()}
         model.config.use_cache = True  # the Trainer turns it off
         model.save_pretrained(str(folder), state_dict=_copy_storage(cast), max_shard_size=SHARD_SIZE)
         write_tokenizer(Path(base_info.path), base_info.family, folder)
@@ -94,8 +94,8 @@ class Full(Method):
 
     def trained_state(self, model: Any, state: StateDict | None = None) -> StateDict:
         names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        whole = model.state_dict() if state is None else state
-        return {name: whole[name] for name in names}
+        full_state = model.state_dict() if state is None else state
+        return {name: full_state[name] for name in names}
 
 
 class Freeze(Full):

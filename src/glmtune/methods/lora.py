@@ -104,23 +104,23 @@ class Lora(Method):
         write_base_info(folder, base_info)
 
     def read(self, model: PeftModel, folder: Path) -> None:
-        """Put an adapter back, one trained on the published code too.
+        """Load an adapter into a prepared model, also one that was trained on the published code.
 
         Raises:
             RunError: it is broken, has other settings, or a weight is missing, left over, or of another shape.
         """
         try:
-            before, state = _open_adapter(folder, model.get_base_model(), trainable=True)
+            saved_config, state = _open_adapter(folder, model.get_base_model(), trainable=True)
         except ModelError as error:
             raise RunError(error.message, error.hint) from None
-        now: Any = model.peft_config["default"]
+        config: Any = model.peft_config["default"]
         for key, ours in _SCALE.items():
-            if getattr(before, key) != getattr(now, key):
+            if getattr(saved_config, key) != getattr(config, key):
                 raise RunError(
-                    f"{folder}: was trained with lora.{ours} {getattr(before, key)}, not {getattr(now, key)}.",
-                    f"Set lora.{ours}={getattr(before, key)}.",
+                    f"{folder}: was trained with lora.{ours} {getattr(saved_config, key)}, not {getattr(config, key)}.",
+                    f"Set lora.{ours}={getattr(saved_config, key)}.",
                 )
-        if before.alpha_pattern != now.alpha_pattern:
+        if saved_config.alpha_pattern != config.alpha_pattern:
             raise RunError(
                 f"{folder}: some modules have a scale of their own (alpha_pattern), which a run cannot have.",
                 "Merge it into the base and train on that.",
@@ -142,7 +142,7 @@ class Lora(Method):
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, *, name: str = "default", trainable: bool = False) -> PeftModel:
-    """Put a saved adapter onto its base: one of ours, or one that peft wrote for the published code.
+    """Load a saved adapter onto its base: one of ours, or one that peft wrote for the published code.
 
     Args:
         model: the base; it is changed in place.
@@ -235,12 +235,12 @@ def make_loraplus_groups(
     groups: dict[tuple[str, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            kind = "B" if _is_b(name) else "rest"
+            kind = "B" if _is_lora_b(name) else "rest"
             groups.setdefault((kind, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
     return [
         {"params": parameters, "lr": rates[kind], "weight_decay": decay} for (kind, decay), parameters in groups.items()
     ]
 
 
-def _is_b(name: str) -> bool:
+def _is_lora_b(name: str) -> bool:
     return any(part in ("lora_B", "lora_embedding_B") for part in name.split("."))

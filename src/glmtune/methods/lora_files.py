@@ -1,4 +1,4 @@
-"""The files of a peft LoRA adapter, and putting their weights onto a model without leaving one out."""
+"""Read and write the files of a peft LoRA adapter; load its weights into a model completely or not at all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from glmtune.methods.method import StateDict
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 OLD_WEIGHTS = "adapter_model.bin"
-_MEND = "Copy or download the adapter again."
+_COPY_AGAIN = "Copy or download the adapter again."
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -34,9 +34,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"{path}: not valid JSON ({error}).", _MEND) from None
+        raise ModelError(f"{path}: not valid JSON ({error}).", _COPY_AGAIN) from None
     if not isinstance(config, dict):
-        raise ModelError(f"{path}: holds no JSON object.", _MEND)
+        raise ModelError(f"{path}: holds no JSON object.", _COPY_AGAIN)
     if config.get("peft_type") != "LORA":
         raise ModelError(f"{path}: peft_type is {config.get('peft_type')!r}, not LORA.", "Give a LoRA adapter.")
     return config
@@ -57,13 +57,13 @@ def read_weights(folder: Path) -> StateDict:
                 return load_file(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
         except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-            raise ModelError(f"{path}: cut short or corrupt ({summarize_error(error, 120)}).", _MEND) from None
+            raise ModelError(f"{path}: cut short or corrupt ({summarize_error(error, 120)}).", _COPY_AGAIN) from None
         except Exception as error:  # pickle's own errors: the file holds something other than tensors
-            raise ModelError(f"{path}: not plain weights ({summarize_error(error, 120)}).", _MEND) from None
+            raise ModelError(f"{path}: not plain weights ({summarize_error(error, 120)}).", _COPY_AGAIN) from None
         if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-            raise ModelError(f"{path}: holds something other than named tensors.", _MEND)
+            raise ModelError(f"{path}: holds something other than named tensors.", _COPY_AGAIN)
         return state
-    raise ModelError(f"{folder}: the adapter has no weights ({WEIGHTS} or {OLD_WEIGHTS}).", _MEND)
+    raise ModelError(f"{folder}: the adapter has no weights ({WEIGHTS} or {OLD_WEIGHTS}).", _COPY_AGAIN)
 
 
 def make_peft_config(raw: dict[str, Any], *, trainable: bool) -> PeftLoraConfig:
@@ -78,7 +78,7 @@ def make_peft_config(raw: dict[str, Any], *, trainable: bool) -> PeftLoraConfig:
     try:
         config = PeftLoraConfig.from_peft_type(**values)  # warns of keys that ask for something it does not have
     except (ValueError, TypeError) as error:
-        raise ModelError(f"{CONFIG}: {summarize_error(error, 120)}", _MEND) from None
+        raise ModelError(f"{CONFIG}: {summarize_error(error, 120)}", _COPY_AGAIN) from None
     assert isinstance(config, PeftLoraConfig)
     return config
 
@@ -95,8 +95,8 @@ def write_files(folder: Path, config: PeftLoraConfig, state: StateDict) -> None:
 def write_weights(folder: Path, state: StateDict) -> None:
     """Write the weights alone."""
     # A copy of each, for safetensors refuses tensors that share memory.
-    whole = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
-    save_file(whole, folder / WEIGHTS, metadata={"format": "pt"})
+    copies = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+    save_file(copies, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def select_adapter_state(model: PeftModel, name: str = "default", state: StateDict | None = None) -> StateDict:
@@ -118,13 +118,13 @@ def load_state(model: PeftModel, state: StateDict, name: str = "default") -> lis
         What does not fit, in words; empty when the weights were copied.
     """
     expected = select_adapter_state(model, name)
-    by_plain = {_strip_name(key): key for key in expected}
-    native_state = {by_plain.get(_strip_name(key), key): value for key, value in state.items()}
+    by_plain = {_strip_wrapper(key): key for key in expected}
+    native_state = {by_plain.get(_strip_wrapper(key), key): value for key, value in state.items()}
     faults = {
         "missing": [key for key in expected if key not in native_state],
         "left over": _list_unused(model, {key: value for key, value in native_state.items() if key not in expected}),
         "wrong shape": [
-            f"{key} is {_group_by(native_state[key])} instead of {_group_by(value)}"
+            f"{key} is {_format_shape(native_state[key])} instead of {_format_shape(value)}"
             for key, value in expected.items()
             if key in native_state and native_state[key].shape != value.shape
         ],
@@ -147,15 +147,15 @@ def _list_unused(model: PeftModel, unknown: StateDict) -> list[str]:
     ]
 
 
-def _strip_name(key: str) -> str:
+def _strip_wrapper(key: str) -> str:
     """Older files name a trained bias without the wrapper around its module."""
     return key.replace(".base_layer.", ".")
 
 
-def _group_by(tensor: torch.Tensor) -> str:
+def _format_shape(tensor: torch.Tensor) -> str:
     return "x".join(str(size) for size in tensor.shape)
 
 
-def _join_names(names: list[str], most: int = 3) -> str:
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+def _join_names(names: list[str], limit: int = 3) -> str:
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")

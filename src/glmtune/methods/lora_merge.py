@@ -1,4 +1,4 @@
-"""An adapter, added into its base for good."""
+"""Merge an adapter into the weights of its base."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def merge_adapter(model: PeftModel) -> PreTrainedModel:
-    """Add the active adapter into the base's weights and take the wrapping off, one module at a time.
+    """Add the active adapter into the base's weights and remove the wrapper, one module at a time.
 
     Update and sum are computed in fp32 and rounded once to the base's precision: a merged weight differs from the
     exact one by at most 2**-8 of itself in bf16 and 2**-11 in fp16; in fp32 only by the rounding of the sum itself.
@@ -47,21 +47,21 @@ def merge_adapter(model: PeftModel) -> PreTrainedModel:
         _replace_module(base, path, layer.get_base_layer())
     for path, module in list(base.named_modules()):
         if isinstance(module, ModulesToSaveWrapper):
-            _replace_module(base, path, _select_layers(module))
+            _replace_module(base, path, _get_trained_module(module))
     for module in base.modules():
-        _round_bias(module)
+        _cast_bias(module)
     base.__dict__.pop("peft_config", None)
     return base.requires_grad_(False)
 
 
-def _select_layers(wrapper: ModulesToSaveWrapper) -> nn.Module:
+def _get_trained_module(wrapper: ModulesToSaveWrapper) -> nn.Module:
     """The copy that was trained, in the precision of the module it takes the place of."""
-    before: Any = wrapper.original_module
+    original: Any = wrapper.original_module
     trained: nn.Module = wrapper.modules_to_save[wrapper.active_adapters[0]]
-    return trained.to(before.weight.dtype)
+    return trained.to(original.weight.dtype)
 
 
-def _round_bias(module: nn.Module) -> None:
+def _cast_bias(module: nn.Module) -> None:
     """Biases are trained in fp32 inside the base itself."""
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     if isinstance(weight, nn.Parameter) and isinstance(bias, nn.Parameter) and bias.dtype != weight.dtype:

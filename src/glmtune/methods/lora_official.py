@@ -1,4 +1,4 @@
-"""Adapters trained on the published code, on the native model, and back.
+"""Convert LoRA adapters between the module names of the published code and those of the native model.
 
 The published code keeps q, k and v in one matrix W of stacked rows. An update B A of it is three updates with the same
 A and a part of B's rows each: exact, bit for bit. Back, three updates with their own A are one of three times the rank:
@@ -32,9 +32,18 @@ _PREFIX = "base_model.model."
 _KEY = re.compile(
     r"^base_model\.model\.(.+?)\.((?:lora_[AB]|base_layer)\.(?:weight|bias)|lora_magnitude_vector|weight|bias)$"
 )
-_PLACES = ("layers_to_transform", "layers_pattern", "exclude_modules", "rank_pattern", "alpha_pattern")
+_MODULE_KEYS = ("layers_to_transform", "layers_pattern", "exclude_modules", "rank_pattern", "alpha_pattern")
 """Keys of a config that name modules; the target's names say all of it here."""
-_ALWAYS = ("peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "bias", "fan_in_fan_out", "inference_mode")
+_REQUIRED_KEYS = (
+    "peft_type",
+    "task_type",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "bias",
+    "fan_in_fan_out",
+    "inference_mode",
+)
 """Keys that old releases of peft want to find; a default that they may not know is left out."""
 
 Rows = Mapping[str, int]
@@ -51,17 +60,17 @@ def list_module_rows(model: nn.Module) -> dict[str, int]:
 
 
 def convert_to_native(raw: dict[str, Any], state: StateDict, rows: Rows) -> tuple[dict[str, Any], StateDict]:
-    """An adapter for the native model; one that is for it already, or for neither, is given back as it is.
+    """An adapter for the native model; one that is for it already, or for neither, is returned unchanged.
 
     Args:
         raw: adapter_config.json.
         state: its weights.
-        rows: see `module_rows`.
+        rows: see `list_module_rows`.
 
     Raises:
         ModelError: a fused weight has another number of rows than the model's parts together.
     """
-    keys = _parse_name(state)
+    keys = _parse_names(state)
     published = group_by_published(rows)
     paths = {path for path, _ in keys.values()}
     if paths <= rows.keys() or not paths <= published.keys():
@@ -75,12 +84,12 @@ def convert_to_native(raw: dict[str, Any], state: StateDict, rows: Rows) -> tupl
     adapted = {path for path, kind in keys.values() if kind == A}
     config = _strip_layer_numbers(raw)
     config["target_modules"] = shorten_names({part for path in adapted for part in published[path]}, rows.keys())
-    whole = _select_whole_modules(raw, paths - adapted)
-    config["modules_to_save"] = sorted({part for path in whole for part in published[path]}) or None
+    saved_modules = _select_whole_modules(raw, paths - adapted)
+    config["modules_to_save"] = sorted({part for path in saved_modules for part in published[path]}) or None
     for pattern, default in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
         if raw.get(pattern):
-            each = {path: _make_rank_pattern(raw[pattern], path, raw[default]) for path in adapted}
-            config[pattern] = {part: value for path, value in each.items() for part in published[path]}
+            values = {path: _find_pattern_value(raw[pattern], path, raw[default]) for path in adapted}
+            config[pattern] = {part: value for path, value in values.items() for part in published[path]}
     return config, native
 
 
@@ -92,7 +101,7 @@ def write_official_adapter(adapter: Path, native_shapes: Mapping[str, tuple[int,
 
     Args:
         adapter: a folder of the native model's adapter.
-        native_shapes: of the base, as `Base.native_shapes` has them.
+        native_shapes: of the base, as `Checkpoint.native_shapes` has them.
         folder: where to; new or empty.
 
     Raises:
@@ -107,26 +116,26 @@ def write_official_adapter(adapter: Path, native_shapes: Mapping[str, tuple[int,
             f"{adapter}: its ranks or alphas differ between modules (rank_pattern, alpha_pattern).",
             "Merge it and export the whole model instead.",
         )
-    keys = _parse_name(state)
+    keys = _parse_names(state)
     foreign = sorted({path for path, _ in keys.values()} - rows.keys())
     if foreign:
         raise ModelError(f"{adapter}: this base has no module {foreign[0]}.", "Give the adapter's own base.")
-    whole = set(keys.values())
-    adapted = [path for path, kind in whole if kind == A and (path, B) in whole]
-    if not adapted or any(kind in (A, B) and path not in adapted for path, kind in whole):
+    entries = set(keys.values())
+    adapted = [path for path, kind in entries if kind == A and (path, B) in entries]
+    if not adapted or any(kind in (A, B) and path not in adapted for path, kind in entries):
         raise ModelError(f"{adapter}: an A without its B, or none at all.", "Copy or download the adapter again.")
     if any(_is_part(path) for path in rows):
         config, state = _convert_to_published(raw, state, keys, rows, adapter)
     else:  # a model that has the published names itself
         config = raw
     folder.mkdir(parents=True, exist_ok=True)
-    default = PeftLoraConfig().to_dict() | dict.fromkeys(_ALWAYS)
+    default = PeftLoraConfig().to_dict() | dict.fromkeys(_REQUIRED_KEYS)
     settings = {key: value for key, value in config.items() if value != default.get(key) and value not in ([], {})}
     write_json(folder / CONFIG, settings)
     write_weights(folder, state)
-    note = read_base_info(adapter)
-    if note:
-        write_base_info(folder, note)
+    base_info = read_base_info(adapter)
+    if base_info:
+        write_base_info(folder, base_info)
 
 
 def _convert_to_published(
@@ -140,14 +149,14 @@ def _convert_to_published(
         for path, parts in groups.items()
         if any(part in parts for part, _ in values)
     }
-    fused = {path for path, there in kinds.items() if len(groups[path]) > 1 and A in there}
-    share = all(_require_same([values[part, A] for part in groups[path] if (part, A) in values]) for path in fused)
+    fused = {path for path, present_kinds in kinds.items() if len(groups[path]) > 1 and A in present_kinds}
+    has_shared_a = all(_are_equal([values[part, A] for part in groups[path] if (part, A) in values]) for path in fused)
     published: StateDict = {}
-    for path, there in kinds.items():
+    for path, present_kinds in kinds.items():
         if path in fused:
-            published |= _fuse_updates(path, groups[path], values, rows, share)
-        for kind in sorted(there - ({A, B} if path in fused else set())):
-            stored = "base_layer.bias" if kind == "bias" and A in there else kind
+            published |= _fuse_updates(path, groups[path], values, rows, has_shared_a)
+        for kind in sorted(present_kinds - ({A, B} if path in fused else set())):
+            stored = "base_layer.bias" if kind == "bias" and A in present_kinds else kind
             published[f"{_PREFIX}{path}.{stored}"] = _stack_rows(groups[path], kind, values, adapter)
     return _make_published_config(raw, kinds, groups, published), published
 
@@ -159,7 +168,7 @@ def _stack_rows(
     if any((part, kind) not in values for part in parts):
         raise ModelError(
             f"{adapter}: has the {kind.replace('lora_', '').replace('_', ' ')} of some of {', '.join(parts)} only, "
-            "which the published matrix cannot say.",
+            "which the published matrix cannot hold.",
             "Train with all of them in lora.targets, or merge it and export the whole model.",
         )
     return torch.cat([values[part, kind] for part in parts])
@@ -168,7 +177,7 @@ def _stack_rows(
 def _make_published_config(
     raw: dict[str, Any], kinds: Mapping[str, set[str]], groups: Mapping[str, list[str]], published: StateDict
 ) -> dict[str, Any]:
-    """The config of what `_to_published` made, with ranks and alphas as they became."""
+    """The config of what `_convert_to_published` made, with ranks and alphas as they became."""
     ranks = {path: len(published[f"{_PREFIX}{path}.{A}"]) for path in kinds if A in kinds[path]}
     usual = Counter(ranks.values()).most_common(1)[0][0]
 
@@ -187,7 +196,7 @@ def _make_published_config(
 
 
 def _fuse_updates(
-    path: str, parts: list[str], values: Mapping[tuple[str, str], torch.Tensor], rows: Rows, share: bool
+    path: str, parts: list[str], values: Mapping[tuple[str, str], torch.Tensor], rows: Rows, has_shared_a: bool
 ) -> StateDict:
     """A (rank, columns) and B (rows, rank) of a fused matrix; rows of a part without adapter are zero in B.
 
@@ -196,18 +205,18 @@ def _fuse_updates(
         parts: its native modules, in the order of their rows.
         values: by native module and kind.
         rows: of the native modules.
-        share: whether the parts' A are equal, so that one is enough.
+        has_shared_a: whether the parts' A are equal, so that one is enough.
     """
     present = [part for part in parts if (part, A) in values]
     first = values[present[0], A]
     rank = len(first)
-    a = first if share else torch.cat([values[part, A] for part in present])
+    a = first if has_shared_a else torch.cat([values[part, A] for part in present])
     b = first.new_zeros((sum(rows[part] for part in parts), len(a)))
     row = column = 0
     for part in parts:
         if part in present:
             b[row : row + rows[part], column : column + rank] = values[part, B]
-            column += 0 if share else rank
+            column += 0 if has_shared_a else rank
         row += rows[part]
     return {f"{_PREFIX}{path}.{A}": a, f"{_PREFIX}{path}.{B}": b}
 
@@ -226,21 +235,21 @@ def _split_update(name: str, value: torch.Tensor, parts: list[str], kind: str, r
     return list(value.split(sizes))
 
 
-def _parse_name(state: StateDict) -> dict[str, tuple[str, str]]:
+def _parse_names(state: StateDict) -> dict[str, tuple[str, str]]:
     """Module and kind of every weight; a name that is none of an adapter's counts as a module, which no model has."""
     matches = {name: _KEY.match(name) for name in state}
     return {name: (match[1], match[2]) if match else (name, "") for name, match in matches.items()}
 
 
 def _strip_layer_numbers(raw: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in raw.items() if key not in _PLACES}
+    return {key: value for key, value in raw.items() if key not in _MODULE_KEYS}
 
 
 def _is_part(path: str) -> bool:
     return any(path.endswith(part) for _, parts in FUSED for part in parts)
 
 
-def _require_same(tensors: list[torch.Tensor]) -> bool:
+def _are_equal(tensors: list[torch.Tensor]) -> bool:
     return all(torch.equal(tensors[0], other) for other in tensors[1:])
 
 
@@ -249,6 +258,6 @@ def _select_whole_modules(raw: dict[str, Any], paths: set[str]) -> set[str]:
     return {path for path in paths if any(path.endswith(name) for name in modules)}
 
 
-def _make_rank_pattern(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
+def _find_pattern_value(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
     """The value of the first pattern that fits, as peft reads them."""
     return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", path)), default)

@@ -1,7 +1,7 @@
-"""Which modules an adapter is put on: the words of a config, turned into the names of one model's modules.
+"""Resolve the target modules of a config to the modules of one model.
 
-A module goes by its own name and by its published one (`query_key_value` is q, k and v of a model that keeps them
-apart), whole or by its end, as peft does it.
+A module can be given by its own name or by its published one (`query_key_value` is q, k and v of a model that keeps
+them apart), by the full name or its end, as in peft.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ ALL_LINEAR = "all-linear"
 """Stands for every linear module but the head."""
 
 
-def resolve_targets(model: Any, wanted: list[str]) -> list[str]:
-    """The names under which peft finds the linear modules that `wanted` means.
+def resolve_targets(model: Any, names: list[str]) -> list[str]:
+    """The names under which peft finds the linear modules that `names` means.
 
     Args:
         model: a base without adapters.
-        wanted: own or published names, ends of names, or `all-linear`.
+        names: own or published names, ends of names, or `all-linear`.
 
     Raises:
         ConfigError: a name that means no linear module of this model.
@@ -32,27 +32,27 @@ def resolve_targets(model: Any, wanted: list[str]) -> list[str]:
     linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     head = model.get_output_embeddings()
     matches: set[str] = set()
-    for name in wanted:
+    for name in names:
         if name == ALL_LINEAR:
             matches |= {path for path in linear if model.get_submodule(path) is not head}
         else:
-            matches |= _find_meant_modules(name, linear, "lora.targets")
+            matches |= _find_modules(name, linear, "lora.targets")
     return shorten_names(matches, linear)
 
 
-def resolve_modules_to_save(model: Any, wanted: list[str], targets: list[str]) -> list[str]:
+def resolve_modules_to_save(model: Any, names: list[str], targets: list[str]) -> list[str]:
     """Full paths of the modules that are trained whole.
 
     Args:
         model: a base without adapters.
-        wanted: own or published names, or ends of names.
+        names: own or published names, or ends of names.
         targets: from `resolve_targets`.
 
     Raises:
         ConfigError: an unknown name, a module that has an adapter already, or one that cannot be trained whole.
     """
     paths = [path for path, module in model.named_modules() if dict(module.named_parameters(recurse=False))]
-    matches = sorted({path for name in wanted for path in _find_meant_modules(name, paths, "lora.modules_to_save")})
+    matches = sorted({path for name in names for path in _find_modules(name, paths, "lora.modules_to_save")})
     for path in matches:
         if any(_is_or_ends(path, target) for target in targets):
             raise ConfigError(
@@ -73,7 +73,7 @@ def _require_trainable(model: Any, path: str) -> None:
     tied = getattr(model.config, "tie_word_embeddings", False)
     if tied and module in (model.get_input_embeddings(), model.get_output_embeddings()):
         raise ConfigError(
-            f"lora.modules_to_save: this model's embeddings and head are one matrix; {path} alone would part them.",
+            f"lora.modules_to_save: this model's embeddings and head are one matrix; {path} alone would untie them.",
             "Leave it out.",
         )
 
@@ -85,7 +85,7 @@ def shorten_names(paths: Collection[str], known: Collection[str]) -> list[str]:
     return sorted(last) if covered == set(paths) else sorted(paths)
 
 
-def _find_meant_modules(name: str, paths: list[str], key: str) -> set[str]:
+def _find_modules(name: str, paths: list[str], key: str) -> set[str]:
     own = {path for path in paths if _is_or_ends(path, name)}
     if own:
         return own

@@ -1,6 +1,6 @@
 """A prefix in front of every layer's keys and values, for any model that takes its attention from transformers.
 
-A hook computes the prefix once per forward and hands it down as the keyword `prefix_kv`; attention functions of our own
+A hook computes the prefix once per forward and passes it on as the keyword `prefix_kv`; attention functions of our own
 put a layer's part in front of its keys. So it is an ordinary part of the graph: gradient checkpointing, data
 parallelism, packing and generation need nothing special, and it is never in the cache.
 
@@ -26,9 +26,9 @@ from glmtune.errors import ConfigError
 from glmtune.methods.prefix_encoder import PrefixEncoder
 from glmtune.models.packed_attention import SEPARATE, attend_by_rows, attend_eagerly
 
-_OURS = "prefix_"
+_PREFIXED = "prefix_"
 _ATTENTIONS = ("sdpa", "eager", f"{SEPARATE}sdpa", f"{SEPARATE}eager")
-_MEND = "Use model.attention sdpa (the default) or eager."
+_ATTENTION_HINT = "Use model.attention sdpa (the default) or eager."
 
 
 def attach_prefix(model: PreTrainedModel, encoder: PrefixEncoder) -> None:
@@ -44,16 +44,16 @@ def attach_prefix(model: PreTrainedModel, encoder: PrefixEncoder) -> None:
         remove_prefix(model)
     attention = model.config._attn_implementation
     if attention not in _ATTENTIONS:
-        raise ConfigError(f"model.attention {attention} cannot take a prefix (method ptuning).", _MEND)
+        raise ConfigError(f"model.attention {attention} cannot take a prefix (method ptuning).", _ATTENTION_HINT)
     base: Any = model.base_model
-    model.set_attn_implementation(f"{_OURS}{attention}")
+    model.set_attn_implementation(f"{_PREFIXED}{attention}")
     base.prefix_encoder = encoder.to(model.device).train(model.training)
     base.prefix_hook = base.register_forward_pre_hook(_add_prefix, with_kwargs=True)
-    model._keys_to_ignore_on_save = {*(model._keys_to_ignore_on_save or ()), *_name_attention(model)}
+    model._keys_to_ignore_on_save = {*(model._keys_to_ignore_on_save or ()), *_list_weight_names(model)}
 
 
 def remove_prefix(model: PreTrainedModel) -> PrefixEncoder:
-    """Take the prefix off again: the model is its base.
+    """Remove the prefix, so that the model is its base again.
 
     Returns:
         The encoder, for `attach_prefix`.
@@ -64,11 +64,11 @@ def remove_prefix(model: PreTrainedModel) -> PrefixEncoder:
     encoder = find_prefix(model)
     if encoder is None:
         raise ValueError("the model has no prefix")
-    model._keys_to_ignore_on_save = set(model._keys_to_ignore_on_save or ()) - _name_attention(model)
+    model._keys_to_ignore_on_save = set(model._keys_to_ignore_on_save or ()) - _list_weight_names(model)
     base: Any = model.base_model
     base.prefix_hook.remove()
     del base.prefix_hook, base.prefix_encoder
-    model.set_attn_implementation(model.config._attn_implementation.removeprefix(_OURS))
+    model.set_attn_implementation(model.config._attn_implementation.removeprefix(_PREFIXED))
     return encoder
 
 
@@ -91,7 +91,7 @@ def find_prefix(model: nn.Module) -> PrefixEncoder | None:
     return getattr(getattr(model, "base_model", None), "prefix_encoder", None)
 
 
-def _name_attention(model: PreTrainedModel) -> set[str]:
+def _list_weight_names(model: PreTrainedModel) -> set[str]:
     base: Any = model.base_model
     return {f"{model.base_model_prefix}.prefix_encoder.{name}" for name in base.prefix_encoder.state_dict()}
 
@@ -99,8 +99,8 @@ def _name_attention(model: PreTrainedModel) -> set[str]:
 def _add_prefix(base: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Forward pre-hook of the inner model."""
     attention = base.config._attn_implementation
-    if not attention.startswith(_OURS):
-        raise ConfigError(f"The attention was set to {attention}, which leaves the prefix out.", _MEND)
+    if not attention.startswith(_PREFIXED):
+        raise ConfigError(f"The attention was set to {attention}, which leaves the prefix out.", _ATTENTION_HINT)
     if base.training and base.gradient_checkpointing and _is_reentrant(base):
         raise ConfigError(
             "Reentrant gradient checkpointing gives a prefix no gradients.",
@@ -170,9 +170,9 @@ def _extend_mask(
 # Masks are made as for the attention without a prefix and widened here, layer by layer.
 _sdpa = partial(sdpa_attention_forward, is_causal=False)  # the extended mask says what is hidden
 for name, attend, make_mask in (("sdpa", _sdpa, sdpa_mask), ("eager", attend_eagerly, eager_mask)):
-    for before, attention in (
+    for variant, attention in (
         ("", _make_prefix_attention(attend)),
         (SEPARATE, attend_by_rows(_make_prefix_attention(attend), masked=True)),
     ):
-        ALL_ATTENTION_FUNCTIONS.register(f"{_OURS}{before}{name}", attention)
-        ALL_MASK_ATTENTION_FUNCTIONS.register(f"{_OURS}{before}{name}", make_mask)
+        ALL_ATTENTION_FUNCTIONS.register(f"{_PREFIXED}{variant}{name}", attention)
+        ALL_MASK_ATTENTION_FUNCTIONS.register(f"{_PREFIXED}{variant}{name}", make_mask)

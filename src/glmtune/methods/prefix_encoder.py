@@ -49,7 +49,7 @@ class Projection:
     hidden: int
 
     @classmethod
-    def from_state(cls, config: PreTrainedConfig) -> Projection:
+    def from_config(cls, config: PreTrainedConfig) -> Projection:
         """The published widths. ChatGLM-6B has one of its own; later generations embed the full width of a prefix."""
         own: int | None = getattr(config, "prefix_embedding_size", None)
         return cls(own or PrefixShape.from_config(config).width, config.hidden_size)
@@ -77,7 +77,7 @@ class PrefixEncoder(nn.Module):
                 nn.Linear(projection.hidden, shape.width, dtype=torch.float32),
             )
         self.dropout = nn.Dropout(dropout)
-        self._kept: tuple[tuple[tuple[int, int], ...], torch.Tensor] | None = None
+        self._cached: tuple[tuple[tuple[int, int], ...], torch.Tensor] | None = None
 
     @classmethod
     def from_state(cls, state: Mapping[str, torch.Tensor], shape: PrefixShape, dropout: float) -> PrefixEncoder:
@@ -116,12 +116,12 @@ class PrefixEncoder(nn.Module):
         if torch.is_grad_enabled():
             return self._encode_prefix()
         weights = tuple((p.data_ptr(), p._version) for p in self.parameters())
-        if self.training or self._kept is None or self._kept[0] != weights:
-            self._kept = weights, self._encode_prefix()
-        return self._kept[1]
+        if self.training or self._cached is None or self._cached[0] != weights:
+            self._cached = weights, self._encode_prefix()
+        return self._cached[1]
 
     def train(self, mode: bool = True) -> PrefixEncoder:
-        self._kept = None  # not worth its memory while training
+        self._cached = None  # not worth its memory while training
         return super().train(mode)
 
     def _encode_prefix(self) -> torch.Tensor:

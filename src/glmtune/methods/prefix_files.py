@@ -30,7 +30,7 @@ PUBLISHED = "transformer.prefix_encoder."
 
 _PUBLISHED_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _PUBLISHED_DROPOUT = 0.1
-_MEND = "Give a folder that glmtune train --method ptuning or the published P-Tuning scripts wrote."
+_FOLDER_HINT = "Give a folder that glmtune train --method ptuning or the published P-Tuning scripts wrote."
 
 
 @dataclass
@@ -122,24 +122,24 @@ def make_published_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.T
 
 def _read_published(folder: Path) -> dict[str, torch.Tensor]:
     if not folder.is_dir():
-        raise ModelError(f"{folder}: no such folder.", _MEND)
+        raise ModelError(f"{folder}: no such folder.", _FOLDER_HINT)
     if (folder / LORA_CONFIG).is_file():
-        raise ModelError(f"{folder}: holds a LoRA adapter and no prefix.", _MEND)
+        raise ModelError(f"{folder}: holds a LoRA adapter and no prefix.", _FOLDER_HINT)
     inventory = read_inventory(folder)
     others = [name for name in inventory.weights if not name.startswith(PUBLISHED)]
     if others:
         kind = "also other weights" if len(others) < len(inventory.weights) else "no prefix"
-        raise ModelError(f"{folder}: holds {kind} ({others[0]} and so on).", _MEND)
+        raise ModelError(f"{folder}: holds {kind} ({others[0]} and so on).", _FOLDER_HINT)
     files = {weight.file for weight in inventory.weights.values()}
     if not files:
-        raise ModelError(f"{folder}: holds no prefix.", _MEND)
+        raise ModelError(f"{folder}: holds no prefix.", _FOLDER_HINT)
     return _convert_names({name: value for file in files for name, value in _load_weights(file).items()}, folder)
 
 
 def _convert_names(state: Mapping[str, torch.Tensor], folder: Path) -> dict[str, torch.Tensor]:
     wrong = [name for name in state if not name.startswith(PUBLISHED)]
     if wrong or not state:
-        raise ModelError(f"{folder}: holds no prefix ({', '.join(wrong[:4]) or 'no weights at all'}).", _MEND)
+        raise ModelError(f"{folder}: holds no prefix ({', '.join(wrong[:4]) or 'no weights at all'}).", _FOLDER_HINT)
     return {name.removeprefix(PUBLISHED): value for name, value in state.items()}
 
 

@@ -65,7 +65,7 @@ class PTuning(Method):
             raise ConfigError(
                 f"ptuning.num_virtual_tokens is {tokens}; the model has {longest} positions.", "128 is usual."
             )
-        projection = Projection.from_state(model.config) if self._config.prefix_projection else None
+        projection = Projection.from_config(model.config) if self._config.prefix_projection else None
         model.requires_grad_(False)
         attach_prefix(
             model, PrefixEncoder(tokens, PrefixShape.from_config(model.config), projection, self._config.dropout)
@@ -84,13 +84,13 @@ class PTuning(Method):
         state: StateDict | None = None,
     ) -> None:
         cast = {name: value.to(dtype or value.dtype) for name, value in self.trained_state(model, state).items()}
-        write_prefix(cast, _find_encoder(model), folder)
+        write_prefix(cast, _require_encoder(model), folder)
         write_base_info(folder, base_info)
 
     def read(self, model: Any, folder: Path) -> None:
-        encoder = _find_encoder(model)
+        encoder = _require_encoder(model)
         try:
-            stored_prefix = _require_same_shape(encoder.shape, folder)
+            stored_prefix = _read_fitting_prefix(encoder.shape, folder)
             read = PrefixEncoder.from_state(stored_prefix.state, encoder.shape, stored_prefix.dropout)
         except ModelError as error:
             raise RunError(error.message, error.hint) from None
@@ -109,7 +109,7 @@ class PTuning(Method):
 
     def trained_state(self, model: Any, state: StateDict | None = None) -> StateDict:
         if state is None:
-            return make_published_state(_find_encoder(model).state_dict())
+            return make_published_state(_require_encoder(model).state_dict())
         start = f"{model.base_model_prefix}.prefix_encoder."
         return make_published_state(
             {name.removeprefix(start): v for name, v in state.items() if name.startswith(start)}
@@ -117,7 +117,7 @@ class PTuning(Method):
 
 
 def load_prefix(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """Put a saved prefix, ours or a published one, onto its base. Nothing requires gradients then.
+    """Load a saved prefix, ours or a published one, onto its base. Nothing requires gradients then.
 
     Returns:
         The same model.
@@ -127,7 +127,7 @@ def load_prefix(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         ConfigError: the model's attention cannot take a prefix.
     """
     shape = PrefixShape.from_config(model.config)
-    stored_prefix = _require_same_shape(shape, folder)
+    stored_prefix = _read_fitting_prefix(shape, folder)
     try:
         encoder = PrefixEncoder.from_state(stored_prefix.state, shape, stored_prefix.dropout)
     except ValueError as error:
@@ -156,7 +156,7 @@ def allow_quantized_training(model: nn.Module) -> Iterator[None]:
         del model._hf_peft_config_loaded
 
 
-def _require_same_shape(shape: PrefixShape, folder: Path) -> StoredPrefix:
+def _read_fitting_prefix(shape: PrefixShape, folder: Path) -> StoredPrefix:
     stored_prefix = read_prefix(folder)
     if stored_prefix.shape is not None and stored_prefix.shape != shape:
         raise ModelError(
@@ -166,7 +166,7 @@ def _require_same_shape(shape: PrefixShape, folder: Path) -> StoredPrefix:
     return stored_prefix
 
 
-def _find_encoder(model: Any) -> PrefixEncoder:
+def _require_encoder(model: Any) -> PrefixEncoder:
     encoder = find_prefix(model)
     if encoder is None:
         raise ValueError("the model has no prefix")

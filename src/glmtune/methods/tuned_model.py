@@ -34,7 +34,7 @@ class ModelTarget:
     prefix: str = ""
     """The text that the run put in front of every first question."""
     quantization: str | None = None
-    """How the run held its base."""
+    """Quantisation of the base during the run."""
     double_quantization: bool = True
 
 
@@ -52,13 +52,13 @@ def load_model(
 
     Args:
         path: a published folder, a transformers folder, a hub id, a run or an adapter folder (then with its base).
-        adapter: a run, a peft folder or a P-Tuning folder (the published scripts' too) to put onto the model.
+        adapter: a run, a peft folder or a P-Tuning folder (the published scripts' too) to load onto the model.
         quantization: `nf4` or `int8` (bitsandbytes), `packed4` or `packed8` (the scheme of the published int4 and
             int8 repositories): bits of the layers' matrices. None: as in the checkpoint.
         dtype: `fp32`, `bf16`, `fp16` or a torch dtype; the checkpoint's own when None.
         device: a GPU if there is one when None.
-        family: the generation, for folders that do not say it.
-        hub: where a hub id is looked up: `huggingface` or `modelscope`.
+        family: the generation, for folders that do not name it.
+        hub: source of a hub id: `huggingface` or `modelscope`.
 
     Returns:
         `GlmForCausalLM` or `ChatGLMForCausalLM` in eval mode; a `PeftModel` around it when there is a LoRA adapter.
@@ -96,8 +96,8 @@ def load_with_adapter(
     )
     if adapter is None:
         return model
-    put: Callable[..., Any] = load_prefix if is_prefix_folder(adapter) else load_adapter
-    return put(model, adapter).eval()
+    load: Callable[..., Any] = load_prefix if is_prefix_folder(adapter) else load_adapter
+    return load(model, adapter).eval()
 
 
 def resolve_target(
@@ -136,7 +136,7 @@ def find_trained_folder(folder: Path, output_kind: str) -> Path:
 
     Args:
         folder: a run, or what one trained.
-        output_kind: `adapter` or `model`: what is wanted.
+        output_kind: `adapter` or `model`.
 
     Raises:
         RunError: the run has none, or not yet.
@@ -163,7 +163,7 @@ def _resolve_run(folder: Path, base: str | None, family: str | None) -> ModelTar
         return ModelTarget(str(find_trained_folder(folder, "model")), None, family, prefix=config.data.prefix)
     adapter = find_trained_folder(folder, "adapter")
     if not base:
-        _require_there(folder, config.model.path)
+        _require_existing_base(folder, config.model.path)
     return ModelTarget(
         base or config.model.path,
         adapter,
@@ -176,17 +176,17 @@ def _resolve_run(folder: Path, base: str | None, family: str | None) -> ModelTar
 
 
 def _resolve_adapter(folder: Path, base: str | None, family: str | None, hub: str) -> ModelTarget:
-    note = read_base_info(folder)
+    base_info = read_base_info(folder)
     saved = find_official_base(folder) if is_prefix_folder(folder) else read_base_path(folder)
-    where = base or (note.path if note else saved)
-    if not where:
+    base_path = base or (base_info.path if base_info else saved)
+    if not base_path:
         raise RunError(f"{folder}: the adapter does not name its base.", "Give it with --base.")
     if not base:
-        _require_there(folder, where)
-    return ModelTarget(where, folder, family or (note.family if note else None), hub)
+        _require_existing_base(folder, base_path)
+    return ModelTarget(base_path, folder, family or (base_info.family if base_info else None), hub)
 
 
-def _require_there(folder: Path, base: str) -> None:
+def _require_existing_base(folder: Path, base: str) -> None:
     """A relative path may be a hub id; runs and notes have their local folders absolute."""
     if os.path.isabs(base) and not Path(base).is_dir():
         raise RunError(f"{folder}: its base {base} is not there any more.", "Give its new place with --base.")

@@ -13,8 +13,7 @@ from glmtune.data.check_kinds import describe_kind, escape_controls
 from glmtune.data.check_rows import FINDINGS_SHOWN, CheckReport, ModelChecker, RowChecker, scan_sources
 from glmtune.data.files import is_encoded_folder
 from glmtune.data.histogram import make_bins
-from glmtune.data.preview import find_row, make_preview
-from glmtune.data.preview_html import render_html
+from glmtune.data.preview import find_row, make_preview, render_html
 from glmtune.data.sources import DataSource, open_sources
 from glmtune.errors import DataError
 from glmtune.families import detect_family, get_family

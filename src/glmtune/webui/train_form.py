@@ -29,10 +29,11 @@ from glmtune.webui.forms import (
 from glmtune.webui.paths import data_entries, inside, model_or_path
 from glmtune.webui.pick import choices
 from glmtune.webui.texts import text
-from glmtune.webui.texts_config import SECTIONS
 from glmtune.webui.words import Words
 
 _METHOD_SECTIONS = ("lora", "ptuning", "freeze")
+_FOLDED_SECTIONS = ("model", "data", *_METHOD_SECTIONS, "generate", "replay", "forget", "training", "run")
+"""Folded parts of the form; `run` holds the keys of no section."""
 _SHORTHAND = {"model": "path", "data": "train", "replay": "data"}
 _TRAINING_PATHS = (
     "output_dir",
@@ -78,7 +79,7 @@ def build_form(context: Context, words: Words, lang: gr.State) -> Form:
         with gr.Row(visible=method == options_of("lora"), elem_classes="knobs") as groups[method]:
             made |= {key: build_field(key, words, min_width=170) for key in first(method)}
     with words.add(gr.Accordion(open=False, elem_id="train-all"), label="train.more"):
-        for section in SECTIONS:
+        for section in _FOLDED_SECTIONS:
             made |= _build_section(section, words)
         more = words.add(gr.Textbox(lines=2), label="train.other", info="train.other_info")
     form = Form(made, more, groups)
