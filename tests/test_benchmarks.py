@@ -145,14 +145,14 @@ def test_training_with_a_peer_that_is_not_there(tiny, adgen_file, tmp_path):
     done = run("training.py", *given, "--same-order", "--dropout", 0, "--json", out, "--trainers", *chosen)
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text("utf-8"))
-    found = result["candidates"]
+    found = result["contenders"]
     assert "not run: no --peers" in found["trl fp32 packed"]["failed"]
     assert "trl fp32 packed: not run" in done.stdout
     assert not [found[name]["failed"] for name in chosen[:2] if "failed" in found[name]]
     ours, loop = (found[name]["runs"][0] for name in chosen[:2])
     assert ours["losses"][0] == pytest.approx(loop["losses"][0], rel=1e-4)  # the same batch, before any training
     assert found["bare fp32"]["held_out_loss"] < result["base_held_out_loss"]
-    assert str(tmp_path) not in json.dumps({key: result[key] for key in result if key != "candidates"})
+    assert str(tmp_path) not in json.dumps({key: result[key] for key in result if key != "contenders"})
 
 
 def test_decoding_by_both_engines():
@@ -192,7 +192,7 @@ def test_the_report_compares_trainers():
     result = {
         **harness.describe_environment("training.py"),
         "machine": machine,
-        "candidates": found,
+        "contenders": found,
         "flops_per_sample": 1e10,
     }
     result |= {"work": {"rows": 64}, "tokens": 10, "targets": 5, "base_held_out_loss": 3.0}

@@ -12,7 +12,7 @@ import glmtune
 from glmtune.errors import ModelError
 from glmtune.models.checkpoints import inspect_checkpoint
 from glmtune.models.loading import load_base
-from glmtune.quantization.quantizer import is_packed_model
+from glmtune.quantization.quantizer import get_quantization
 from tiny import FAMILIES, make_tiny
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason='pip install "glmtune[qlora]"')
@@ -61,7 +61,7 @@ def _quantised(model):
 
 
 def test_the_layers_are_quantised_and_nothing_else(model, family, quantization, wide):
-    assert is_packed_model(model) == quantization
+    assert get_quantization(model) == quantization
     full = glmtune.load_model(wide(family))
     linears = {name for name, module in full.named_modules() if isinstance(module, torch.nn.Linear)}
     assert set(_quantised(model)) == {name for name in linears if "lm_head" not in name}
@@ -108,7 +108,7 @@ def test_one_step_of_lora_trains_through_it(model, family):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
-    assert is_packed_model(peft_model) is not None
+    assert get_quantization(peft_model) is not None
 
 
 def test_scales_are_quantised_only_when_asked(wide):
@@ -121,7 +121,9 @@ def test_scales_are_quantised_only_when_asked(wide):
 def test_sizes_that_bitsandbytes_gets_wrong_on_the_cpu_are_refused(tiny):
     with pytest.raises(ModelError, match=r"q_proj has 32 inputs[\s\S]*packed4 or a GPU"):
         load_base(inspect_checkpoint(tiny("chatglm3")), quantization="nf4", device="cpu")
-    assert is_packed_model(load_base(inspect_checkpoint(tiny("chatglm3")), quantization="int8", device="cpu")) == "int8"
+    assert (
+        get_quantization(load_base(inspect_checkpoint(tiny("chatglm3")), quantization="int8", device="cpu")) == "int8"
+    )
 
 
 def test_gradients_are_the_same_after_an_evaluation(family, wide):

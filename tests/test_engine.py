@@ -158,7 +158,7 @@ def test_what_others_share_or_watch_is_left_alone(tiny):
 
 def _in_order(model):
     """The layers that lie in another order."""
-    packed = [layer for layer in list_packed_layers(model) if layer._arranged is not None]
+    packed = [layer for layer in list_packed_layers(model) if layer._prepacked is not None]
     return packed + [module for module in model.modules() if isinstance(module, PrepackedLinear)]
 
 
@@ -166,7 +166,7 @@ def _in_order(model):
 def failing_model(request, tiny, monkeypatch):
     """From an error to a model that raises it when its third layer is arranged."""
     layout = pick_format(torch.float32)
-    if layout is None or not kernels.int8_is_exact():
+    if layout is None or not kernels.is_int8_exact():
         pytest.skip("this machine has no other order")
     model = glmtune.load_model(tiny("chatglm3"), dtype="fp32", device="cpu")
     calls = []
@@ -287,7 +287,7 @@ def test_the_mask_for_the_processors_attention_is_made_there_alone(device, maske
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_int8_is_exact_to_the_inputs_24_bits(dtype):
-    if not kernels.int8_is_exact():
+    if not kernels.is_int8_exact():
         pytest.skip("this processor's integer products overflow")
     torch.manual_seed(0)
     numbers_OI = torch.randint(-127, 128, (192, 320), dtype=torch.int8)
@@ -311,7 +311,7 @@ def test_packed_models_answer_the_same_arranged(family, tiny, held):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     expected = decode_tokens(model, prompts, pick_greedy, max_new_tokens=8, stops=(), padding=padding)
     with prepacked(model):
-        if kernels.int8_is_exact():
+        if kernels.is_int8_exact():
             assert all(layer.weight.numel() == 0 for layer in list_packed_layers(model))
         assert decode_tokens(model, prompts, pick_greedy, max_new_tokens=8, stops=(), padding=padding) == expected
     after = model.state_dict()

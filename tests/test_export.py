@@ -29,7 +29,7 @@ from glmtune.methods.ptuning import PTuning, find_prefix
 from glmtune.models.checkpoints import inspect_checkpoint
 from glmtune.models.loading import load_base, prepare_quantized_cpu
 from glmtune.models.weight_names import convert_to_published
-from glmtune.quantization.quantizer import is_packed_model, pack_model
+from glmtune.quantization.quantizer import get_quantization, pack_model
 from tiny import FAMILIES, make_tiny
 
 LATER = FAMILIES[1:]
@@ -278,7 +278,7 @@ def test_a_packed_base_can_be_unpacked_but_not_packed_otherwise(tiny, done, refu
     assert "quantization_bit" not in _config(plain)
     ids = _ids(packed, "chatglm2")
     loaded = glmtune.load_model(plain, device="cpu")
-    assert is_packed_model(loaded) is None
+    assert get_quantization(loaded) is None
     assert torch.allclose(_logits(loaded, ids), _logits(glmtune.load_model(packed, device="cpu"), ids), atol=1e-5)
     shutil.rmtree(again)
     for options in (("--format", "official"), ("--format", "official", "--bits", 8), ("--bits", 4)):
@@ -313,7 +313,7 @@ def test_bitsandbytes_folders_load_by_themselves(family, bits, name, wide, done,
     folder, out = done(adapter, "--bits", bits, "--dtype", "bf16")
     assert f"{bits} bits against full precision" in out
     model = AutoModelForCausalLM.from_pretrained(folder, device_map={"": "cpu"}).eval()
-    assert is_packed_model(model) == name
+    assert get_quantization(model) == name
     prepare_quantized_cpu(model)  # bitsandbytes' faster kernel there rounds otherwise
     ids = _ids(wide(family), family)
     found, tuned = _logits(model, ids).float(), _logits(glmtune.load_model(adapter, device="cpu"), ids)

@@ -229,7 +229,7 @@ def test_missing_unexpected_and_misshapen_weights_are_all_listed(broken):
     text = _error(folder)
     assert "missing: transformer.encoder.layers.1.mlp.dense_4h_to_h.weight" in text
     assert "unexpected: transformer.encoder.layers.7.extra.weight" in text
-    assert "query_key_value.weight is 63x32, config.json asks for 64x32" in text
+    assert "query_key_value.weight is 63x32, config.json needs 64x32" in text
 
 
 @pytest.mark.parametrize("layout", ["safetensors", "bin"])
@@ -240,6 +240,7 @@ def test_a_truncated_file_is_named(broken, layout):
     text = _error(folder)
     assert path.name in text
     assert "cut short" in text
+    assert text.endswith("(compare its SHA-256 with the hub's).")
 
 
 def test_shards_that_are_not_there_are_named(broken):
@@ -266,7 +267,7 @@ def test_a_folder_with_code_but_no_weights(broken):
     (folder / "model.safetensors").unlink()
     (folder / "modeling_chatglm.py").write_text("raise SystemExit('run!')", "utf-8")
     text = _error(folder)
-    assert "no weights here (only code: modeling_chatglm.py)" in text
+    assert "no weights found (only code: modeling_chatglm.py)" in text
     assert "model.safetensors, pytorch_model.bin" in text
 
 

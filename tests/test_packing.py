@@ -66,7 +66,7 @@ def test_a_position_sees_its_own_row_and_no_other(single):
 
     seen = []
     for group in rows.groups:
-        keys_Rt = group.pick(positions_1HTD)[:, 0, :, 0]
+        keys_Rt = group.select(positions_1HTD)[:, 0, :, 0]
         visible = torch.zeros(len(keys_Rt), group.length, total)
         visible.scatter_add_(
             2,
@@ -168,7 +168,7 @@ def test_rows_together_equal_rows_alone(name, attention, single, loaded, monkeyp
 def test_a_model_that_would_mix_rows_is_refused(name, loaded):
     model, tokenizer = loaded(name, "sdpa")
     batch = BlockCollator(get_family(name))([list(enumerate(_rows(name, tokenizer, 1, 3)))])
-    with pytest.raises(ValueError, match="separate_rows"):
+    with pytest.raises(ValueError, match="set_packed_attention"):
         step_loss(model, batch)
 
 

@@ -20,7 +20,7 @@ from glmtune.models.loading import load_base
 from glmtune.quantization import kernels
 from glmtune.quantization.packed import dequantize, pack_int4, quantize, unpack_int4
 from glmtune.quantization.packed_linear import PackedLinear
-from glmtune.quantization.quantizer import is_packed_model, list_packed_layers, pack_model
+from glmtune.quantization.quantizer import get_quantization, list_packed_layers, pack_model
 from tiny import FAMILIES
 
 LAYER_LINEARS = ("query_key_value.weight", "dense.weight", "dense_h_to_4h.weight", "dense_4h_to_h.weight")
@@ -207,7 +207,7 @@ def test_fake_tensors_take_no_kernel_and_leave_nothing_behind(bits):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_many_rows_of_an_arranged_layer_are_right_and_leave_it_arranged(dtype, monkeypatch):
-    if not kernels.int8_is_exact():
+    if not kernels.is_int8_exact():
         pytest.skip("this processor's integer products overflow")
     monkeypatch.setattr(kernels, "LARGE", 1)
     layer = PackedLinear.from_linear(linear(), 8)
@@ -222,7 +222,7 @@ def test_many_rows_of_an_arranged_layer_are_right_and_leave_it_arranged(dtype, m
         exact = F.linear(inputs.double(), layer.dequantize_weight(torch.float32).double(), layer.bias.double())
         tolerance = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}[dtype]
         torch.testing.assert_close(layer(inputs).double(), exact, atol=tolerance, rtol=tolerance)
-        assert layer._arranged is not None
+        assert layer._prepacked is not None
     assert max(largest) <= 128
     layer.unprepack()
     assert torch.equal(layer.weight, official)
@@ -239,7 +239,7 @@ def test_a_published_quantised_chatglm_has_the_official_logits(bits, golden, pac
     assert base.packed_bits == bits
     loaded, packed = load_base(base), pack_model(glmtune.load_model(golden / "chatglm"), bits)
     for model in (loaded, packed):
-        assert is_packed_model(model) == f"packed{bits}"
+        assert get_quantization(model) == f"packed{bits}"
         assert len(list_packed_layers(model)) == 3 * 4
         logits = model(input_ids=ids).logits
         torch.testing.assert_close(logits, packed_golden[f"int{bits}.logits"], atol=1e-4, rtol=0)
@@ -261,7 +261,7 @@ def test_packed_folders_of_every_generation_load_and_come_back_bit_equal(family,
     folder = write_packed(tiny(family), tmp_path / "packed", bits, torch.float16)
     base = inspect_checkpoint(folder)
     model = load_base(base, dtype="fp32")
-    assert is_packed_model(model) == f"packed{bits}"
+    assert get_quantization(model) == f"packed{bits}"
     assert model.config.quantization_bit == bits
     assert not getattr(model.config, "quantization_config", None)
     assert model.dtype == torch.float32
@@ -291,7 +291,7 @@ def test_a_packed_model_is_saved_and_loaded_again(family, tiny, tmp_path):
     base = inspect_checkpoint(tmp_path / "again")
     assert base.fingerprint == inspect_checkpoint(folder).fingerprint
     again = load_base(base)
-    assert is_packed_model(again) == "packed4"
+    assert get_quantization(again) == "packed4"
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
 
 
@@ -308,7 +308,7 @@ def test_transformers_opens_packed_folders_too(tiny, tmp_path):
 def test_packing_while_loading_equals_the_packed_folder(family, bits, tiny, tmp_path):
     packed = glmtune.load_model(write_packed(tiny(family), tmp_path / "packed", bits))
     model = load_base(inspect_checkpoint(tiny(family)), quantization=f"packed{bits}")
-    assert is_packed_model(model) == f"packed{bits}"
+    assert get_quantization(model) == f"packed{bits}"
     assert model.state_dict().keys() == packed.state_dict().keys()
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in packed.state_dict().items())
     # The stored precision is what is packed, whatever is computed in.
@@ -344,7 +344,7 @@ def test_config_and_weights_must_agree_about_packing(family, tiny, tmp_path):
     set_keys(full, quantization_bit=4)
     assert "quantization_bit 4, but no weight there is packed" in _refusal(full)
     set_keys(full, quantization_bit=0)
-    assert is_packed_model(glmtune.load_model(full)) is None
+    assert get_quantization(glmtune.load_model(full)) is None
     packed = write_packed(tiny(family), tmp_path / "packed", 4)
     set_keys(packed, quantization_bit=None)
     assert "config.json has no quantization_bit" in _refusal(packed)
@@ -359,7 +359,7 @@ def test_packed_embeddings_and_other_number_formats_are_refused(tiny, tmp_path):
     set_keys(folder, quantization_embeddings=True)
     assert "embeddings are packed" in _refusal(folder)
     set_keys(folder, quantization_embeddings=False)
-    assert is_packed_model(glmtune.load_model(folder)) == "packed4"
+    assert get_quantization(glmtune.load_model(folder)) == "packed4"
     state = load_file(folder / "model.safetensors")
     name = "transformer.layers.0.mlp.dense_h_to_4h.weight"
     save_file(state | {name: state[name].view(torch.uint8)}, folder / "model.safetensors", metadata={"format": "pt"})
@@ -374,7 +374,7 @@ def test_a_packed_base_takes_no_other_quantisation(tiny, tmp_path):
     folder = write_packed(tiny("glm4"), tmp_path / "packed", 4)
     for quantization in ("nf4", "int8", "packed8"):
         assert f"int4 already and cannot become {quantization}" in _refusal(folder, quantization=quantization)
-    assert is_packed_model(load_base(inspect_checkpoint(folder), quantization="packed4")) == "packed4"
+    assert get_quantization(load_base(inspect_checkpoint(folder), quantization="packed4")) == "packed4"
     assert "no quantization 'gptq'" in _refusal(tiny("glm4"), quantization="gptq")
 
 

@@ -20,6 +20,7 @@ import glmtune
 from glmtune.cli.report import report as report_command
 from glmtune.errors import ConfigError, RunError
 from glmtune.evaluation.forgetting.probe import CATEGORIES, LANGUAGES
+from glmtune.html import plots
 from glmtune.html.i18n import load_texts
 from glmtune.html.plots import format_tick, pick_ticks, smooth_points, thin_points
 from glmtune.report import write_pictures, write_report
@@ -429,6 +430,20 @@ def test_pictures_lie_beside_the_page(folder):
     }[read_contents(folder).kind]
     assert {path.name for path in folder.glob("*.png")} == expected
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in folder.glob("*.png"))
+
+
+def test_labels_fit_into_the_picture_of_the_curves(tmp_path, monkeypatch):
+    figures = []
+    save = plots.save_figure
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure) or save(figure, path))
+    write_pictures(folders.write_run(tmp_path / "run"))
+    figure = figures[0]
+    labels = [label for axes in figure.axes for label in (axes.xaxis.label, axes.yaxis.label)]
+    assert len(labels) == 8
+    for label in labels:
+        box = label.get_window_extent()
+        assert figure.bbox.contains(box.x0, box.y0), label
+        assert figure.bbox.contains(box.x1, box.y1), label
 
 
 def test_the_command_writes_it(folder):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["__version__", "detect_family", "load_model", "load_tokenizer"]
 
-_HOMES = {
+_LAZY_IMPORTS = {
     "detect_family": "glmtune.families",
     "load_model": "glmtune.methods.tuned_model",
     "load_tokenizer": "glmtune.models.tokenizers",
@@ -26,11 +26,11 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _LAZY_IMPORTS:
         raise AttributeError(f"module 'glmtune' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_LAZY_IMPORTS[name]), name)
 
 
 _install_hook()

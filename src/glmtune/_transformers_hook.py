@@ -1,6 +1,6 @@
-"""Registers the published folders with transformers' `AutoConfig` as soon as that is imported, and not before.
+"""Registers the published folders with transformers' `AutoConfig` when transformers imports it.
 
-Registering at `import glmtune` would import transformers and torch: seconds that `glmtune --help` does not have.
+Registering at `import glmtune` would import transformers and torch, which takes seconds.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-_WATCHED = "transformers.models.auto.configuration_auto"
+_TARGET = "transformers.models.auto.configuration_auto"
 
 
-class _ThenRegister:
+class _RegisteringLoader:
     """Runs a module's own loader, then registers."""
 
     def __init__(self, inner: Any):
@@ -32,22 +32,22 @@ class _ThenRegister:
 
 
 class _Finder:
-    """A path finder by shape; importlib.abc would cost --help ten milliseconds."""
+    """A meta path finder; not a subclass of importlib.abc, whose import would cost --help ten milliseconds."""
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if fullname != _WATCHED:
+        if fullname != _TARGET:
             return None
         sys.meta_path.remove(self)  # once is enough, and the search below must not come back here
         spec = importlib.util.find_spec(fullname)
         if spec is not None and spec.loader is not None:
-            spec.loader = _ThenRegister(spec.loader)  # type: ignore[assignment]
+            spec.loader = _RegisteringLoader(spec.loader)  # type: ignore[assignment]
         return spec
 
 
 def install() -> None:
     """Watch for the import of `AutoConfig`; register at once if it has happened."""
-    if _WATCHED in sys.modules:
-        _register(sys.modules[_WATCHED])
+    if _TARGET in sys.modules:
+        _register(sys.modules[_TARGET])
     elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 

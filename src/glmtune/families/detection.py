@@ -70,7 +70,7 @@ def family_from_config(
         where: the config comes from, for errors.
 
     Raises:
-        ModelError: see `family_of_folder`.
+        ModelError: see `family_from_folder`.
     """
     if config.get(FAMILY_KEY):
         return get_family(config[FAMILY_KEY])

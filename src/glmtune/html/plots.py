@@ -27,7 +27,7 @@ Points = list[tuple[float, float]]
 """(step, value) in the order of steps."""
 
 COLOURS = ("#0a66ad", "#c24e00", "#00735a", "#8a5a9e", "#8a6d00", "#5a6572")
-"""Told apart by everybody (after Okabe and Ito), dark enough for white; further series are dashed too."""
+"""Distinguishable with colour blindness (after Okabe and Ito), dark enough on white; further series are dashed too."""
 PALE_BLUE = "#9cc6e6"
 _DASHES = ("", "7 4", "2 3")
 
@@ -66,6 +66,8 @@ class LineChart:
     unit: str
     """Of the values; a key, or any text."""
     series: list[Series] = field(default_factory=list)
+    axis: str = ""
+    """Label of the values in PNG files, where a long unit is cut off; `unit` if empty."""
 
     def drawn_series(self) -> list[Series]:
         """The series that have points."""
@@ -292,6 +294,7 @@ def make_loss_chart(entries: Sequence[dict[str, Any]]) -> LineChart:
             Series("report.curve.train_smooth", smooth, "first", has_label=True),
             Series("report.curve.eval", evaluation, "second", has_dots=True, has_label=True),
         ],
+        axis="loss per target token",
     )
 
 
@@ -310,7 +313,7 @@ def save_line_charts(charts: Sequence[LineChart], path: Path, title: str = "") -
             style: dict[str, Any] = {"marker": "o", "linestyle": "--"} if one.has_dots else {}
             axes.plot(*zip(*one.points, strict=True), color=colour, label=one.title("en"), **style)
         axes.set_xlabel("step")
-        axes.set_ylabel(_translate(chart.unit, "en"))
+        axes.set_ylabel(_translate(chart.axis or chart.unit, "en"))
         if len(series) > 1:
             axes.legend(frameon=False)
     if title:

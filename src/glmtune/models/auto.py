@@ -1,4 +1,4 @@
-"""Published folders as native configs, for our own loading and for transformers' Auto classes.
+"""Native configs of published folders, for `load_base` and for transformers' Auto classes.
 
 Importing this module registers our models with `AutoModelForCausalLM`.
 """
@@ -31,7 +31,7 @@ def find_family(folder: Path, name: str = "") -> Family | None:
     """Find the family of a folder; None if ChatGLM2 or ChatGLM3 cannot be decided, which matters for prompts only.
 
     Raises:
-        ModelError: see `glmtune.families.family_of_folder`.
+        ModelError: see `glmtune.families.family_from_folder`.
     """
     try:
         return family_from_folder(folder, name)
@@ -40,10 +40,10 @@ def find_family(folder: Path, name: str = "") -> Family | None:
 
 
 def make_native_config(folder: Path, family: Family | None) -> PreTrainedConfig:
-    """The config that a checkpoint folder loads with, published or transformers-native.
+    """Make the config that a checkpoint folder loads with, published or in transformers' layout.
 
     Raises:
-        ModelError: see `published_config`.
+        ModelError: see `read_published_config`.
     """
     config = read_model_config(folder)
     if config["model_type"] == "chatglm":
@@ -55,7 +55,7 @@ def make_native_config(folder: Path, family: Family | None) -> PreTrainedConfig:
 
 
 def read_published_config(config: dict[str, Any], family: Family | None) -> PreTrainedConfig:
-    """The native config of a published config.json (any `model_type: chatglm`).
+    """Make the native config of a published config.json (any `model_type: chatglm`).
 
     Args:
         config: the parsed file.
@@ -80,7 +80,7 @@ def read_packed_bits(config: PreTrainedConfig) -> int:
 
 
 def _announce_packing(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Tell transformers of packed weights, which published files announce by `quantization_bit` alone."""
+    """Set `quantization_config` for packed weights; published files have `quantization_bit` alone."""
     bits = read_packed_bits(config)
     if bits and bits not in BITS:
         raise ModelError(f"config.json: quantization_bit is {bits}; packed weights have 4 or 8.", "Correct the key.")
@@ -95,7 +95,7 @@ def _announce_packing(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def open_published_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """A loaded model's weights under their published names, bit for bit; packed ones in the official layout.
+    """Get a loaded model's weights under their published names, bit for bit; packed ones in the official layout.
 
     With `"quantization_bit"` in config.json, packed weights so written are a published quantised repository's.
     """
@@ -104,9 +104,9 @@ def open_published_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def make_config_from_dict(config_dict: dict[str, Any], **kwargs: Any) -> Any:
-    """What `AutoConfig` wants of a `from_dict`: the config, with overrides from `kwargs` set on it."""
+    """Implement `from_dict` as `AutoConfig` calls it: the config, with overrides from `kwargs` set on it."""
     source = str(kwargs.pop("name_or_path", "") or config_dict.get("_name_or_path", ""))
-    config = read_published_config(config_dict, _family_of(config_dict, source))
+    config = read_published_config(config_dict, _find_family_of_config(config_dict, source))
     return_unused = kwargs.pop("return_unused_kwargs", False)
     for key in [key for key in kwargs if hasattr(config, key)]:
         setattr(config, key, kwargs.pop(key))
@@ -115,7 +115,7 @@ def make_config_from_dict(config_dict: dict[str, Any], **kwargs: Any) -> Any:
     return (config, unused) if return_unused else config
 
 
-def _family_of(config: dict[str, Any], source: str) -> Family | None:
+def _find_family_of_config(config: dict[str, Any], source: str) -> Family | None:
     if source and Path(source).is_dir():
         return find_family(Path(source))
     clues = [source, str(config.get("_name_or_path", ""))]

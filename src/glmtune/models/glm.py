@@ -105,7 +105,7 @@ def _read_rope(published: dict[str, Any], family: Family | None) -> dict[str, An
         raise ModelError(
             f"config.json: rope_ratio {ratio} means one thing in ChatGLM2 and another in ChatGLM3, and nothing says "
             "which of them this is.",
-            f'Say it: family chatglm2 or chatglm3, or add "{FAMILY_KEY}": "chatglm3" to config.json.',
+            f'Set the family to chatglm2 or chatglm3, or add "{FAMILY_KEY}": "chatglm3" to config.json.',
         )
     if family.positions_scaled:
         return rope | {"rope_type": "linear", "factor": float(ratio)}

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from glmtune.errors import ModelError, summarize_error
 from glmtune.models.checkpoints import Checkpoint, require_bitsandbytes
-from glmtune.models.weight_files import check_finite, check_finite_on_disk, list_loadable
+from glmtune.models.weight_files import check_finite, check_finite_on_disk, open_loadable_folder
 from glmtune.quantization.quantizer import PackedQuantizationConfig, cast_unpacked
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -50,7 +50,7 @@ def load_base(
         arguments["device_map"] = {"": target}
     if quantization in BITSANDBYTES:
         check_finite_on_disk(base.inventory)
-    with list_loadable(base.inventory) as folder:
+    with open_loadable_folder(base.inventory) as folder:
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **arguments)
         except (torch.OutOfMemoryError, MemoryError) as error:

@@ -1,8 +1,7 @@
-"""Sequence packing: rows end to end in one sequence; attention keeps them apart, everything else takes all at once.
+"""Sequence packing: rows are concatenated to one sequence without padding; attention is computed within each row.
 
-There is no padding outside attention, and no mask over all positions; on a GPU rows of like length are padded to one
-length within attention. A model whose attention was set by `separate_rows` takes the
-keyword `rows`; without it (generation, say) it attends as before.
+There is no mask over all positions; on a GPU rows of similar length are padded to one length within attention. A model
+prepared by `set_packed_attention` takes the keyword `rows`; without it (in generation) attention is unchanged.
 
 Shapes: T positions of the sequence, R rows of a group, t positions of its longest row, H heads, D head size.
 """
@@ -22,7 +21,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask,
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 SEPARATE = "rows_"
-"""What the names of attentions that take `rows` begin with, behind the name of a prefix if there is one."""
+"""Prefix of the names of attention implementations that take `rows`; a prefix encoder's own prefix is before it."""
 Attention = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 
 
@@ -30,7 +29,7 @@ Attention = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 class RowGroup:
     """Rows of one attention call: a single one in place, or several of similar length, padded."""
 
-    where: slice | torch.Tensor
+    positions: slice | torch.Tensor
     """Positions of the row; or those of each row, (R, t), a shorter one's last position repeated."""
     length: int
     contexts: tuple[int, ...]
@@ -43,23 +42,23 @@ class RowGroup:
         contexts_R11 = torch.tensor(self.contexts, device=self.device)[:, None, None]
         return ((index_t <= index_t[:, None]) | (index_t < contexts_R11))[:, None]
 
-    def pick(self, x_1HTD: torch.Tensor) -> torch.Tensor:
-        """(R, H, t, D)."""
-        if isinstance(self.where, slice):
-            return x_1HTD[:, :, self.where]
-        return x_1HTD[0][:, self.where].transpose(0, 1)
+    def select(self, x_1HTD: torch.Tensor) -> torch.Tensor:
+        """The states of the group's positions, (R, H, t, D)."""
+        if isinstance(self.positions, slice):
+            return x_1HTD[:, :, self.positions]
+        return x_1HTD[0][:, self.positions].transpose(0, 1)
 
 
 @dataclass(frozen=True)
 class PackedRows:
-    """How a sequence falls into rows."""
+    """The rows of a packed sequence, in groups for attention."""
 
     groups: list[RowGroup]
     order_T: torch.Tensor | None
-    """Where each position is found in the groups' flattened outputs; None: in order."""
+    """Index of each position in the concatenated outputs of the groups; None: already in order."""
 
     def join(self, parts_RtHD: list[torch.Tensor]) -> torch.Tensor:
-        """(1, T, H, D)."""
+        """The outputs of all groups in the order of the sequence, (1, T, H, D)."""
         joined = torch.cat([part.flatten(0, 1) for part in parts_RtHD])
         return (joined if self.order_T is None else joined[self.order_T])[None]
 
@@ -67,14 +66,14 @@ class PackedRows:
 def make_packed_rows(
     lengths: Sequence[int], contexts: Sequence[int], device: torch.device, single: bool | None = None
 ) -> PackedRows:
-    """Rows of these lengths, one behind the other.
+    """Make the groups of rows of these lengths, concatenated in this order.
 
     Args:
         lengths: tokens of each row.
         contexts: tokens at the start of each that see each other in both directions.
         device: where attention is computed.
-        single: a call per row, which copies nothing; else one per class of length (up to 16, 32, 64, ... tokens),
-            because a GPU would wait for the calls. By default as it suits the device.
+        single: one attention call per row, without copies; else one per class of length (up to 16, 32, 64, ...
+            tokens), which keeps a GPU busy. None: single rows on the CPU only.
     """
     starts = [0]
     for length in lengths:
@@ -90,7 +89,7 @@ def make_packed_rows(
     classes: dict[int, list[int]] = defaultdict(list)
     for row, length in enumerate(lengths):
         classes[max(4, (length - 1).bit_length())].append(row)
-    groups, order, done = [], torch.empty(starts[-1], dtype=torch.long), 0
+    groups, order, offset = [], torch.empty(starts[-1], dtype=torch.long), 0
     for members in classes.values():
         longest = max(lengths[row] for row in members)
         index_Rt = torch.tensor([starts[row] for row in members])[:, None] + torch.arange(longest)
@@ -99,13 +98,13 @@ def make_packed_rows(
             RowGroup(index_Rt.minimum(last_R1).to(device), longest, tuple(contexts[row] for row in members), device)
         )
         for place, row in enumerate(members):
-            order[starts[row] : starts[row + 1]] = done + place * longest + torch.arange(lengths[row])
-        done += len(members) * longest
+            order[starts[row] : starts[row + 1]] = offset + place * longest + torch.arange(lengths[row])
+        offset += len(members) * longest
     return PackedRows(groups, order.to(device))
 
 
 def set_packed_attention(model: Any) -> None:
-    """Let the attention of `model` take `rows`, if it is one that can.
+    """Switch `model` to an attention implementation that takes `rows`; flash attention is left as it is.
 
     Args:
         model: any of ours, with adapters or a prefix, not wrapped for data parallelism.
@@ -128,11 +127,11 @@ def finds_rows_by_positions(model: Any) -> bool:
 
 
 def attend_by_rows(attend: Attention, *, masked: bool) -> Attention:
-    """An attention function that calls `attend` for each group of rows, if it is given rows.
+    """Make an attention function that calls `attend` for each group of `rows`, if they are given.
 
     Args:
         attend: an attention function.
-        masked: it wants a mask where causal attention is meant too.
+        masked: whether `attend` needs a mask for causal attention too.
     """
 
     def attention(
@@ -149,7 +148,7 @@ def attend_by_rows(attend: Attention, *, masked: bool) -> Attention:
             return attend(module, query_1HTD, key_1NTD, value_1NTD, attention_mask, **kwargs)
         parts = []
         for group in rows.groups:
-            states = (group.pick(x_1HTD) for x_1HTD in (query_1HTD, key_1NTD, value_1NTD))
+            states = (group.select(x_1HTD) for x_1HTD in (query_1HTD, key_1NTD, value_1NTD))
             mask = group.mask_R1tt if masked or not module.is_causal else None
             parts.append(attend(module, *states, mask, **kwargs)[0])
         return rows.join(parts), None

@@ -1,4 +1,4 @@
-"""What a checkpoint folder holds: its weight files, checked before anything is loaded, and a fingerprint of them."""
+"""The weight files of a checkpoint folder: inventory, checks before and after loading, fingerprint."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from glmtune.models.weight_names import COMPUTED, find_published_name, group_by_
 
 _KINDS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_MEND = "Download the file again (compare its SHA-256 with the hub's)."
+_DOWNLOAD_AGAIN = "Download the file again (compare its SHA-256 with the hub's)"
 
 
 @dataclass(frozen=True)
@@ -49,27 +49,29 @@ class WeightInventory:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of the matrices: the one most weights have that are not packed."""
+        """The most frequent floating-point dtype of the matrices; float32 if all of them are packed."""
         matrices = (weight.dtype for weight in self.weights.values() if len(weight.shape) > 1)
         names = [name for name in matrices if getattr(torch, name).is_floating_point]
         return getattr(torch, max(set(names), key=names.count)) if names else torch.float32
 
 
 def read_inventory(folder: Path) -> WeightInventory:
-    """Names, shapes and precision of every weight in `folder`, from the files' headers.
+    """Read name, shape and dtype of every weight in `folder` from the files' headers.
 
     Raises:
         ModelError: no weights; a shard missing, cut short or not a weight file; an index that does not fit.
     """
-    files, index = _weight_files(folder)
+    files, index = _find_weight_files(folder)
     weights: dict[str, Weight] = {}
     for file in files:
         for name, (shape, dtype) in _read_header(file).items():
-            if not any(re.search(pattern, name) for pattern in COMPUTED):
+            if not _is_computed(name):
                 weights[name] = Weight(file, shape, dtype)
-    absent = [name for name, file in index.items() if name not in weights and not _is_computed(name)]
-    if absent:
-        raise ModelError(f"{folder}: the index names weights that its shards lack: {_join_names(absent)}.", _MEND)
+    missing = [name for name, file in index.items() if name not in weights and not _is_computed(name)]
+    if missing:
+        raise ModelError(
+            f"{folder}: the index names weights that its shards lack: {_join_names(missing)}.", f"{_DOWNLOAD_AGAIN}."
+        )
     return WeightInventory(folder, weights, indexed=bool(index))
 
 
@@ -84,7 +86,7 @@ def check_shapes(inventory: WeightInventory, expected: Mapping[str, tuple[int, .
     missing = [name for name in expected if name not in shapes]
     unexpected = [name for name in shapes if name not in expected]
     wrong = [
-        f"{name} is {_by(shapes[name])}, config.json needs {_by(shape)}"
+        f"{name} is {_format_shape(shapes[name])}, config.json needs {_format_shape(shape)}"
         for name, shape in expected.items()
         if name in shapes and shapes[name] != tuple(shape)
     ]
@@ -102,8 +104,8 @@ def check_shapes(inventory: WeightInventory, expected: Mapping[str, tuple[int, .
 
 
 @contextmanager
-def list_loadable(inventory: WeightInventory) -> Iterator[Path]:
-    """A folder that transformers can load: the checkpoint's own, or links plus the index that it lacks."""
+def open_loadable_folder(inventory: WeightInventory) -> Iterator[Path]:
+    """Give a folder that transformers can load: the checkpoint's own, or links to its files and the missing index."""
     files = {weight.file for weight in inventory.weights.values()}
     if inventory.indexed or len(files) == 1:
         yield inventory.folder
@@ -137,7 +139,7 @@ def compute_fingerprint(inventory: WeightInventory, native_shapes: Mapping[str, 
         for native in natives:
             places[native] = (native, 0) if native in inventory.weights else (published, first)
             first += native_shapes[native][0]
-    with _Rows(inventory) as rows:
+    with _RowReader(inventory) as rows:
         for native in sorted(name for name in native_shapes if places[name][0] in inventory.weights):
             name, first = places[native]
             count = native_shapes[native][0]
@@ -148,20 +150,20 @@ def compute_fingerprint(inventory: WeightInventory, native_shapes: Mapping[str, 
 
 
 def read_tensors(inventory: WeightInventory) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every weight by name, one at a time."""
-    with _Rows(inventory) as rows:
+    """Yield name and values of every weight, one at a time."""
+    with _RowReader(inventory) as rows:
         for name in inventory.weights:
             yield name, rows.open(name)[:]
 
 
-class _Rows:
-    """Single rows of weights on disk, each file opened once."""
+class _RowReader:
+    """Reads single rows of weights on disk; each file is opened once."""
 
     def __init__(self, inventory: WeightInventory):
         self._weights = inventory.weights
         self._open: dict[Path, Any] = {}
 
-    def __enter__(self) -> _Rows:
+    def __enter__(self) -> _RowReader:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -171,7 +173,7 @@ class _Rows:
         return self.open(name)[row : row + 1].float().numpy().tobytes()
 
     def open(self, name: str) -> Any:
-        """What gives the tensor, or rows of it, when it is indexed."""
+        """The tensor, or a safetensors slice of it; both give rows when indexed."""
         file = self._weights[name].file
         if file not in self._open:
             self._open[file] = safe_open(file, "pt") if file.suffix == ".safetensors" else _read_bin(file, "cpu")
@@ -179,8 +181,8 @@ class _Rows:
         return source[name] if isinstance(source, dict) else source.get_slice(name)
 
 
-def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
-    """The files with weights, and the index's map if there is one."""
+def _find_weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """Find the weight files, and the weight map of the index if there is one."""
     for name in _INDEXES:
         if (folder / name).is_file():
             index = _read_index(folder / name)
@@ -200,16 +202,16 @@ def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
     code = sorted(path.name for path in folder.glob("*.py"))
     has = f" (only code: {', '.join(code)})" if code else ""
     raise ModelError(
-        f"{folder}: no weights here{has}. Wanted: model.safetensors, pytorch_model.bin, or their numbered shards.",
+        f"{folder}: no weights found{has}. Expected: model.safetensors, pytorch_model.bin, or their numbered shards.",
         "The weights are large files of the same repository; git clone brings them only with git-lfs.",
     )
 
 
 def _require_files(folder: Path, names: list[str], who: str) -> None:
-    absent = [name for name in names if not (folder / name).is_file()]
-    if absent:
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
         raise ModelError(
-            f"{folder}: {who} files that are not there: {_join_names(absent)}.", "Download the missing files."
+            f"{folder}: {who} files that are not there: {_join_names(missing)}.", "Download the missing files."
         )
 
 
@@ -219,7 +221,7 @@ def _read_index(path: Path) -> dict[str, str]:
         if not isinstance(weight_map, dict) or not weight_map:
             raise TypeError
     except (ValueError, KeyError, TypeError):
-        raise ModelError(f"{path}: not an index of weights (no usable weight_map).", _MEND) from None
+        raise ModelError(f"{path}: not an index of weights (no usable weight_map).", f"{_DOWNLOAD_AGAIN}.") from None
     return weight_map
 
 
@@ -228,30 +230,32 @@ def _read_header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     with file.open("rb") as stream:
         if stream.read(24).startswith(b"version https://git-lfs"):
             raise ModelError(f"{file}: a git-lfs pointer, not the weights.", "Run `git lfs pull`, or download it.")
-    return _safetensors_header(file) if file.suffix == ".safetensors" else _bin_header(file)
+    return _read_safetensors_header(file) if file.suffix == ".safetensors" else _read_bin_header(file)
 
 
-def _safetensors_header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+def _read_safetensors_header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     try:
         with safe_open(file, "pt") as source:
             slices = {name: source.get_slice(name) for name in source.keys()}  # noqa: SIM118 (not a dict)
             return {name: (tuple(s.get_shape()), _DTYPES.get(s.get_dtype(), "float32")) for name, s in slices.items()}
     except (SafetensorError, OSError, struct.error) as error:
-        raise ModelError(f"{file}: cut short or corrupt ({error}).", _MEND) from None
+        raise ModelError(f"{file}: cut short or corrupt ({error}).", f"{_DOWNLOAD_AGAIN}.") from None
 
 
-def _bin_header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+def _read_bin_header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     state = _read_bin(file, "meta")
     return {name: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in state.items()}
 
 
 def _read_bin(file: Path, device: str) -> dict[str, torch.Tensor]:
-    """A `.bin` file, never running code in it; mapped from disk where its format allows."""
+    """Read a `.bin` file without running code in it; mapped from disk where its format allows."""
     try:
         state = torch.load(file, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and others for a broken file
         reason = summarize_error(error, 120)
-        raise ModelError(f"{file}: cut short, corrupt or not plain weights ({reason}).", _MEND) from None
+        raise ModelError(
+            f"{file}: cut short, corrupt or not plain weights ({reason}).", f"{_DOWNLOAD_AGAIN}."
+        ) from None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ModelError(f"{file}: holds something other than named tensors.", "Give the model's own weight files.")
     return state
@@ -266,7 +270,7 @@ def _join_names(names: list[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _by(shape: tuple[int, ...]) -> str:
+def _format_shape(shape: tuple[int, ...]) -> str:
     return "x".join(str(size) for size in shape)
 
 
@@ -282,11 +286,8 @@ _DTYPES = {
 }
 
 
-_MEND = "Download the file again (compare its SHA-256 with the hub's)"
-
-
 def check_finite(model: nn.Module, inventory: WeightInventory) -> None:
-    """Look at every floating weight of a loaded model once.
+    """Check every floating-point weight of a loaded model.
 
     Raises:
         ModelError: names the first weight with a NaN or an infinity, and its file.
@@ -297,7 +298,7 @@ def check_finite(model: nn.Module, inventory: WeightInventory) -> None:
 
 
 def check_finite_on_disk(inventory: WeightInventory) -> None:
-    """The same on the files, for loading that leaves no floating numbers to look at.
+    """Check every floating-point weight in the files, for loading that quantises all of them.
 
     Raises:
         ModelError: names the first weight with a NaN or an infinity, and its file.
@@ -326,4 +327,4 @@ def _raise_not_finite(name: str, inventory: WeightInventory, loaded: torch.dtype
     weight = inventory.weights[name]
     cast = str(loaded).removeprefix("torch.")
     also = "" if cast == weight.dtype else f"; or its {weight.dtype} does not fit {cast}, then load it as bf16 or fp32"
-    raise ModelError(f"{weight.file}: {name} holds a NaN or an infinity.", f"{_MEND}{also}.")
+    raise ModelError(f"{weight.file}: {name} holds a NaN or an infinity.", f"{_DOWNLOAD_AGAIN}{also}.")

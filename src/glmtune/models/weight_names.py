@@ -48,8 +48,8 @@ def find_published_name(native: str) -> tuple[str, int]:
         for i, part in enumerate(parts):
             if part in name:
                 name, place = name.replace(part, published), i
-    for published, own in RENAMES:
-        name = name.replace(own, published) if _holds(name, own) else name
+    for published, native_part in RENAMES:
+        name = name.replace(native_part, published) if _has_part(name, native_part) else name
     return name, place
 
 
@@ -86,6 +86,6 @@ def convert_to_published(state: Mapping[str, torch.Tensor]) -> dict[str, torch.T
     return published
 
 
-def _holds(name: str, part: str) -> bool:
+def _has_part(name: str, part: str) -> bool:
     """Whether `part` is made of complete dotted components of `name`, so that `lm_head` does not match `lm_head2`."""
     return f".{part}." in f".{name}."

@@ -64,9 +64,9 @@ def multiply_int8(inputs_MI: torch.Tensor, packed_OI: torch.Tensor) -> torch.Ten
 # Elements of a matrix from which on, in bf16, this is faster than torch's own kernel.
 LARGE = 1 << 24
 # Above this many rows, unpacking and multiplying in bf16 is faster; in fp32 and fp16 it never is.
-_MOST_ARRANGED_BF16 = 384
+_MAX_PREPACKED_ROWS_BF16 = 384
 # Rows of input at a time: their products take 12 bytes for each output.
-_ROWS_AT_ONCE = 128
+_ROW_CHUNK = 128
 # What the largest input becomes, a little below the largest number of three signed bytes, for quotients are rounded;
 # and what makes the bytes unsigned: 128 in each.
 _LARGEST, _OFFSET = 127 << 16, 128 * 0x010101
@@ -77,61 +77,61 @@ def prepack_int8(packed_OI: torch.Tensor) -> torch.Tensor:
     return torch.ops.onednn.qlinear_prepack(packed_OI.contiguous(), None)
 
 
-def unpack_prepacked_int8(arranged: torch.Tensor) -> torch.Tensor:
-    """The inverse of `arrange_int8`, (O, I)."""
-    return arranged.to_dense().t().contiguous()
+def unpack_prepacked_int8(prepacked: torch.Tensor) -> torch.Tensor:
+    """The inverse of `prepack_int8`, (O, I)."""
+    return prepacked.to_dense().t().contiguous()
 
 
 def is_prepacked_faster(inputs_MI: torch.Tensor) -> bool:
-    """Whether `multiply_arranged_int8` is to compute this product; it has no backward."""
+    """Whether `multiply_prepacked_int8` is to compute this product; it has no backward."""
     if torch.is_grad_enabled() and inputs_MI.requires_grad:
         return False
-    return inputs_MI.dtype != torch.bfloat16 or inputs_MI.shape[0] <= _MOST_ARRANGED_BF16
+    return inputs_MI.dtype != torch.bfloat16 or inputs_MI.shape[0] <= _MAX_PREPACKED_ROWS_BF16
 
 
-def multiply_prepacked_int8(inputs_MI: torch.Tensor, arranged: torch.Tensor, scale_O: torch.Tensor) -> torch.Tensor:
+def multiply_prepacked_int8(inputs_MI: torch.Tensor, prepacked: torch.Tensor, scale_O: torch.Tensor) -> torch.Tensor:
     """`inputs @ (numbers * scale).T` in fp32, (M, O).
 
     Args:
         inputs_MI: any floating precision; rounded to the 8,323,072nd part of each row's largest value.
-        arranged: from `arrange_int8`.
+        prepacked: from `prepack_int8`.
         scale_O: fp32.
     """
-    if len(inputs_MI) <= _ROWS_AT_ONCE:
-        return _multiply_in_parts(inputs_MI.float(), arranged, scale_O)
+    if len(inputs_MI) <= _ROW_CHUNK:
+        return _multiply_in_parts(inputs_MI.float(), prepacked, scale_O)
     outputs_MO = inputs_MI.new_empty(len(inputs_MI), len(scale_O), dtype=torch.float32)
-    for start in range(0, len(inputs_MI), _ROWS_AT_ONCE):
-        some = slice(start, start + _ROWS_AT_ONCE)
-        outputs_MO[some] = _multiply_in_parts(inputs_MI[some].float(), arranged, scale_O)
+    for start in range(0, len(inputs_MI), _ROW_CHUNK):
+        rows = slice(start, start + _ROW_CHUNK)
+        outputs_MO[rows] = _multiply_in_parts(inputs_MI[rows].float(), prepacked, scale_O)
     return outputs_MO
 
 
-def _multiply_in_parts(inputs_MI: torch.Tensor, arranged: torch.Tensor, scale_O: torch.Tensor) -> torch.Tensor:
+def _multiply_in_parts(inputs_MI: torch.Tensor, prepacked: torch.Tensor, scale_O: torch.Tensor) -> torch.Tensor:
     rows, columns = inputs_MI.shape
     step_M1 = inputs_MI.abs().amax(-1, keepdim=True).clamp_(min=1e-30).div_(_LARGEST)
     numbers_MI = (inputs_MI / step_M1).round_().int().add_(_OFFSET)
     bytes_3MI = numbers_MI.view(torch.uint8).view(rows, columns, 4)[..., :3].permute(2, 0, 1)
     sums_3MO = torch.ops.onednn.qlinear_pointwise(
-        *(bytes_3MI.reshape(3 * rows, columns), 1.0, 128, arranged, scale_O, _make_zero_offsets(len(scale_O)), None),
+        *(bytes_3MI.reshape(3 * rows, columns), 1.0, 128, prepacked, scale_O, _make_zero_offsets(len(scale_O)), None),
         *(1.0, 0, torch.float32, "none", [], ""),
     ).view(3, rows, len(scale_O))
     return sums_3MO[2].mul_(256).add_(sums_3MO[1]).mul_(256).add_(sums_3MO[0]).mul_(step_M1)
 
 
 @cache
-def int8_is_exact() -> bool:
+def is_int8_exact() -> bool:
     """Whether this machine's integer products are right: older processors overflow where many large ones meet."""
     numbers_OI = torch.full((64, 128), 127, dtype=torch.int8)
     numbers_OI[::2, ::2] = -127
     inputs_MI = torch.full((1, 128), 1.0)
     expected_MO = inputs_MI.double() @ numbers_OI.double().T
     try:
-        arranged = prepack_int8(numbers_OI)
-        product_MO = multiply_prepacked_int8(inputs_MI, arranged, torch.ones(64))
-        same = torch.equal(unpack_prepacked_int8(arranged), numbers_OI)
+        prepacked = prepack_int8(numbers_OI)
+        product_MO = multiply_prepacked_int8(inputs_MI, prepacked, torch.ones(64))
+        is_inverse = torch.equal(unpack_prepacked_int8(prepacked), numbers_OI)
     except (RuntimeError, AttributeError, NotImplementedError):
         return False  # these are not public functions of torch
-    return same and torch.allclose(product_MO.double(), expected_MO, rtol=1e-5)
+    return is_inverse and torch.allclose(product_MO.double(), expected_MO, rtol=1e-5)
 
 
 @cache
@@ -154,7 +154,7 @@ def to_kernel_order(packed_OJ: torch.Tensor) -> torch.Tensor:
     return torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers_OI, 2).view(torch.int8)
 
 
-def convert_to_kernel_numbers(kernel_OJ: torch.Tensor) -> torch.Tensor:
+def unpack_kernel_order(kernel_OJ: torch.Tensor) -> torch.Tensor:
     """The numbers (O, I), int8, of weights in the kernel's order."""
     order = find_int4_order()
     assert order is not None  # nothing is in that order otherwise
@@ -163,7 +163,7 @@ def convert_to_kernel_numbers(kernel_OJ: torch.Tensor) -> torch.Tensor:
 
 def from_kernel_order(kernel_OJ: torch.Tensor) -> torch.Tensor:
     """The inverse of `to_kernel_order`."""
-    return pack_int4(convert_to_kernel_numbers(kernel_OJ))
+    return pack_int4(unpack_kernel_order(kernel_OJ))
 
 
 def _decode_numbers(kernel_OJ: torch.Tensor, order: Int4Order) -> torch.Tensor:

@@ -23,7 +23,7 @@ class PackedLinear(nn.Module):
     """`x @ (numbers * scale).T + bias` with int8 or int4 numbers in the official layout; the weight is frozen.
 
     In bf16 on the CPU a few rows at a time are multiplied by torch's weight-only kernels, and by a faster one in int8
-    after `arrange`. Everywhere else, and for many rows, the weight is unpacked a chunk of rows at a time and
+    after `prepack`. Everywhere else, and for many rows, the weight is unpacked a chunk of rows at a time and
     multiplied; so on a GPU this saves memory, not time. A compiled step is given plain operations, to fuse for one row.
     Gradients pass to the input; no unpacked weight is stored for them.
 
@@ -48,8 +48,8 @@ class PackedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_features, dtype=dtype)) if bias else None
         self.unpack_chunk: int | None = None  # numbers unpacked at a time; None: by device
         self._in_kernel_order = False
-        self._arranged: torch.Tensor | None = None  # the numbers, while `weight` is empty
-        self._arranged_scale: torch.Tensor | None = None
+        self._prepacked: torch.Tensor | None = None  # the numbers, while `weight` is empty
+        self._prepacked_scale: torch.Tensor | None = None
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, bits: int) -> PackedLinear:
@@ -73,14 +73,14 @@ class PackedLinear(nn.Module):
         if torch.is_autocast_enabled(kind):
             inputs = inputs.to(torch.get_autocast_dtype(kind))
         inputs_MI = inputs.reshape(-1, self.in_features)
-        plain = self._arranged is None and not self._in_kernel_order
+        plain = self._prepacked is None and not self._in_kernel_order
         if torch.compiler.is_compiling() and plain and not torch.is_grad_enabled():
             outputs_MO = self._multiply_for_compilers(inputs_MI)
-        elif self._arranged is not None and kernels.is_prepacked_faster(inputs_MI):
-            assert self._arranged_scale is not None
-            outputs_MO = kernels.multiply_prepacked_int8(inputs_MI, self._arranged, self._arranged_scale)
+        elif self._prepacked is not None and kernels.is_prepacked_faster(inputs_MI):
+            assert self._prepacked_scale is not None
+            outputs_MO = kernels.multiply_prepacked_int8(inputs_MI, self._prepacked, self._prepacked_scale)
             outputs_MO = outputs_MO.to(inputs_MI.dtype)
-        elif self._arranged is None and kernels.is_kernel_available(inputs_MI, self.out_features, self.bits):
+        elif self._prepacked is None and kernels.is_kernel_available(inputs_MI, self.out_features, self.bits):
             outputs_MO = self._multiply_packed(inputs_MI)
         else:
             outputs_MO = _UnpackAndMultiply.apply(inputs_MI, self)
@@ -89,30 +89,33 @@ class PackedLinear(nn.Module):
         return outputs_MO.view(*inputs.shape[:-1], self.out_features)
 
     def prepack(self, dtype: torch.dtype) -> bool:
-        """Bring int8 numbers on the CPU into the order of a faster kernel; whether that was done.
+        """Bring int8 numbers on the CPU into the order of a faster kernel.
 
-        Saving, loading and moving bring the official order back; so does `restore`.
+        Saving, loading and moving bring the official order back; so does `unprepack`.
 
         Args:
-            dtype: of the inputs to come.
+            dtype: of the inputs.
+
+        Returns:
+            Whether the numbers were reordered.
         """
         if dtype == torch.bfloat16 and self.in_features * self.out_features < kernels.LARGE:
             return False  # torch's kernel for bf16 has less to prepare
         packed = (self.weight, self.weight_scale)
         usable = self.bits == 8 and all(type(each) is nn.Parameter and each.device.type == "cpu" for each in packed)
-        if self._arranged is not None or not usable or not kernels.int8_is_exact():
+        if self._prepacked is not None or not usable or not kernels.is_int8_exact():
             return False
-        # All that may lack memory first: a layer is arranged or it is not.
-        scale, arranged = self.weight_scale.detach().float(), kernels.prepack_int8(self.weight.data)
-        self._arranged, self._arranged_scale = arranged, scale
+        # Allocate first: if memory runs out here, the layer is unchanged.
+        scale, prepacked = self.weight_scale.detach().float(), kernels.prepack_int8(self.weight.data)
+        self._prepacked, self._prepacked_scale = prepacked, scale
         self.weight.data = self.weight.data.new_empty(0, self.in_features)
         return True
 
     def unprepack(self) -> None:
-        """Undo `arrange`."""
-        if self._arranged is not None:
-            self.weight.data = kernels.unpack_prepacked_int8(self._arranged)
-            self._arranged = self._arranged_scale = None
+        """Undo `prepack`."""
+        if self._prepacked is not None:
+            self.weight.data = kernels.unpack_prepacked_int8(self._prepacked)
+            self._prepacked = self._prepacked_scale = None
 
     def dequantize_weight(self, dtype: torch.dtype) -> torch.Tensor:
         """The complete weight, (O, I)."""
@@ -120,11 +123,11 @@ class PackedLinear(nn.Module):
 
     def iterate_dequantized(self, dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
         """Some rows of the weight at a time: where they are, and (rows, I) in `dtype`."""
-        whole = self.weight.data if self._arranged is None else kernels.unpack_prepacked_int8(self._arranged)
+        weight = self.weight.data if self._prepacked is None else kernels.unpack_prepacked_int8(self._prepacked)
         for rows in self._iterate_chunks():
-            packed = whole[rows]
+            packed = weight[rows]
             if self._in_kernel_order:
-                numbers = kernels.convert_to_kernel_numbers(packed)
+                numbers = kernels.unpack_kernel_order(packed)
             else:
                 numbers = unpack_int4(packed) if self.bits == 4 else packed
             yield rows, scale_rows(numbers, self.weight_scale[rows], dtype)

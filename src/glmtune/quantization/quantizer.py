@@ -128,8 +128,8 @@ def list_packed_layers(model: nn.Module) -> list[PackedLinear]:
     return [module for module in model.modules() if isinstance(module, PackedLinear)]
 
 
-def is_packed_model(model: nn.Module) -> str | None:
-    """What a model's weights are in: `packed8`, `packed4`, `nf4` or `int8`; None for full precision."""
+def get_quantization(model: nn.Module) -> str | None:
+    """Get the quantisation of a model: `packed8`, `packed4`, `nf4` or `int8`; None for full precision."""
     packed = list_packed_layers(model)
     if packed:
         return f"packed{packed[0].bits}"

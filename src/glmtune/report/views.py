@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from glmtune.evaluation.metric_order import QUALITY, SIGNIFICANT, find_direction, sort_metrics
 from glmtune.evaluation.model_info import ModelInfo
-from glmtune.evaluation.results import ComparisonResult, EvaluationResult, ForgettingResult, ScorePair
+from glmtune.evaluation.results import ComparisonResult, ForgettingResult, ScorePair
 from glmtune.evaluation.statistics import ScoreDifference
 from glmtune.html.i18n import has_text
 from glmtune.html.pages import NO_VALUE, is_number, show_duration, show_memory, show_number, show_text
@@ -361,7 +361,7 @@ def _show_probe_verdict(verdict: str) -> Markup:
 
 
 def show_verdict(name: str, difference: ScoreDifference | None) -> Markup:
-    """Better, worse, changed, or no clear difference, with a sign, so that colour is not needed."""
+    """Better, worse, changed or not significant, with a sign, so that colour is not needed."""
     mean, p = (difference.mean, difference.p) if difference else (None, None)
     if not (is_number(mean) and is_number(p)):
         return show_text("report.compare.unknown")
@@ -383,7 +383,7 @@ def show_change(before: Any, after: Any, form: str) -> Markup:
 
 
 def show_clipped(content: Any) -> Markup:
-    """A text; of a very long one, the start and how much is left out."""
+    """A text; of a very long one, the start and the number of characters not shown."""
     content = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
     content = content.encode("utf-8", "replace").decode("utf-8")
     if len(content) <= _MAX_CHARACTERS:
@@ -485,8 +485,3 @@ def _get(tree: Any, *keys: str) -> Any:
     for key in keys:
         tree = tree.get(key) if isinstance(tree, dict) else None
     return tree
-
-
-def list_score_rows(result: EvaluationResult) -> dict[str, Any]:
-    """Scores as plain dicts, for the pictures."""
-    return {name: asdict(score) for name, score in result.scores.items()}

@@ -24,7 +24,7 @@ def step_loss(model: nn.Module, batch: dict[str, Any], single_rows: bool | None 
 
     Args:
         model: a causal model, perhaps wrapped (adapter, DDP, FSDP, DeepSpeed), whose attention was set by
-            `glmtune.models.packed_attention.separate_rows`.
+            `glmtune.models.packed_attention.set_packed_attention`.
         batch: from `glmtune.data.batches.BlockCollator`.
         single_rows: attend to one row at a time; by the device when None.
 
@@ -50,7 +50,7 @@ def select_model_inputs(model: nn.Module, batch: dict[str, Any], single_rows: bo
     if finds_rows_by_positions(unwrapped):
         return inputs
     if not has_packed_attention(unwrapped):
-        raise ValueError("the model's attention does not keep rows apart: call separate_rows(model) first")
+        raise ValueError("the model's attention does not keep rows apart: call set_packed_attention(model) first")
     ids_1T = batch["input_ids"]
     rows = make_packed_rows(batch["row_lengths"].tolist(), batch["contexts"].tolist(), ids_1T.device, single_rows)
     # transformers passes a mask of four dimensions on as it is; without one it would make a mask of all positions.

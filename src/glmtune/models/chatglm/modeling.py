@@ -121,7 +121,9 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
 
         length, dtype = inputs_embeds.shape[1], inputs_embeds.dtype
-        position_ids_B2T, mask = self._derive(input_ids, attention_mask, position_ids, past_key_values, length)
+        position_ids_B2T, mask = self._derive_positions_and_mask(
+            input_ids, attention_mask, position_ids, past_key_values, length
+        )
         if mask is not None and mask.is_floating_point():
             # A mask written in fp32 overflows to -inf in fp16, and a row of nothing but -inf is NaN.
             mask = mask.clamp(min=torch.finfo(dtype).min).to(dtype)
@@ -136,7 +138,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             last_hidden_state=self.final_layernorm(hidden_states_BTH), past_key_values=past_key_values
         )
 
-    def _derive(
+    def _derive_positions_and_mask(
         self,
         input_ids: torch.Tensor | None,
         attention_mask: torch.Tensor | None,

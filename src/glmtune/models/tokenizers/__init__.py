@@ -16,7 +16,7 @@ from glmtune.errors import ModelError, summarize_error
 from glmtune.families import family_from_folder, read_model_config
 from glmtune.families.family import OFFICIAL_ENCODER
 from glmtune.hub import resolve_checkpoint
-from glmtune.models.tokenizers import backends as layouts
+from glmtune.models.tokenizers import backends
 from glmtune.models.tokenizers.ids import count_image_tokens, require_matching_ids
 from glmtune.models.tokenizers.templates import CHATGLM, CHATGLM2, CHATGLM3, GLM4
 from glmtune.models.tokenizers.vocabulary_files import (
@@ -78,17 +78,17 @@ def build_tokenizer(folder: Path, family: str, config: dict[str, Any]) -> PreTra
 def _build_chatglm(folder: Path, config: dict[str, Any]) -> PreTrainedTokenizerFast:
     """THUDM/ChatGLM-6B: Unigram, special ids among the pieces, image tokens in front of them in early releases."""
     path = _find_tokenizer_file(folder, "ice_text.model")
-    model = read_sentencepiece(path, layouts.UNIGRAM)
+    model = read_sentencepiece(path, backends.UNIGRAM)
     shift = count_image_tokens(model, config, _read_image_tokens(folder, config))
     tokenizer = _wrap_backend(
-        layouts.build_unigram_backend(model, shift),
+        backends.build_unigram_backend(model, shift),
         CHATGLM,
         bos_token="<sop>",
         eos_token="<eop>",
         unk_token="<unk>",
         pad_token="<pad>",
         mask_token="[MASK]",
-        extra_special_tokens=[piece for piece in model.control if piece not in layouts.CHATGLM_NAMED],
+        extra_special_tokens=[piece for piece in model.control if piece not in backends.CHATGLM_NAMED],
     )
     require_matching_ids(
         tokenizer,
@@ -108,22 +108,22 @@ def _build_chatglm(folder: Path, config: dict[str, Any]) -> PreTrainedTokenizerF
 
 def _build_chatglm2(folder: Path, config: dict[str, Any]) -> PreTrainedTokenizerFast:
     """THUDM/ChatGLM2-6B: BPE, five special tokens behind the pieces."""
-    return _build_bpe(folder, config, layouts.CHATGLM2_SPECIALS, CHATGLM2)
+    return _build_bpe(folder, config, backends.CHATGLM2_SPECIALS, CHATGLM2)
 
 
 def _build_chatglm3(folder: Path, config: dict[str, Any]) -> PreTrainedTokenizerFast:
     """THUDM/ChatGLM3-6B: ChatGLM2's, and four role tokens behind them."""
-    return _build_bpe(folder, config, layouts.CHATGLM3_SPECIALS, CHATGLM3)
+    return _build_bpe(folder, config, backends.CHATGLM3_SPECIALS, CHATGLM3)
 
 
 def _build_bpe(
     folder: Path, config: dict[str, Any], specials: tuple[str, ...], template: str
 ) -> PreTrainedTokenizerFast:
     path = _find_tokenizer_file(folder, "tokenizer.model")
-    model = read_sentencepiece(path, layouts.BPE)
+    model = read_sentencepiece(path, backends.BPE)
     extra = [piece for piece in model.control if piece != "</s>"] + list(specials)
     tokenizer = _wrap_backend(
-        layouts.build_bpe_backend(model, specials),
+        backends.build_bpe_backend(model, specials),
         template,
         eos_token="</s>",
         unk_token="<unk>",
@@ -139,11 +139,11 @@ def _build_glm4(folder: Path, config: dict[str, Any]) -> PreTrainedTokenizerFast
     """THUDM/GLM-4-9B, original layout: tiktoken's byte-level BPE, fourteen special tokens behind it."""
     path = _find_tokenizer_file(folder, "tokenizer.model")
     tokenizer = _wrap_backend(
-        layouts.build_tiktoken_backend(read_tiktoken(path)),
+        backends.build_tiktoken_backend(read_tiktoken(path)),
         GLM4,
         eos_token="<|endoftext|>",
         pad_token="<|endoftext|>",
-        extra_special_tokens=list(layouts.GLM4_SPECIALS[1:]),
+        extra_special_tokens=list(backends.GLM4_SPECIALS[1:]),
     )
     require_matching_ids(
         tokenizer, config, path, stale={"eos_token_id": "<|endoftext|>", "pad_token_id": "<|endoftext|>"}

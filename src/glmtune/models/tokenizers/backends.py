@@ -98,11 +98,11 @@ def build_unigram_backend(model: SentencePieceModel, image_tokens: int = 0) -> T
     its scores in single precision; the pieces are the same.
     """
     # A raw space never survives the normaliser, so no text can match a placeholder.
-    never = _never(model)
-    placeholders = [(f"<image {i}>", never) for i in range(image_tokens)]
+    losing_score = _compute_losing_score(model)
+    placeholders = [(f"<image {i}>", losing_score) for i in range(image_tokens)]
     tokenizer = Tokenizer(
         backends.Unigram(
-            vocab=placeholders + _make_unigram_scores(model, never),
+            vocab=placeholders + _make_unigram_scores(model, losing_score),
             unk_id=image_tokens + model.types.index(UNKNOWN),
             byte_fallback=True,
         )
@@ -115,7 +115,7 @@ def build_unigram_backend(model: SentencePieceModel, image_tokens: int = 0) -> T
     return tokenizer
 
 
-def _make_unigram_scores(model: SentencePieceModel, never: float) -> list[tuple[str, float]]:
+def _make_unigram_scores(model: SentencePieceModel, losing_score: float) -> list[tuple[str, float]]:
     # SentencePiece gives a user-defined piece a score by its length in bytes, at the rate of the best ordinary one.
     best = max(score for _, score in model.of_type(NORMAL))
     scored = []
@@ -123,12 +123,12 @@ def _make_unigram_scores(model: SentencePieceModel, never: float) -> list[tuple[
         if kind == USER_DEFINED:
             score = len(piece.encode()) * best - 0.1
         elif kind != NORMAL:
-            score = never
+            score = losing_score
         scored.append((piece, score))
     return scored
 
 
-def _never(model: SentencePieceModel) -> float:
+def _compute_losing_score(model: SentencePieceModel) -> float:
     """A score that loses against any other cut of the same text.
 
     SentencePiece keeps control, byte and unknown pieces out of its trie; a fast tokenizer has one trie for all. It
@@ -143,13 +143,13 @@ def _never(model: SentencePieceModel) -> float:
 
 def _make_unigram_normalizer(model: SentencePieceModel) -> normalizers.Normalizer:
     # The official code writes white space as pieces before SentencePiece sees the text, longest run first.
-    blanks = [normalizers.Replace(" " * n, _blank(n)) for n in range(_LONGEST_BLANK, 1, -1)]
+    blanks = [normalizers.Replace(" " * n, _name_blank(n)) for n in range(_LONGEST_BLANK, 1, -1)]
     return normalizers.Sequence(
         [
             normalizers.Replace("\n", "<n>"),
             normalizers.Replace("\t", "<|tab|>"),
             *blanks,
-            *_charsmap(model.charsmap),
+            *_make_charsmap_normalizers(model.charsmap),
             normalizers.Replace(Regex(" {2,}"), " "),
             normalizers.Replace(Regex(r"\A "), ""),
             _make_dummy_prefix(),
@@ -160,7 +160,7 @@ def _make_unigram_normalizer(model: SentencePieceModel) -> normalizers.Normalize
     )
 
 
-def _charsmap(rules: bytes) -> list[normalizers.Normalizer]:
+def _make_charsmap_normalizers(rules: bytes) -> list[normalizers.Normalizer]:
     """SentencePiece's compiled rules, with the letters that are written in several code points put together.
 
     `Precompiled` looks up a complete grapheme if it is short, drops what the rule does not cover, and takes a long one
@@ -178,7 +178,7 @@ def _charsmap(rules: bytes) -> list[normalizers.Normalizer]:
 
 
 def _make_unigram_decoder() -> decoders.Decoder:
-    blanks = [decoders.Replace(_blank(n), " " * n) for n in range(_LONGEST_BLANK, 1, -1)]
+    blanks = [decoders.Replace(_name_blank(n), " " * n) for n in range(_LONGEST_BLANK, 1, -1)]
     return decoders.Sequence(
         [
             decoders.Replace(_SPACE, " "),
@@ -194,7 +194,7 @@ def _make_unigram_decoder() -> decoders.Decoder:
     )
 
 
-def _blank(length: int) -> str:
+def _name_blank(length: int) -> str:
     return f"<|blank_{length}|>"
 
 

@@ -1,4 +1,4 @@
-"""Whether a tokenizer's ids are those that config.json and the weights mean."""
+"""Checks of a tokenizer's ids against config.json and the vocabulary."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def count_image_tokens(model: SentencePieceModel, config: dict[str, Any], declared: int | None) -> int:
-    """How many ids ChatGLM-6B's checkpoint puts in front of the pieces: 0, in early releases 20000.
+    """Count the image tokens, which have the ids before the pieces of ChatGLM-6B: 0, in early releases 20000.
 
     The checkpoint's own ids decide, not the release: `bos_token_id` (or another special id) less the id of its piece.
 
@@ -49,7 +49,7 @@ def count_image_tokens(model: SentencePieceModel, config: dict[str, Any], declar
 def require_matching_ids(
     tokenizer: PreTrainedTokenizerFast, config: dict[str, Any], path: Path, stale: dict[str, str]
 ) -> None:
-    """Refuse a tokenizer whose ids the model has no rows for, or whose special ids config.json gives otherwise.
+    """Require that the ids fit the embeddings, and that the special ids are those of config.json.
 
     Args:
         tokenizer: the built one.
@@ -58,7 +58,7 @@ def require_matching_ids(
         stale: config key to the token it must be the id of. A list of ids must contain it; a missing key is fine.
 
     Raises:
-        ModelError: either of the two.
+        ModelError: more tokens than embeddings, or special ids that differ.
     """
     size_key = "padded_vocab_size" if "padded_vocab_size" in config else "vocab_size"
     if len(tokenizer) > config.get(size_key, len(tokenizer)):

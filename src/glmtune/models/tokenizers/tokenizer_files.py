@@ -50,7 +50,7 @@ def write_tokenizer(base: Path, family: str, folder: Path) -> None:
         ModelError: see `load_tokenizer`.
     """
     load_tokenizer(base, family=family).save_pretrained(str(folder))
-    _name_as_transformers_4_does(folder / _CONFIG)
+    _use_transformers_4_names(folder / _CONFIG)
     copy_published_tokenizer(base, folder)
 
 
@@ -80,10 +80,10 @@ def require_published_tokenizer(base: Path) -> None:
 
 
 def write_published_tokenizer(base: Path, family: str, folder: Path) -> None:
-    """The tokenizer as it was published: its file, and its own tokenizer_config.json or one made again.
+    """Write the published tokenizer: its file, and its own tokenizer_config.json, or an equivalent one if it has none.
 
     Raises:
-        ModelError: see `require_published`.
+        ModelError: see `require_published_tokenizer`.
     """
     require_published_tokenizer(base)
     copy_published_tokenizer(base, folder)
@@ -99,8 +99,8 @@ def write_published_tokenizer(base: Path, family: str, folder: Path) -> None:
     write_json(folder / _CONFIG, config)
 
 
-def _name_as_transformers_4_does(path: Path) -> None:
-    """Two names that transformers 5 gave new, in the old spelling, which both versions read (vLLM may bring 4)."""
+def _use_transformers_4_names(path: Path) -> None:
+    """Write two keys by their names in transformers 4, which both versions read (vLLM may install 4)."""
     saved = _read_config(path)
     saved["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(saved.get("extra_special_tokens"), list):

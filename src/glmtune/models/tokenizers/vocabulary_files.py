@@ -1,7 +1,8 @@
-"""Reading a SentencePiece model file: its pieces and its normaliser.
+"""Readers of SentencePiece model files and tiktoken vocabularies, and the official encoding by SentencePiece.
 
-The file is a small protobuf message. Both Python packages that define it (sentencepiece and transformers) register
-the same file name, so a process that imports both dies, and each pins protobuf's version; five fields need neither.
+A SentencePiece file is a small protobuf message. Both Python packages that define it (sentencepiece and transformers)
+register the same file name, so a process that imports both dies, and each pins protobuf's version; reading five fields
+needs neither.
 """
 
 from __future__ import annotations
@@ -60,10 +61,11 @@ def read_sentencepiece(path: Path, kind: str) -> SentencePieceModel:
     """The model in `path`, which must be of `kind` (`Unigram` or `BPE`).
 
     Raises:
-        ModelError: not a SentencePiece model, cut off, of another kind, or of a make that cannot be converted exactly.
+        ModelError: not a SentencePiece model, truncated, of another kind, or with settings that cannot be converted
+            exactly.
     """
     try:
-        model = _parse(path, path.read_bytes())
+        model = _parse_model(path, path.read_bytes())
     except (IndexError, ValueError, struct.error):
         model = SentencePieceModel(path)
     if not model.pieces or UNKNOWN not in model.types:
@@ -76,46 +78,46 @@ def read_sentencepiece(path: Path, kind: str) -> SentencePieceModel:
             f"{path}: a {model.kind} model where this generation has a {kind} one.",
             "The tokenizer belongs to another generation than config.json.",
         )
-    _refuse_inexact(model)
+    _require_convertible(model)
     return model
 
 
-def _refuse_inexact(model: SentencePieceModel) -> None:
-    """Makes that no published checkpoint uses and that a fast tokenizer would cut otherwise than SentencePiece."""
-    unlike = []
+def _require_convertible(model: SentencePieceModel) -> None:
+    """Reject settings that no published checkpoint has and that a fast tokenizer would tokenize differently."""
+    differences = []
     if not model.byte_fallback:
-        unlike.append("no byte fallback")
+        differences.append("no byte fallback")
     if not model.dummy_prefix:
-        unlike.append("no dummy prefix")
+        differences.append("no dummy prefix")
     if model.kind == "BPE" and model.collapse_spaces:
-        unlike.append("collapsed spaces")
+        differences.append("collapsed spaces")
     if model.kind == "BPE" and model.charsmap:
-        unlike.append("a normaliser")
+        differences.append("a normaliser")
     if model.kind == "BPE" and {USER_DEFINED, UNUSED} & set(model.types):
-        unlike.append("user-defined or unused pieces")
+        differences.append("user-defined or unused pieces")
     if model.kind == "Unigram" and not (model.charsmap and model.collapse_spaces):
-        unlike.append("no normaliser or uncollapsed spaces")
-    if unlike:
+        differences.append("no normaliser or uncollapsed spaces")
+    if differences:
         raise ModelError(
-            f"{model.path}: a {model.kind} model unlike the published ones ({'; '.join(unlike)}).",
+            f"{model.path}: a {model.kind} model differences the published ones ({'; '.join(differences)}).",
             "Use the tokenizer file of the checkpoint's own repository.",
         )
 
 
-def _parse(path: Path, data: bytes) -> SentencePieceModel:
+def _parse_model(path: Path, data: bytes) -> SentencePieceModel:
     model = SentencePieceModel(path)
     ids = set()
-    for number, value in _fields(data):
+    for number, value in _read_fields(data):
         ids.add(number)
         if number == _PIECE:
-            _add_piece(model, _bytes(value))
+            _add_piece(model, _require_bytes(value))
         elif number == _TRAINER:
-            options = dict(_fields(_bytes(value)))
+            options = dict(_read_fields(_require_bytes(value)))
             model.kind = _KINDS.get(int(options.get(_TRAINER_MODEL_TYPE, 1)), "unknown")
             model.byte_fallback = bool(options.get(_TRAINER_BYTE_FALLBACK, 0))
         elif number == _NORMALIZER:
-            options = dict(_fields(_bytes(value)))
-            model.charsmap = _bytes(options.get(_NORMALIZER_CHARSMAP, b""))
+            options = dict(_read_fields(_require_bytes(value)))
+            model.charsmap = _require_bytes(options.get(_NORMALIZER_CHARSMAP, b""))
             model.dummy_prefix = bool(options.get(_NORMALIZER_DUMMY_PREFIX, 1))
             model.collapse_spaces = bool(options.get(_NORMALIZER_EXTRA_SPACES, 1))
     if not {_PIECE, _TRAINER, _NORMALIZER} <= ids:  # a file cut off between two pieces still parses
@@ -125,11 +127,11 @@ def _parse(path: Path, data: bytes) -> SentencePieceModel:
 
 def _add_piece(model: SentencePieceModel, data: bytes) -> None:
     text, score, kind = "", 0.0, NORMAL
-    for number, value in _fields(data):
+    for number, value in _read_fields(data):
         if number == _PIECE_TEXT:
-            text = _bytes(value).decode("utf-8")
+            text = _require_bytes(value).decode("utf-8")
         elif number == _PIECE_SCORE:
-            (score,) = struct.unpack("<f", _bytes(value))
+            (score,) = struct.unpack("<f", _require_bytes(value))
         elif number == _PIECE_TYPE:
             kind = int(value)
     model.pieces.append(text)
@@ -137,13 +139,13 @@ def _add_piece(model: SentencePieceModel, data: bytes) -> None:
     model.types.append(kind)
 
 
-def _bytes(value: int | bytes) -> bytes:
+def _require_bytes(value: int | bytes) -> bytes:
     if isinstance(value, int):
         raise ValueError("a number where bytes belong")
     return value
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+def _read_fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
     """(field number, value) of a protobuf message: numbers as int, everything else as its bytes.
 
     Raises:
@@ -151,14 +153,14 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
     """
     position, end = 0, len(data)
     while position < end:
-        key, position = _varint(data, position)
+        key, position = _read_varint(data, position)
         wire = key & 7
         if wire == 0:
-            number, position = _varint(data, position)
+            number, position = _read_varint(data, position)
             yield key >> 3, number
             continue
         if wire == 2:
-            size, position = _varint(data, position)
+            size, position = _read_varint(data, position)
         elif wire in (1, 5):
             size = 8 if wire == 1 else 4
         else:
@@ -169,7 +171,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
         position += size
 
 
-def _varint(data: bytes, position: int) -> tuple[int, int]:
+def _read_varint(data: bytes, position: int) -> tuple[int, int]:
     byte = data[position]
     if byte < 0x80:  # nearly all of them
         return byte, position + 1
@@ -224,7 +226,7 @@ class SentencePieceIds:
 
 
 class ChatGLMSentencePieceIds(SentencePieceIds):
-    """ChatGLM-6B: white space is named before SentencePiece sees it, image tokens shift the ids."""
+    """ChatGLM-6B: white space is replaced by its pieces before SentencePiece; image tokens shift the ids."""
 
     def __init__(self, model: Path, image_tokens: int):
         super().__init__(model)
