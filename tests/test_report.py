@@ -199,8 +199,8 @@ def test_a_run_says_what_it_was(tmp_path):
     assert "13.8 GiB" in text
     assert "ads is better than chatglm3-6b: ROUGE-L +5.1, higher in 2 rows, lower in 1" in text
     assert "lowest at step 20 (1.0000) and rose to 1.4000" in text
-    assert "3 lines could not be read" in text
-    assert "over the limit of 96 tokens138" in text
+    assert "3 invalid lines were skipped" in text
+    assert "to the limit of 96 tokens138" in text
     assert f"glmtune train {tmp_path}/run/config.yaml --set output={tmp_path}/run-again" in text
     assert "# a comment with <angle> & brackets" in text
     assert "python 3.11.7, torch 2.13.0" in text
@@ -209,7 +209,7 @@ def test_a_run_says_what_it_was(tmp_path):
 
 def test_an_evaluation_shows_scores_in_order_with_intervals(tmp_path):
     text = page_of(folders.write_evaluation(tmp_path / "it", 30)).read("en")
-    names = ["BLEU-4runs", "ROUGE-Lwords", "Replies cut off", "Length ratio", "a_score_of_tomorrow"]
+    names = ["BLEU-4character", "ROUGE-Llongest", "Truncated replies", "Length ratio", "a_score_of_tomorrow"]
     places = [text.index(name) for name in names]
     assert places == sorted(places)
     assert "25.0823.85 – 27.433" in text
@@ -219,7 +219,7 @@ def test_an_evaluation_shows_scores_in_order_with_intervals(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("p", "sign", "word"), [(0.01, "▲", "better"), (0.06, "", "no clear difference"), (None, "", "not known")]
+    ("p", "sign", "word"), [(0.01, "▲", "better"), (0.06, "", "not significant"), (None, "", "unknown")]
 )
 def test_a_comparison_says_in_words_what_is_significant(tmp_path, p, sign, word):
     made = folders.comparison(p=p)
@@ -246,13 +246,13 @@ def test_replies_stand_side_by_side(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("verdict", "said"), [("pass", "✓ Nothing lost"), ("fail", "✗ Much lost"), ("odd", "No verdict")]
+    ("verdict", "said"), [("pass", "✓ No forgetting"), ("fail", "✗ Severe forgetting"), ("odd", "No verdict")]
 )
 def test_a_probe_gives_its_verdict_with_reasons_and_advice(tmp_path, verdict, said):
     (tmp_path / "forgetting.json").write_text(json.dumps(folders.forgetting(verdict)))
     text = page_of(tmp_path).read("en")
     assert said in text
-    assert "WhyAccuracy fell by 12 points" in text
+    assert "ReasonsAccuracy fell by 12 points" in text
     assert "What to doMix general rows" in text
     assert "Code91.0%55.0%" in text
     assert "new kind50.0%–" in text
@@ -275,7 +275,7 @@ def test_a_run_that_is_going_on(tmp_path):
     kept = ("model", "method", "data", "device", "versions")
     folders.write_json(run / "summary.json", {"state": "running", **{key: before[key] for key in kept}})
     text = page_of(run).read("en")
-    assert "still going" in text
+    assert "Training is running or was interrupted" in text
     assert "Evaluation loss1.400" in text
     assert "Steps40" in text
     assert "Peak memory" not in text
@@ -509,10 +509,10 @@ def test_no_page_is_wider_than_its_screen(show, kind):
 
 def test_the_switch_changes_the_language(show):
     tab = show("run", 390)
-    assert tab.inner_text("h2 >> nth=0") == "How it learned"
+    assert tab.inner_text("h2 >> nth=0") == "Training curves"
     tab.click("label[for=lang-zh]")
-    assert tab.inner_text("h2 >> nth=0") == "学习过程"
-    assert "How it learned" not in tab.inner_text("body")
+    assert tab.inner_text("h2 >> nth=0") == "训练曲线"
+    assert "Training curves" not in tab.inner_text("body")
 
 
 @pytest.mark.parametrize("kind", KINDS)

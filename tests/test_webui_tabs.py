@@ -403,7 +403,7 @@ def test_an_export_is_given_a_new_folder(context):
 def test_a_forgetting_probe_that_fails_its_model_is_no_failed_job():
     job = Job("1", "forget", ["forget", "<run>"], "", "me", "failed", started=1.0, ended=3.0, exit_code=3)
     said = status_html(job, "", "en")
-    assert "the forgetting probe says fail" in said
+    assert "verdict of the forgetting probe: fail" in said
     assert "<run>" not in said
 
 
