@@ -3,8 +3,8 @@
     GLMTUNE_ASSETS=FOLDER PYTHONPATH=src python benchmarks/memory_table.py [--json OUT]
 
 Nothing is loaded: a plan needs `FOLDER/assets/chatglm3-6b` (and `chatglm-6b`, `chatglm2-6b`) with config.json and the
-tokenizer. GLM-4-9B is planned from its published sizes, with a synthetic tokenizer of the same size. Rows are long
-enough to fill blocks of 1,024 tokens, batch 1; the batch is accumulated as the defaults say.
+tokenizer. GLM-4-9B is planned from its published sizes, with a synthetic tokenizer of the same size. Each row has just
+under 512 tokens of prompt and 512 of reply, batch 1; the batch is accumulated as the defaults say.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import tempfile
 from pathlib import Path
 
 from models import SHAPES, published_config
+
+import glmtune
 
 FAMILIES = {
     "ChatGLM-6B": "chatglm-6b",
@@ -49,6 +51,14 @@ def write_glm4_folder(folder: Path) -> Path:
     return folder
 
 
+def write_rows(model: Path, data: Path) -> None:
+    """Write rows of 500 tokens of prompt and 500 of reply in the words of `model`'s tokenizer."""
+    tokenizer = glmtune.load_tokenizer(str(model))
+    repeats = 500 * 100 // len(tokenizer("问题" * 100, add_special_tokens=False).input_ids)
+    row = json.dumps({"prompt": "问题" * repeats, "response": "问题" * repeats}, ensure_ascii=False)
+    data.write_text("\n".join([row] * 16), "utf-8")
+
+
 def plan_bytes(model: Path, data: Path, settings: tuple[str, ...]) -> int:
     """Bytes at the worst moment, as `glmtune plan --json` says."""
     overrides = [word for setting in settings for word in ("--set", setting)]
@@ -71,11 +81,10 @@ def main() -> None:
     figures: dict[str, dict[str, list[int]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder, "rows.json")
-        row = {"prompt": "问题" * 400, "response": "回答" * 400}
-        data.write_text("\n".join(json.dumps(row, ensure_ascii=False) for _ in range(16)), "utf-8")
         for title, name in FAMILIES.items():
             published = Path(options.assets, "assets", name)
             model = published if published.is_dir() else write_glm4_folder(Path(folder, name))
+            write_rows(model, data)
             for method, settings in METHODS.items():
                 print(f"{title}, {method}", file=sys.stderr)
                 cells = [plan_bytes(model, data, (*settings, setting)) for setting in CHECKPOINTING]

@@ -366,7 +366,7 @@ def test_what_cannot_be_derived_is_refused(sdpa, expected):
         part = sdpa(input_ids=ids[:, :cached], use_cache=True).past_key_values
         with pytest.raises(ValueError, match="ends inside the context"):
             sdpa.generate(ids, past_key_values=part, max_new_tokens=2)
-    with pytest.raises(ValueError, match="whole rows"):
+    with pytest.raises(ValueError, match="complete rows"):
         sdpa.generate(new, past_key_values=cache, max_new_tokens=2)
 
 

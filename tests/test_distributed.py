@@ -358,7 +358,7 @@ def test_more_processes_than_gpus(monkeypatch):
     ("nodes", "told"),
     [
         (NodeRank(2, 2, "host"), "--node-rank is 2; with --nnodes 2 it is 0 to 1"),
-        (NodeRank(2, 1), "--nnodes needs an address"),
+        (NodeRank(2, 1), "--nnodes needs the address of node 0"),
     ],
 )
 def test_machines_that_cannot_meet(nodes, told):

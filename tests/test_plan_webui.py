@@ -72,7 +72,7 @@ def test_weights_where_a_model_is_chosen(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("glmtune.training.plan.planner.pick_device", None)
     folder = tmp_path / "bare"
     shutil.copytree(tiny("chatglm2"), folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    assert "weights alone" in weights_html(str(folder), None, "huggingface", "en")
+    assert "Weights only" in weights_html(str(folder), None, "huggingface", "en")
     assert weights_html(str(tmp_path / "nothing"), None, "huggingface", "en") == ""
 
 

@@ -423,8 +423,8 @@ def test_a_broken_line_is_said_and_the_rest_trained(glmtune_command, tiny, adgen
         *_settings("training.max_steps=1", "data.eval_fraction=0"),
     )
     assert result.code == 0, result.err
-    assert f"{data}:3: broken JSON" in result.out
-    assert "the other 5 are used" in result.out
+    assert f"{data}:3: invalid JSON" in result.out
+    assert "1 invalid lines skipped; 5 rows are used" in result.out
     assert "content/summary" in result.out
     summary = json.loads((tmp_path / "run" / "summary.json").read_text("utf-8"))
     assert (summary["data"]["train_rows"], summary["data"]["lines_left_out"]) == (5, 1)
