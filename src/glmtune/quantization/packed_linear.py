@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from glmtune.quantization import kernels
-from glmtune.quantization.packed import count_packed_columns, dequantize, quantize, scale_rows, unpack_int4
+from glmtune.quantization.device_kernels import dequantize_on_device, is_product_fused, multiply_packed
+from glmtune.quantization.packed import count_packed_columns, dequantize, quantize, scale_rows
 
 # Numbers unpacked at a time: what fits a CPU's cache, and on other devices what keeps them busy.
 _CPU_CHUNK, DEVICE_CHUNK = 1 << 20, 1 << 25
@@ -23,8 +24,9 @@ class PackedLinear(nn.Module):
     """`x @ (numbers * scale).T + bias` with int8 or int4 numbers in the official layout; the weight is frozen.
 
     In bf16 on the CPU a few rows at a time are multiplied by torch's weight-only kernels, and by a faster one in int8
-    after `prepack`. Everywhere else, and for many rows, the weight is unpacked a chunk of rows at a time and
-    multiplied; so on a GPU this saves memory, not time. A compiled step is given plain operations, to fuse for one row.
+    after `prepack`; on a GPU by a Triton kernel where one was measured to be faster (`device_kernels`). Everywhere
+    else, and for many rows, the weight is unpacked a chunk of rows at a time and multiplied. A compiled step is given
+    plain operations, to fuse for one row.
     Gradients pass to the input; no unpacked weight is stored for them.
 
     Args:
@@ -82,6 +84,8 @@ class PackedLinear(nn.Module):
             outputs_MO = outputs_MO.to(inputs_MI.dtype)
         elif self._prepacked is None and kernels.is_kernel_available(inputs_MI, self.out_features, self.bits):
             outputs_MO = self._multiply_packed(inputs_MI)
+        elif plain and is_product_fused(inputs_MI, self.bits):
+            outputs_MO = multiply_packed(inputs_MI, self.weight.data, self.weight_scale.data, self.bits)
         else:
             outputs_MO = _UnpackAndMultiply.apply(inputs_MI, self)
         if self.bias is not None:
@@ -125,12 +129,11 @@ class PackedLinear(nn.Module):
         """Some rows of the weight at a time: where they are, and (rows, I) in `dtype`."""
         weight = self.weight.data if self._prepacked is None else kernels.unpack_prepacked_int8(self._prepacked)
         for rows in self._iterate_chunks():
-            packed = weight[rows]
+            packed, scale = weight[rows], self.weight_scale[rows]
             if self._in_kernel_order:
-                numbers = kernels.unpack_kernel_order(packed)
+                yield rows, scale_rows(kernels.unpack_kernel_order(packed), scale, dtype)
             else:
-                numbers = unpack_int4(packed) if self.bits == 4 else packed
-            yield rows, scale_rows(numbers, self.weight_scale[rows], dtype)
+                yield rows, dequantize_on_device(packed, scale, self.bits, dtype)
 
     def extra_repr(self) -> str:
         shape = f"in_features={self.in_features}, out_features={self.out_features}"
