@@ -111,17 +111,17 @@ def measure_cell(cell: Cell, device: str, steps: int) -> dict[str, Any]:
 
     from glmtune.models.packed_attention import set_packed_attention
 
-    precision = {"fp32": torch.float32, "bf16": torch.bfloat16}[cell.precision]
+    precision = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[cell.precision]
     shape = SHAPES[cell.shape]
     with tempfile.TemporaryDirectory() as folder:
-        arguments, method = _make_arguments(cell, shape, precision, steps, Path(folder), device)
+        arguments, method = make_arguments_and_method(cell, shape, precision, steps, Path(folder), device)
         load_dtype = method.load_dtype(precision)
         model = build_model(shape, load_dtype, device, cell.quantization)
         set_packed_attention(model)
         model = method.prepare(model)
         clock = _StepClock(device)
         trainer = _make_trainer(
-            model, method, arguments, _make_random_rows(cell, shape, steps), clock.make_callback(), shape.family
+            model, method, arguments, make_random_rows(cell, shape, steps), clock.make_callback(), shape.family
         )
         _reset_peak(device)
         before = _read_memory(device)["now"]
@@ -140,7 +140,9 @@ def measure_cell(cell: Cell, device: str, steps: int) -> dict[str, Any]:
     }
 
 
-def _make_arguments(cell: Cell, shape: Any, precision: Any, steps: int, folder: Path, device: str) -> tuple[Any, Any]:
+def make_arguments_and_method(
+    cell: Cell, shape: Any, precision: Any, steps: int, folder: Path, device: str
+) -> tuple[Any, Any]:
     """The trainer's arguments and the method, as `glmtune train` makes them from a config."""
     import torch
 
@@ -188,7 +190,7 @@ class _RandomRows:
         return [(index, self._rows[index])]
 
 
-def _make_random_rows(cell: Cell, shape: Any, steps: int) -> _RandomRows:
+def make_random_rows(cell: Cell, shape: Any, steps: int) -> _RandomRows:
     """Random ids. A prompt of ChatGLM-6B ends in [gMASK] and <sop>, which its model looks for."""
     from glmtune.data.encoding import EncodedRow
 
@@ -218,6 +220,7 @@ def _make_trainer(model: Any, method: Any, arguments: Any, rows: _RandomRows, ca
         data_collator=BlockCollator(get_family(family)),
         callbacks=[callback],
         describe_row=lambda row: f"row {row}",
+        describe_eval_row=lambda row: f"row {row}",
         method=method,
         base_info=BaseInfo("random", "", family),
     )

@@ -53,6 +53,7 @@ class Shape:
 SHAPES = {
     "tiny": Shape("chatglm3", 64, 2, 128, 4, 2, 512),
     "reference": Shape("chatglm3", 768, 12, 2560, 12, 2, 65024),
+    "1.5b": Shape("chatglm3", 2048, 28, 6848, 16, 2, 65024),
     "chatglm-6b": Shape("chatglm", 4096, 28, 16384, 32, 32, 130528),
     "chatglm2-6b": Shape("chatglm2", 4096, 28, 13696, 32, 2, 65024),
     "chatglm3-6b": Shape("chatglm3", 4096, 28, 13696, 32, 2, 65024),
@@ -130,6 +131,8 @@ def build_model(shape: Shape, dtype: Any, device: str, quantization: str | None 
     config = native_config(published_config(shape), get_family(shape.family))
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    if device != "meta":  # rotary frequencies are made on the CPU whatever the device
+        model.to(device)
     if isinstance(model, GlmForCausalLM):  # as loading returns it, see glmtune.models.glm
         model.__class__, model.config.__class__ = GlmForCausalLM, GlmConfig
     if quantization:
