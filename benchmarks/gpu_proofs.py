@@ -134,14 +134,17 @@ def compute_gradient(model: Any, batch: dict[str, torch.Tensor]) -> tuple[float,
 # --- 2: training through the public function ---
 
 
-def training_parity(setup: Setup) -> None:
-    """Methods and precisions on the demo's base, next to the CPU in fp32; checkpointing."""
+METHODS = ("lora", "ptuning", "freeze", "full")
+
+
+def training_parity(setup: Setup, *methods: str) -> None:
+    """Methods (default: all) and precisions on the demo's base, next to the CPU in fp32; checkpointing."""
     precisions = ["fp32"]
     if setup.device == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False):
         precisions.append("bf16")
     if setup.device == "cuda":
         precisions.append("fp16")
-    reference = {method: train_demo("cpu", method, "fp32") for method in ("lora", "ptuning", "freeze", "full")}
+    reference = {method: train_demo("cpu", method, "fp32") for method in methods or METHODS}
     for method, expected in reference.items():
         for precision in precisions:
             losses = train_demo(setup.device, method, precision)

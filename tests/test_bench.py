@@ -92,12 +92,12 @@ def test_a_process_of_its_own_and_json_on_the_output(tiny, tmp_path, glmtune_com
         (("--variants", "int88"), "no variant 'int88'. Did you mean packed8?"),
         (("--variants", "pack8"), "Did you mean packed8?"),
         (("--variants", ","), "Nothing to measure"),
-        (("--batch-sizes", "1,x"), "--batch-sizes 1,x"),
-        (("--batch-sizes", "0"), "--batch-sizes 0"),
-        (("--batch-sizes", ","), "Nothing to measure"),
+        (("--batch-sizes", "1,x"), "--batch-sizes is '1,x'"),
+        (("--batch-sizes", "0"), "--batch-sizes is '0'; it must be whole numbers from 1"),
+        (("--batch-sizes", ","), "--batch-sizes is ','"),
         (("--prompt-tokens", "500"), "more than the model's 512 positions"),
         (("--new-tokens", "1"), "nothing to measure"),
-        (("--dtype", "fp12"), "no precision 'fp12'"),
+        (("--dtype", "fp12"), "--dtype cannot be 'fp12'"),
     ],
 )
 def test_mistakes_are_told(options, told, tiny, tmp_path, glmtune_command):

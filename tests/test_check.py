@@ -13,11 +13,11 @@ from glmtune.data.check_kinds import (
     MAX_EXCERPT,
     check_conversation,
     escape_controls,
-    find_mojibake,
     make_excerpt,
 )
 from glmtune.data.conversation import Conversation
 from glmtune.data.histogram import LengthCounts, make_bins, render_bars
+from glmtune.data.mojibake import find_mojibake
 
 USER, ANSWER = {"role": "user", "content": "你好"}, {"role": "assistant", "content": "您好！"}
 CALL = {"role": "tool", "name": "weather", "parameters": {"city": "北京"}}
@@ -42,11 +42,45 @@ CLEAN = {
     "a raw call": [USER, _said("assistant", "tool_call()", metadata="weather"), RESULT, ANSWER],
     "a call in words": [USER, _said("assistant", "Action: weather"), RESULT, RESULT, ANSWER],
     "an answer that is not learnt may be empty": [USER, _said("assistant", "", loss=False), USER, ANSWER],
+    "code and markup": [
+        _said("user", "```python\nprint('{{name}}', '<NAME>')\n```"),
+        _said("assistant", "<NOTE>a</NOTE> <TABLE> \\frac{{a}}{b} list<INT> {x: {y}} x < NAME > y"),
+    ],
+    "words that are no prompt format": [
+        _said("user", "## 问题\n问：一加一？\n- Assistant: a role\n用户：你好\n客服：您好 [Round 1]"),
+        _said("assistant", "答：二。\n### 回答的依据"),
+    ],
     "HTML that is struck through": [USER, _said("assistant", "now <s>10</s> 8, sop and eop, a[MAS]")],
 }
 
 FAULTY = {
     "empty-answer": [[USER, _said("assistant", " \n")], [USER, _said("assistant", ""), USER, ANSWER]],
+    "empty-question": [[_said("user", text), ANSWER] for text in ("", " \n", "\u200b\ufeff", "\u3000\n")],
+    "chat-template": [
+        [_said("user", text), ANSWER]
+        for text in (
+            *(
+                "[Round 0]\n问：喝什么茶？\n答：",
+                "问：喝什么茶？\n\n答：",
+                "喝什么茶？<bot>:",
+                "User: tea? Assistant:",
+                "<human>:喝什么茶？\n<bot>:",
+            ),
+            *("### Instruction:\nTea?\n\n### Response:", "Human: tea?\n\nAssistant:", "[INST] tea? [/INST]"),
+            *("USER: tea? \nASSISTANT:", "用户：喝什么茶？\n助手："),
+        )
+    ],
+    "placeholder": [
+        [USER, _said("assistant", text)]
+        for text in (
+            "我是 {{name}}。",
+            "我是 <NAME>。",
+            "由 {{ author }} 开发",
+            "我是{name}。",
+            "<COMPANY_NAME>的",
+            "{{公司}}",
+        )
+    ],
     "answer-is-question": [[USER, _said("assistant", " 你好\n")]],
     "no-target": [[USER, {**ANSWER, "loss": False}], [USER]],
     "same-role-twice": [[USER, USER, ANSWER], [USER, ANSWER, ANSWER]],
@@ -80,6 +114,7 @@ def test_each_problem_is_found(kind, messages):
 
 def test_every_check_has_a_test():
     elsewhere = {*("unreadable", "refused-by-model", "over-limit", "duplicate", "eval-overlap", "eval-same-prompt")}
+    elsewhere |= {"unread-key", "worse-answer"}  # in test_row_kinds.py
     assert set(FAULTY) | elsewhere == set(KINDS)
     found = {p.kind for check in CHECKS for _, m in ABOUT_ONE_ROW for p in check(Conversation(m, "a:1"))}
     assert found == set(FAULTY)
@@ -293,7 +328,7 @@ def test_other_tools_or_loss_flags_make_another_row(check, rows):
     other = json.loads(json.dumps(talk))
     other["conversations"][1]["loss"] = False
     path = rows("a.jsonl", talk, {**talk, "tools": [{"name": "f"}]}, other, {**talk, "id": 7})
-    assert _found(check(path)[1]) == [("duplicate", 4)]
+    assert _found(check(path)[1]) == [("duplicate", 4), ("unread-key", 4)]
 
 
 def test_overlap_with_the_evaluation_rows(check, rows):
@@ -316,7 +351,7 @@ def test_with_a_model_lengths_are_tokens_and_limits_are_judged(check, rows, tiny
     code, report = check(path, *model, *limits)
     assert code == 0
     assert _found(report) == [("over-limit", 2), ("over-limit", 3)]
-    assert "the start of its question is cut" in report["findings"][0]["message"]
+    assert "the end of its question is cut" in report["findings"][0]["message"]
     assert "the end of its answer is cut" in report["findings"][1]["message"]
     assert report["model"] == "chatglm3"
     assert report["lengths"]["unit"] == "tokens"
@@ -380,7 +415,7 @@ def test_fix_loses_no_row_and_leaves_a_clean_file(check, rows, tmp_path, name, g
     assert path.read_bytes() == before
 
     code, again = check(out)
-    assert (code, again["findings"], again["counts"]["rows"]) == (0, [], 5)
+    assert (code, _found(again), again["counts"]["rows"]) == (0, [("unread-key", 1)], 5)
     for other in (out, tmp_path / "clean"):  # neither the clean file nor the refused one may be overwritten
         refusal = glmtune_command("data", "check", path, "--fix", other.with_suffix(".jsonl"))
         assert refusal.code == 1

@@ -153,7 +153,7 @@ def test_formats_on_the_page_exist(tmp_path):
     path.write_text('{"content": "一", "summary": "壹", "text": "字"}', encoding="utf-8")
     listed = re.search(r"`data\.format` sets the\nformat if it is not detected correctly: (.*?)\.\n", TEXT, re.DOTALL)
     formats = re.findall(r"`([\w/]+)`", listed[1])
-    assert len(formats) == 8
+    assert len(formats) == 11
     for name in formats:
         with suppress(DataError):  # the row is of another format; a format that does not exist is a ConfigError
             open_source(path, format=name)

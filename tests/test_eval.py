@@ -215,7 +215,7 @@ def test_a_folder_that_another_process_fills_or_none_can_be_made_in(run_eval, ad
     (tmp_path / "file").write_text("")
     result, _ = run_eval(data, output="file")
     assert result.code == 1
-    assert f"{tmp_path / 'file'}: cannot be written" in result.err
+    assert f"{tmp_path / 'file'}: a file, not a folder" in result.err
 
 
 def test_a_finished_evaluation_is_read_not_repeated(run_eval, adgen_file, monkeypatch):

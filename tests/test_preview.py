@@ -129,7 +129,9 @@ def test_what_the_limits_take_is_said(talk, tiny, glmtune_command):
     assert "over the length limits: its oldest turns are dropped" in out
     assert "您好" not in out
     out = glmtune_command(*command, "--set", "data.overlength=drop").out
-    assert "it is dropped" in out
+    assert "left out of training: " in out
+    assert "more than 40 together (data.max_length)" in out
+    assert "您好" in out  # all of it is shown
     refusal = glmtune_command(*command, "--set", "data.overlength=error")
     assert refusal.code == 1
     assert f"{talk}:3: " in refusal.err
@@ -141,7 +143,7 @@ def test_what_the_limits_take_is_said(talk, tiny, glmtune_command):
         (["--row", "4"], "there is no row 4; it has 3 rows."),
         (["--html", "page.json"], "ends with .html"),
         (["--set", "data.nonsense=1"], "unknown key"),
-        (["--set", "data.max_length=1"], "at least 8"),
+        (["--set", "data.max_length=1"], "from 8"),
     ],
 )
 def test_mistakes_are_one_or_two_lines(arguments, said, talk, tiny, glmtune_command):
@@ -157,6 +159,7 @@ def test_a_row_that_is_none_says_why(tmp_path, tiny, glmtune_command):
     result = glmtune_command("data", "preview", path, "--row", 2, "--model", tiny("chatglm3"))
     assert result.code == 1
     assert f"{path}:2: invalid JSON" in result.err
+    assert f"{path}:2 is left out of training; the row is:\n" + '{"prompt": ' in result.out
 
 
 def test_what_is_said_of_the_file_stands_above_the_row(tmp_path, tiny, glmtune_command):

@@ -15,7 +15,14 @@ from glmtune.errors import ModelError, RunError
 from glmtune.methods.base_info import BaseInfo, read_base_info
 from glmtune.methods.prefix_attention import find_prefix, remove_prefix
 from glmtune.methods.prefix_encoder import PrefixEncoder, PrefixShape
-from glmtune.methods.ptuning import PTuning, find_official_base, is_prefix_folder, load_prefix, write_official
+from glmtune.methods.ptuning import (
+    PTuning,
+    find_official_base,
+    holds_whole_model,
+    is_prefix_folder,
+    load_prefix,
+    write_official,
+)
 from tiny import FAMILIES
 
 BASE_INFO = BaseInfo("base", "0123456789abcdef", "chatglm2")
@@ -144,7 +151,7 @@ def test_broken_and_missing_files_are_named(file, tiny, tmp_path):
     whole = (tmp_path / file).read_bytes()
     (tmp_path / file).write_bytes(whole[: len(whole) // 2])
     for refuse in (lambda: load_prefix(model, tmp_path), lambda: method.read(model, tmp_path)):
-        with pytest.raises((ModelError, RunError), match=f"{file}.*(corrupt|not JSON)"):
+        with pytest.raises((ModelError, RunError), match=f"{file}.*(corrupt|not valid JSON)"):
             refuse()
     (tmp_path / file).unlink()
     with pytest.raises(ModelError, match=f"{file} is missing"):
@@ -173,8 +180,11 @@ def test_folders_without_a_prefix_are_refused(tiny, official, tmp_path):
     folder = official("chatglm2")
     state = torch.load(folder / "pytorch_model.bin", weights_only=True)
     torch.save(state | {"transformer.lora": torch.zeros(2)}, folder / "pytorch_model.bin")
+    assert is_prefix_folder(folder)
+    assert holds_whole_model(folder)
+    torch.save({"transformer.lora": torch.zeros(2)}, folder / "pytorch_model.bin")
     assert not is_prefix_folder(folder)
-    with pytest.raises(ModelError, match="also other weights"):
+    with pytest.raises(ModelError, match=r"holds no prefix \(transformer\.lora"):
         load_prefix(model, folder)
     torch.save({"transformer.prefix_encoder.trans.0.bias": torch.zeros(2)}, folder / "pytorch_model.bin")
     with pytest.raises(ModelError, match=r"lacks embedding\.weight"):

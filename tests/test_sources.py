@@ -287,7 +287,7 @@ def test_a_call_that_is_not_learnt_stays_so_with_its_result(tmp_path):
         ({"content": "a", "summary": None}, "null-content", "column 'summary' is null"),
         ({"content": "a"}, "missing-column", "no column 'summary'"),
         ({"prompt": "a", "response": "b", "history": [["x"]]}, "bad-history", "entry 1 of 'history'"),
-        ({"prompt": "a", "response": "b", "history": [["x", 1]]}, "bad-history", "entry 1 of 'history'"),
+        ({"prompt": "a", "response": "b", "history": [["x", True]]}, "bad-history", "entry 1 of 'history'"),
         ({"prompt": "a", "response": "b", "history": "x"}, "bad-history", "column 'history' must be a list"),
         ({"prompt": "a", "response": "b", "system": 1}, "wrong-type", "column 'system' must be text"),
         ({"prompt": "a", "response": "b", "system": []}, "wrong-type", "column 'system' must be text, not a list"),
@@ -298,7 +298,7 @@ def test_a_call_that_is_not_learnt_stays_so_with_its_result(tmp_path):
         (_chat(("user", "q"), ("assistant", "a"), system=False), "wrong-type", "'system' must be text, not true or"),
         (_chat(("user", "q"), ("assistant", "a"), tools=0), "wrong-type", "must be a list of tools, not a number"),
         (_chat(("user", "q"), ("assistant", "a"), functions=0), "wrong-type", "'functions' must be a list of tools"),
-        (_chat(("user", "q"), ("assistant", "a"), functions=TOOLS, tools=TOOLS), "two-tool-lists", "both list tools"),
+        (_chat(("user", "q"), ("assistant", "a"), functions=TOOLS, tools=[CALL]), "two-tool-lists", "both list tools"),
         ({"text": 1}, "wrong-type", "column 'text' must be text"),
         ({"messages": []}, "no-messages", "no messages"),
         ({"messages": None}, "null-content", "column 'messages' is null"),
@@ -334,7 +334,7 @@ def test_a_call_that_is_not_learnt_stays_so_with_its_result(tmp_path):
         (
             _sharegpt(("human", "q"), ("function_call", json.dumps([CALL, CALL, CALL])), ("tool", "1")),
             "bad-tool-call",
-            "the call of 'weather' has no result",
+            "message 3 is the only result of 3 calls, and not a list of 3 results",
         ),
         (
             {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "loss": "no"}]},
@@ -389,7 +389,7 @@ def test_arrays_and_lines_know_their_line(tmp_path):
 @pytest.mark.parametrize("block", [1, 61, 1 << 16])
 def test_arrays_are_read_in_blocks(tmp_path, monkeypatch, block):
     """Whatever an element holds, and wherever a block ends in it."""
-    monkeypatch.setattr(json_rows, "_BLOCK", block)
+    monkeypatch.setattr("glmtune.data.json_layout._BLOCK", block)
     odd = 'a]}[{"\\ \u2028\x7f\n\t' + "\U0001f600é" * 3
     rows = [{"content": odd * (i % 17), "summary": "x" * (i * 37 % 1001)} for i in range(400)]
     rows.append({"content": "长" * 700_000, "summary": odd})
@@ -403,7 +403,7 @@ def test_arrays_are_read_in_blocks(tmp_path, monkeypatch, block):
 @pytest.mark.parametrize("block", [1, 5, 1 << 16])
 def test_broken_arrays_are_seen_wherever_they_break(monkeypatch, block):
     """Cut or changed at every character: what the standard library refuses is refused, and nothing else."""
-    monkeypatch.setattr(json_rows, "_BLOCK", block)
+    monkeypatch.setattr("glmtune.data.json_layout._BLOCK", block)
     text = '[{"a": "x\\u00e9\\ud83d\\ude00\\\\"}, {"b": [-1.5e3, true, null]},\n{"c": "]"}] \n'
     variants = [
         text,
@@ -457,7 +457,7 @@ def test_a_broken_line_is_named_and_the_others_are_kept(tmp_path):
         ("", ": empty"),
         (" \n ", ": empty"),
         ('{"content": 1\n', "no usable rows. The first: .*:1: invalid JSON"),
-        ('{"content":\n"a",\n"summary": "b"}\n', "no usable rows. The first: "),
+        ('{"content":\n"a",\n"summary": }\n', "no usable rows. The first: .*:1: invalid JSON .*line 3"),
         (f'[{GOOD},\n {{"content": }}]', r":2: invalid JSON"),
         (f'[{GOOD},\n {{"content": "\n"}}]', r":2: invalid JSON"),
         (f"[\n{GOOD}", ":2: invalid JSON \\(the array does not end"),
@@ -531,12 +531,12 @@ def test_other_encodings_are_refused(tmp_path):
     path.write_bytes(GOOD.encode() * 2 + b'\n{"content": "\xff"}')
     _refused(path, rf"{path}:2: not UTF-8 text, unlike the lines before")
     # Two Chinese characters are valid GB18030 as well: damaged UTF-8 must not become other words.
-    path.write_bytes('{"content": "中文", "summary": "中文"}\n{"content": "中文'.encode()[:-1])
+    path.write_bytes('{"content": "中文", "summary": "中文"}\n{"content": "中文'.encode()[:-1] + b'"}')
     _refused(path, rf"{path}:2: not UTF-8 text")
     path.write_bytes(b'{"content": "a",\n"summary": "\xc9\xcf\xd2\xc2 \xff"}')
     _refused(path, rf"{path}:2: neither UTF-8 nor GB18030")
-    path.write_bytes(GOOD.encode("utf-16"))
-    _refused(path, rf"{path}:1: neither UTF-8 nor GB18030")
+    path.write_bytes(GOOD.encode("latin-1", "replace") + '\n{"content": "Été à la mode, voilà"}'.encode("latin-1"))
+    _refused(path, rf"{path}:2: neither UTF-8 nor GB18030")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gb18030"])

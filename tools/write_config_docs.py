@@ -6,12 +6,15 @@ python tools/write_config_docs.py
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
 from glmtune.config import TRAINING_DEFAULTS, RunConfig
+from glmtune.config_ranges import TRAINING_RANGES
+from glmtune.training.training_keys import OPTIMIZER_USES, TRAINING_KEY_USES
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "config.md"
 HEAD = """# The config
@@ -23,7 +26,8 @@ This page is generated from the code by `python tools/write_config_docs.py`.
 TAIL = """
 ## training
 
-Any key of transformers' `TrainingArguments`. These defaults differ from those of transformers:
+Keys of transformers' `TrainingArguments`; what becomes of each is listed below. These defaults differ from those of
+transformers:
 
 ```yaml
 {defaults}```
@@ -31,6 +35,29 @@ Any key of transformers' `TrainingArguments`. These defaults differ from those o
 With `data.packing` (the default) the batch size is in blocks, not rows: `per_device_train_batch_size: 1` is one block
 of up to `max_source_length + max_target_length` tokens. `warmup_steps` below 1 is a fraction of all steps. Precision
 follows `model.precision` unless `bf16` or `fp16` is set here. `output_dir` and similar paths follow from `output`.
+
+Numbers outside these ranges, NaN and infinity are refused before anything is loaded:
+
+| key | range |
+| --- | --- |
+{ranges}
+
+### Every key
+
+used: as in transformers, but for what the last column says. refused: an error that names the reason, except for the
+values in brackets, which ask for nothing. no effect: accepted, and a line says so when the run starts.
+
+| key of `training` | | |
+| --- | --- | --- |
+{keys}
+
+### Optimizers
+
+`training.optim`; packages are looked for, and options checked, before anything is loaded.
+
+| `training.optim` | needs | options in `training.optim_args` |
+| --- | --- | --- |
+{optimizers}
 """
 
 
@@ -42,7 +69,32 @@ def render_page() -> str:
         if dataclasses.is_dataclass(kind):
             sections.append(_render_table(field.name, kind, f"{field.name}."))
     defaults = yaml.safe_dump(TRAINING_DEFAULTS, sort_keys=False)
-    return "\n".join(sections) + TAIL.format(defaults=defaults)
+    ranges = "\n".join(f"| `training.{key}` | {allowed} |" for key, allowed in TRAINING_RANGES.items())
+    return "\n".join(sections) + TAIL.format(
+        defaults=defaults, ranges=ranges, keys=_render_key_uses(), optimizers=_render_optimizer_uses()
+    )
+
+
+def _render_key_uses() -> str:
+    lines = []
+    for key, use in TRAINING_KEY_USES.items():
+        accepted = ", ".join(f"`{json.dumps(value)}`" for value in use.accepted)
+        status = f"{use.status} ({accepted})" if use.status == "refused" and accepted else use.status
+        lines.append(f"| `{key}` | {status} | {use.reason} |")
+    return "\n".join(lines)
+
+
+def _render_optimizer_uses() -> str:
+    groups: dict[Any, list[str]] = {}
+    for name, use in OPTIMIZER_USES.items():
+        groups.setdefault(use, []).append(f"`{name}`")
+    lines = []
+    for use, names in groups.items():
+        needs = f"refused: {use.refusal}" if use.refusal else f"`{use.install}`" if use.install else ""
+        needs += "; `training.optim_target_modules`, method full or freeze" if use.needs_targets else ""
+        options = ", ".join(f"`{option}`" for option in use.options)
+        lines.append(f"| {', '.join(names)} | {needs} | {options} |")
+    return "\n".join(lines)
 
 
 def _render_table(title: str, kind: Any, prefix: str) -> str:
@@ -54,9 +106,14 @@ def _render_table(title: str, kind: Any, prefix: str) -> str:
         default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
         shown = "" if default in ("", None, [], {}) else f"`{yaml.safe_dump(default).splitlines()[0]}`"
         lines.append(
-            f"| `{prefix}{field.name}` | {_describe_type(hints[field.name])} | {shown} | {field.metadata['help']} |"
+            f"| `{prefix}{field.name}` | {_describe_type(hints[field.name])}{_describe_range(field)} | {shown} "
+            f"| {field.metadata['help']} |"
         )
     return "\n".join(lines)
+
+
+def _describe_range(field: dataclasses.Field[Any]) -> str:
+    return f", {field.metadata['range']}" if "range" in field.metadata else ""
 
 
 def _describe_type(kind: Any) -> str:

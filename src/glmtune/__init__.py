@@ -1,7 +1,7 @@
 """Fine-tune ChatGLM-6B, ChatGLM2-6B, ChatGLM3-6B and GLM-4 on today's libraries.
 
 Importing this package is cheap: torch and transformers are imported by the first function that needs them.
-Once it is imported, transformers' `AutoConfig` and `AutoModelForCausalLM` open the published folders themselves.
+Once it is imported, transformers' Auto classes open the published folders with our models, with `chat` as published.
 """
 
 from __future__ import annotations

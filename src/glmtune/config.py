@@ -7,22 +7,32 @@ nearest known one. This module does not import torch.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 import yaml
 
-from glmtune.config_parsing import build_dataclass, parse_number, read_config_file, set_key
+from glmtune.config_parsing import build_dataclass, check_field_range, parse_number, read_config_file, set_key
+from glmtune.config_ranges import (
+    DROPOUT,
+    MAX_TOKENS,
+    NATS,
+    PERCENT,
+    ROWS,
+    TOKENS,
+    TRAINING_RANGES,
+    NumberRange,
+)
 from glmtune.errors import ConfigError
 
 
-def _option(default: Any, help: str) -> Any:
-    """A field with its help text; mutable defaults are copied."""
+def _option(default: Any, help: str, range: NumberRange | None = None) -> Any:
+    """A field with its help text and, for numbers, its range; mutable defaults are copied."""
+    metadata = {"help": help} if range is None else {"help": help, "range": range}
     if isinstance(default, (dict, list)):
-        return field(default_factory=lambda: type(default)(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass
@@ -60,18 +70,33 @@ class DataConfig:
     eval: str | list[Any] | None = _option(
         None, "Evaluation rows; without them, part of the training rows is held out."
     )
-    eval_fraction: float = _option(0.05, "Fraction of the training rows held out if there is no eval data; 0: none.")
+    eval_fraction: float = _option(
+        0.05,
+        "Fraction of the training rows held out if there is no eval data; 0: none.",
+        NumberRange(0, 1, excludes_high=True),
+    )
     format: str | None = _option(None, "Format of the rows, if it should not be detected.")
     columns: dict[str, str] = _option(
         {}, "Column names, if they are not the usual ones: prompt, input, response, history, system, text."
     )
     max_source_length: int = _option(
-        512, "Maximum prompt length in tokens; the oldest turns are removed first, then the start of the question."
+        512,
+        "Maximum prompt length in tokens; the oldest turns are removed first, then a part of the question.",
+        NumberRange(4, MAX_TOKENS),
     )
-    max_target_length: int = _option(512, "Maximum answer length in tokens, including the end token.")
-    max_length: int | None = _option(None, "One limit for prompt and answer together, instead of the two above.")
+    max_target_length: int = _option(
+        512, "Maximum answer length in tokens, including the end token.", NumberRange(2, MAX_TOKENS)
+    )
+    max_length: int | None = _option(
+        None,
+        "One limit for prompt and answer together, instead of the two above.",
+        NumberRange(8, MAX_TOKENS, special=0),
+    )
     overlength: Literal["cut", "drop", "error"] = _option("cut", "What to do with rows over the limits.")
     train_on: Literal["all", "last"] = _option("all", "Which answers of a conversation to train on.")
+    preference: Literal["refuse", "chosen"] = _option(
+        "refuse", "Rows with a better and a worse answer: refuse them, or train on the better answer alone."
+    )
     prefix: str = _option("", "Text inserted before the first question of every conversation, in training and in chat.")
     packing: bool = _option(
         True, "Pack several rows into one block of the maximum length; rows do not attend to each other."
@@ -82,9 +107,9 @@ class DataConfig:
 class LoraConfig:
     """Low-rank adapters (Hu et al., arXiv 2106.09685)."""
 
-    rank: int = _option(8, "Rank of the update.")
-    alpha: float = _option(32, "Scale of the update: alpha / rank.")
-    dropout: float = _option(0.1, "Dropout on the adapter's input while training.")
+    rank: int = _option(8, "Rank of the update.", NumberRange(1, 65_536))
+    alpha: float = _option(32, "Scale of the update: alpha / rank.", NumberRange(0, 10**6, excludes_low=True))
+    dropout: float = _option(0.1, "Dropout on the adapter's input while training.", DROPOUT)
     targets: list[str] = _option(
         [],
         "Modules to adapt, by their names in transformers or in the published code; all-linear: all linear layers "
@@ -95,7 +120,9 @@ class LoraConfig:
         False, "Train the magnitude of the weights separately from their direction (arXiv 2402.09353)."
     )
     loraplus_ratio: float | None = _option(
-        None, "Learning rate of B divided by that of A, for example 16 (LoRA+, arXiv 2402.12354)."
+        None,
+        "Learning rate of B divided by that of A, for example 16 (LoRA+, arXiv 2402.12354).",
+        NumberRange(0, 10**6),
     )
     bias: Literal["none", "lora_only", "all"] = _option("none", "Which biases to train.")
     modules_to_save: list[str] = _option([], "Modules to train fully besides the adapter, for example lm_head.")
@@ -105,16 +132,18 @@ class LoraConfig:
 class PTuningConfig:
     """Trained keys and values in front of every layer's own (P-Tuning v2, Liu et al., arXiv 2110.07602)."""
 
-    num_virtual_tokens: int = _option(128, "Length of the prefix; the published scripts call it pre_seq_len.")
+    num_virtual_tokens: int = _option(
+        128, "Length of the prefix; the published scripts call it pre_seq_len.", NumberRange(1, 65_536)
+    )
     prefix_projection: bool = _option(False, "Compute the prefix with a small network from a smaller embedding.")
-    dropout: float = _option(0.1, "Dropout on the prefix while training.")
+    dropout: float = _option(0.1, "Dropout on the prefix while training.", DROPOUT)
 
 
 @dataclass
 class FreezeConfig:
     """Training of the last layers only."""
 
-    trainable_layers: int = _option(4, "Number of last layers to train; the others are frozen.")
+    trainable_layers: int = _option(4, "Number of last layers to train; the others are frozen.", NumberRange(1, 10_000))
 
 
 @dataclass
@@ -127,7 +156,11 @@ class ReplayConfig:
         "General rows, given as in data.train. data.columns, data.format and data.prefix do not apply to them. "
         "Empty: none.",
     )
-    share: float = _option(0.1, "Fraction of the training rows that are replay rows.")
+    share: float = _option(
+        0.1,
+        "Fraction of the training rows that are replay rows.",
+        NumberRange(0, 1, excludes_low=True, excludes_high=True),
+    )
 
 
 @dataclass
@@ -135,24 +168,26 @@ class ForgetConfig:
     """When `glmtune forget` warns and when it fails."""
 
     accuracy_warn: float = _option(
-        5.0, "Statistically significant loss of accuracy, in percentage points, at which it warns."
+        5.0, "Statistically significant loss of accuracy, in percentage points, at which it warns.", PERCENT
     )
-    accuracy_fail: float = _option(15.0, "The same, at which it fails.")
+    accuracy_fail: float = _option(15.0, "The same, at which it fails.", PERCENT)
     kl_warn: float = _option(
         0.5,
         "KL divergence of the tuned model from the base on the base's replies, in nats per token, at which it warns.",
+        NATS,
     )
-    kl_fail: float = _option(2.0, "The same, at which it fails.")
+    kl_fail: float = _option(2.0, "The same, at which it fails.", NATS)
     reply_loss_warn: float = _option(
-        0.5, "Increase of the loss on the base's replies, in nats per token, at which it warns."
+        0.5, "Increase of the loss on the base's replies, in nats per token, at which it warns.", NATS
     )
-    reply_loss_fail: float = _option(2.0, "The same, at which it fails.")
+    reply_loss_fail: float = _option(2.0, "The same, at which it fails.", NATS)
     degenerate_warn: float = _option(
         2.0,
         "Increase of replies that loop, are empty or full of unknown tokens, in percentage points, at which it warns.",
+        PERCENT,
     )
-    degenerate_fail: float = _option(10.0, "The same, at which it fails.")
-    max_new_tokens: int = _option(128, "Maximum length of a reply to a probe question, in tokens.")
+    degenerate_fail: float = _option(10.0, "The same, at which it fails.", PERCENT)
+    max_new_tokens: int = _option(128, "Maximum length of a reply to a probe question, in tokens.", TOKENS)
 
 
 @dataclass
@@ -160,9 +195,11 @@ class GenerateConfig:
     """Replies to a sample of the evaluation rows at every evaluation, scored as in `glmtune eval`."""
 
     rows: int = _option(
-        0, "Number of evaluation rows to generate replies for, the same ones every time. 0: evaluate the loss only."
+        0,
+        "Number of evaluation rows to generate replies for, the same ones every time. 0: evaluate the loss only.",
+        ROWS,
     )
-    max_new_tokens: int = _option(128, "Maximum length of these replies in tokens.")
+    max_new_tokens: int = _option(128, "Maximum length of these replies in tokens.", TOKENS)
 
 
 METHOD_RATES = {"lora": 1e-4, "ptuning": 2e-2, "freeze": 2e-5, "full": 1e-5}
@@ -213,11 +250,13 @@ class RunConfig:
         "", "Continue from the weights of an earlier run with the same method: a run folder or a published checkpoint."
     )
     early_stopping: int = _option(
-        0, "Stop after this many evaluations without improvement of training.metric_for_best_model; 0: never."
+        0,
+        "Stop after this many evaluations without improvement of training.metric_for_best_model; 0: never.",
+        NumberRange(0, 10**9),
     )
     training: dict[str, Any] = field(
         default_factory=lambda: dict(TRAINING_DEFAULTS),
-        metadata={"help": "Any key of transformers' TrainingArguments."},
+        metadata={"help": "Any key of transformers' TrainingArguments.", "ranges": TRAINING_RANGES},
     )
     output: str = _option("", "Run folder; empty: runs/<model>-<method>-<time>.")
 
@@ -279,27 +318,7 @@ def check_config(config: RunConfig) -> None:
     for key, (value, option) in required.items():
         if not value:
             raise ConfigError(f"{key} is not set.", f"Give {option}, or set it in the config file.")
-    data, lora, ptuning = config.data, config.lora, config.ptuning
-    ranges: list[tuple[str, float | None, Callable[[float], bool], str]] = [
-        ("data.max_source_length", data.max_source_length, lambda n: n >= 4, "at least 4"),
-        ("data.max_target_length", data.max_target_length, lambda n: n >= 2, "at least 2"),
-        ("data.max_length", data.max_length or None, lambda n: n >= 8, "at least 8"),
-        ("data.eval_fraction", data.eval_fraction, lambda n: 0 <= n < 1, "from 0 to below 1"),
-        ("lora.rank", lora.rank, lambda n: n >= 1, "at least 1"),
-        ("lora.dropout", lora.dropout, lambda n: 0 <= n < 1, "from 0 to below 1"),
-        ("lora.loraplus_ratio", lora.loraplus_ratio or None, lambda n: n > 0, "above 0"),
-        ("ptuning.num_virtual_tokens", ptuning.num_virtual_tokens, lambda n: n >= 1, "at least 1"),
-        ("ptuning.dropout", ptuning.dropout, lambda n: 0 <= n < 1, "from 0 to below 1"),
-        ("freeze.trainable_layers", config.freeze.trainable_layers, lambda n: n >= 1, "at least 1"),
-        ("replay.share", config.replay.share, lambda n: 0 < n < 1, "above 0 and below 1"),
-        ("forget.max_new_tokens", config.forget.max_new_tokens, lambda n: n >= 1, "at least 1"),
-        ("generate.rows", config.generate.rows, lambda n: n >= 0, "at least 0"),
-        ("generate.max_new_tokens", config.generate.max_new_tokens, lambda n: n >= 1, "at least 1"),
-        ("early_stopping", config.early_stopping, lambda n: n >= 0, "at least 0"),
-    ]
-    for key, number, is_valid, requirement in ranges:
-        if number is not None and not is_valid(number):
-            raise ConfigError(f"{key} is {number}; it must be {requirement}.")
+    _check_ranges(config)
     quantization = config.model.quantization
     if quantization in ("packed4", "packed8") and config.method == "lora":
         raise ConfigError(
@@ -311,6 +330,15 @@ def check_config(config: RunConfig) -> None:
             f"method {config.method} trains the base's own weights, which cannot be quantized to {quantization}.",
             "Use method lora or ptuning on a quantized base, or remove model.quantization.",
         )
+
+
+def _check_ranges(config: Any, prefix: str = "") -> None:
+    for each in dataclasses.fields(config):
+        value = getattr(config, each.name)
+        if dataclasses.is_dataclass(value):
+            _check_ranges(value, f"{prefix}{each.name}.")
+        else:
+            check_field_range(each, value, f"{prefix}{each.name}")
 
 
 def get_help(key: str) -> str:

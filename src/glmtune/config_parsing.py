@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
+import math
+import os
 import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
+from glmtune.config_ranges import check_number
 from glmtune.errors import ConfigError
+from glmtune.utils.documents import (
+    MAX_YAML_BYTES,
+    DocumentError,
+    parse_json,
+    parse_yaml,
+    read_document,
+    shorten_value,
+)
+
+# Larger whole numbers have no float.
+_LARGEST = 10**300
 
 
 def suggest_key(name: str, known: list[str]) -> str:
@@ -31,21 +42,39 @@ def build_dataclass(kind: Any, tree: Any, where: str, prefix: str = "") -> Any:
         prefix: dotted key of `tree` in the whole config, for errors.
 
     Raises:
-        ConfigError: an unknown key (the message names the most similar one) or a wrong type.
+        ConfigError: an unknown key (the message names the most similar one), a wrong type, or a number out of its
+            range.
     """
     fields = {f.name: f for f in dataclasses.fields(kind)}
     if isinstance(tree, str) and prefix:  # `model: path` is short for `model: {path: path}`
         tree = {next(iter(fields)): tree}
     if not isinstance(tree, Mapping):
-        raise ConfigError(f"{where}: {prefix.rstrip('.') or 'the file'} must hold keys and values, not {tree!r}.")
+        raise ConfigError(
+            f"{where}: {prefix.rstrip('.') or 'the file'} must hold keys and values, not {shorten_value(tree)}."
+        )
     hints = get_type_hints(kind)
     values = {}
     for key, value in tree.items():
         if key not in fields:
-            raise ConfigError(f"{where}: unknown key {prefix}{key}.", suggest_key(str(key), list(fields)))
+            name = str(key) if len(str(key)) <= 60 else f"{str(key)[:60]}…"
+            raise ConfigError(f"{where}: unknown key {prefix}{name}.", suggest_key(str(key), list(fields)))
         if value is not None:  # a key without a value keeps its default
             values[key] = _convert(hints[key], value, where, f"{prefix}{key}")
+            check_field_range(fields[key], values[key], f"{prefix}{key}", where)
     return kind(**values)
+
+
+def check_field_range(field: dataclasses.Field[Any], value: Any, key: str, where: str = "") -> None:
+    """Check a number against the `range` of its field, and those in a dict against the field's `ranges`, by key.
+
+    Raises:
+        ConfigError: names key, value and range.
+    """
+    if "range" in field.metadata:
+        check_number(value, field.metadata["range"], key, where)
+    for name, allowed in field.metadata.get("ranges", {}).items():
+        if isinstance(value, Mapping) and name in value:
+            check_number(parse_number(value[name]), allowed, f"{key}.{name}", where)
 
 
 def _convert(kind: Any, value: Any, where: str, key: str) -> Any:
@@ -59,7 +88,9 @@ def _convert(kind: Any, value: Any, where: str, key: str) -> Any:
     if origin is Literal:
         if value in arguments:
             return value
-        raise ConfigError(f"{where}: {key} cannot be {value!r}.", f"One of: {', '.join(map(str, arguments))}.")
+        raise ConfigError(
+            f"{where}: {key} cannot be {shorten_value(value)}.", f"One of: {', '.join(map(str, arguments))}."
+        )
     if origin is list:
         items = [item.strip() for item in value.split(",")] if isinstance(value, str) else value
         if isinstance(items, list) and arguments[0] is Any:
@@ -68,20 +99,27 @@ def _convert(kind: Any, value: Any, where: str, key: str) -> Any:
             return [_convert(arguments[0], item, where, key) for item in items]
     elif origin is dict:
         if isinstance(value, Mapping):
-            return {str(name): value[name] for name in value}
+            return {str(name): _convert_item(arguments[1], value[name], where, f"{key}.{name}") for name in value}
     else:
         number = parse_number(value)
         if kind is float and isinstance(number, (int, float)) and not isinstance(number, bool):
-            return float(number)
+            is_too_large = isinstance(number, int) and abs(number) > _LARGEST
+            return (math.inf if number > 0 else -math.inf) if is_too_large else float(number)
         if kind is int and isinstance(number, int) and not isinstance(number, bool):
             return number
         if kind is bool and isinstance(value, bool):
             return value
+        if kind is str and isinstance(value, str) and "\0" in value:
+            raise ConfigError(f"{where}: {key} holds a null character.")
         if kind is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
-            return str(value)
+            return shorten_value(value) if isinstance(value, int) else str(value)
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     expected = names.get(kind, "a list" if origin is list else "keys and values")
-    raise ConfigError(f"{where}: {key} must be {expected}, not {value!r}.")
+    raise ConfigError(f"{where}: {key} must be {expected}, not {shorten_value(value)}.")
+
+
+def _convert_item(kind: Any, value: Any, where: str, key: str) -> Any:
+    return value if kind is Any or value is None else _convert(kind, value, where, key)
 
 
 def parse_number(value: Any) -> Any:
@@ -102,16 +140,12 @@ def read_config_file(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: no such file, it cannot be parsed, or it does not hold keys and values.
     """
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file.", "Give a YAML or JSON file that describes the run.")
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        tree = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else getattr(error, "lineno", "?")
-        problem = getattr(error, "problem", None) or getattr(error, "msg", None) or "not UTF-8 text"
-        raise ConfigError(f"{path}:{line}: cannot be read ({problem}).") from None
+        text = read_document(path, MAX_YAML_BYTES)
+        tree = parse_json(text, unique_keys=True) if path.suffix == ".json" else parse_yaml(text)
+    except DocumentError as error:
+        hint = None if os.path.isfile(path) else "Give a YAML or JSON file that describes the run."
+        raise ConfigError(error.describe(path), hint) from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -142,6 +176,9 @@ def set_key(tree: dict[str, Any], override: str) -> None:
         node[parent] = child if isinstance(child, dict) else {}
         node = node[parent]
     try:
-        node[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
+        node[last] = parse_yaml(text)
+    except DocumentError as error:
+        # Text such as `a: b` or `[x` is a value too; what no file may hold is refused here too.
+        if not error.is_syntax:
+            raise ConfigError(f"--set {key.strip()}: {error.problem}.") from None
         node[last] = text

@@ -52,3 +52,14 @@ def summarize_error(error: BaseException, max_length: int | None = None) -> str:
     """
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return line if max_length is None or len(line) <= max_length else f"{line[:max_length]}…"
+
+
+def join_lines(error: BaseException, max_length: int = 200) -> str:
+    """An error's message as part of a sentence, for messages whose first line is a heading.
+
+    Args:
+        error: any exception.
+        max_length: longer messages are cut there and end in `…`.
+    """
+    text = " ".join((str(error).strip() or type(error).__name__).split()).rstrip(".")
+    return text if len(text) <= max_length else f"{text[:max_length]}…"

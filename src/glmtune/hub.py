@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from glmtune.errors import ModelError, summarize_error
+from glmtune.utils.documents import shorten_path
 
 # Files that each step needs. Of the repositories' Python files only the tokenizer's is downloaded: it is read as text
 # to tell ChatGLM2 from ChatGLM3, and never executed.
@@ -29,21 +30,23 @@ def resolve_checkpoint(path: str | os.PathLike[str], hub: str = "huggingface", p
     Raises:
         ModelError: neither a folder nor a hub id, the hub's client is not installed, or the download failed.
     """
-    local = Path(path).expanduser()
-    if local.is_dir():
+    local = Path(os.path.expanduser(path))  # Path's own raises for a name that is no user
+    if os.path.isdir(local):
         return local
     name = str(path)
-    if local.exists():
+    if os.path.exists(local):
         raise ModelError(f"{name}: a file, not a checkpoint folder.", "Give the folder that holds config.json.")
     # If the first part is a local folder, this is a mistyped local path: no hub is asked.
-    is_local_path = name.startswith(".") or ("/" in name and Path(name).parent.is_dir())
+    is_local_path = name.startswith(".") or ("/" in name and os.path.isdir(Path(name).parent))
     if is_local_path or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise ModelError(f"{name}: no such folder.", "Give a checkpoint folder or a hub id like org/name.")
+        raise ModelError(
+            f"{shorten_path(name)}: no such folder.", "Give a checkpoint folder or a hub id like org/name."
+        )
     if hub not in HUBS:
         raise ModelError(f"Unknown hub {hub!r}.", f"Known: {', '.join(HUBS)}.")
     download = _download_from_modelscope if hub == "modelscope" else _download_from_huggingface
     try:
-        return Path(download(name, _PATTERNS[parts]))
+        return Path(download(name, list_patterns(parts)))
     except ModelError:
         raise
     except Exception as error:  # the clients raise many types; each means that the checkpoint cannot be downloaded
@@ -51,6 +54,15 @@ def resolve_checkpoint(path: str | os.PathLike[str], hub: str = "huggingface", p
             f"{name}: no such folder, and it cannot be downloaded from {hub} ({summarize_error(error)}).",
             "Check the spelling and the network, or download it manually and give the folder.",
         ) from None
+
+
+def list_patterns(parts: str) -> list[str]:
+    """The files of a repository that a step needs.
+
+    Args:
+        parts: `config`, `tokenizer` or `all`.
+    """
+    return _PATTERNS[parts]
 
 
 def _download_from_huggingface(name: str, patterns: list[str]) -> str:

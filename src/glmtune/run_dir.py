@@ -86,13 +86,19 @@ class RunDir:
         Raises:
             RunError: it holds something.
         """
-        if self.root.exists() and (
-            not self.root.is_dir() or any(path.name != LOCK_FILE for path in self.root.iterdir())
-        ):
+        if self.root.exists() and not self.is_unstarted():
             raise RunError(
                 f"{self.root}: not empty; a run is never written over another.",
                 "Choose another --output, continue this one with --resume, or remove it.",
             )
+
+    def is_unstarted(self) -> bool:
+        """Whether the folder is empty, or a run was ended in it before it had written anything but its config."""
+        if not self.root.is_dir():
+            return False
+        leftovers = {LOCK_FILE, self.config.name, f".{self.config.name}.tmp", f".{self.summary.name}.tmp"}
+        names = {path.name for path in self.root.iterdir()}
+        return names <= leftovers and (LOCK_FILE in names or not names)
 
     @contextmanager
     def lock(self, new: bool) -> Iterator[None]:
@@ -138,21 +144,35 @@ class RunDir:
             write_json(self.progress, {"phase": phase, **values})
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All logged steps; a last line that was cut off by a kill is skipped."""
-        if not self.metrics.is_file():
-            return []
-        entries = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                entries.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-        return entries
+        """All logged steps. Lines that are no entry with a step are skipped: a kill cuts the last one off."""
+        return self._parse_metrics()[0]
 
-    def drop_metrics_after(self, step: int) -> None:
-        """Drop what was logged after `step`: a resumed run repeats those steps."""
-        entries = [entry for entry in self.read_metrics() if entry.get("step", 0) <= step]
-        write_text(self.metrics, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))
+    def _parse_metrics(self) -> tuple[list[dict[str, Any]], int]:
+        """The entries, and the number of lines that are none."""
+        if not self.metrics.is_file():
+            return [], 0
+        entries, bad = [], 0
+        for line in self.metrics.read_bytes().splitlines():
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
+                entry = None
+            if isinstance(entry, dict) and type(entry.get("step")) is int:
+                entries.append(entry)
+            else:
+                bad += 1
+        return entries, bad
+
+    def drop_metrics_after(self, step: int) -> int:
+        """Drop what was logged after `step`: a resumed run repeats those steps.
+
+        Returns:
+            The number of lines that were left out because they cannot be read.
+        """
+        entries, bad = self._parse_metrics()
+        kept = [entry for entry in entries if entry["step"] <= step]
+        write_text(self.metrics, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept))
+        return bad
 
 
 def default_root(model: str, method: str) -> Path:

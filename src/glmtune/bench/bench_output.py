@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.table import Table
 
+from glmtune.evaluation.output_folders import require_result_folder
 from glmtune.html.plots import new_figure, save_figure
 from glmtune.utils.console import get_console
-from glmtune.utils.io import explain_write_errors, write_json
+from glmtune.utils.io import explain_write_errors, file_timestamp, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,6 +51,23 @@ def describe_results(results: Sequence[dict[str, Any]], command: str) -> dict[st
     on_gpu = results[0]["device"].startswith("cuda")
     machine = torch.cuda.get_device_name() if on_gpu else f"{_read_cpu_name()}, {torch.get_num_threads()} threads"
     return {"command": command, "machine": machine, "torch": torch.__version__, "results": list(results)}
+
+
+def choose_bench_folder(output: Path | None) -> Path:
+    """Choose the folder of a benchmark: the one that is asked for, or a new one.
+
+    Raises:
+        RunError: the folder that is asked for is not empty.
+    """
+    if output is None:
+        folder = Path("glmtune-bench")
+        return folder if _is_new(folder) else Path(f"glmtune-bench-{file_timestamp()}")
+    require_result_folder(output, (), "a benchmark")
+    return output
+
+
+def _is_new(folder: Path) -> bool:
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
 
 
 def write_results(folder: Path, figures: dict[str, Any]) -> list[Path]:

@@ -17,7 +17,9 @@ from glmtune.cli.options import (
     RunOrModel,
     Temperature,
     TopP,
+    number_option,
 )
+from glmtune.config_ranges import SEED, TOKENS
 
 
 def chat(
@@ -25,10 +27,15 @@ def chat(
     prompt: Annotated[str | None, typer.Option(help="Answer this message and print only the reply.")] = None,
     system: Annotated[str, typer.Option(help="System message.")] = "",
     base: Base = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Maximum length of a reply in tokens.", min=1)] = 512,
+    max_new_tokens: Annotated[
+        int | None,
+        number_option(
+            "Maximum length of a reply in tokens. Default: 512, or half of a shorter context window.", TOKENS
+        ),
+    ] = None,
     temperature: Temperature = 0.0,
     top_p: TopP = 0.8,
-    seed: Annotated[int | None, typer.Option(help="Seed of sampling.")] = None,
+    seed: Annotated[int | None, number_option("Seed of sampling.", SEED)] = None,
     dtype: Dtype = None,
     quantization: Quantization = None,
     device: Device = None,
@@ -39,6 +46,7 @@ def chat(
     """Chat with a model or a run. Commands: /clear, /system TEXT, /exit."""
     from glmtune.generation.chat_session import ChatSession, format_calls, run_chat
     from glmtune.generation.compiled_step import compile_step, require_gpu
+    from glmtune.generation.context_window import get_default_reply_length
     from glmtune.generation.cpu_prepack import prepack_weights
     from glmtune.generation.load import load_for_generation
     from glmtune.generation.reply import Sampling
@@ -60,7 +68,8 @@ def chat(
         if compile_:
             compile_step(loaded.model)
         prepack_weights(loaded.model)
-    sampling = Sampling(max_new_tokens, temperature, top_p)
+    length = max_new_tokens or get_default_reply_length(loaded.model)
+    sampling = Sampling(length, temperature, top_p)
     session = ChatSession(loaded.model, loaded.tokenizer, loaded.family, sampling, system, loaded.prefix)
     if prompt is None:
         run_chat(session)

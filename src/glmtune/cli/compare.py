@@ -20,7 +20,9 @@ from glmtune.cli.options import (
     MaxNewTokens,
     Quantization,
     ReportLanguage,
+    number_option,
 )
+from glmtune.config_ranges import COUNT
 
 
 def compare(
@@ -36,7 +38,7 @@ def compare(
     batch_size: BatchSize = 8,
     max_new_tokens: MaxNewTokens = None,
     forget: Annotated[bool, typer.Option(help="Run the forgetting probe on the baseline and on the others.")] = True,
-    forget_limit: Annotated[int | None, typer.Option(help="Use only N questions of the probe.", min=1)] = None,
+    forget_limit: Annotated[int | None, number_option("Use only N questions of the probe.", COUNT)] = None,
     base: Base = None,
     dtype: Dtype = None,
     quantization: Quantization = None,
@@ -56,7 +58,7 @@ def compare(
     """
     from glmtune.evaluation.candidates import open_candidates
     from glmtune.evaluation.comparison import compare_models as compare_entries
-    from glmtune.evaluation.comparison import default_compare_output, read_entries
+    from glmtune.evaluation.comparison import default_compare_output, read_entries, require_compare_folder
     from glmtune.evaluation.forgetting.forget import read_limits
     from glmtune.evaluation.forgetting.probe import load_probe
     from glmtune.evaluation.forgetting.probing import ForgettingProbe, spread_items
@@ -71,6 +73,8 @@ def compare(
         candidates = open_candidates(
             targets, base=base, family=family, hub=hub, quantization=quantization, overrides=set_ or []
         )
+        if output:
+            require_compare_folder(output, candidates)
         entries = read_entries(candidates, data, limit=limit)
         sampling = Sampling(max_new_tokens or entries[0].data.rules.max_target_length)
         leader = next((target for target, each in zip(targets, candidates, strict=True) if each.run), targets[0])
@@ -105,7 +109,7 @@ def forget(
     output: Annotated[
         Path | None, typer.Option(help="Folder of the result. Default: the run itself, or evals/forget-NAME-TIME.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Use only N questions, of every kind.", min=1)] = None,
+    limit: Annotated[int | None, number_option("Use only N questions, of every kind.", COUNT)] = None,
     questions: Annotated[
         list[str] | None, typer.Option(help="zh or en: questions of this language only. Default: both.")
     ] = None,
@@ -129,6 +133,7 @@ def forget(
         default_forget_output,
         open_pair,
         read_limits,
+        require_forget_folder,
         write_forgetting,
     )
     from glmtune.evaluation.forgetting.forget import measure_forgetting as measure_forgetting
@@ -143,10 +148,11 @@ def forget(
         limits = read_limits(target, set_ or [])
         items = spread_items(load_probe(questions), limit)
         tuned, tuned_base = open_pair(target, base=base, family=family, hub=hub, quantization=quantization)
+        folder = output or default_forget_output(target, tuned)
+        require_forget_folder(folder, tuned, tuned_base)
         result = measure_forgetting(
             *(tuned, tuned_base, items, limits), batch_size=batch_size, dtype=dtype, device=device
         )
-        folder = output or default_forget_output(target, tuned)
         path = write_forgetting(folder, result, shlex.join(["glmtune", *sys.argv[1:]]))
     print_forgetting(result)
     print_message(f"Report: {write_report(folder, lang)}   numbers: {path}")

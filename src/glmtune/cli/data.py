@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glmtune.cli.options import FamilyName
+from glmtune.cli.options import FamilyName, number_option
 from glmtune.config import RunConfig, check_config, get_help, load_config
+from glmtune.config_ranges import COUNT
 from glmtune.errors import ConfigError, DataError, RunError
 
 if TYPE_CHECKING:
@@ -73,6 +75,7 @@ def check_data(
             findings = checker.check_row(row)
             if writer:
                 writer.add_row(raw_row, line, findings)
+    checker.add_unread_keys(sources)
     fix_result = writer.result if writer else None
     if png is not None:
         limit = model_checker.rules.max_row_length if model_checker else None
@@ -81,7 +84,8 @@ def check_data(
         result = report_to_dict(report, sources, model_checker, fix_result)
         typer.echo(json.dumps(result, ensure_ascii=False, indent=2))
     else:
-        print_check_report(report, sources, model_checker, fix_result)
+        fix_command = shlex.join(["glmtune", *sys.argv[1:], "--fix", f"{Path(file).stem}-clean.jsonl"])
+        print_check_report(report, sources, model_checker, fix_result, fix_command)
     if report.errors:
         raise typer.Exit(1)
 
@@ -90,7 +94,7 @@ def check_data(
 def preview_row(
     file: File,
     model: RequiredModel,
-    row: Annotated[int, typer.Option(help="Number of the row, from 1.", min=1)] = 1,
+    row: Annotated[int, number_option("Number of the row, from 1.", COUNT)] = 1,
     ids: Annotated[bool, typer.Option("--ids", help="Also show the id of every token.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write an HTML page instead.")] = None,
     family: FamilyName = None,
@@ -101,13 +105,24 @@ def preview_row(
     _refuse_encoded(file)
     _check_output_path("--html", html, ".html")
 
-    from glmtune.data.preview import find_row, make_preview, print_preview, render_html
+    from glmtune.data.preview import (
+        UnusedRowError,
+        find_row,
+        make_preview,
+        print_preview,
+        print_unused_row,
+        render_html,
+    )
     from glmtune.utils.console import print_message
     from glmtune.utils.io import write_text
 
-    source, conversation = find_row(_open_sources(run, run.data.train), row, file)
-    checker = _load_model_checker(run)
-    preview = make_preview(source, conversation, checker.family, checker.tokenizer, checker.rules)
+    try:
+        source, conversation = find_row(_open_sources(run, run.data.train), row, file)
+        checker = _load_model_checker(run)
+        preview = make_preview(source, conversation, checker.family, checker.tokenizer, checker.rules)
+    except UnusedRowError as error:
+        print_unused_row(error)
+        raise
     if html is None:
         print_preview(preview, ids)
         return
@@ -193,7 +208,7 @@ def _check_output_path(option: str, path: Path | None, suffix: str) -> None:
 def _open_sources(run: RunConfig, entries: Any) -> list[DataSource]:
     from glmtune.data.sources import open_sources
 
-    return open_sources(entries, run.data.columns, run.data.format, int(run.training["seed"]))
+    return open_sources(entries, run.data.columns, run.data.format, int(run.training["seed"]), run.data.preference)
 
 
 def _load_model_checker(run: RunConfig) -> ModelChecker:

@@ -21,6 +21,7 @@ from glmtune.cli.options import (
     MaxNewTokens,
     Quantization,
     RunOrModel,
+    SamplingSeed,
     Temperature,
     TopP,
 )
@@ -37,7 +38,7 @@ def eval_(
     max_new_tokens: MaxNewTokens = None,
     temperature: Temperature = 0.0,
     top_p: TopP = 0.8,
-    seed: Annotated[int, typer.Option(help="Seed of sampling.", min=0)] = 0,
+    seed: SamplingSeed = 0,
     base: Base = None,
     dtype: Dtype = None,
     quantization: Quantization = None,
@@ -54,6 +55,7 @@ def eval_(
     Prompts are those of training. Give the same command again to continue a killed evaluation.
     """
     from glmtune.evaluation.dataset import read_eval_data
+    from glmtune.evaluation.eval_folder import require_eval_folder
     from glmtune.evaluation.evaluate import check_sampling, default_output, describe_settings, evaluate
     from glmtune.evaluation.model_info import load_target, read_settings
     from glmtune.evaluation.terminal_tables import print_scores
@@ -67,6 +69,8 @@ def eval_(
     sampling = Sampling(max_new_tokens or config.data.max_target_length, temperature, top_p)
     check_sampling(sampling, batch_size)
     command = shlex.join(["glmtune", *sys.argv[1:]])
+    if output:
+        require_eval_folder(output)
     with use_stderr():
         if compile_:
             require_gpu(device)

@@ -9,16 +9,25 @@ from typing import Annotated
 
 import typer
 
-from glmtune.cli.options import Base, Device, Dtype, FamilyName, Hub, RunOrModel
+from glmtune.cli.options import Base, Device, Dtype, FamilyName, Hub, RunOrModel, allow_values
 
 
 def export(
     target: RunOrModel,
     out: Annotated[Path, typer.Argument(help="A new or empty folder.", metavar="OUT")],
     format: Annotated[
-        str, typer.Option(help="hf: for transformers and vLLM. official: the layout of the published repositories.")
+        str,
+        typer.Option(
+            help="hf: for transformers and vLLM. official: the layout of the published repositories.",
+            callback=allow_values(("hf", "official")),
+        ),
     ] = "hf",
-    bits: Annotated[int, typer.Option(help="16: not quantised. 8, 4: bitsandbytes (hf) or packed (official).")] = 16,
+    bits: Annotated[
+        int,
+        typer.Option(
+            help="16: not quantised. 8, 4: bitsandbytes (hf) or packed (official).", callback=allow_values((16, 8, 4))
+        ),
+    ] = 16,
     adapter_only: Annotated[bool, typer.Option("--adapter-only", help="Write the adapter without its base.")] = False,
     base: Base = None,
     max_shard_size: Annotated[str, typer.Option(help="Maximum size of a weight file: 5GB, 500MB.")] = "5GB",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
+import errno
 import os
 import sys
 from pathlib import Path
@@ -19,9 +20,22 @@ from glmtune.cli.export import export
 from glmtune.cli.migrate import register as register_migrate
 from glmtune.cli.plan import plan
 from glmtune.cli.report import report
+from glmtune.cli.run_script import register as register_run
 from glmtune.cli.train import train
 from glmtune.cli.ui import ui
 from glmtune.errors import GlmtuneError
+from glmtune.utils.console import silence_advice
+from glmtune.utils.documents import shorten_path
+from glmtune.utils.streams import flush_streams, prepare_streams
+
+# Raised while a file is written, without its name.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
+
+# What pathlib raises as RuntimeError.
+_PATH_ERRORS = {
+    "Could not determine home directory": "A path begins with ~ and a name that is no user of this machine.",
+    "Symlink loop": "A path is a link that leads back to itself.",
+}
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,6 +56,7 @@ app.command()(bench)
 app.command()(report)
 app.command()(ui)
 register_migrate(app)
+register_run(app)
 
 
 @app.command()
@@ -65,9 +80,10 @@ def version() -> None:
 
 def main() -> None:
     """Run a command. Errors that a user can fix are printed without a traceback."""
-    # If it is installed, it advises at every start to fetch kernels from the hub.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    prepare_streams()
+    silence_advice()
     code = _run()
+    flush_streams()
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         from glmtune.training.distributed import hard_exit
 
@@ -80,11 +96,31 @@ def _run() -> int:
     try:
         app()
     except GlmtuneError as error:
-        typer.secho(f"Error: {error}", fg="red", err=True)
+        _print_error(str(error))
+        return 1
+    except BrokenPipeError:  # the reader of our output is gone: `| head`
+        return 1
+    except OSError as error:
+        # A path that the system refuses: too long, a loop of links, no permission, a folder, a full disk.
+        if not isinstance(error.filename, (str, bytes, os.PathLike)) and error.errno not in _DISK_ERRORS:
+            raise
+        place = f"{shorten_path(os.fsdecode(error.filename))}: " if error.filename else ""
+        _print_error(f"{place}{error.strerror or error}.")
+        return 1
+    except RuntimeError as error:
+        problem = next((text for start, text in _PATH_ERRORS.items() if str(error).startswith(start)), None)
+        if problem is None:
+            raise
+        _print_error(problem)
         return 1
     except SystemExit as end:  # how typer ends every command
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
+
+
+def _print_error(text: str) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        typer.secho(f"Error: {text}", fg="red", err=True)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def migrate(
     ],
     output: Annotated[Path | None, typer.Option(help="New file for the config. Default: standard output.")] = None,
 ) -> None:
-    """Translate a script or config of ChatGLM's P-Tuning, finetune_demo, QLoRA or LLaMA-Factory to a glmtune config."""
+    """Translate a script or config of an older project to a glmtune config; to run it directly: glmtune run."""
     from glmtune.migrate import dump_translation, require_translation
     from glmtune.utils.console import print_message, use_stderr
     from glmtune.utils.io import explain_write_errors, write_text

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from glmtune.cli.options import ConfigFile, EvalData, FamilyName, Method, Model, Overrides, TrainData
+from glmtune.cli.options import ConfigFile, EvalData, FamilyName, Method, Model, Overrides, TrainData, number_option
 from glmtune.cli.train import format_overrides, update_training_section
 from glmtune.config import RunConfig, read_tree
 from glmtune.config_parsing import build_dataclass
+from glmtune.config_ranges import NumberRange
 from glmtune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ def plan(
     ] = None,
     nproc: Annotated[
         int,
-        typer.Option("--nproc", "--processes", help="Number of processes that train together, one per GPU.", min=1),
+        number_option(
+            "Number of processes that train together, one per GPU.", NumberRange(1, 100_000), "--nproc", "--processes"
+        ),
     ] = 1,
     json_: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:

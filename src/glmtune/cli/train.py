@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glmtune.cli.options import ConfigFile, EvalData, FamilyName, Method, Model, Overrides, TrainData
+from glmtune.cli.options import ConfigFile, EvalData, FamilyName, Method, Model, Overrides, TrainData, number_option
 from glmtune.config import RunConfig, get_help, read_tree
 from glmtune.config_parsing import build_dataclass, suggest_key
+from glmtune.config_ranges import NumberRange
 from glmtune.errors import ConfigError
 from glmtune.run_dir import RunDir
 
@@ -30,14 +32,22 @@ def train(
     method: Method = None,
     output: Annotated[str | None, typer.Option(help=get_help("output"))] = None,
     family: FamilyName = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --output from its last step.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Resume the run in --output from its last step; with the path of a checkpoint after it, from there.",
+        ),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Train even if the memory plan says it cannot fit.")] = False,
     set_: Overrides = None,
-    nproc: Annotated[int | None, typer.Option(help="Number of processes on this machine, one per GPU.")] = None,
-    nnodes: Annotated[int, typer.Option(help="Number of machines; run the command on each.")] = 1,
-    node_rank: Annotated[int, typer.Option(help="Rank of this machine, from 0.")] = 0,
+    nproc: Annotated[
+        int | None, number_option("Number of processes on this machine, one per GPU.", NumberRange(1, 1024))
+    ] = None,
+    nnodes: Annotated[int, number_option("Number of machines; run the command on each.", NumberRange(1, 10_000))] = 1,
+    node_rank: Annotated[int, number_option("Rank of this machine, from 0.", NumberRange(0, 9_999))] = 0,
     master_addr: Annotated[str, typer.Option(help="Address of machine 0.")] = "",
-    master_port: Annotated[int, typer.Option(help="A free port of machine 0.")] = 29500,
+    master_port: Annotated[int, number_option("A free port of machine 0.", NumberRange(1, 65_535))] = 29500,
 ) -> None:
     """Train a model on your rows; the run folder holds the result, the curves and the numbers.
 
@@ -53,8 +63,9 @@ def train(
     from glmtune.migrate import translate_command
     from glmtune.training.distributed import is_main_process, report_error_once
     from glmtune.training.run import train as run_training
-    from glmtune.utils.console import print_message
+    from glmtune.utils.console import print_message, print_warning
 
+    checkpoint = ""
     with report_error_once():
         # The options of other projects are unknown to typer, so they are read from the raw command line.
         translation = translate_command(sys.argv[sys.argv.index("train") + 1 :])
@@ -64,8 +75,8 @@ def train(
                 raise ConfigError(
                     f"glmtune train: unknown option {context.args[0]}.", suggest_key(context.args[0], options)
                 )
-            if resume and config is None:
-                config = _find_run_config(output)
+            if resume:
+                config, output, checkpoint = _resolve_resumption(config, output)
             values = {
                 "model.path": model,
                 "data.train": data,
@@ -87,7 +98,7 @@ def train(
 
         score = score_questions
 
-    result = run_training(run_config, resume=resume, score=score, force=force)
+    result = run_training(run_config, resume=resume, checkpoint=checkpoint, score=score, force=force)
     if not is_main_process():
         return
     if not result.is_finished:
@@ -96,8 +107,15 @@ def train(
         raise typer.Exit(130)
 
     from glmtune.report import write_report
+    from glmtune.training.checkpoint_files import WRITE_ERRORS
 
-    write_report(result.run.root)
+    try:
+        write_report(result.run.root)
+    except OSError as error:
+        if error.errno not in WRITE_ERRORS:
+            raise
+        root = shlex.quote(str(result.run.root))
+        print_warning(f"{result.run.report}: cannot be written ({error.strerror}). Later: glmtune report {root}")
     _print_result(result)
 
 
@@ -134,14 +152,37 @@ def update_training_section(tree: dict[str, Any], check_device: bool = True) -> 
     return {**tree, "training": new_section}
 
 
-def _find_run_config(output: str | None) -> Path:
-    """Return the config of the run that is resumed."""
+def _resolve_resumption(path: Path | None, output: str | None) -> tuple[Path | None, str | None, str]:
+    """Find what is resumed.
+
+    Args:
+        path: given after --resume: a checkpoint (its path, or its name beside --output), a run folder, a config file.
+        output: of --output.
+
+    Returns:
+        Config file, run folder, and the checkpoint to go back to; empty for the newest.
+
+    Raises:
+        ConfigError: the run folder is not given, or is none.
+    """
+    checkpoint = ""
+    if path is not None and re.fullmatch(r"checkpoint-\d+", path.name) and not path.is_file():
+        checkpoint = str(path)
+        output = output or (str(path.parent.parent) if path.parent.name == "checkpoints" else None)
+        path = None
+    elif path is not None and path.is_dir():
+        output, path = output or str(path), None
+    if path is not None:
+        return path, output, checkpoint
     if output is None:
-        raise ConfigError("--resume needs the run folder.", "Give it with --output RUN.")
+        raise ConfigError(
+            "--resume needs the run folder.",
+            "Give it with --output RUN, or a checkpoint: RUN/checkpoints/checkpoint-N.",
+        )
     config = RunDir(output).config
     if not config.is_file():
         raise ConfigError(f"{output}: not a run folder (no config.yaml).", "Give an existing run.")
-    return config
+    return config, output, checkpoint
 
 
 def _print_notes(notes: list[str]) -> None:
@@ -161,7 +202,9 @@ def _print_result(result: TrainingResult) -> None:
     if losses:
         parts.append(f"loss {' to '.join(losses)}")
     if summary["eval_loss"] is not None:
-        parts.append(f"evaluation loss {summary['eval_loss']:.4f}")
+        is_best = summary["kept_step"] != summary["steps"]
+        of_step = f" (of step {summary['kept_step']}, the best, which is kept)" if is_best else ""
+        parts.append(f"evaluation loss {summary['eval_loss']:.4f}{of_step}")
     parts.append(f"{summary['tokens_per_second']:,.0f} tokens/s")
     print_message(f"Done: {', '.join(parts)}.")
     print_message(f"Result: {result.folder}   report: {run.report}   numbers: {run.summary}")

@@ -8,17 +8,23 @@ from typing import Annotated
 
 import typer
 
+from glmtune.cli.options import allow_values, number_option
+from glmtune.config_ranges import NumberRange
 from glmtune.errors import ConfigError
 from glmtune.html.i18n import LANGUAGES, default_language
 
 
 def ui(
-    port: Annotated[int, typer.Option(help="Port of the page.", min=0, max=65535)] = 7860,
+    port: Annotated[int, number_option("Port of the page.", NumberRange(0, 65535))] = 7860,
     host: Annotated[
         str, typer.Option(help="Address to listen on; others than loopback need a password.")
     ] = "127.0.0.1",
     lang: Annotated[
-        str | None, typer.Option(help="Language of the page at first: zh or en. Default: from the locale.")
+        str | None,
+        typer.Option(
+            help="Language of the page at first: zh or en. Default: from the locale.",
+            callback=allow_values(tuple(LANGUAGES)),
+        ),
     ] = None,
     root: Annotated[
         list[Path] | None,
@@ -36,8 +42,6 @@ def ui(
     if importlib.util.find_spec("gradio") is None:
         raise ConfigError("glmtune ui needs Gradio, which is not installed.", "Install it: pip install 'glmtune[ui]'")
     lang = lang or default_language()
-    if lang not in LANGUAGES:
-        raise ConfigError(f"--lang cannot be {lang!r}.", "One of: zh, en.")
     from glmtune.webui.app import serve
 
     serve(root or [Path.cwd()], host=host, port=port, lang=lang, password=password)

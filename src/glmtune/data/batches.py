@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from glmtune.data.cache import RowStore
 from glmtune.data.encoding import EncodedRow
+from glmtune.data.row_store import RowStore
 from glmtune.families import IGNORE_INDEX, Family
 
 Block = list[tuple[int, EncodedRow]]

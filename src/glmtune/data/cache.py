@@ -2,45 +2,43 @@
 
 from __future__ import annotations
 
+import atexit
+import errno
 import hashlib
 import json
 import os
 import random
-from array import array
-from collections.abc import Callable, Iterable, Iterator
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 from filelock import FileLock
 
 from glmtune.data.conversation import Conversation
-from glmtune.data.encoding import EncodedRow, EncodingCounts, EncodingRules, encode_conversations
+from glmtune.data.encoding import EncodingCounts, EncodingRules, encode_conversations
 from glmtune.data.files import ENCODED_FILES
+from glmtune.data.row_store import RowStore, rename_location, write_rows
 from glmtune.data.sources import DataSource, sample_sources
 from glmtune.errors import DataError
 from glmtune.families import Family
-from glmtune.utils.io import open_atomic, write_json
+from glmtune.utils.console import print_warning
+from glmtune.utils.documents import parse_json, read_document
+from glmtune.utils.io import write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ROWS_FILE, INFO_FILE = ENCODED_FILES
 # Raised whenever the same data and settings give other rows than before; older caches are then not found.
-_VERSION = 2
+CACHE_VERSION = 3
 _MAX_INVALID_LINES = 20
-_SCHEMA = pa.schema(
-    {
-        "input_ids": pa.list_(pa.int32()),
-        "labels": pa.list_(pa.int32()),
-        "context": pa.int32(),
-        "conversation": pa.int32(),
-        "where": pa.string(),
-    }
-)
-_BATCH = 1000
+# A full or read-only disk; a wrong path is another matter.
+_CACHE_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM})
 
 
 @dataclass
@@ -52,7 +50,7 @@ class EncodedDataInfo:
     """Hash of the tokenizer."""
     rules: dict[str, Any]
     counts: dict[str, int]
-    sources: list[dict[str, str]]
+    sources: list[dict[str, Any]]
     notes: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     """Descriptions of the first skipped lines."""
@@ -60,41 +58,10 @@ class EncodedDataInfo:
     """Number of skipped lines."""
     content: str = ""
     """Hash of data and settings, compared when a run is resumed."""
-
-
-class RowStore:
-    """Encoded rows on disk by number. Only their lengths are read at once; the rows are memory mapped."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self._file = pa.memory_map(str(path))
-        self._table = pa.ipc.open_file(self._file).read_all()
-        parts = [np.diff(chunk.offsets.to_numpy()) for chunk in self._table["input_ids"].chunks]
-        self.lengths = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32)
-        self.conversations = self._table["conversation"].to_numpy()
-
-    def __len__(self) -> int:
-        return int(self._table.num_rows)
-
-    def __getitem__(self, index: int) -> EncodedRow:
-        row = self._table.slice(index, 1)
-        return EncodedRow(
-            row["input_ids"][0].values.to_numpy(zero_copy_only=False),
-            row["labels"][0].values.to_numpy(zero_copy_only=False),
-            row["context"][0].as_py(),
-            row["conversation"][0].as_py(),
-            row["where"][0].as_py(),
-        )
-
-
-class JoinedRowStore(RowStore):
-    """Two stores as one, still memory mapped: the rows of `second` follow those of `first`."""
-
-    def __init__(self, first: RowStore, second: RowStore):
-        self.path = first.path
-        self._table = pa.concat_tables([first._table, second._table])
-        self.lengths = np.concatenate([first.lengths, second.lengths])
-        self.conversations = self._table["conversation"].to_numpy()
+    files: list[str] = field(default_factory=list)
+    """Names of the data files by which rows and messages were written."""
+    rows_sha256: str = ""
+    """Checksum of the file of rows."""
 
 
 @dataclass
@@ -116,7 +83,9 @@ def encode_sources(
 ) -> EncodedData:
     """Encode sources, or open what an earlier call encoded from the same content with the same settings.
 
-    Several processes may call this at the same time: one encodes, the others wait for it and open the result.
+    Several processes may call this at the same time: one encodes, the others wait for it and open the result. A damaged
+    entry of the cache is encoded again. If the cache's disk is full or cannot be written, the rows are in a temporary
+    folder until the process ends; both are said.
 
     Args:
         sources: opened sources.
@@ -131,33 +100,42 @@ def encode_sources(
     """
     tokenizer_hash = hash_tokenizer(tokenizer)
     target = folder or get_cache_dir() / _compute_key(sources, family, tokenizer_hash, rules)
+
+    def encode(to: Path) -> None:
+        _encode_to_folder(to, sources, family, tokenizer, tokenizer_hash, rules, progress)
+
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        with FileLock(str(target / ".lock")):
-            if not (target / INFO_FILE).is_file():
-                _encode_to_folder(target, sources, family, tokenizer, tokenizer_hash, rules, progress)
+        data = _open_or_encode(target, encode)
     except OSError as error:
-        raise DataError(
-            f"{target}: encoded rows cannot be written ({error.strerror or error}).",
-            "Set GLMTUNE_CACHE to another folder.",
-        ) from None
-    data = open_encoded_data(target)
-    # Caches are found by content: the files may have had other names when it was encoded.
-    for saved, source in zip(data.info.sources, sources, strict=True):
-        saved["name"] = source.name
+        reason = error.strerror or str(error)
+        if folder is not None or error.errno not in _CACHE_DISK_ERRORS:
+            hint = (
+                "Set GLMTUNE_CACHE to another folder." if folder is None else "Free some space, or give another folder."
+            )
+            raise DataError(f"{target}: encoded rows cannot be written ({reason}).", hint) from None
+        print_warning(
+            f"{get_cache_dir()}: encoded rows cannot be kept there ({reason}); they are encoded for this run only. "
+            "Set GLMTUNE_CACHE to another folder to keep them."
+        )
+        data = _encode_temporarily(encode)
+    _rename_files(data, sources)
     return data
 
 
 def open_encoded_data(folder: Path) -> EncodedData:
-    """Memory map an encoded data set.
+    """Check and memory map an encoded data set.
 
     Raises:
         DataError: the folder holds none, or a damaged one.
     """
     try:
-        info = EncodedDataInfo(**json.loads((folder / INFO_FILE).read_text(encoding="utf-8")))
+        info = EncodedDataInfo(**parse_json(read_document(folder / INFO_FILE)))
+        EncodingCounts(**info.counts)
+        # Not left to Arrow: damaged offsets in a mapped file would end the process.
+        if info.rows_sha256 and _hash_file(folder / ROWS_FILE) != info.rows_sha256:
+            raise ValueError(f"the checksum of {ROWS_FILE} differs")
         return EncodedData(RowStore(folder / ROWS_FILE), info)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         hint = "Remove it and encode it again."
         raise DataError(f"{folder}: not a complete encoded data set ({error}).", hint) from None
 
@@ -200,27 +178,6 @@ def get_cache_dir() -> Path:
     return base / "data"
 
 
-def write_rows(path: Path, rows: Iterable[EncodedRow]) -> int:
-    """Write rows to an Arrow file as they come, atomically.
-
-    Returns:
-        The number of rows.
-    """
-    count = 0
-    buffer = _ColumnBuffer()
-    with (
-        open_atomic(path) as temporary,
-        pa.OSFile(str(temporary), "wb") as sink,
-        pa.ipc.new_file(sink, _SCHEMA) as writer,
-    ):
-        for count, row in enumerate(rows, start=1):
-            buffer.add_row(row)
-            if count % _BATCH == 0:
-                writer.write_batch(buffer.pop_batch())
-        writer.write_batch(buffer.pop_batch())
-    return count
-
-
 def count_replay_rows(own: int, share: float) -> int:
     """Number of replay rows to add to `own` rows so that they are `share` of all, to the nearest row."""
     return round(own * share / (1 - share))
@@ -243,9 +200,74 @@ def sample_replay_rows(available: int, count: int, seed: int) -> np.ndarray:
 
 
 def _compute_key(sources: list[DataSource], family: Family, tokenizer_hash: str, rules: EncodingRules) -> str:
-    parts = [str(_VERSION), family.name, tokenizer_hash, json.dumps(asdict(rules), sort_keys=True)]
+    parts = [str(CACHE_VERSION), family.name, tokenizer_hash, json.dumps(asdict(rules), sort_keys=True)]
     parts += [source.compute_digest() for source in sources]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+
+
+def _open_or_encode(folder: Path, encode: Callable[[Path], None]) -> EncodedData:
+    """Open the encoded rows of a folder; encode them if there are none, or damaged ones.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    # Without the lock first: the disk of a complete cache may be read-only. Rows that another process is replacing fail
+    # their checksum, and are opened again after it.
+    if (folder / INFO_FILE).is_file():
+        with suppress(DataError):
+            return open_encoded_data(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(folder / ".lock")):
+        if (folder / INFO_FILE).is_file():
+            try:
+                return open_encoded_data(folder)
+            except DataError as error:
+                print_warning(f"{error.message.rstrip('.')}; encoding it again.")
+        encode(folder)
+        return open_encoded_data(folder)
+
+
+def _encode_temporarily(encode: Callable[[Path], None]) -> EncodedData:
+    """Encode to a folder that is removed when the process ends.
+
+    Raises:
+        DataError: there is no space for it either.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="glmtune-rows-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        encode(folder)
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(
+            f"{tempfile.gettempdir()}: encoded rows cannot be written ({reason}).",
+            "Free some space, or set TMPDIR and GLMTUNE_CACHE to other folders.",
+        ) from None
+    return open_encoded_data(folder)
+
+
+def _rename_files(data: EncodedData, sources: list[DataSource]) -> None:
+    """Replace the names that the files had when they were encoded by those of this run."""
+    info, names = data.info, _list_file_names(sources)
+    new_names = {old: new for old, new in zip(info.files, names, strict=False) if old != new}
+    data.rows.new_names = new_names
+    info.notes = [note for source in sources for note in source.notes]
+    info.broken = [rename_location(line, new_names) for line in info.broken]
+    info.files = names
+    for saved, source in zip(info.sources, sources, strict=True):
+        saved["name"] = source.name
+
+
+def _list_file_names(sources: list[DataSource]) -> list[str]:
+    return [name for source in sources for name in [*map(str, source.files)] or [source.name]]
+
+
+def _hash_file(path: Path) -> str:
+    hasher = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            hasher.update(block)
+    return hasher.hexdigest()
 
 
 def _encode_to_folder(
@@ -266,11 +288,13 @@ def _encode_to_folder(
         tokenizer_hash,
         asdict(rules),
         counts.as_dict(),
-        [{"name": source.name, "format": source.format} for source in sources],
+        [{"name": source.name, "format": source.format, "notes": source.describe_rows()} for source in sources],
         [note for source in sources for note in source.notes],
         invalid_lines[:_MAX_INVALID_LINES],
         sum(source.invalid_line_count for source in sources),
         _compute_key(sources, family, tokenizer_hash, rules),
+        _list_file_names(sources),
+        _hash_file(folder / ROWS_FILE),
     )
     write_json(folder / INFO_FILE, asdict(info))  # last: it marks the rows as complete
 
@@ -282,32 +306,3 @@ def _report_progress(
         if progress and number % 200 == 0:
             progress(number)
         yield conversation
-
-
-class _ColumnBuffer:
-    """Collects rows as flat arrays: Python numbers take eight times the memory, and a batch of them would no longer be
-    in the CPU cache when it is written."""
-
-    def __init__(self) -> None:
-        self._ids, self._labels = array("i"), array("i")
-        self._lengths: list[int] = []
-        self._contexts: list[int] = []
-        self._conversations: list[int] = []
-        self._where: list[str] = []
-
-    def add_row(self, row: EncodedRow) -> None:
-        self._ids.fromlist(list(row.input_ids))
-        self._labels.fromlist(list(row.labels))
-        self._lengths.append(len(row.input_ids))
-        self._contexts.append(row.context)
-        self._conversations.append(row.conversation)
-        self._where.append(row.where)
-
-    def pop_batch(self) -> pa.RecordBatch:
-        """All collected rows as a batch; the buffer is empty after it."""
-        ends = pa.array(np.cumsum([0, *self._lengths], dtype=np.int32))
-        lists = [pa.ListArray.from_arrays(ends, np.array(flat, dtype=np.int32)) for flat in (self._ids, self._labels)]
-        scalars = [pa.array(column, pa.int32()) for column in (self._contexts, self._conversations)]
-        batch = pa.record_batch([*lists, *scalars, pa.array(self._where, pa.string())], schema=_SCHEMA)
-        self.__init__()  # type: ignore[misc]
-        return batch

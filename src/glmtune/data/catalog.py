@@ -11,7 +11,6 @@ The first of these rules that applies is used:
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from glmtune.config_parsing import suggest_key
+from glmtune.config_ranges import NumberRange, check_number
+from glmtune.data.conversation import PREFERENCE_HINT
 from glmtune.data.files import CATALOG_FILE, has_data_suffix, is_glob
 from glmtune.errors import ConfigError, DataError
 from glmtune.utils.io import read_json_object
@@ -26,7 +27,7 @@ from glmtune.utils.io import read_json_object
 _FORMATTINGS = ("alpaca", "sharegpt", "openai")
 _COLUMNS = {
     **{role: role for role in ("prompt", "response", "history", "system", "messages", "tools")},
-    "query": "input",
+    **{"query": "input", "chosen": "chosen", "rejected": "rejected", "kto_tag": "label"},
 }
 _USED = (*("file_name", "formatting", "columns", "tags"), *("num_samples", "split", "subset"))
 _HUBS = {"huggingface": "hf_hub_url", "modelscope": "ms_hub_url"}
@@ -49,6 +50,7 @@ class SourceSpec:
         path: a file, folder, glob, `dataset_info.json` entry or hub id; see the rules of the module.
         weight: how often its rows are used: 2 for twice, 0.5 for a seeded random half.
         num_samples: size of a seeded random sample of its rows; they repeat if there are fewer.
+        repeat: false: rows do not repeat, so that num_samples is a maximum.
         columns: names of its columns by role, in addition to `data.columns`.
         format: of its rows, if it should not be detected.
         tags: LLaMA-Factory's settings for the keys and roles of messages.
@@ -63,6 +65,7 @@ class SourceSpec:
     path: str
     weight: float = 1.0
     num_samples: int | None = None
+    repeat: bool = True
     columns: dict[str, str] = field(default_factory=dict)
     format: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
@@ -71,18 +74,18 @@ class SourceSpec:
     hub: Literal["huggingface", "modelscope"] = "huggingface"
 
     def __post_init__(self) -> None:
-        if not (self.weight > 0 and math.isfinite(self.weight)):
-            raise ConfigError(
-                f"{self.path}: weight is {self.weight}; it must be above 0.", "Remove entries that should not be used."
-            )
-        if self.num_samples is not None and self.num_samples < 1:
-            raise ConfigError(f"{self.path}: num_samples is {self.num_samples}; it must be at least 1.")
+        check_number(self.weight, NumberRange(0, 10_000, excludes_low=True), "weight", self.path)
+        check_number(self.num_samples, NumberRange(1, 10**8), "num_samples", self.path)
 
 
-def resolve_source(spec: SourceSpec) -> tuple[SourceSpec, bool]:
+def resolve_source(spec: SourceSpec, uses_chosen: bool = False) -> tuple[SourceSpec, bool]:
     """Find what a spec names.
 
     Settings of a `dataset_info.json` are filled in where the spec has none.
+
+    Args:
+        spec: what the user gave.
+        uses_chosen: whether the better answer of preference rows is trained on; otherwise entries of them are refused.
 
     Returns:
         The spec with a path of files or a hub id, and whether it is a hub id.
@@ -92,6 +95,8 @@ def resolve_source(spec: SourceSpec) -> tuple[SourceSpec, bool]:
         ConfigError: an unknown key in the entry.
     """
     name = spec.path
+    if not name.strip():  # the current folder, for pathlib
+        raise DataError("The path of the data is empty.", "Give a file, a folder or a hub id (org/name).")
     path = Path(name).expanduser()
     if path.name == CATALOG_FILE and path.is_file():
         names = list(_read_catalog(path))
@@ -105,13 +110,13 @@ def resolve_source(spec: SourceSpec) -> tuple[SourceSpec, bool]:
     if colon and entry and (catalog_name.endswith(".json") or os.path.isdir(catalog)):
         if catalog.is_dir() and catalog.name != CATALOG_FILE:
             catalog /= CATALOG_FILE
-        return _resolve_entry(spec, catalog, _read_catalog(catalog), entry)
+        return _resolve_entry(spec, catalog, _read_catalog(catalog), entry, uses_chosen)
     if not has_data_suffix(name) and not re.search(r"[/\\]", name):
-        return _search_catalogs(spec)
+        return _search_catalogs(spec, uses_chosen)
     return spec, not has_data_suffix(name) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None
 
 
-def _search_catalogs(spec: SourceSpec) -> tuple[SourceSpec, bool]:
+def _search_catalogs(spec: SourceSpec, uses_chosen: bool) -> tuple[SourceSpec, bool]:
     first: tuple[Path, dict[str, Any]] | None = None
     for folder in (Path.cwd(), *Path.cwd().parents):
         for path in (folder / CATALOG_FILE, folder / "data" / CATALOG_FILE):
@@ -119,7 +124,7 @@ def _search_catalogs(spec: SourceSpec) -> tuple[SourceSpec, bool]:
                 continue
             entries = _read_catalog(path)
             if spec.path in entries:
-                return _resolve_entry(spec, path, entries, spec.path)
+                return _resolve_entry(spec, path, entries, spec.path, uses_chosen)
             first = first or (path, entries)
     if first is None:
         raise DataError(
@@ -133,10 +138,13 @@ def _search_catalogs(spec: SourceSpec) -> tuple[SourceSpec, bool]:
 def _read_catalog(path: Path) -> dict[str, Any]:
     if path.is_dir():
         raise DataError(f"{path}: a folder, not a {CATALOG_FILE}.", "Give the JSON file or the folder that holds it.")
-    return read_json_object(path, DataError, "It must be a JSON object of data sets by name, in UTF-8.")
+    hint = "It must be a JSON object of data sets by name, in UTF-8."
+    return read_json_object(path, DataError, hint, unique_keys=True)
 
 
-def _resolve_entry(spec: SourceSpec, path: Path, entries: dict[str, Any], name: str) -> tuple[SourceSpec, bool]:
+def _resolve_entry(
+    spec: SourceSpec, path: Path, entries: dict[str, Any], name: str, uses_chosen: bool
+) -> tuple[SourceSpec, bool]:
     where = f"{path}: {name}"
     if name not in entries:
         raise DataError(f"{path}: no entry {name!r}.", suggest_key(name, list(entries)))
@@ -146,8 +154,10 @@ def _resolve_entry(spec: SourceSpec, path: Path, entries: dict[str, Any], name: 
     for key in entry:
         if key not in _KEYS:
             raise ConfigError(f"{where}: unknown key {key}.", suggest_key(key, list(_KEYS)))
-    if entry.get("ranking"):
-        raise DataError(f"{where}: pairs of better and worse answers (ranking) are not supported.")
+    if entry.get("ranking") and not uses_chosen:
+        raise DataError(
+            f"{where}: preference rows (ranking), for preference tuning, which is not supported.", PREFERENCE_HINT
+        )
 
     columns = _parse_columns(where, entry)
     format = entry.get("formatting") or ("alpaca" if columns and "text" not in columns else None)

@@ -108,7 +108,7 @@ def scan_raw_rows(
     for source in sources:
         if not source.files:
             raise DataError(f"{source.name}: --fix writes the rows of files; this is hub data.", "Download it first.")
-        files = [open_data_file(path) for path in source.files]
+        files = [open_data_file(path, source.spec.columns.values()) for path in source.files]
         lines = _LineReader(files)
         for row, raw_row in zip(source.scan_rows(), FileRows(files).read_rows(), strict=True):
             yield row, raw_row, lines.read_line(raw_row.where) if isinstance(raw_row, InvalidRow) else None

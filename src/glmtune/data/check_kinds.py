@@ -15,13 +15,14 @@ from itertools import pairwise
 from typing import Any
 
 from glmtune.data.conversation import SKIPPED_KINDS, Conversation, InvalidRow
+from glmtune.data.mojibake import find_mojibake
 
 ERROR, WARNING = "error", "warning"
 MAX_EXCERPT = 60
 """Maximum number of characters of a row in a finding."""
 
-# Kinds of problems with their severity and description. The kinds of invalid rows (`InvalidRow.kind`) are kinds too,
-# always errors.
+# Kinds of problems with their severity and description. The kinds of invalid rows (`InvalidRow.kind`) are kinds too;
+# those that are not listed are errors.
 KINDS: dict[str, tuple[str, str]] = {
     "unreadable": (ERROR, "the rest of the file cannot be read"),
     "empty-answer": (ERROR, "a trained answer is empty"),
@@ -31,6 +32,9 @@ KINDS: dict[str, tuple[str, str]] = {
     "refused-by-model": (ERROR, "this generation cannot be trained on the row"),
     "eval-overlap": (ERROR, "the evaluation data has the same question and answer"),
     "eval-same-prompt": (WARNING, "the evaluation data has the same question with another answer"),
+    "empty-question": (WARNING, "a question is empty"),
+    "chat-template": (WARNING, "a question that holds a prompt format already; the model's own is put around it"),
+    "placeholder": (WARNING, "a placeholder that was not filled in; it is trained on as text"),
     "duplicate": (WARNING, "a duplicate of an earlier row"),
     "answer-is-question": (WARNING, "an answer repeats its question"),
     "over-limit": (WARNING, "longer than the length limits"),
@@ -42,11 +46,43 @@ KINDS: dict[str, tuple[str, str]] = {
     "no-final-answer": (WARNING, "messages after the last answer are not used"),
     "replacement-character": (WARNING, "U+FFFD: a character was lost when the file was made"),
     "mojibake": (WARNING, "text decoded with the wrong encoding"),
+    "unread-key": (WARNING, "columns, or keys of messages, that are not used (with the number of their rows)"),
+    "worse-answer": (WARNING, "a worse answer alone (label: false), left out by data.preference=chosen"),
     "special-token": (WARNING, "a special token typed in the text; it is trained on as text"),
 }
 
 # `sop` and `eop` without brackets are special tokens of ChatGLM2 and ChatGLM3 too, but also ordinary letters.
 _SPECIAL_TOKEN = re.compile(r"<\|[A-Za-z]\w*\|>|\[[gs]?MASK\]|</s>|<[se]op>")
+
+# Prompt formats of chat models and trainers: what begins a line in them, how they end, and pairs of roles.
+_TEMPLATE_MARK = re.compile(
+    r"^\[Round \d+\]|^<\|(?:user|assistant|system|observation|im_start|start_header_id|endofprompt)\|>"
+    r"|^<(?:user|assistant|start_of_turn)>\s*(?:[:：]|$)|<(?:bot|human)>\s*[:：]"
+    r"|^\[INST\]|^<s>\s*\[INST\]|<<SYS>>|^#{2,3} ?(?:Instruction|Response|Human|Assistant|User|指令|问题|回答)\s*[:：]",
+    re.MULTILINE,
+)
+_TEMPLATE_ENDS = ("Assistant:", "ASSISTANT:", "Assistant：", "Bot:", "助手：", "助手:")
+_TEMPLATE_PAIRS = tuple(
+    (re.compile(first, re.MULTILINE), re.compile(second, re.MULTILINE))
+    for first, second in (
+        (r"^(?:Human|User|USER|用户) ?[:：]", r"^(?:Assistant|ASSISTANT|AI|Bot|助手) ?[:：]"),
+        (r"^问[：:]", r"^答[：:]\Z"),
+    )
+)
+_PLACEHOLDER = re.compile(
+    # The characters before it are those of LaTeX, where two braces are nothing unusual.
+    r"(?<![\\A-Za-z0-9{}^_$])\{\{ ?[A-Za-z\u4e00-\u9fff][\w .-]{0,38} ?\}\}(?!\})"
+    r"|(?<![\\A-Za-z0-9{}^_$])\{(?:name|author|姓名|名字|作者)\}"
+    r"|(?<![A-Za-z0-9_<])<(?P<tag>[A-Z][A-Z_]{1,30})>"
+)
+_CODE_BLOCK = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
+_MARKUP_TAGS = frozenset(
+    (
+        *("HTML", "HEAD", "BODY", "TITLE", "TABLE", "TR", "TD", "TH", "DIV", "SPAN", "FORM", "IMG", "BR", "HR", "LI"),
+        *("UL", "OL", "PRE", "CODE", "CENTER", "FONT", "SCRIPT", "STYLE", "INPUT", "META", "LINK", "BUTTON", "EM"),
+        *("UNK", "PAD", "MASK", "BOS", "EOS", "SEP", "CLS"),  # published data sets have words replaced by <UNK>
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -105,7 +141,8 @@ def make_finding(problem: Problem, where: str, row: int) -> Finding:
 
 def make_invalid_row_finding(invalid: InvalidRow, row: int) -> Finding:
     """Make the finding for an invalid row."""
-    return Finding(ERROR, invalid.kind, invalid.where, row, invalid.message, "", invalid.hint)
+    severity = KINDS.get(invalid.kind, (ERROR, ""))[0]
+    return Finding(severity, invalid.kind, invalid.where, row, invalid.message, "", invalid.hint)
 
 
 def check_conversation(conversation: Conversation) -> list[Problem]:
@@ -116,10 +153,57 @@ def check_conversation(conversation: Conversation) -> list[Problem]:
 def find_empty_answers(conversation: Conversation) -> Iterator[Problem]:
     """Trained answers that are empty or white space."""
     for number, message in _number_answers(conversation):
-        if message.get("loss", True) and not message["content"].strip():
+        if message.get("loss", True) and is_blank(message["content"]):
             question = conversation.messages[number - 2] if number > 1 else {}
             excerpt = make_excerpt(question.get("content", ""))
             yield Problem("empty-answer", f"message {number}, an answer, is empty", excerpt)
+
+
+def find_empty_questions(conversation: Conversation) -> Iterator[Problem]:
+    """Questions without a visible character."""
+    for number, message in enumerate(conversation.messages, start=1):
+        if message["role"] == "user" and is_blank(message["content"]):
+            answer = conversation.messages[number] if number < len(conversation.messages) else {}
+            excerpt = make_excerpt(_get_message_text(answer)) if answer else ""
+            yield Problem("empty-question", f"message {number}, a question, is empty", excerpt)
+
+
+def find_chat_templates(conversation: Conversation) -> Iterator[Problem]:
+    """Questions in the prompt format of a model."""
+    for number, message in enumerate(conversation.messages, start=1):
+        mark = _find_template_mark(message["content"].strip()) if message["role"] == "user" else None
+        if mark:
+            problem = f"message {number}, a question, holds a prompt format: {make_excerpt(mark)}"
+            hint = "Give the question alone, and earlier turns as messages or in a column history."
+            yield Problem("chat-template", problem, make_excerpt(message["content"]), hint=hint)
+
+
+def _find_template_mark(text: str) -> str | None:
+    if match := _TEMPLATE_MARK.search(text):
+        return match.group()
+    if text.endswith(_TEMPLATE_ENDS):
+        return next(end for end in _TEMPLATE_ENDS if text.endswith(end))
+    for first, second in _TEMPLATE_PAIRS:
+        match = first.search(text)
+        answer = second.search(text, match.end()) if match else None
+        if answer:
+            return answer.group()
+    return None
+
+
+def find_placeholders(conversation: Conversation) -> Iterator[Problem]:
+    """Names in braces or angle brackets that a program should have replaced; not in code."""
+    for name, text in list_texts(conversation):
+        if name.startswith("the list of tools") or not ("{" in text or "<" in text):
+            continue
+        prose = _CODE_BLOCK.sub("", text) if "```" in text else text
+        for match in _PLACEHOLDER.finditer(prose):
+            tag = match.group("tag")
+            if tag is None or (tag not in _MARKUP_TAGS and f"</{tag}>" not in text):
+                hint = "Replace it in the file, for example with the name that the model should give."
+                excerpt = make_excerpt(prose, match.start())
+                yield Problem("placeholder", f"{name} contains {match.group()}", excerpt, hint=hint)
+                break
 
 
 def find_repeated_questions(conversation: Conversation) -> Iterator[Problem]:
@@ -127,14 +211,17 @@ def find_repeated_questions(conversation: Conversation) -> Iterator[Problem]:
     for number, message in _number_answers(conversation):
         question = conversation.messages[number - 2] if number > 1 else {"role": ""}
         text = message["content"].strip()
-        if text and question["role"] == "user" and question["content"].strip() == text:
+        if not is_blank(text) and question["role"] == "user" and question["content"].strip() == text:
             yield Problem("answer-is-question", f"message {number} repeats the question", make_excerpt(text))
 
 
 def find_missing_targets(conversation: Conversation) -> Iterator[Problem]:
     """Rows with `loss: false` for every answer."""
-    answers = [message for message in conversation.messages if message["role"] in ("assistant", "tool")]
-    if conversation.text is None and not any(message.get("loss", True) for message in answers):
+    is_trained = any(
+        message.get("loss", message["role"] in ("assistant", "tool")) or message.get("observation_loss")
+        for message in conversation.messages
+    )
+    if conversation.text is None and not is_trained:
         excerpt = make_excerpt(next((text for _, text in list_texts(conversation)), ""))
         yield Problem("no-target", "nothing to train on: loss is false for every answer", excerpt)
 
@@ -172,7 +259,7 @@ def find_unpaired_calls(conversation: Conversation) -> Iterator[Problem]:
         if call and following != "observation":
             problem = f"message {i + 1} calls {call!r}, but no result follows"
             yield Problem("call-without-result", problem, make_excerpt(_get_message_text(message)))
-        elif message["role"] == "observation" and not _has_call(messages[:i]):
+        elif message["role"] == "observation" and not _has_call(messages, i):
             problem = f"message {i + 1} is the result of a tool, but there is no call before it"
             yield Problem("result-without-call", problem, make_excerpt(_get_message_text(message)))
 
@@ -207,6 +294,9 @@ def find_special_tokens(conversation: Conversation) -> Iterator[Problem]:
 Check = Callable[[Conversation], Iterator[Problem]]
 CHECKS: tuple[Check, ...] = (
     find_empty_answers,
+    find_empty_questions,
+    find_chat_templates,
+    find_placeholders,
     find_repeated_questions,
     find_missing_targets,
     find_role_errors,
@@ -225,6 +315,11 @@ def list_texts(conversation: Conversation) -> Iterator[tuple[str, str]]:
         yield f"message {number} ({message['role']})", _get_message_text(message)
     if conversation.tools:
         yield "the list of tools", json.dumps(conversation.tools, ensure_ascii=False)
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text has no visible character: only spaces, line breaks, zero-width and control characters."""
+    return not text.strip() or all(unicodedata.category(char) in ("Cf", "Cc", "Zs", "Zl", "Zp") for char in text)
 
 
 def make_excerpt(text: str, position: int = 0) -> str:
@@ -266,91 +361,9 @@ def _number_answers(conversation: Conversation) -> Iterator[tuple[int, dict[str,
     return ((i, message) for i, message in enumerate(conversation.messages, start=1) if message["role"] == "assistant")
 
 
-def _has_call(messages: list[dict[str, Any]]) -> bool:
-    """Whether a result may follow: one message may have several results, and a call may be plain text."""
-    for message in reversed(messages):
+def _has_call(messages: list[dict[str, Any]], end: int) -> bool:
+    """Whether the message `end` may be a result: a message may have several results, and a call may be plain text."""
+    for message in (messages[i] for i in range(end - 1, -1, -1)):
         if message["role"] != "observation":
             return message["role"] == "assistant" or (message["role"] == "tool" and "observation" not in message)
     return False
-
-
-# From the characters that Windows-1252 and Latin-1 have for the bytes from 0x80 on, back to these bytes.
-_AS_BYTES = str.maketrans(
-    {bytes([b]).decode("cp1252"): chr(b) for b in range(0x80, 0xA0) if b not in (0x81, 0x8D, 0x8F, 0x90, 0x9D)}
-)
-_SEQUENCE = re.compile("[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
-_WIDE_RUN = re.compile("(?:[\xe3-\xed][\x80-\xbf]{2}){2,}")
-_GB_RUN = re.compile("(?:[\xb0-\xd7][\xa1-\xfe]){4,}")
-_NOT_ASCII = re.compile(r"[^\x00-\x7f]{6,}")
-_ASIAN = re.compile("[\u3001-\u303f\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3\uff01-\uff5e]+")
-_PUNCTUATION = re.compile("[\u2010-\u203a\u20ac\u2122\uff01-\uff5e\U0001f300-\U0001faff]")
-_ACCENTED = re.compile("[\u00a1-\u00ff\u0400-\u045f]")
-
-
-def find_mojibake(text: str) -> int | None:
-    """Find text that was decoded with the wrong encoding; return its first position, or None.
-
-    Three mistakes are detected by reversing them: the characters are converted back to the bytes they came from, which
-    must be text in the right encoding. Normal text passes such a test by chance now and then (`É»` or, in French, `é` +
-    no-break space + `»`), so there are further conditions:
-
-    1. UTF-8 read as Latin-1 or Windows-1252 (`ä½\xa0å¥½`, `cafÃ©`, `donâ€™t`): two Chinese, Japanese or Korean
-       characters in a row; or one punctuation character or emoji; or an accented or Cyrillic letter, either right after
-       a lower-case letter or twice.
-    2. UTF-8 read as GBK (`浣犲ソ锛屼笘鐣`): six characters without ASCII between them that become four or more Chinese,
-       Japanese or Korean ones. With real Chinese text the chance of that is about 10^-9.
-    3. GBK read as Latin-1 (`ÄãºÃÊÀ½ç`): four or more common Chinese characters in a row, not all the same.
-
-    Short damage (a word of two characters) is therefore missed, in favour of fewer false positives.
-    """
-    if text.isascii():
-        return None
-    positions = (_find_utf8_as_latin1(text), _find_utf8_as_gbk(text), _find_gbk_as_latin1(text))
-    return min((position for position in positions if position is not None), default=None)
-
-
-def _find_utf8_as_latin1(text: str) -> int | None:
-    raw = text.translate(_AS_BYTES)  # one character each, so the positions stay the same
-    for match in _WIDE_RUN.finditer(raw):
-        decoded = _decode_bytes(match.group(), "utf-8")
-        if decoded and _ASIAN.fullmatch(decoded):
-            return match.start()
-    letters: list[int] = []
-    for match in _SEQUENCE.finditer(raw):
-        decoded = _decode_bytes(match.group(), "utf-8")
-        if decoded and len(match.group()) > 2 and _PUNCTUATION.fullmatch(decoded):
-            return match.start()
-        if decoded and len(match.group()) == 2 and _ACCENTED.fullmatch(decoded):
-            before = text[match.start() - 1 : match.start()]
-            if before.isascii() and before.islower() and match.group() > "\xc3":
-                return match.start()
-            letters.append(match.start())
-    return letters[0] if len(letters) > 1 else None
-
-
-def _find_utf8_as_gbk(text: str) -> int | None:
-    for match in _NOT_ASCII.finditer(text):
-        raw = match.group().encode("gb18030", "replace")
-        try:
-            decoded = raw.decode("utf-8")
-        except UnicodeDecodeError as error:  # the end of a run is often part of a character
-            decoded = raw[: error.start].decode("utf-8")
-        if len(decoded) >= 4 and _ASIAN.fullmatch(decoded):
-            return match.start()
-    return None
-
-
-def _find_gbk_as_latin1(text: str) -> int | None:
-    for match in _GB_RUN.finditer(text):
-        decoded = _decode_bytes(match.group(), "gb2312")
-        letters = sum(char >= "\xc0" for char in match.group())
-        if decoded and len(set(decoded)) >= 3 and 2 * letters >= len(match.group()):
-            return match.start()
-    return None
-
-
-def _decode_bytes(characters: str, encoding: str) -> str | None:
-    try:
-        return characters.encode("latin-1").decode(encoding)
-    except UnicodeDecodeError:
-        return None

@@ -71,9 +71,21 @@ def report_to_dict(
 
 
 def print_check_report(
-    report: CheckReport, sources: list[DataSource], model: ModelChecker | None, fix_result: FixResult | None
+    report: CheckReport,
+    sources: list[DataSource],
+    model: ModelChecker | None,
+    fix_result: FixResult | None,
+    fix_command: str,
 ) -> None:
-    """Print counts, lengths, findings and a summary."""
+    """Print counts, lengths, findings and a summary.
+
+    Args:
+        report: what was found.
+        sources: of the rows.
+        model: that the rows were checked against.
+        fix_result: the files that were written; None: none.
+        fix_command: the same command with `--fix`, where there is something to fix.
+    """
     for source in sources:
         print_message(f"{source.name}: {source.format}")
         for note in source.notes:
@@ -100,7 +112,7 @@ def print_check_report(
             f"clean rows: {fix_result.clean_rows:,} ({clean})   refused: {fix_result.refused_rows:,} ({refused})"
         )
     elif report.errors or any(kind == "duplicate" for _, kind in report.kinds):
-        print_message("To remove rows with errors and duplicates: glmtune data check FILE --fix clean.jsonl")
+        print_message(f"To remove rows with errors and duplicates: {fix_command}")
 
 
 def _get_limits(model: ModelChecker | None) -> dict[str, int] | None:

@@ -23,7 +23,7 @@ from glmtune.data.check_kinds import (
     make_invalid_row_finding,
 )
 from glmtune.data.conversation import Conversation, InvalidRow
-from glmtune.data.encoding import EncodingCounts, EncodingRules, add_prefix, encode_conversations, split_examples
+from glmtune.data.encoding import EncodingCounts, EncodingRules, encode_conversations, encode_examples
 from glmtune.data.histogram import LengthCounts
 from glmtune.data.sources import DataSource
 from glmtune.errors import DataError
@@ -101,13 +101,11 @@ class ModelChecker:
         if conversation.text is not None:
             return [_measure_row(self.family.encode_text(conversation.text, self.tokenizer))], []
         try:
-            examples = split_examples(conversation.messages, self.family, self.rules)
-            prefixed = [add_prefix(messages, self.rules.prefix) for messages in examples]
-            rows = [self.family.encode(messages, self.tokenizer, conversation.tools) for messages in prefixed]
+            examples = encode_examples(conversation, self.family, self.tokenizer, self.rules)
+            lengths = [_measure_row(example.row, example.tokens_before) for example in examples]
         except DataError as error:
             problem = error.message.rstrip(".")
             return [], [Problem("refused-by-model", problem, _make_row_excerpt(conversation), hint=error.hint)]
-        lengths = [_measure_row(row) for row in rows]
         over = [length for length in lengths if not self.fits(length)]
         if not over:
             return lengths, []
@@ -134,7 +132,8 @@ def describe_truncation(counts: EncodingCounts) -> str:
     """What the length limits removed from the rows of a conversation; empty if nothing."""
     parts = [
         (counts.turns_dropped, "its oldest turns are dropped"),
-        (counts.prompts_cut, "the start of its question is cut"),
+        (counts.prompts_cut - counts.question_ends_cut, "the start of its question is cut"),
+        (counts.question_ends_cut, "the end of its question is cut"),
         (counts.answers_cut, "the end of its answer is cut"),
         (counts.rows_dropped, "it is dropped"),
     ]
@@ -191,6 +190,16 @@ class RowChecker:
             self.report.add_finding(finding)
         return findings
 
+    def add_unread_keys(self, sources: Iterable[DataSource]) -> None:
+        """Add a finding for each source with columns or keys of messages that were not read. Call it after the rows."""
+        rows_before = 0
+        for source in sources:
+            unread = source.unread_keys
+            if unread.where:
+                row = rows_before + unread.row
+                self.report.add_finding(Finding(WARNING, "unread-key", unread.where, row, unread.describe(), ""))
+            rows_before += source.row_count
+
     def _count_row(self, row: Conversation) -> None:
         report = self.report
         report.texts += row.text is not None
@@ -202,7 +211,7 @@ class RowChecker:
     def _find_overlap(self, row: Conversation) -> Iterator[Problem]:
         """Duplicates, and overlap with the evaluation data."""
         excerpt = _make_row_excerpt(row)
-        key = _hash_value([_get_content(row), [message.get("loss", True) for message in row.messages]])
+        key = _hash_value([_get_content(row), [_is_trained(message) for message in row.messages]])
         if key not in self._row_hashes:
             self._row_hashes[key] = self._locations.pack_location(row.where, self.report.rows)
         else:
@@ -267,6 +276,11 @@ class _LocationIndex:
         return f"row {row} ({where})" if where == current else where
 
 
+def _is_trained(message: dict[str, Any]) -> bool:
+    """Whether a message is trained on: its flag, and without one whether it is the assistant's."""
+    return bool(message.get("loss", message["role"] in ("assistant", "tool")))
+
+
 def _get_content(row: Conversation) -> list[Any]:
     """The parts of a row that duplicates share: messages without loss flags, tools and text."""
     messages = [{key: value for key, value in m.items() if key != "loss"} for m in row.messages]
@@ -291,6 +305,6 @@ def _make_row_excerpt(row: Conversation) -> str:
     return make_excerpt(next((text for name, text in list_texts(row) if "(system)" not in name), ""))
 
 
-def _measure_row(row: EncodedSequence) -> RowLength:
+def _measure_row(row: EncodedSequence, tokens_before: int = 0) -> RowLength:
     targets = sum(label != IGNORE_INDEX for label in row.labels)
-    return RowLength(row.prompt_length, len(row.input_ids) - row.prompt_length, targets)
+    return RowLength(tokens_before + row.prompt_length, len(row.input_ids) - row.prompt_length, targets)

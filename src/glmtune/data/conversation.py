@@ -9,7 +9,11 @@ from typing import Any
 from glmtune.errors import DataError
 
 SKIPPED_KINDS = frozenset({"broken-json", "broken-csv", "broken-line", "not-an-object"})
-"""Kinds of invalid lines that are skipped. Every other kind stops the reading."""
+"""Kinds of invalid lines that are skipped. Every other kind, except `WORSE_ANSWER`, stops the reading."""
+WORSE_ANSWER = "worse-answer"
+"""Kind of rows with a worse answer alone (`label: false`), which `data.preference: chosen` leaves out."""
+PREFERENCE_HINT = "To train on the better answers alone: --set data.preference=chosen"
+"""What to do with preference rows."""
 
 
 @dataclass
@@ -18,14 +22,19 @@ class Conversation:
 
     Attributes:
         messages: dicts with `role` (system, user, assistant, tool or observation), `content` (text) and an optional
-            `loss` (false: not trained on). A `tool` message is a call with its result: `name`, `parameters` (a dict),
-            `observation` (any JSON value; absent if the conversation ends with the call) and an optional `loss`; it has
-            no `content`.
+            `loss` (without it, assistant and tool messages are trained on, and no others). A `tool` message is a call
+            with its result: `name`, `parameters` (a dict), `observation` (any JSON value; absent if the conversation
+            ends with the call), an optional `loss` of the call and `observation_loss` of the result; it has no
+            `content`.
         where: `file:line`, or `file:row N` where rows have no lines.
         tools: the tools the assistant may call, as in the file.
         text: a plain-text row, trained on completely; `messages` is empty then.
         number: of the row in its source, from 0; from `sources.sample_sources`, over all sources. A repeated row (by a
             weight or a sample) keeps its number; different rows have different numbers.
+        keeps_question_start: whether an over-long last question loses its end, as in the official code for files with a
+            column of questions. In a conversation it loses its start.
+        unread_columns: columns of the row that hold something and are not read.
+        unread_message_keys: such keys of its messages.
     """
 
     messages: list[dict[str, Any]]
@@ -33,6 +42,9 @@ class Conversation:
     tools: list[Any] | None = None
     text: str | None = None
     number: int = 0
+    keeps_question_start: bool = False
+    unread_columns: tuple[str, ...] = ()
+    unread_message_keys: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -62,7 +74,7 @@ class InvalidRow:
     @property
     def is_skipped(self) -> bool:
         """Whether the line is skipped and listed; otherwise it is an error."""
-        return self.kind in SKIPPED_KINDS
+        return self.kind in SKIPPED_KINDS or self.kind == WORSE_ANSWER
 
     def to_error(self) -> DataError:
         """The error to raise for this row."""

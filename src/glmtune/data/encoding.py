@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +12,15 @@ from glmtune.data.conversation import Conversation
 from glmtune.data.truncation import LengthLimits, Messages, make_length_error, truncate_row
 from glmtune.errors import DataError
 from glmtune.families import IGNORE_INDEX, EncodedSequence, Family
+from glmtune.families.family import tokenize_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# Of a conversation with more messages, examples are encoded without the turns that the limits remove anyway: only with
+# as many of the last turns as have about twice the length of a row.
+_MANY_MESSAGES = 32
+_TAIL_LIMITS = 2
 
 
 @dataclass(frozen=True)
@@ -52,12 +60,15 @@ class EncodingCounts:
     turns_dropped: int = 0
     """Rows without their oldest turns."""
     prompts_cut: int = 0
-    """Rows whose last question was cut at the start."""
+    """Rows whose last question was cut: at the end if questions are in a column, else at the start."""
+    question_ends_cut: int = 0
+    """Those of them that were cut at the end."""
     answers_cut: int = 0
     """Rows whose answer was cut at the end (the end token stays)."""
     rows_dropped: int = 0
     """Rows over the limits that were dropped: all with `drop`, those that cannot be cut enough with `cut`."""
     tokens_cut: int = 0
+    """Estimated for conversations many times over the limits, of which not every row is encoded as a whole."""
 
     @property
     def rows_over_limits(self) -> int:
@@ -119,30 +130,139 @@ def _encode_conversation(
     if conversation.text is not None:
         yield from _encode_text(conversation.text, family, tokenizer, rules)
         return
+    for example in encode_examples(conversation, family, tokenizer, rules):
+        row = fit_example(example, conversation, family, tokenizer, rules, counts)
+        if row is not None:
+            yield row
+
+
+@dataclass
+class EncodedExample:
+    """A training example before truncation.
+
+    Attributes:
+        messages: that end with a trained answer.
+        row: their ids and labels.
+        tokens_before: estimated number of tokens of the oldest turns, if these are left out of `messages` and `row`
+            because the rest is over the limits without them.
+    """
+
+    messages: Messages
+    row: EncodedSequence
+    tokens_before: int = 0
+
+
+def encode_examples(
+    conversation: Conversation, family: Family, tokenizer: PreTrainedTokenizerBase, rules: EncodingRules
+) -> Iterator[EncodedExample]:
+    """Encode the training examples of a conversation, before truncation.
+
+    Where every answer is an example of its own, a conversation of n turns has n examples of up to n turns. To take time
+    in proportion to its length, turns that the limits remove anyway are not encoded with each of them again.
+
+    Raises:
+        DataError: no answer is trained, or the messages do not fit the family.
+    """
 
     def encode(messages: Messages) -> EncodedSequence:
         return family.encode(add_prefix(messages, rules.prefix), tokenizer, conversation.tools)
 
-    for messages in split_examples(conversation.messages, family, rules):
-        row = encode(messages)
-        if rules.limits.fits(row):
-            yield row
-            continue
-        if rules.overlength == "error":
-            raise make_length_error(row, rules.limits)
-        truncated = truncate_row(messages, row, rules.limits, encode) if rules.overlength == "cut" else None
-        if truncated is None:
-            counts.rows_dropped += 1
-            counts.tokens_cut += len(row.input_ids)
-            continue
-        counts.turns_dropped += truncated.turns_dropped
-        counts.prompts_cut += truncated.prompt_cut
-        counts.answers_cut += truncated.answer_cut
-        counts.tokens_cut += len(row.input_ids) - len(truncated.row.input_ids)
-        yield truncated.row
+    messages = conversation.messages
+    tails = None
+    if family.one_answer_per_row and len(messages) > _MANY_MESSAGES:
+        tails = _TailFinder(messages, tokenizer, encode, _TAIL_LIMITS * rules.max_row_length)
+    examples = split_examples(messages, family, rules)
+    following = next(examples, None)
+    while following is not None:
+        example, following = following, next(examples, None)
+        # The last one is encoded as a whole: the family checks all messages.
+        first = tails.find_start(len(example) - 1) if tails and following else 0
+        if tails and first:
+            system = example[:1] if example[0]["role"] == "system" else []
+            tail = [*system, *example[first:]]
+            row = encode(tail)
+            if row.prompt_length > rules.limits.limits_for(row)[0]:
+                yield EncodedExample(tail, row, tails.count_tokens(len(system), first))
+                continue
+        yield EncodedExample(example, encode(example))
 
 
-def split_examples(messages: Messages, family: Family, rules: EncodingRules) -> list[Messages]:
+def fit_example(
+    example: EncodedExample,
+    conversation: Conversation,
+    family: Family,
+    tokenizer: PreTrainedTokenizerBase,
+    rules: EncodingRules,
+    counts: EncodingCounts,
+) -> EncodedSequence | None:
+    """Bring an example of a conversation within the length limits, and count what is removed.
+
+    Returns:
+        The row; None if it is left out.
+
+    Raises:
+        DataError: it is over the limits, with `overlength: error`.
+    """
+
+    def encode(messages: Messages) -> EncodedSequence:
+        return family.encode(add_prefix(messages, rules.prefix), tokenizer, conversation.tools)
+
+    row, keep_start = example.row, conversation.keeps_question_start
+    if rules.limits.fits(row):
+        return row
+    if rules.overlength == "error":
+        raise make_length_error(row, rules.limits, example.tokens_before)
+    truncated = None
+    if rules.overlength == "cut":
+        truncated = truncate_row(example.messages, row, rules.limits, encode, keep_start)
+    if truncated is None:
+        counts.rows_dropped += 1
+        counts.tokens_cut += len(row.input_ids) + example.tokens_before
+        return None
+    counts.turns_dropped += truncated.turns_dropped or example.tokens_before > 0
+    counts.prompts_cut += truncated.prompt_cut
+    counts.question_ends_cut += truncated.prompt_cut and keep_start
+    counts.answers_cut += truncated.answer_cut
+    counts.tokens_cut += len(row.input_ids) - len(truncated.row.input_ids) + example.tokens_before
+    return truncated.row
+
+
+class _TailFinder:
+    """Finds the last turns of a conversation with a given number of tokens, by the lengths of the single messages."""
+
+    def __init__(self, messages: Messages, tokenizer: Any, encode: Callable[[Messages], EncodedSequence], size: int):
+        """Tokenize the messages one by one.
+
+        Args:
+            messages: of the conversation.
+            tokenizer: of the family.
+            encode: encodes messages as a row.
+            size: number of tokens that the last turns should have.
+        """
+        self.size = size
+        sizes = [len(tokenize_text(tokenizer, message.get("content") or "")) for message in messages]
+        self.starts = [i for i, message in enumerate(messages) if message["role"] == "user"]
+        # The text around a turn: what a row of three turns has more than one of two, apart from the contents.
+        frame = 0
+        if len(self.starts) > 4 and all(messages[start + 1]["role"] == "assistant" for start in self.starts[:4]):
+            long, short = (encode(messages[self.starts[first] : self.starts[3] + 2]) for first in (1, 2))
+            frame = len(long.input_ids) - len(short.input_ids) - sum(sizes[self.starts[1] : self.starts[2]])
+        for start in self.starts:
+            sizes[start] += frame
+        self.ends = [0, *itertools.accumulate(sizes)]
+
+    def find_start(self, end: int) -> int:
+        """The index of the message from which on the messages before `end` have about the size; 0 if all are needed."""
+        limit = self.ends[end] - self.size
+        position = bisect_right(self.starts, bisect_right(self.ends, limit) - 1) - 1
+        return self.starts[position] if position > 0 else 0
+
+    def count_tokens(self, first: int, end: int) -> int:
+        """About the number of tokens of the messages from `first` to `end`, without the latter."""
+        return self.ends[end] - self.ends[first]
+
+
+def split_examples(messages: Messages, family: Family, rules: EncodingRules) -> Iterator[Messages]:
     """Split a conversation into training examples, each of which ends with a trained answer.
 
     Raises:
@@ -150,7 +270,10 @@ def split_examples(messages: Messages, family: Family, rules: EncodingRules) -> 
     """
     answers = [i for i, message in enumerate(messages) if message["role"] in ("assistant", "tool")]
     trained = [i for i in answers if messages[i].get("loss", True)]
-    if not trained:
+    if rules.train_on == "last":
+        messages = [{**m, "loss": False, "observation_loss": False} if _is_trained_input(m) else m for m in messages]
+    inputs = [i for i, message in enumerate(messages) if _is_trained_input(message)]
+    if not trained and not inputs:
         raise DataError(
             "nothing to train on: there is no answer, or loss is false for all of them.", "Fix or remove the row."
         )
@@ -158,12 +281,25 @@ def split_examples(messages: Messages, family: Family, rules: EncodingRules) -> 
         trained = trained[-1:]
         messages = [{**m, "loss": i in trained} if i in answers else m for i, m in enumerate(messages)]
     ends = trained if family.one_answer_per_row else trained[-1:]
-    examples = []
+    if inputs and (not ends or inputs[-1] >= ends[-1]):
+        following = next((i for i in answers if i > inputs[-1]), None)
+        if following is None:
+            raise DataError(
+                f"message {inputs[-1] + 1} has loss: true, but no answer follows it.",
+                "A row ends with its last answer: add one (with loss: false), or remove the flag.",
+            )
+        ends = [*ends, following] if family.one_answer_per_row else [following]
     for end in ends:
         # A tool call at the end of an example is its target; its result is not part of it.
         last = {key: value for key, value in messages[end].items() if key != "observation"}
-        examples.append([*messages[:end], last])
-    return examples
+        yield [*messages[:end], last]
+
+
+def _is_trained_input(message: dict[str, Any]) -> bool:
+    """Whether a message that is not the assistant's, or the result of a call, is trained on."""
+    if message["role"] == "tool":
+        return bool(message.get("observation_loss"))
+    return message["role"] != "assistant" and bool(message.get("loss"))
 
 
 def add_prefix(messages: Messages, prefix: str) -> Messages:

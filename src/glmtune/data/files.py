@@ -1,46 +1,85 @@
-"""Data files: find them, detect their encoding, and read their rows with line numbers."""
+"""Data files: find them, detect what they hold and their encoding, and read their rows with line numbers."""
 
 from __future__ import annotations
 
-import codecs
-import csv
 import gzip
 import io
 import os
 import re
-import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 from glmtune.data.conversation import InvalidRow, RawRow
+from glmtune.data.json_layout import JsonLayout, detect_json_layout, holds_json_rows
 from glmtune.data.json_rows import read_json_rows
-from glmtune.errors import ConfigError, DataError, summarize_error
+from glmtune.data.saved_datasets import find_saved_dataset, require_texts
+from glmtune.data.table_rows import (
+    CUT_CHARACTER,
+    DELIMITERS,
+    detect_delimiter,
+    read_arrow_rows,
+    read_csv_rows,
+    read_parquet_rows,
+    read_table_schema,
+)
+from glmtune.data.text_encoding import detect_encoding
+from glmtune.errors import DataError
 
 CATALOG_FILE = "dataset_info.json"
 """LLaMA-Factory's list of data sets; it is among the data files and is not one of them."""
 ENCODED_FILES = ("rows.arrow", "dataset.json")
 """Files that `glmtune data tokenize` writes; the second looks like a data file."""
-SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
+SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 _KNOWN = f"Known: {', '.join(SUFFIXES)}, each also with .gz appended."
-_BLOCK = 1 << 20
-# Characters of three bytes and more in UTF-8.
-_WIDE = re.compile("[\u0800-\U0010ffff]")
+_TABLES = {b"PAR1": ".parquet", b"ARROW1": ".arrow"}
+_UNPACK = "Unpack it, and give the files in it."
+# What other types of files are, by their suffix, or by their first bytes whatever their name is.
+_OTHER_SUFFIXES = {
+    **dict.fromkeys((".xlsx", ".xls", ".ods", ".et"), ("a workbook", "Save its sheet as CSV in UTF-8.")),
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar", ".xz", ".bz2", ".zst"), ("an archive", _UNPACK)),
+    **dict.fromkeys((".docx", ".doc", ".pdf"), ("a document", "Save its text as .txt, or its rows as .jsonl.")),
+    **dict.fromkeys((".pkl", ".pickle", ".pt", ".bin"), ("a Python pickle", "Save the rows as JSON lines.")),
+}
+_OTHER_STARTS = {
+    b"PK\x03\x04": ("a zip archive or an Excel workbook", "Unpack it, or save the sheet as CSV in UTF-8."),
+    b"\xd0\xcf\x11\xe0": ("an Office document", "Save its sheet as CSV in UTF-8."),
+    **dict.fromkeys(
+        (b"7z\xbc\xaf", b"Rar!", b"\xfd7zXZ", b"BZh9", b"\x28\xb5\x2f\xfd"), ("a compressed file", _UNPACK)
+    ),
+    b"SQLite format 3": ("an SQLite database", "Save the rows as JSON lines."),
+    b"%PDF": ("a PDF document", "Save its text as .txt, or its rows as .jsonl."),
+    b"version https://git-lfs": ("a Git LFS pointer, not the file itself", "Fetch the file: git lfs pull"),
+}
+_WEB_PAGE = ("a web page, not a data file", "Download the file itself (its raw form).")
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """A data file as it was when it was opened."""
+    """A data file as it was when it was opened.
+
+    Attributes:
+        path: of the file.
+        suffix: of the kind of its content, which may differ from that of its name: `.json` for JSON in a `.txt` file.
+        is_gzip: whether it is compressed.
+        encoding: name of a codec; empty for tables.
+        stamp: size and modification time. They must not change: the rows would be from two versions of the file.
+        layout: of JSON.
+        delimiter: of CSV.
+        notes: for the user, on what is unusual.
+    """
 
     path: Path
     suffix: str
     is_gzip: bool
     encoding: str
     stamp: tuple[int, int]
-    """Size and modification time. They must not change: the rows would be from two versions of the file."""
+    layout: JsonLayout | None = None
+    delimiter: str = ","
+    notes: list[str] = field(default_factory=list)
 
     def read_rows(self) -> Iterator[RawRow | InvalidRow]:
         """Read all rows in order.
@@ -50,10 +89,9 @@ class DataFile:
                 lines, a damaged file.
         """
         self.check_unchanged()
-        readers = {".csv": _read_csv_file, ".parquet": _read_parquet_file, ".txt": _read_text_file}
         with _explain_read_errors(self.path):
             try:
-                yield from readers.get(self.suffix, _read_json_file)(self)
+                yield from _READERS[self.suffix](self)
             except (DataError, UnicodeDecodeError, EOFError, zlib.error, OSError) as error:
                 self.check_unchanged()  # a file that another program is writing looks like an invalid one
                 if isinstance(error, UnicodeDecodeError):
@@ -71,27 +109,26 @@ class DataFile:
             raise _make_changed_error(self.path)
 
     def open_text(self, newline: str | None = None) -> IO[str]:
-        """Open the decompressed and decoded file."""
-        return io.TextIOWrapper(self.open_binary(), encoding=self.encoding, newline=newline)
+        """Open the decompressed and decoded file. Of a last character that is cut, the bytes become surrogates."""
+        return io.TextIOWrapper(self.open_binary(), encoding=self.encoding, errors="surrogateescape", newline=newline)
 
     def open_binary(self) -> Any:
         """Open the decompressed file."""
         return gzip.open(self.path, "rb") if self.is_gzip else self.path.open("rb")
 
     def read_schema(self) -> dict[str, str] | None:
-        """Names and types of the columns of a parquet file; None for other files."""
-        if self.suffix != ".parquet":
+        """Names and types of the columns of a table; None for other files."""
+        if self.encoding:
             return None
         with _explain_read_errors(self.path), self.open_binary() as stream:
-            fields = _open_parquet(self.path, stream).schema_arrow
-            # The same text is `large_string` from one writer and `string` from another.
-            return {field.name: str(field.type).replace("large_", "") for field in fields}
+            return read_table_schema(self.path, stream, self.suffix)
 
 
 def find_files(path: str | os.PathLike[str]) -> list[Path]:
     """Find the data files at a path: a file, the files of a folder (recursively) or of a glob, sorted.
 
-    Hidden files and folders and `dataset_info.json` are skipped. Links to folders are followed, each folder once. A
+    Hidden files and folders and `dataset_info.json` are skipped. Of a data set saved by `datasets`, its Arrow files are
+    found. Links to folders are followed, each folder once. A
     file given by name or by a glob must have a known suffix.
 
     Raises:
@@ -124,19 +161,31 @@ def is_encoded_folder(folder: str | os.PathLike[str]) -> bool:
     return all(Path(folder, name).is_file() for name in ENCODED_FILES)
 
 
-def open_data_file(path: Path) -> DataFile:
-    """Read through a file once to check it and to detect its text encoding.
+def open_data_file(path: Path, columns: Collection[str] = ()) -> DataFile:
+    """Read through a file once to check it, and to detect its text encoding and what it holds.
+
+    Args:
+        path: of the file.
+        columns: that the user names: an object with one of them is a row.
 
     Raises:
-        DataError: it cannot be read, is empty, a damaged gzip or parquet file, or text in neither UTF-8 nor GB18030.
+        DataError: it cannot be read, is empty, damaged, of an unsupported type, or text in an unknown encoding.
     """
     suffix, is_gzip = _parse_suffix(path)
     with _explain_read_errors(path):
         stamp = _read_stamp(path)
         if not stamp[0]:
             raise DataError(f"{path}: empty.", "Give a file with rows.")
-        encoding = "" if suffix == ".parquet" else _detect_encoding(path, is_gzip)
-    return DataFile(path, suffix, is_gzip, encoding, stamp)
+        if not is_gzip:
+            with path.open("rb") as stream:
+                is_gzip = stream.read(3) == b"\x1f\x8b\x08"
+        suffix = _detect_type(path, is_gzip) or suffix
+        file = DataFile(path, suffix, is_gzip, "", stamp)
+        if suffix in _TABLES.values():
+            require_texts(file.read_schema() or {}, path)
+            return file
+        encoding, notes = detect_encoding(str(path), file.open_binary)
+        return _detect_content(DataFile(path, suffix, is_gzip, encoding, stamp, notes=notes), columns)
 
 
 def has_data_suffix(name: str) -> bool:
@@ -163,7 +212,8 @@ def _parse_suffix(path: Path) -> tuple[str, bool]:
     name = path.name.lower()
     suffix = Path(name.removesuffix(".gz")).suffix
     if suffix not in SUFFIXES:
-        raise DataError(f"{path}: not a supported type of data file.", _KNOWN)
+        kind, hint = _OTHER_SUFFIXES.get(suffix, ("", _KNOWN))
+        raise DataError(f"{path}: not a supported type of data file{f' ({kind})' if kind else ''}.", hint)
     return suffix, name.endswith(".gz")
 
 
@@ -183,6 +233,11 @@ def _walk_folder(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         visited.add((status.st_dev, status.st_ino))
+        saved = find_saved_dataset(Path(parent))
+        if saved is not None:
+            folders.clear()
+            yield from saved
+            continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in files:
             if has_data_suffix(name) and not name.startswith(".") and name != CATALOG_FILE:
@@ -217,59 +272,52 @@ def _explain_read_errors(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from None
 
 
-def _detect_encoding(path: Path, is_gzip: bool) -> str:
-    """`utf-8-sig` or `gb18030`, by decoding the whole file: the first invalid byte may be in the last line."""
-    utf8 = _try_decoding(path, is_gzip, "utf-8-sig")
-    if utf8.is_blank and utf8.error_line is None:
-        raise DataError(f"{path}: empty.", "Give a file with rows.")
-    if utf8.error_line is None:
-        return "utf-8-sig"
-    # Most bytes are valid GB18030. Text that begins as UTF-8 with Chinese characters is damaged UTF-8 instead.
-    gb18030 = None if utf8.has_wide else _try_decoding(path, is_gzip, "gb18030")
-    if gb18030 is not None and gb18030.error_line is None:
-        return "gb18030"
-    line = max(utf8.error_line, (gb18030.error_line or 0) if gb18030 else 0)
-    problem = "neither UTF-8 nor GB18030 text" if gb18030 else "not UTF-8 text, unlike the lines before"
-    raise DataError(f"{path}:{line}: {problem}.", "Save the file as UTF-8.")
+def _detect_type(path: Path, is_gzip: bool) -> str | None:
+    """The suffix of a table, by the first bytes; None for text.
 
-
-@dataclass
-class _DecodingResult:
-    is_blank: bool = True
-    has_wide: bool = False
-    """Whether there are characters of three and more bytes before the first error."""
-    error_line: int | None = None
-
-
-def _try_decoding(path: Path, is_gzip: bool, encoding: str) -> _DecodingResult:
-    result, line = _DecodingResult(), 1
-    decoder = codecs.getincrementaldecoder(encoding)("strict")
+    Raises:
+        DataError: a type that is not supported.
+    """
     with gzip.open(path, "rb") if is_gzip else path.open("rb") as stream:
-        while True:
-            block = stream.read(_BLOCK)
-            try:
-                text = decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                valid = bytes(error.object[: error.start])
-                result.has_wide = result.has_wide or _has_wide(valid.decode(encoding, "ignore"))
-                result.error_line = line + valid.count(b"\n")
-                return result
-            result.is_blank = result.is_blank and not text.strip()
-            result.has_wide = result.has_wide or _has_wide(text)
-            line += block.count(b"\n")
-            if not block:
-                return result
+        start = stream.read(64)
+    for magic, suffix in _TABLES.items():
+        if start.startswith(magic):
+            return suffix
+    other = next((what for magic, what in _OTHER_STARTS.items() if start.startswith(magic)), None)
+    if re.match(rb"(?i)\s*<(!doctype\s+)?html", start):
+        other = _WEB_PAGE
+    if other is not None:
+        raise DataError(f"{path}: {other[0]}.", other[1])
+    return None
 
 
-def _has_wide(text: str) -> bool:
-    # Two of them: GB18030 text may contain one by chance.
-    first = None if text.isascii() else _WIDE.search(text)
-    return first is not None and _WIDE.search(text, first.end()) is not None
+def _detect_content(file: DataFile, columns: Collection[str]) -> DataFile:
+    """Look at the first rows of a text file: JSON whatever its suffix, the layout of JSON, the delimiter of CSV."""
+    notes = list(file.notes)
+    suffix = ".json" if file.suffix == ".jsonl" else file.suffix
+    if suffix != ".json":
+        with file.open_text() as stream:
+            if holds_json_rows(stream):
+                suffix = ".json"
+                notes.append(f"{file.path}: holds JSON; it is read as rows")
+    if suffix == ".json":
+        with file.open_text() as stream:
+            layout = detect_json_layout(stream, str(file.path), columns)
+        notes += [f"{file.path}: {layout.note}"] if layout.note else []
+        return replace(file, suffix=suffix, layout=layout, notes=notes)
+    if suffix == ".txt":
+        return file
+    default = "\t" if suffix == ".tsv" else ","
+    with file.open_text(newline="") as stream:
+        delimiter = detect_delimiter(stream, default)
+    if delimiter != default:
+        notes.append(f"{file.path}: columns are separated by {DELIMITERS.get(delimiter, repr(delimiter))}")
+    return replace(file, suffix=".csv", delimiter=delimiter, notes=notes)
 
 
 def _read_json_file(file: DataFile) -> Iterator[RawRow | InvalidRow]:
     with file.open_text() as stream:
-        yield from read_json_rows(stream, str(file.path))
+        yield from read_json_rows(stream, str(file.path), file.layout)
 
 
 def _read_text_file(file: DataFile) -> Iterator[RawRow | InvalidRow]:
@@ -280,82 +328,31 @@ def _read_text_file(file: DataFile) -> Iterator[RawRow | InvalidRow]:
             text = line.strip("\r\n\ufeff")
             if "\0" in text:
                 yield InvalidRow(where, "broken-line", "NUL bytes in the line")
+            elif CUT_CHARACTER.search(text):
+                yield InvalidRow(where, "broken-line", "the file ends in the middle of a character")
             elif text.strip():
                 yield RawRow({"text": text}, where)
 
 
 def _read_csv_file(file: DataFile) -> Iterator[RawRow | InvalidRow]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default of 128 KiB is less than a long document
     with file.open_text(newline="") as stream:
-        reader = csv.reader(stream, strict=True)
-        header: list[str] | None = None
-        while True:
-            first = reader.line_num + 1
-            where = f"{file.path}:{first}"
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                if "unexpected end" in str(error):
-                    lines = f"lines {first} to {reader.line_num}: " if reader.line_num > first else ""
-                    raise DataError(
-                        f"{where}: {lines}a quotation mark is opened and never closed.",
-                        'Close it, or write "" for a quotation mark inside a quoted text.',
-                    ) from None
-                yield _make_invalid_record(where, first, reader.line_num, f"invalid CSV ({error})")
-                continue
-            if not any(cell.strip() for cell in cells):
-                continue
-            if any("\0" in cell for cell in cells):
-                yield _make_invalid_record(where, first, reader.line_num, "NUL bytes in the line")
-            elif header is None:
-                header = [cell.strip().lstrip("\ufeff") for cell in cells]
-            elif len(cells) != len(header):
-                problem = f"invalid CSV ({len(cells)} fields, the header has {len(header)})"
-                yield _make_invalid_record(where, first, reader.line_num, problem)
-            else:
-                yield RawRow(dict(zip(header, cells, strict=True)), where)
-
-
-def _make_invalid_record(where: str, first: int, last: int, problem: str) -> InvalidRow:
-    """An invalid row for an invalid record of one line.
-
-    Raises:
-        DataError: a record of several lines: a missing quotation mark may have made valid lines part of it.
-    """
-    if last == first:
-        return InvalidRow(where, "broken-csv", problem)
-    raise DataError(
-        f"{where}: lines {first} to {last}: {problem}.",
-        "They are read as one row: a quotation mark may be missing, or there is one too many.",
-    )
+        yield from read_csv_rows(stream, str(file.path), file.delimiter)
 
 
 def _read_parquet_file(file: DataFile) -> Iterator[RawRow | InvalidRow]:
     with file.open_binary() as stream:
-        number = 0
-        parquet = _open_parquet(file.path, stream)
-        import pyarrow  # after the check that it is installed
-
-        try:
-            for batch in parquet.iter_batches(batch_size=256):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield RawRow(values, f"{file.path}:row {number}")
-        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-            reason = summarize_error(error)[:160].rstrip(".")
-            raise DataError(f"{file.path}:row {number + 1}: a damaged parquet file ({reason}).") from None
+        yield from read_parquet_rows(file.path, stream)
 
 
-def _open_parquet(path: Path, stream: Any) -> Any:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise ConfigError(f"{path}: pyarrow is not installed.", "Install it: pip install 'glmtune[hub]'") from None
-    try:
-        return pyarrow.parquet.ParquetFile(stream)
-    except pyarrow.ArrowException as error:
-        reason = summarize_error(error)[:160].rstrip(".")
-        raise DataError(f"{path}: not a valid parquet file ({reason}).", "Copy or download it again.") from None
+def _read_arrow_file(file: DataFile) -> Iterator[RawRow | InvalidRow]:
+    with file.open_binary() as stream:
+        yield from read_arrow_rows(file.path, stream)
+
+
+_READERS: dict[str, Callable[[DataFile], Iterator[RawRow | InvalidRow]]] = {
+    ".json": _read_json_file,
+    ".csv": _read_csv_file,
+    ".txt": _read_text_file,
+    ".parquet": _read_parquet_file,
+    ".arrow": _read_arrow_file,
+}

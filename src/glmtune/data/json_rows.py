@@ -2,189 +2,196 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator
 from typing import IO, Any
 
 from glmtune.data.conversation import InvalidRow, RawRow, describe_type
+from glmtune.data.json_layout import (
+    JsonLayout,
+    JsonSyntaxError,
+    TextWindow,
+    detect_window_layout,
+    find_defect,
+    is_message,
+    is_message_list,
+    parse_json,
+)
 from glmtune.errors import DataError
 
-_BLOCK = 1 << 16
-_SPACE = re.compile(r"[ \t\r\n\ufeff]*")
-# Deeper values parse in some versions of Python only, and later steps (printing, copying) recurse too.
-_MAX_DEPTH = 200
-# An error this close to the end of the block may be due to the end of the block: `\u12`, `tru`, `-Infinit`.
-_ERROR_MARGIN = 16
-_TOO_DEEP = "nested too deep"
-_DECODER = json.JSONDecoder()
+__all__ = ["parse_json", "read_json_rows"]
+
+Values = Iterator[tuple[str, Any]]
+"""Values with their `file:line`; an `InvalidRow` in place of each that cannot be used."""
 
 
-def read_json_rows(stream: IO[str], name: str) -> Iterator[RawRow | InvalidRow]:
-    """Read rows of JSON lines or of one JSON array; the first character decides.
+def read_json_rows(stream: IO[str], name: str, layout: JsonLayout | None = None) -> Iterator[RawRow | InvalidRow]:
+    """Read the rows of a JSON file of any layout.
+
+    A list of messages is a row with the list as its only column; each object of another list is a row.
 
     Args:
         stream: text, at its start, with universal newlines.
         name: of the file, for `file:line`.
+        layout: of the file; detected when None.
 
     Raises:
         DataError: an invalid array; there is no place at which reading could continue.
     """
-    window = _TextWindow(stream)
-    rows = _read_array(window, name) if window.peek() == "[" else _read_lines(window, name)
-    for where, value in rows:
-        if type(value) is dict:
-            yield RawRow(value, where)
-        elif isinstance(value, InvalidRow):
-            yield value
-        else:
-            yield InvalidRow(where, "not-an-object", f"not a JSON object but {describe_type(value)}")
-
-
-def parse_json(text: str) -> Any:
-    """Parse JSON text to a value that later steps can use.
-
-    Raises:
-        ValueError: invalid JSON, nested too deep, or not valid Unicode; the message says which.
-    """
+    window = TextWindow(stream)
+    kind = layout or detect_window_layout(window, name)
+    window.peek()
     try:
-        value = json.loads(text)
-        problem = _find_defect(value, text)
-    except (ValueError, RecursionError) as error:
-        problem = _describe_error(error, text)
-    if problem:
-        raise ValueError(problem)
-    return value
+        for where, value in _read_values_of_layout(window, name, kind):
+            yield from _split_value(where, value)
+    except JsonSyntaxError as error:
+        raise _make_array_error(name, error) from None
 
 
-class _TextWindow:
-    """The part of a stream that is being parsed. `line` is the line number of `position`."""
-
-    def __init__(self, stream: IO[str]):
-        self.stream = stream
-        self.text = ""
-        self.position = 0
-        self.line = 1
-        self.at_end = False
-
-    def read_more(self) -> bool:
-        """Read at least as much as is still unparsed: the cost of a long element is then linear in its length."""
-        rest = self.text[self.position :]
-        block = self.stream.read(max(_BLOCK, len(rest)))
-        self.text, self.position = rest + block, 0
-        self.at_end = not block
-        return not self.at_end
-
-    def advance(self, position: int) -> None:
-        self.line += self.text.count("\n", self.position, position)
-        self.position = position
-
-    def peek(self) -> str:
-        """The next character that is not a space; empty at the end of the stream."""
-        while True:
-            space = _SPACE.match(self.text, self.position)
-            assert space is not None
-            self.advance(space.end())
-            if self.position < len(self.text):
-                return self.text[self.position]
-            if not self.read_more():
-                return ""
-
-    def read_lines(self) -> Iterator[str]:
-        """The lines from the position to the end of the stream."""
-        *lines, last = self.text[self.position :].split("\n")
-        yield from lines
-        # The window may end inside a line; the rest of it follows in the stream.
-        yield last + self.stream.readline()
-        yield from iter(self.stream.readline, "")
+def _read_values_of_layout(window: TextWindow, name: str, layout: JsonLayout) -> Values:
+    if layout.kind == "array":
+        return _read_arrays(window, name)
+    if layout.kind == "values":
+        return _read_values(window, name)
+    if layout.kind in ("wrapper", "entries"):
+        return _read_wrapped_rows(window, name, layout.key)
+    return _read_lines(window, name)
 
 
-def _read_lines(window: _TextWindow, name: str) -> Iterator[tuple[str, Any]]:
+def _split_value(where: str, value: Any) -> Iterator[RawRow | InvalidRow]:
+    if isinstance(value, InvalidRow):
+        yield value
+    elif type(value) is dict:
+        yield RawRow(value, where)
+    elif is_message_list(value):
+        yield RawRow({"messages" if "role" in value[0] else "conversations": value}, where)
+    elif isinstance(value, list) and value and all(type(item) is dict for item in value):
+        for item in value:
+            yield RawRow(item, where)
+    else:
+        yield InvalidRow(where, "not-an-object", f"not a JSON object but {describe_type(value)}")
+
+
+def _read_lines(window: TextWindow, name: str) -> Values:
     for number, line in enumerate(window.read_lines(), start=window.line):
         text = line.strip(" \t\r\n\ufeff")
-        if text:
-            where = f"{name}:{number}"
-            try:
-                yield where, parse_json(text)
-            except ValueError as error:
-                yield where, InvalidRow(where, "broken-json", f"invalid JSON ({error})")
+        if not text:
+            continue
+        where = f"{name}:{number}"
+        try:
+            value = parse_json(text)
+        except ValueError as error:
+            value = _parse_with_comma(text) or InvalidRow(where, "broken-json", f"invalid JSON ({error})")
+        yield where, value
 
 
-def _read_array(window: _TextWindow, name: str) -> Iterator[tuple[str, Any]]:
+def _parse_with_comma(text: str) -> Any:
+    """An object with a comma after it: the lines of an array without its brackets."""
+    if not text.endswith("},"):
+        return None
+    try:
+        return parse_json(text[:-1])
+    except ValueError:
+        return None
+
+
+def _read_values(window: TextWindow, name: str) -> Values:
+    """Values of several lines each, one after the other. After an invalid one, the next line with `{` at its start."""
+    while window.peek():
+        first_line = window.line
+        where = f"{name}:{first_line}"
+        try:
+            value, problem = _read_element(window)
+        except JsonSyntaxError as error:
+            place = f", line {error.line}" if error.line != first_line else ""
+            yield where, InvalidRow(where, "broken-json", f"invalid JSON ({error.problem}{place})")
+            window.skip_line()
+            while window.peek_line()[:1] != "{" and window.peek():
+                window.skip_line()
+            continue
+        yield where, InvalidRow(where, "broken-json", f"invalid JSON ({problem})") if problem else value
+        if window.peek() == ",":
+            window.advance(window.position + 1)
+
+
+def _read_arrays(window: TextWindow, name: str) -> Values:
+    """The elements of an array, and of further arrays after it: one on each line, or each over several lines."""
+    while True:
+        first_line = window.line
+        yield from _read_array(window, name)
+        last_line = window.line
+        following = window.peek()
+        if not following:
+            return
+        if following != "[":
+            raise JsonSyntaxError(window.line, "text after the end of the array")
+        if first_line == last_line < window.line:
+            yield from _read_lines(window, name)
+            return
+
+
+def _read_array(window: TextWindow, name: str) -> Values:
+    """The elements of an array; the whole array if they are the messages of a conversation."""
+    elements = _read_elements(window, name)
+    first = next(elements, None)
+    if first is None:
+        return
+    if not is_message(first[1]):
+        yield first
+        yield from elements
+        return
+    messages = [first[1], *(value for _, value in elements)]
+    invalid = next((value for value in messages if isinstance(value, InvalidRow)), None)
+    yield first[0], invalid or messages
+
+
+def _read_elements(window: TextWindow, name: str) -> Values:
     window.advance(window.position + 1)
     while True:
         following = window.peek()
         if following == "]":
             break
         where = f"{name}:{window.line}"
-        value, problem = _read_element(window, name)
+        value, problem = _read_element(window)
         yield where, InvalidRow(where, "broken-json", f"invalid JSON ({problem})") if problem else value
         following = window.peek()
         if following == ",":
             window.advance(window.position + 1)
         elif following != "]":
             problem = "',' or ']' must follow a row" if following else "the array does not end"
-            raise _make_array_error(name, window.line, problem)
+            raise JsonSyntaxError(window.line, problem)
     window.advance(window.position + 1)
-    if window.peek():
-        raise _make_array_error(name, window.line, "text after the end of the array")
 
 
-def _read_element(window: _TextWindow, name: str) -> tuple[Any, str | None]:
-    """The element at the window's position, and why it cannot be used although it can be parsed."""
-    while True:
-        text, start = window.text, window.position
-        try:
-            value, end = _DECODER.raw_decode(text, start)
-        except json.JSONDecodeError as error:
-            may_be_cut = error.pos >= len(text) - _ERROR_MARGIN or error.msg.startswith("Unterminated string")
-            if may_be_cut and not window.at_end:
-                window.read_more()
-                continue
-            line = window.line + text.count("\n", start, error.pos)
-            raise _make_array_error(name, line, _describe_error(error, text[start : error.pos + 1])) from None
-        except (ValueError, RecursionError) as error:
-            raise _make_array_error(name, window.line, _describe_error(error, "")) from None
-        if end == len(text) and not window.at_end:  # a number may continue in the next block
-            window.read_more()
-            continue
-        window.advance(end)
-        return value, _find_defect(value, text, start, end)
+def _read_wrapped_rows(window: TextWindow, name: str, key: str) -> Values:
+    """The rows in the list `key` of an object; with an empty key, its values."""
+    window.advance(window.position + 1)
+    while window.peek() not in ("}", ""):
+        current, _ = _read_element(window)
+        if window.peek() != ":":
+            raise JsonSyntaxError(window.line, "':' must follow a key")
+        window.advance(window.position + 1)
+        following = window.peek()
+        where = f"{name}:{window.line}"
+        if current == key and following == "[":
+            yield from _read_array(window, name)
+        else:
+            value, problem = _read_element(window)
+            if not key:
+                yield where, InvalidRow(where, "broken-json", f"invalid JSON ({problem})") if problem else value
+        if window.peek() == ",":
+            window.advance(window.position + 1)
 
 
-def _make_array_error(name: str, line: int, problem: str) -> DataError:
+def _read_element(window: TextWindow) -> tuple[Any, str | None]:
+    """The value at the window's position, and why it cannot be used although it can be parsed."""
+    value, end = window.decode_value()
+    problem = find_defect(value, window.text, window.position, end)
+    window.advance(end)
+    return value, problem
+
+
+def _make_array_error(name: str, error: JsonSyntaxError) -> DataError:
     return DataError(
-        f"{name}:{line}: invalid JSON ({problem}).",
+        f"{name}:{error.line}: invalid JSON ({error.problem}).",
         "Fix the array there, or save one object per line: then only the invalid line is skipped.",
     )
-
-
-def _describe_error(error: Exception, text: str) -> str:
-    if "\0" in text:
-        return "NUL bytes; the file may be damaged"
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg}, column {error.colno}" if "\n" not in text else error.msg
-    return _TOO_DEEP if isinstance(error, RecursionError) else "a number with too many digits"
-
-
-def _find_defect(value: Any, text: str, start: int = 0, end: int | None = None) -> str | None:
-    """A defect that the parser accepts and later steps do not. Counting characters first makes this nearly free."""
-    stop = len(text) if end is None else end
-    if text.count("[", start, stop) + text.count("{", start, stop) > _MAX_DEPTH and _is_too_deep(value):
-        return _TOO_DEEP
-    if text.find("\\ud", start, stop) >= 0 or text.find("\\uD", start, stop) >= 0:
-        try:
-            json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            return "half of a surrogate pair, which is not a character"
-    return None
-
-
-def _is_too_deep(value: Any) -> bool:
-    level = [value]
-    for _ in range(_MAX_DEPTH):
-        containers = (item for item in level if isinstance(item, (dict, list)))
-        level = [inner for item in containers for inner in (item.values() if isinstance(item, dict) else item)]
-        if not level:
-            return False
-    return True

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from glmtune.data.check_fix import scan_raw_rows
 from glmtune.data.check_kinds import escape_controls
 from glmtune.data.check_rows import describe_truncation
-from glmtune.data.conversation import Conversation, InvalidRow
-from glmtune.data.encoding import EncodedRow, EncodingCounts, EncodingRules, encode_conversations
+from glmtune.data.conversation import Conversation, InvalidRow, RawRow
+from glmtune.data.encoding import (
+    EncodedRow,
+    EncodingCounts,
+    EncodingRules,
+    encode_conversations,
+    encode_examples,
+    fit_example,
+)
 from glmtune.data.sources import DataSource
+from glmtune.data.unread_keys import describe_unread_keys
 from glmtune.errors import DataError
-from glmtune.families import IGNORE_INDEX, Family
+from glmtune.families import IGNORE_INDEX, EncodedSequence, Family
 from glmtune.utils.console import get_console, print_message
 
 if TYPE_CHECKING:
@@ -24,6 +34,8 @@ TARGET_STYLE, INPUT_STYLE = "green", "dim"
 SPECIAL_STYLE, SPECIAL_TARGET_STYLE, MARKER_STYLE = "bold magenta", "bold white on green", "bold yellow"
 OPEN, CLOSE = "⟦", "⟧"
 """Marks around the targets where there are no colours."""
+MAX_TEXT = 20_000
+"""Maximum number of characters of a row that is not trained on."""
 # Maximum number of tokens of one character: its bytes.
 _MAX_CHARACTER_TOKENS = 4
 # U+FFFD in SentencePiece and byte-level vocabularies.
@@ -49,16 +61,26 @@ class TokenView:
     label_only: str | None = None
 
 
+class UnusedRowError(DataError):
+    """A row that is not trained on: `effect` is what training does there, `row_text` the row as in the file."""
+
+    def __init__(self, message: str, hint: str | None, effect: str, row_text: str):
+        super().__init__(message, hint)
+        self.effect = effect
+        self.row_text = row_text
+
+
 @dataclass(frozen=True)
 class PreviewRow:
-    """A training row."""
+    """A training row; `left_out` is the reason if it is not trained on because of the length limits."""
 
     tokens: list[TokenView]
+    left_out: str = ""
 
     @property
     def targets(self) -> int:
         """Number of targets."""
-        return sum(token.is_target or token.label_only is not None for token in self.tokens)
+        return 0 if self.left_out else sum(token.is_target or token.label_only is not None for token in self.tokens)
 
 
 @dataclass(frozen=True)
@@ -79,6 +101,14 @@ class Preview:
         tokens = sum(len(row.tokens) for row in self.rows)
         targets = sum(row.targets for row in self.rows)
         rows = f", {len(self.rows)} rows" if len(self.rows) != 1 else ""
+        left_out = [row for row in self.rows if row.left_out]
+        if len(left_out) == len(self.rows) and left_out:
+            return [
+                f"{self.where}   {self.format}, as {self.family} sees it",
+                f"left out of training: {left_out[0].left_out}",
+                f"{tokens:,} tokens{rows}, shown uncut",
+                *self.notes,
+            ]
         return [
             f"{self.where}   {self.format}, as {self.family} sees it",
             f"{tokens:,} tokens, {targets:,} of them trained on{rows}",
@@ -96,16 +126,17 @@ def find_row(sources: Iterable[DataSource], number: int, name: str) -> tuple[Dat
     """Find row `number`, counted from 1 over all sources, including invalid lines as in `data check`.
 
     Raises:
-        DataError: there is no such row, or it cannot be used.
+        UnusedRowError: it cannot be used; the error has its text.
+        DataError: there is no such row.
     """
     count = 0
     for source in sources:
-        for row in source.scan_rows():
+        for row, raw_row, line in _scan_source(source):
             count += 1
             if count < number:
                 continue
             if isinstance(row, InvalidRow):
-                raise row.to_error()
+                raise _make_unused_row_error(row, raw_row, line)
             return source, row
     rows = f"{count:,} row{'' if count == 1 else 's'}"
     raise DataError(f"{name}: there is no row {number}; it has {rows}.", f"Give --row 1 to {count}.")
@@ -121,15 +152,58 @@ def make_preview(
     """Encode a conversation as in training, and decode its tokens for display.
 
     Raises:
-        DataError: it cannot be encoded.
+        UnusedRowError: it cannot be encoded; the error has its messages.
     """
     counts = EncodingCounts()
-    encoded = encode_conversations([conversation], family, tokenizer, rules, counts)
-    rows = [PreviewRow(make_token_views(row, tokenizer)) for row in encoded]
-    return Preview(source.format, conversation.where, family.title, rows, describe_truncation(counts), source.notes)
+    rows: list[PreviewRow] = []
+    if conversation.text is not None:
+        encoded = encode_conversations([conversation], family, tokenizer, rules, counts)
+        rows = [PreviewRow(make_token_views(row, tokenizer)) for row in encoded]
+    else:
+        try:
+            for example in encode_examples(conversation, family, tokenizer, rules):
+                row = fit_example(example, conversation, family, tokenizer, rules, counts)
+                left_out = _describe_excess(example.row, example.tokens_before, rules) if row is None else ""
+                rows.append(PreviewRow(make_token_views(row or example.row, tokenizer), left_out))
+        except DataError as error:
+            problem = f"{conversation.where}: {error.message}"
+            effect = _describe_effect(conversation.where, is_skipped=False)
+            raise UnusedRowError(problem, error.hint, effect, _format_row(conversation.messages)) from None
+    unread = describe_unread_keys(conversation)
+    notes = [*source.notes, *([unread] if unread else [])]
+    return Preview(source.format, conversation.where, family.title, rows, describe_truncation(counts), notes)
 
 
-def make_token_views(row: EncodedRow, tokenizer: PreTrainedTokenizerBase) -> list[TokenView]:
+def _scan_source(
+    source: DataSource,
+) -> Iterator[tuple[Conversation | InvalidRow, RawRow | InvalidRow | None, str | None]]:
+    if source.files:
+        return scan_raw_rows([source])
+    return ((row, None, None) for row in source.scan_rows())
+
+
+def _make_unused_row_error(row: InvalidRow, raw_row: RawRow | InvalidRow | None, line: str | None) -> UnusedRowError:
+    text = _format_row(raw_row.values) if isinstance(raw_row, RawRow) else (line or "")[:MAX_TEXT]
+    effect = _describe_effect(row.where, row.is_skipped)
+    return UnusedRowError(f"{row}.", row.hint, effect, text)
+
+
+def _describe_effect(where: str, is_skipped: bool) -> str:
+    return f"{where} is left out of training" if is_skipped else f"training stops at {where}"
+
+
+def _format_row(values: Any) -> str:
+    # default=str: parquet has values that JSON does not have (dates, decimals).
+    text = json.dumps(values, ensure_ascii=False, indent=2, default=str)
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}… ({len(text) - MAX_TEXT:,} more characters)"
+
+
+def _describe_excess(row: EncodedSequence, tokens_before: int, rules: EncodingRules) -> str:
+    prompt, answer = tokens_before + row.prompt_length, len(row.input_ids) - row.prompt_length
+    return f"{prompt:,} tokens of prompt and {answer:,} of answer, more than {rules.limits}"
+
+
+def make_token_views(row: EncodedRow | EncodedSequence, tokenizer: PreTrainedTokenizerBase) -> list[TokenView]:
     """The tokens of a row with their texts."""
     ids = [int(token) for token in row.input_ids]
     texts = decode_tokens(ids, tokenizer)
@@ -175,6 +249,8 @@ def print_preview(preview: Preview, ids: bool = False) -> None:
     for number, row in enumerate(preview.rows, start=1):
         if len(preview.rows) > 1:
             sizes = f"{len(row.tokens):,} tokens, {row.targets:,} trained on"
+            if row.left_out:
+                sizes = f"left out of training: {row.left_out}"
             print_message(f"\nrow {number} of {len(preview.rows)}: {sizes}", "bold")
         console.print()
         console.print(render_text(row, colours), soft_wrap=True)
@@ -182,6 +258,13 @@ def print_preview(preview: Preview, ids: bool = False) -> None:
             console.print()
             for line in render_token_lines(row, colours):
                 console.print(line, soft_wrap=True)
+
+
+def print_unused_row(error: UnusedRowError) -> None:
+    """Print a row that is not trained on, as it is in the file; the error itself says why."""
+    print_message(f"{error.effect}{'; the row is:' if error.row_text else '.'}")
+    lines = (escape_controls(line) for line in error.row_text.split("\n"))
+    get_console().print(Text("\n".join(lines)), soft_wrap=True)
 
 
 def render_text(row: PreviewRow, colours: bool) -> Text:
@@ -243,7 +326,7 @@ def render_html(preview: Preview, ids: bool = False) -> str:
             joined_ids = "+".join(map(str, token_ids))
             spans.append({"text": text, "rest": newline + rest, "classes": classes, "ids": joined_ids})
             token_ids = []
-        rows.append({"tokens": row.tokens, "targets": row.targets, "spans": spans})
+        rows.append({"tokens": row.tokens, "targets": row.targets, "spans": spans, "left_out": row.left_out})
     title, *facts = preview.make_heading()
     return render_template(
         "glmtune.data",

@@ -12,16 +12,18 @@ from typing import Any, Protocol
 
 from glmtune.config_parsing import build_dataclass
 from glmtune.data.catalog import SourceSpec, resolve_source
-from glmtune.data.column_formats import RowFormat, list_keys
-from glmtune.data.conversation import Conversation, InvalidRow, InvalidRowError, RawRow
+from glmtune.data.conversation import WORSE_ANSWER, Conversation, InvalidRow, InvalidRowError, RawRow
 from glmtune.data.files import DataFile, find_files, open_data_file
-from glmtune.data.formats import FormatOptions, detect_format, list_formats, read_conversation
+from glmtune.data.formats import FormatOptions, Preference, detect_format, list_formats, read_conversation
+from glmtune.data.preference_rows import PreferenceFormat
+from glmtune.data.row_format import RowFormat, list_keys
+from glmtune.data.unread_keys import UnreadKeys
 from glmtune.errors import ConfigError, DataError, summarize_error
 
 __all__ = ["Conversation", "DataSource", "InvalidRow", "SourceSpec", "open_source", "open_sources", "sample_sources"]
 
 # Raised whenever the same file gives other conversations than before; older encoded caches are then not found.
-_RULES = 2
+READING_RULES = 3
 # Rows of a file in which its format is looked for.
 _LOOK_AHEAD = 200
 _MAX_INVALID_LINES = 20
@@ -86,6 +88,9 @@ class DataSource:
         notes: for the user.
         invalid_lines: descriptions of the first lines, at most 20, that the last iteration skipped.
         invalid_line_count: number of all lines that it skipped.
+        row_count: number of all rows that it read.
+        worse_answers: number of rows with a worse answer alone that it left out (`data.preference: chosen`).
+        unread_keys: columns and keys of messages that it did not read.
     """
 
     def __init__(self, name: str, spec: SourceSpec, rows: SourceRows, formats: list[RowFormat], seed: int):
@@ -96,8 +101,12 @@ class DataSource:
         self.notes: list[str] = []
         self.invalid_lines: list[str] = []
         self.invalid_line_count = 0
+        self.row_count = 0
+        self.worse_answers = 0
+        self.unread_keys = UnreadKeys()
         self._rows = rows
         self._formats = formats
+        self._preference = next(item for item in formats if isinstance(item, PreferenceFormat))
         self._format, self._first_row = _detect_source_format(name, rows, formats)
         self._count: int | None = None
         self.format = self._format.name
@@ -122,18 +131,35 @@ class DataSource:
         """
         lines = self.invalid_lines = []
         count = self.invalid_line_count = 0
-        number = 0
-        for row in self._rows.read_rows():
+        unread_keys = self.unread_keys = UnreadKeys()
+        number = worse_answers = self.worse_answers = 0
+        self.row_count = 0
+        for row_count, row in enumerate(self._rows.read_rows(), start=1):
             result = row if isinstance(row, InvalidRow) else self._convert_row(row)
             if isinstance(result, Conversation):
                 result.number, number = number, number + 1
+                unread_keys.add_row(result, row_count)
+            elif result.kind == WORSE_ANSWER:
+                worse_answers += 1
+                if self.unread_keys is unread_keys:  # otherwise a later iteration has begun
+                    self.worse_answers = worse_answers
             elif result.is_skipped:
                 count += 1
                 if count <= _MAX_INVALID_LINES:
                     lines.append(str(result))
                 if self.invalid_lines is lines:  # otherwise a later iteration has begun
                     self.invalid_line_count = count
+            if self.unread_keys is unread_keys:
+                self.row_count = row_count
             yield result
+
+    def describe_rows(self) -> list[str]:
+        """What the last iteration did not use of the rows, for the user."""
+        notes = [self.unread_keys.describe()] if self.unread_keys.where else []
+        if self.worse_answers:
+            rows = f"{self.worse_answers:,} row{'' if self.worse_answers == 1 else 's'}"
+            notes.append(f"{rows} with a worse answer left out (data.preference=chosen)")
+        return notes
 
     def count_conversations(self) -> int:
         """Number of conversations; the first call reads them all.
@@ -155,8 +181,9 @@ class DataSource:
         self._rows.update_hash(hasher)
         spec = self.spec
         settings = [
-            *(_RULES, self.format, self._format.cache_key, spec.split, spec.subset),
+            *(READING_RULES, self.format, self._format.cache_key, spec.split, spec.subset),
             *((spec.weight, spec.num_samples, self.seed) if self.is_sampled else ()),
+            *(() if spec.repeat else ("no repeat",)),
         ]
         hasher.update(json.dumps(settings).encode())
         return hasher.hexdigest()
@@ -168,8 +195,12 @@ class DataSource:
 
     def _convert_row(self, row: RawRow) -> Conversation | InvalidRow:
         try:
-            if not self._format.matches(row.values):
+            # Preference rows match the format of their columns too.
+            is_preference = self._preference.matches(row.values)
+            if not self._format.matches(row.values) or is_preference != (self._format is self._preference):
                 other = detect_format(self._formats, row.values)
+                if other is self._preference and not self._preference.uses_chosen:
+                    read_conversation(other, row)  # raises: better advice than for a mixed file
                 if other is not None:
                     raise _make_mixed_error(other, row, self._format, self._first_row)
             return read_conversation(self._format, row)
@@ -182,35 +213,37 @@ def open_source(
     columns: Mapping[str, str] | None = None,
     format: str | None = None,
     seed: int = 42,
+    preference: Preference = "refuse",
 ) -> DataSource:
     """Open a source: find its files, and detect their encoding and the format of their rows.
 
     Args:
         spec: what to open, see `glmtune.data.catalog`.
-        columns: names of columns by role (prompt, input, response, history, system, text, messages, tools), if they are
-            not the usual ones; those of the spec have priority.
+        columns: names of columns by role (`column_formats.COLUMN_ROLES`), if they are not the usual ones; those of the
+            spec have priority.
         format: of the rows, if it should not be detected; that of the spec has priority.
         seed: of sampling.
+        preference: what to do with preference rows.
 
     Raises:
         DataError: no such data, a damaged or empty file, no known format, or files of different formats.
         ConfigError: an unknown column role, format or tag, or the hub's client is not installed.
     """
     source_spec = spec if isinstance(spec, SourceSpec) else SourceSpec(str(spec))
-    resolved, is_on_hub = resolve_source(source_spec)
+    resolved, is_on_hub = resolve_source(source_spec, preference == "chosen")
     resolved = replace(resolved, columns={**resolved.columns, **(columns or {}), **source_spec.columns})
     if source_spec.format is None and format is not None:
         resolved = replace(resolved, format=format)
-    formats = list_formats(FormatOptions(resolved.columns, resolved.format, resolved.tags))
+    formats = list_formats(FormatOptions(resolved.columns, resolved.format, resolved.tags, preference))
     if is_on_hub:
         hub_rows = _open_hub_dataset(resolved.path, resolved.hub, resolved.split or "train", resolved.subset)
         return DataSource(source_spec.path, resolved, hub_rows, formats, seed)
     if resolved.split not in (None, "train"):
         raise ConfigError(f"{source_spec.path}: split is for hub data; this is a file.", "Give the file of that split.")
-    files = [open_data_file(path) for path in find_files(resolved.path)]
+    files = [open_data_file(path, resolved.columns.values()) for path in find_files(resolved.path)]
     _require_same_schema(files)
     source = DataSource(source_spec.path, resolved, FileRows(files), formats, seed)
-    source.notes += [f"{file.path}: read as GB18030 (it is not UTF-8)" for file in files if file.encoding == "gb18030"]
+    source.notes += [note for file in files for note in file.notes]
     return source
 
 
@@ -219,6 +252,7 @@ def open_sources(
     columns: Mapping[str, str] | None = None,
     format: str | None = None,
     seed: int = 42,
+    preference: Preference = "refuse",
 ) -> list[DataSource]:
     """Open what `data.train` or `data.eval` holds: a path, or a list of paths and of dicts with `SourceSpec`'s keys.
 
@@ -229,7 +263,8 @@ def open_sources(
     entries = entries if isinstance(entries, list) else [entries]
     if not entries:
         raise ConfigError("The list of data is empty.", "Give at least one file, folder or data set.")
-    return [open_source(_parse_entry(entry, i), columns, format, seed) for i, entry in enumerate(entries, start=1)]
+    specs = [_parse_entry(entry, i) for i, entry in enumerate(entries, start=1)]
+    return [open_source(spec, columns, format, seed, preference) for spec in specs]
 
 
 def sample_sources(sources: Iterable[DataSource]) -> Iterator[Conversation]:
@@ -252,7 +287,9 @@ def _sample_source(source: DataSource, first: int) -> Generator[Conversation, No
     if not source.is_sampled:
         return (yield from _number_rows(source, first))
     count = source.count_conversations()
-    passes, remainder = divmod(max(1, int(spec.weight * (spec.num_samples or count) + 0.5)), max(1, count))
+    size = spec.num_samples or count
+    size = size if spec.repeat else min(size, count)
+    passes, remainder = divmod(max(1, int(spec.weight * size + 0.5)), max(1, count))
     for _ in range(passes):
         yield from _number_rows(source, first)
     if not remainder:
@@ -349,16 +386,25 @@ def _detect_first_format(
         raise DataError(
             f"{name}: no usable rows.{reason}", "Give one JSON object per line, or a JSON array of objects."
         )
-    if len(formats) == 1:  # given by the user: say why the row does not match it
+    plain = [row_format for row_format in formats if not isinstance(row_format, PreferenceFormat)]
+    if len(plain) == 1:  # given by the user: say why the row does not match it
         try:
-            read_conversation(formats[0], first)
+            read_conversation(plain[0], first)
         except InvalidRowError as error:
             raise error.to_invalid_row(first.where).to_error() from None
-    names = "; ".join(dict.fromkeys(row_format.name for row_format in formats))
+    names = "; ".join(_list_format_names(plain))
     raise DataError(
         f"{first.where}: no known columns (this row has {list_keys(first.values)}).",
         f"Known: {names}. Others: give their names in data.columns, e.g. --set data.columns.prompt=question.",
     )
+
+
+def _list_format_names(formats: list[RowFormat]) -> list[str]:
+    """The names of formats, of those with the same column of questions the first."""
+    first_names: dict[str, str] = {}
+    for row_format in formats:
+        first_names.setdefault(getattr(row_format, "prompt", row_format.name), row_format.name)
+    return list(dict.fromkeys(first_names.values()))
 
 
 def _make_mixed_error(other: RowFormat, row: RawRow, row_format: RowFormat, first: RawRow) -> InvalidRowError:

@@ -1,4 +1,7 @@
-"""Shorten rows to the length limits: oldest turns first, then the start of the question, then the end of the answer.
+"""Shorten rows to the length limits: oldest turns first, then the question, then the end of the answer.
+
+A question in a column loses its end: published trainers (THUDM/ChatGLM-6B, `ptuning/main.py`) keep the start, where the
+instruction is. The last question of a conversation loses its start.
 
 The frame around the last question, a prefix before it and the token that ends the answer always stay.
 """
@@ -57,7 +60,9 @@ class TruncatedRow:
     answer_cut: bool = False
 
 
-def truncate_row(messages: Messages, row: EncodedSequence, limits: LengthLimits, encode: Encode) -> TruncatedRow | None:
+def truncate_row(
+    messages: Messages, row: EncodedSequence, limits: LengthLimits, encode: Encode, keep_question_start: bool = False
+) -> TruncatedRow | None:
     """Shorten a row to the limits.
 
     Args:
@@ -65,6 +70,7 @@ def truncate_row(messages: Messages, row: EncodedSequence, limits: LengthLimits,
         row: over the limits.
         limits: to shorten it to.
         encode: encodes shortened messages.
+        keep_question_start: whether a question is cut at its end instead of its start.
 
     Returns:
         None if the parts that cannot be cut (system message, tools, tool results) are over the limits.
@@ -77,7 +83,7 @@ def truncate_row(messages: Messages, row: EncodedSequence, limits: LengthLimits,
         result.turns_dropped = len(system) + len(turns) < len(messages)
         result.row = encode([*system, *turns])
         if result.row.prompt_length > source:
-            shorter = _cut_question(system, turns, source, encode)
+            shorter = _cut_question(system, turns, source, encode, keep_question_start)
             if shorter is None:
                 return None
             result.row, result.prompt_cut = shorter, True
@@ -94,11 +100,11 @@ def truncate_row(messages: Messages, row: EncodedSequence, limits: LengthLimits,
     return result
 
 
-def make_length_error(row: EncodedSequence, limits: LengthLimits) -> DataError:
-    """The error for a row over the limits that may not be cut."""
+def make_length_error(row: EncodedSequence, limits: LengthLimits, tokens_before: int = 0) -> DataError:
+    """The error for a row over the limits that may not be cut, with the number of tokens of turns before it."""
     answer = len(row.input_ids) - row.prompt_length
     return DataError(
-        f"{row.prompt_length} tokens of prompt and {answer} of answer, more than {limits}.",
+        f"{row.prompt_length + tokens_before} tokens of prompt and {answer} of answer, more than {limits}.",
         "Shorten it, or set data.overlength to cut.",
     )
 
@@ -116,8 +122,10 @@ def _drop_turns(system: Messages, messages: Messages, limit: int, encode: Encode
     return messages[starts[fits] :]
 
 
-def _cut_question(system: Messages, turn: Messages, limit: int, encode: Encode) -> EncodedSequence | None:
-    """The turn with the start of its question cut as little as possible.
+def _cut_question(
+    system: Messages, turn: Messages, limit: int, encode: Encode, keep_start: bool
+) -> EncodedSequence | None:
+    """The turn with its question cut as little as possible.
 
     Text is cut rather than ids, so that the frame around it stays intact. Found by bisection over the remaining length:
     shorter text never takes many more tokens.
@@ -125,17 +133,18 @@ def _cut_question(system: Messages, turn: Messages, limit: int, encode: Encode) 
     question, *rest = turn
     text = question.get("content", "") if question["role"] == "user" else ""
 
-    def encode_end(length: int) -> EncodedSequence:
-        shortened = [{**question, "content": text[len(text) - length :]}] if text else [question]
+    def encode_part(length: int) -> EncodedSequence:
+        part = text[:length] if keep_start else text[len(text) - length :]
+        shortened = [{**question, "content": part}] if text else [question]
         return encode([*system, *shortened, *rest])
 
     fits, fails = 0, len(text)
-    best = encode_end(0)
+    best = encode_part(0)
     if best.prompt_length > limit:
         return None
     while fails - fits > 1:
         middle = (fits + fails) // 2
-        candidate = encode_end(middle)
+        candidate = encode_part(middle)
         if candidate.prompt_length <= limit:
             fits, best = middle, candidate
         else:

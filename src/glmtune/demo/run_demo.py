@@ -87,7 +87,7 @@ def run_demo(output: Path) -> RunDir:
         table.add_row(*(escape(cell) for cell in (row.prompt[-1]["content"], *row.replies)))
     get_console().print(table, soft_wrap=False)
 
-    losses = [entry["loss"] for entry in run.read_metrics() if "loss" in entry]
+    losses = [entry["loss"] for entry in run.read_metrics() if entry.get("loss") is not None]
     report = write_report(run.root)
     print_message(f"Loss {losses[0]:.2f} {draw_sparkline(losses)} {losses[-1]:.2f}   report: {report}")
     print_message(f"The demo took {time.monotonic() - start:.0f} s; its files are in {folder}. Next:\n")

@@ -14,7 +14,7 @@ from glmtune.config import RunConfig
 from glmtune.data.cache import hash_tokenizer
 from glmtune.evaluation.model_info import ModelInfo, find_run, hash_folder, read_settings
 from glmtune.methods.base_info import require_same_base
-from glmtune.methods.tuned_model import ModelTarget, is_adapter, resolve_target
+from glmtune.methods.tuned_model import ModelTarget, find_newest_inside, is_adapter, resolve_target
 from glmtune.models.checkpoints import Checkpoint, inspect_checkpoint
 from glmtune.models.tokenizers import load_tokenizer
 from glmtune.run_dir import RunDir, is_run
@@ -137,7 +137,7 @@ def _inspect_candidate(
     overrides: list[str],
 ) -> Candidate:
     folder = Path(target).expanduser()
-    needs_base = is_run(folder) or is_adapter(folder)
+    needs_base = is_run(folder) or is_adapter(find_newest_inside(folder))
     config = read_settings(target, overrides)
     resolved = resolve_target(target, base=base if needs_base else None, family=family, hub=hub)
     inspected = inspect_checkpoint(resolved.base, family=resolved.family, hub=resolved.hub)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.config import DataConfig
-from glmtune.errors import ConfigError, DataError
+from glmtune.errors import ConfigError, DataError, RunError
 from glmtune.evaluation.candidates import Candidate
 from glmtune.evaluation.dataset import EvalData, read_eval_data
 from glmtune.evaluation.eval_folder import Record, read_predictions
@@ -20,6 +20,7 @@ from glmtune.evaluation.forgetting.forget import describe_training
 from glmtune.evaluation.forgetting.probing import BaseAnswers, ForgettingProbe
 from glmtune.evaluation.model_info import ModelInfo
 from glmtune.evaluation.model_switcher import ModelSwitcher
+from glmtune.evaluation.output_folders import require_result_folder
 from glmtune.evaluation.results import (
     COMPARISON_FILE,
     ChangedRow,
@@ -33,7 +34,7 @@ from glmtune.evaluation.statistics import compare_by_bootstrap
 from glmtune.generation.load import LoadedModel
 from glmtune.generation.reply import Sampling
 from glmtune.utils.console import print_message, print_warning
-from glmtune.utils.io import explain_write_errors, find_json_object, iso_timestamp, slugify, write_text
+from glmtune.utils.io import explain_write_errors, find_json_object, iso_timestamp, replace_folder, slugify, write_text
 
 _EVALS = Path("evals")
 _NOT_SHARED = ("train", "eval", "eval_fraction", "packing", "prefix")
@@ -119,6 +120,7 @@ def compare_models(
         DataError: no row is left that all of them can answer.
         ModelError: a model that cannot be loaded, or not even memory for one row.
     """
+    require_compare_folder(output, [entry.candidate for entry in entries])
     run = _ComparisonRun(entries, output, sampling, probe, batch_size, command)
     switcher = ModelSwitcher(dtype, device)
     for i in _group_by_base([entry.candidate for entry in entries]):
@@ -150,6 +152,27 @@ def default_compare_output(entries: Sequence[ComparisonEntry], sampling: Samplin
     runs = {entry.candidate.run.root for entry in entries if entry.candidate.run}
     place = runs.pop() / "eval" if len(runs) == 1 else _EVALS
     return place / f"compare-{slugify(Path(first.path).name.split('.')[0], 'data')}-{digest}"
+
+
+def require_compare_folder(folder: Path, candidates: Sequence[Candidate]) -> None:
+    """Require that a folder is new or empty, or holds a comparison of the same models, finished or not.
+
+    Raises:
+        RunError: it holds something else.
+    """
+    require_result_folder(folder, (COMPARISON_FILE, "[0-9]*-*/predictions*.jsonl"), "a comparison")
+    names = {_name_folder(i, candidate) for i, candidate in enumerate(candidates)}
+    others = sorted(path.parent.name for path in folder.glob("[0-9]*-*/predictions*.jsonl"))
+    strangers = [name for name in dict.fromkeys(others) if name not in names]
+    if strangers:
+        raise RunError(
+            f"{folder}: holds a comparison of other models ({', '.join(strangers)}).",
+            "Choose another --output, or remove the folder.",
+        )
+
+
+def _name_folder(i: int, candidate: Candidate) -> str:
+    return f"{i}-{slugify(candidate.name, 'data')}"
 
 
 class _ComparisonRun:
@@ -223,7 +246,7 @@ class _ComparisonRun:
         return same_ids and first.identity != candidate.identity
 
     def _folder(self, i: int) -> Path:
-        return self._output / f"{i}-{slugify(self._entries[i].candidate.name, 'data')}"
+        return self._output / _name_folder(i, self._entries[i].candidate)
 
 
 def _group_by_base(candidates: Sequence[Candidate]) -> list[int]:
@@ -267,9 +290,9 @@ def is_same_evaluation(folders: Iterable[Path], settings: dict[str, Any]) -> Pat
 
 def copy_evaluation(source: Path, target: Path) -> None:
     """Take a finished evaluation over."""
-    target.mkdir(parents=True, exist_ok=True)
-    for name in _FILES:
-        shutil.copyfile(source / name, target / name)
+    with replace_folder(target) as temporary:
+        for name in _FILES:
+            shutil.copyfile(source / name, temporary / name)
 
 
 def _read_settings(folder: Path) -> dict[str, Any] | None:

@@ -80,7 +80,7 @@ def read_eval_data(
     """
     if is_encoded_folder(Path(path)):
         raise DataError(f"{path}: contains encoded rows.", "Give the file that they were made from.")
-    sources = open_sources(path, config.columns, config.format, seed)
+    sources = open_sources(path, config.columns, config.format, seed, config.preference)
     conversations = list(islice(sample_sources(sources), limit))
     rules = make_encoding_rules(config)
     encoded = list(encode_conversations(conversations, family, tokenizer, rules, EncodingCounts()))
@@ -148,6 +148,7 @@ def _hash_rows(sources: list[DataSource]) -> str:
 def _list_notes(sources: list[DataSource]) -> Iterator[str]:
     for source in sources:
         yield f"{source.name}: {source.format}"
+        yield from (f"{source.name}: {note}" for note in source.describe_rows())
         yield from source.notes
         if source.invalid_line_count:
             first = source.invalid_lines[0]

@@ -9,12 +9,13 @@ predictions.partial.jsonl     while it runs: the settings, then a line per finis
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from glmtune.errors import RunError
+from glmtune.evaluation.output_folders import require_result_folder
 from glmtune.evaluation.results import EvaluationResult
 from glmtune.evaluation.scoring import make_printable
 from glmtune.utils.io import explain_write_errors, find_json_object, lock_folder, parse_dataclass, write_text
@@ -22,20 +23,32 @@ from glmtune.utils.io import explain_write_errors, find_json_object, lock_folder
 Record = dict[str, Any]
 
 
+def require_eval_folder(folder: Path) -> None:
+    """Require that a folder is new or empty, or holds an evaluation.
+
+    Raises:
+        RunError: it holds something else.
+    """
+    require_result_folder(folder, ("predictions.jsonl", "predictions.partial.jsonl"), "an evaluation")
+
+
 class EvalFolder:
     """The files of one evaluation.
 
     Args:
         root: the folder.
-        settings: all that decides the replies, as JSON values; `data` and `digest` among them.
+        settings: all that decides the replies, as JSON values; `data`, `digest` and `reading` among them.
+        questions: by row number, its prompt and reference: replies of an earlier version, which hashed data in
+            another way, are recognised by them.
     """
 
-    def __init__(self, root: Path, settings: dict[str, Any]):
+    def __init__(self, root: Path, settings: dict[str, Any], questions: Mapping[int, tuple[Any, str]]):
         self.root = root
         self.predictions = root / "predictions.jsonl"
         self.metrics = root / "metrics.json"
         self.partial = root / "predictions.partial.jsonl"
         self._settings = settings
+        self._questions = questions
         self._records: list[Record] = []
         self.seconds = 0.0
         """How long they took."""
@@ -45,8 +58,9 @@ class EvalFolder:
         """Make the folder, and keep other processes from evaluating in it.
 
         Raises:
-            RunError: one does, or the folder cannot be made.
+            RunError: one does, the folder cannot be made, or it holds something else than an evaluation.
         """
+        require_eval_folder(self.root)
         with lock_folder(self.root, "evaluating"):
             yield
 
@@ -59,7 +73,7 @@ class EvalFolder:
         if self.partial.is_file() or not self.predictions.is_file():
             return None
         result: EvaluationResult = parse_dataclass(EvaluationResult, find_json_object(self.metrics))
-        self._require_same(result.settings or {}, self.predictions)
+        self._require_same(result.settings or {}, self.predictions, list(_iterate_lines(self.predictions)))
         return result
 
     def begin(self) -> None:
@@ -109,7 +123,7 @@ class EvalFolder:
         lines = list(_iterate_lines(self.partial))
         if not lines:
             return False
-        self._require_same(lines[0], self.partial)
+        self._require_same(lines[0], self.partial, [record for line in lines[1:] for record in line["records"]])
         for batch in lines[1:]:
             self._records += batch["records"]
             self.seconds += batch["seconds"]
@@ -117,12 +131,18 @@ class EvalFolder:
         write_text(self.partial, "".join(_format_line(line) for line in lines))
         return True
 
-    def _require_same(self, theirs: dict[str, Any], where: Path) -> None:
+    def _require_same(self, theirs: dict[str, Any], where: Path, records: list[Record]) -> None:
         ours: dict[str, Any] = json.loads(_format_line(self._settings))
         hint = "Choose another --output, or remove the folder."
-        if theirs.get("digest") != ours["digest"]:
+        is_earlier = theirs.get("reading") != ours["reading"]
+        if is_earlier:
+            is_same = all(self._questions.get(r["row"]) == (r["prompt"], r["reference"]) for r in records)
+        else:
+            is_same = theirs.get("digest") == ours["digest"]
+        if not is_same:
             raise RunError(f"{where}: replies to {theirs.get('data', 'other data')}, not to {ours['data']}.", hint)
-        names = [name for name in ours if name != "data" and theirs.get(name) != ours[name]]
+        unlike = ("data", *(("digest", "reading") if is_earlier else ()))
+        names = [name for name in ours if name not in unlike and theirs.get(name) != ours[name]]
         if names:
             other = "; ".join(
                 f"{name} {_truncate_value(theirs.get(name))}, not {_truncate_value(ours[name])}" for name in names
@@ -158,7 +178,7 @@ def _iterate_lines(path: Path) -> Iterator[dict[str, Any]]:
         for line in stream:
             try:
                 value = json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 return
             if not isinstance(value, dict):
                 return

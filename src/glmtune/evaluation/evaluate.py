@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from glmtune.errors import ConfigError
+from glmtune.data.sources import READING_RULES
+from glmtune.errors import ConfigError, ModelError
 from glmtune.evaluation.dataset import EvalData, EvalRow
 from glmtune.evaluation.eval_folder import EvalFolder, Record, find_unfinished
 from glmtune.evaluation.metrics import measure_variety
@@ -37,7 +38,7 @@ _FAULTS = ("empty", "truncated", "repeated_tail")
 _EVALS = Path("evals")
 # Loss in nats from which on the perplexity exceeds a float.
 _MAX_LOSS = 700
-_SUFFIXES = re.compile(r"(\.(json|jsonl|csv|parquet|txt))?(\.gz)?$")
+_SUFFIXES = re.compile(r"(\.(json|jsonl|csv|tsv|parquet|arrow|txt))?(\.gz)?$")
 
 
 def evaluate(
@@ -67,9 +68,10 @@ def evaluate(
 
     Raises:
         RunError: the folder contains other replies, or cannot be written.
-        ModelError: there is not even memory for one row.
+        ModelError: there is not even memory for one row, or replies or loss are not finite.
     """
-    folder = EvalFolder(output, describe_settings(model, data, sampling, seed))
+    questions = {row.row: (row.prompt, row.reference) for row in data.rows}
+    folder = EvalFolder(output, describe_settings(model, data, sampling, seed), questions)
     with folder.lock():
         finished = folder.read_finished()
         if finished is not None:
@@ -87,6 +89,7 @@ def evaluate(
                 on_done=progress.add,
                 warn=print_warning,
             )
+        _require_finite_loss(loss, targets, data.path, opened)
         records, device = folder.records, opened.model.device
         is_gpu = device.type == "cuda"
         tokens = sum(record["tokens"] for record in records)
@@ -110,6 +113,19 @@ def evaluate(
     return result
 
 
+def _require_finite_loss(loss: float, targets: int, path: Any, opened: LoadedModel) -> None:
+    """Raise if the loss of the references is NaN or infinite; no targets at all are no such loss."""
+    if math.isfinite(loss) or not targets:
+        return
+    half = opened.model.dtype is torch.float16
+    raise ModelError(
+        f"{path}: the loss of the references is not finite ({loss}): the model computes NaN or infinity.",
+        "It overflows in fp16: try --dtype bf16 or fp32."
+        if half
+        else "Its weights are damaged, or were trained with too high a learning rate.",
+    )
+
+
 def summarize_records(records: Sequence[Record]) -> dict[str, Any]:
     """Summarize what records alone decide: `scores`, `variety` and `counts` of an `EvaluationResult`."""
     scores = [record["scores"] for record in records]
@@ -129,6 +145,7 @@ def describe_settings(model: ModelInfo, data: EvalData, sampling: Sampling, seed
     return {
         "data": data.path,
         "digest": data.digest,
+        "reading": READING_RULES,
         "rows": f"{len(data.rows)} ({rows})",
         "rules": asdict(data.rules),
         "model": model.identity(),

@@ -13,6 +13,7 @@ from glmtune.config import DataConfig, RunConfig, check_config
 from glmtune.config_parsing import build_dataclass, read_config_file, set_key
 from glmtune.errors import ConfigError
 from glmtune.generation.load import LoadedModel, load_parts
+from glmtune.methods.lora_sources import find_bare_weights
 from glmtune.methods.tuned_model import ModelTarget
 from glmtune.models.checkpoints import Checkpoint
 from glmtune.models.loading import DTYPES
@@ -80,10 +81,12 @@ def load_target(target: str, **options: Any) -> tuple[LoadedModel, ModelInfo]:
 
 
 def hash_folder(folder: Path) -> str:
-    """A hash of the weights and settings in an adapter's folder."""
+    """A hash of the weights and settings in an adapter's folder, or of an adapter that is one file."""
     hasher = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and path.suffix in (".safetensors", ".bin", ".json") and not path.name.startswith("."):
+    bare = find_bare_weights(folder)
+    for path in sorted(folder.iterdir()) if folder.is_dir() else [folder]:
+        is_part = path.suffix in (".safetensors", ".bin", ".json") and not path.name.startswith(".")
+        if path.is_file() and (is_part or path == bare):
             hasher.update(path.name.encode())
             with path.open("rb") as stream:
                 while block := stream.read(1 << 20):

@@ -39,7 +39,7 @@ def print_scores(result: EvaluationResult) -> None:
     print_message(f"{result.tokens_per_second:,.0f} tokens/s, {result.seconds:.0f} s.")
     cuts = {
         "turns_dropped": "prompts lost old turns",
-        "prompts_cut": "the start of their question",
+        "prompts_cut": "a part of their question",
         "answers_cut": "references their end",
         "rows_dropped": "rows were skipped as too long",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -75,10 +76,12 @@ class ChatGLM2(Family):
             "offset_mapping"
         ]
         shift, end_id = len(self.get_start_ids(tokenizer)), get_special_id(tokenizer, self.stop_tokens[0])
+        starts = [first for first, _ in offsets]  # sorted: searched by bisection, since there may be many answers
         for start, end in spans:
             # A token that crosses either border of the answer is not a target.
-            inside = [i for i, (first, last) in enumerate(offsets) if start <= first < last <= end]
+            span = range(bisect_left(starts, start), bisect_left(starts, end))
+            inside = [i for i in span if offsets[i][0] < offsets[i][1] <= end]
             for i in inside:
                 encoded.labels[shift + i] = encoded.input_ids[shift + i]
-            after = inside[-1] + 1 if inside else next(i for i, (first, _) in enumerate(offsets) if first >= end)
+            after = inside[-1] + 1 if inside else span.stop
             encoded.labels[shift + after] = end_id

@@ -9,6 +9,7 @@ from glmtune.errors import ModelError
 from glmtune.families.chatglm import ChatGLM
 from glmtune.families.chatglm2 import ChatGLM2
 from glmtune.families.chatglm3 import ChatGLM3
+from glmtune.families.config_values import check_config_values
 from glmtune.families.family import Family
 from glmtune.families.glm4 import GLM4
 from glmtune.utils.io import find_json_object, read_json_object
@@ -102,12 +103,14 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such folder.", "Give a checkpoint folder or a hub id like org/name.")
     path = folder / "config.json"
-    if not path.is_file():
+    if not path.exists():
         raise ModelError(
             f"{folder}: no config.json, so this is not a checkpoint folder.",
             "A ChatGLM folder holds config.json, the tokenizer's file and the weights.",
         )
-    return read_json_object(path, ModelError, "Download the file again.")
+    config = read_json_object(path, ModelError, "Download the file again.")
+    check_config_values(config, path)
+    return config
 
 
 def _distinguish_chatglm2_and_3(names: list[str], has_role_tokens: bool | None, where: str) -> Family:

@@ -29,7 +29,8 @@ class GLM4(RoleFamily):
         has_system = bool(messages) and messages[0]["role"] == "system"
         system = messages[0]["content"] if has_system else SYSTEM
         tool_list = "".join(map(_render_tool, tools))
-        return [{"role": "system", "content": system + TOOLS_HEADING + tool_list}, *messages[has_system:]]
+        loss = {"loss": messages[0]["loss"]} if has_system and "loss" in messages[0] else {}
+        return [{"role": "system", "content": system + TOOLS_HEADING + tool_list, **loss}, *messages[has_system:]]
 
     def render_tool_call(self, arguments: dict[str, Any]) -> str:
         return json.dumps(arguments, ensure_ascii=False)
@@ -50,6 +51,8 @@ class GLM4(RoleFamily):
 
 
 def _render_tool(tool: Any) -> str:
+    if isinstance(tool, str):  # ToolAlpaca's: "name: description ..."
+        return f"\n\n## {tool.partition(':')[0].strip()}\n\n{tool}{TOOL_FOOTER}"
     function = tool.get("function", tool) if isinstance(tool, dict) else tool
     name = function.get("name", "") if isinstance(function, dict) else ""
     return f"\n\n## {name}\n\n{json.dumps(function, ensure_ascii=False, indent=4)}{TOOL_FOOTER}"

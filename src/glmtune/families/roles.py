@@ -70,7 +70,7 @@ class RoleFamily(Family):
         for message in self.expand_tool_messages(messages, tools):
             message_ids = self._encode_message(message, tokenizer)
             labels.append(message_ids[0] if is_trained else IGNORE_INDEX)
-            is_trained = message["role"] == "assistant" and message.get("loss", True)
+            is_trained = message.get("loss", message["role"] == "assistant")
             labels += message_ids[1:] if is_trained else [IGNORE_INDEX] * (len(message_ids) - 1)
             if message["role"] == "assistant":
                 prompt_length = len(ids) + 1
@@ -94,7 +94,7 @@ class RoleFamily(Family):
             return [call]
         result = message["observation"]
         content = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
-        return [call, {"role": "observation", "content": content}]
+        return [call, {"role": "observation", "content": content, "loss": message.get("observation_loss", False)}]
 
     def _end_id(self, message: Message, tokenizer: PreTrainedTokenizerBase) -> int:
         """The token that ends a row: after a tool call, the role of its result; otherwise the stop token."""

@@ -29,6 +29,12 @@ def split_rounds(messages: Sequence[Message], tools: list | None, title: str) ->
     systems: list[str] = []
     for position, message in enumerate(messages):
         role, content = message["role"], message.get("content", "")
+        if role in ("system", "user") and message.get("loss"):
+            raise DataError(
+                f"Message {position + 1} ({role}) has loss: true, but {title} is trained on answers only: the rest of "
+                "its prompt is one text.",
+                "Remove the flag, or use ChatGLM3-6B or GLM-4.",
+            )
         if role == "tool" or message.get("metadata"):
             raise make_tools_error(title)
         if role == "system" and not rounds:

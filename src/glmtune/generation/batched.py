@@ -10,6 +10,7 @@ import torch
 
 from glmtune.errors import ModelError, summarize_error
 from glmtune.families import Family
+from glmtune.generation.context_window import get_context_window
 from glmtune.generation.cpu_prepack import prepacked
 from glmtune.generation.engine import decode_tokens
 from glmtune.generation.sampling import Sampling, make_sampler
@@ -65,7 +66,7 @@ def generate_batched(
         batch_size: prompts in a batch; halved for the rest of the call if memory is not sufficient.
         seeds: one per prompt; all that a sampled reply's random draws depend on. The prompts' numbers when None.
         on_done: called with the replies of each finished batch.
-        warn: called once if batches get smaller.
+        warn: called once if batches get smaller, and if prompts are longer than the context window.
 
     Returns:
         The replies in the order of the prompts.
@@ -74,6 +75,13 @@ def generate_batched(
         ModelError: there is not even memory for one reply.
     """
     seeds = range(len(prompts)) if seeds is None else seeds
+    window = get_context_window(model)
+    too_long = sum(len(prompt) >= window for prompt in prompts)
+    if too_long and warn:  # not refused: rows of this length may have been trained on
+        warn(
+            f"{too_long} of {len(prompts)} prompts are longer than the context window of this model "
+            f"({window:,} tokens); its replies to them mean little. Lower data.max_source_length to shorten them."
+        )
 
     def answer(batch: Sequence[int]) -> list[GeneratedReply]:
         row_seeds = [seeds[i] for i in batch]

@@ -6,11 +6,11 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from glmtune.data.encoding import add_prefix
 from glmtune.errors import GlmtuneError
 from glmtune.families import Family, Reply
+from glmtune.generation.engine import NonFiniteLogitsError
 from glmtune.generation.reply import Sampling, generate_reply
-from glmtune.utils.console import get_console, print_message
+from glmtune.utils.console import get_console, print_message, print_warning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,19 +38,41 @@ class ChatSession:
         self.system = system
         self.messages: list[dict[str, Any]] = []
 
-    def ask(self, text: str, on_text: Callable[[str], None] | None = None) -> Reply:
-        """Get the model's answer to `text`, and add both to the conversation; nothing is added on failure."""
+    def ask(
+        self,
+        text: str,
+        on_text: Callable[[str], None] | None = None,
+        on_drop: Callable[[int], None] | None = None,
+    ) -> Reply:
+        """Get the model's answer to `text`, and add both to the conversation; nothing is added on failure.
+
+        Args:
+            text: of the user.
+            on_text: called with each new piece of the answer.
+            on_drop: called with the number of earlier messages that the context window has no room for; they leave the
+                conversation.
+        """
+        dropped = 0
+
+        def drop(count: int) -> None:
+            nonlocal dropped
+            dropped = count
+            if on_drop:
+                on_drop(count)
+
         system = [{"role": "system", "content": self.system}] if self.system else []
         messages = [*self.messages, {"role": "user", "content": text}]
         reply = generate_reply(
             self._model,
             self._tokenizer,
             self._family,
-            add_prefix([*system, *messages], self._prefix),
+            [*system, *messages],
             sampling=self._sampling,
             on_text=on_text,
+            prefix=self._prefix,
+            on_drop=drop,
         )
-        self.messages = [*messages, {"role": "assistant", "content": reply.content}]
+        self.messages = [*messages[dropped:], {"role": "assistant", "content": reply.content}]
         return reply
 
     def clear(self) -> None:
@@ -95,6 +117,12 @@ def _run_command(line: str, session: ChatSession) -> None:
         print_message(f"There is no command {command}. {HELP}", "dim")
 
 
+def _print_drop(count: int) -> None:
+    print_warning(
+        f"The conversation is longer than the model's context window; its oldest {count} messages are left out."
+    )
+
+
 def _print_reply(line: str, session: ChatSession) -> None:
     console = get_console()
 
@@ -102,7 +130,9 @@ def _print_reply(line: str, session: ChatSession) -> None:
         console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
 
     try:
-        reply = session.ask(line, on_text=write)
+        reply = session.ask(line, on_text=write, on_drop=_print_drop)
+    except NonFiniteLogitsError:
+        raise  # it would be the same with every other message
     except KeyboardInterrupt:
         console.print("\n(interrupted)", style="dim")
         return

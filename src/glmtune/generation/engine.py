@@ -8,13 +8,14 @@ Shapes: B unfinished rows, S tokens so far, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
 
+from glmtune.errors import ModelError
 from glmtune.generation.compiled_step import CompiledStep, find_compiled_step, unwrap_model
 from glmtune.generation.kv_cache import new_preallocated_cache
 
@@ -24,6 +25,21 @@ Choose = Callable[[torch.Tensor, torch.Tensor, Sequence[int]], torch.Tensor]
 # Finished rows leave the batch once they are this share of it: moving the others copies their keys and values.
 # A compiled step keeps its rows: another number of them is another step.
 _DONE_SHARE = 0.25
+
+
+class NonFiniteLogitsError(ModelError):
+    """A model computed NaN or infinity, so that no token can be chosen.
+
+    Args:
+        step: number of the token, from 0.
+    """
+
+    def __init__(self, step: int):
+        super().__init__(
+            f"The model computes values that are not finite (NaN or infinity) at token {step + 1} of its reply.",
+            "Its weights are broken, or do not fit fp16: load it as bf16 or fp32, or train again with a smaller "
+            "learning rate.",
+        )
 
 
 @dataclass
@@ -59,8 +75,6 @@ class _DecodeState:
         self.rows = [self.rows[place] for place in places]
 
 
-# Not inference mode: what a model keeps from here, rotary tables say, may serve a training step later.
-@torch.no_grad()
 def decode_tokens(
     model: Any,
     prompts: Sequence[Sequence[int]],
@@ -84,22 +98,50 @@ def decode_tokens(
 
     Returns:
         The new ids of each row, its stop id included if there was one.
+
+    Raises:
+        NonFiniteLogitsError: the model computed NaN or infinity.
+    """
+    replies: list[list[int]] = [[] for _ in prompts]
+    for new in stream_tokens(model, prompts, choose, max_new_tokens=max_new_tokens, stops=stops, padding=padding):
+        for row, token in new.items():
+            replies[row].append(token)
+        if on_step:
+            on_step(new)
+    return replies
+
+
+# Not inference mode: what a model keeps from here, rotary tables say, may serve a training step later.
+@torch.no_grad()
+def stream_tokens(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    choose: Choose,
+    *,
+    max_new_tokens: int,
+    stops: Sequence[int],
+    padding: int,
+) -> Iterator[dict[int, int]]:
+    """Continue every prompt, and yield each step's new ids by row number, including stop ids.
+
+    The arguments are those of `decode_tokens`.
     """
     bare = unwrap_model(model)
     compiled = find_compiled_step(bare)
     longest = max(map(len, prompts)) + max_new_tokens
     cache = compiled.new_cache(len(prompts), longest) if compiled else new_preallocated_cache()
     state = _DecodeState.begin(prompts, padding, bare.device, cache)
-    replies: list[list[int]] = [[] for _ in prompts]
     ends, finished = set(stops), set()
     for step in range(max_new_tokens):
         logits_BV = _run_forward(bare, state, step == 0, compiled)
+        is_finite_B = logits_BV.sum(-1).isfinite()  # before `choose`, which may write into the logits
         next_B = choose(_strip_padding(state), logits_BV, state.rows)
-        new = {row: token for row, token in zip(state.rows, next_B.tolist(), strict=True) if row not in finished}
-        for row, token in new.items():
-            replies[row].append(token)
-        if on_step:
-            on_step(new)
+        # The ids have to come to the CPU anyway: a row of NaN shows in them as -1, without another synchronisation.
+        ids = torch.where(is_finite_B, next_B, -1).tolist()
+        new = {row: token for row, token in zip(state.rows, ids, strict=True) if row not in finished}
+        if -1 in new.values():
+            raise NonFiniteLogitsError(step)
+        yield new
         finished |= {row for row, token in new.items() if token in ends}
         remaining = [place for place, row in enumerate(state.rows) if row not in finished]
         if not remaining or step == max_new_tokens - 1:
@@ -107,7 +149,6 @@ def decode_tokens(
         state.append(next_B)
         if not compiled and len(state.rows) - len(remaining) >= _DONE_SHARE * len(state.rows):
             state.select_rows(remaining)
-    return replies
 
 
 def pick_greedy(ids_BS: torch.Tensor, logits_BV: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:

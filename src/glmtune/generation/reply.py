@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.generation.streamers import BaseStreamer
 
+from glmtune.data.encoding import add_prefix
 from glmtune.families import Family, Message, Reply
+from glmtune.generation.context_window import fit_prompt, get_context_window, get_default_reply_length
 from glmtune.generation.engine import decode_tokens
 from glmtune.generation.sampling import Sampling, make_sampler
+from glmtune.utils.streams import replace_undecodable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -59,6 +62,11 @@ class TextStream(BaseStreamer):
             self._on_text(text)
 
 
+def replace_undecodable_texts(message: Message) -> Message:
+    """A message whose texts every tokenizer takes: see `replace_undecodable`."""
+    return {key: replace_undecodable(value) if isinstance(value, str) else value for key, value in message.items()}
+
+
 def generate_reply(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -68,8 +76,10 @@ def generate_reply(
     tools: list | None = None,
     sampling: Sampling | None = None,
     on_text: Callable[[str], None] | None = None,
+    prefix: str = "",
+    on_drop: Callable[[int], None] | None = None,
 ) -> Reply:
-    """Let the model answer.
+    """Let the model answer. Turns for which the context window has no room are left out, the oldest first.
 
     Args:
         model: a base or a tuned model.
@@ -79,9 +89,23 @@ def generate_reply(
         tools: descriptions of tools, for generations that know them.
         sampling: greedy when None. Draws depend on torch's global random state.
         on_text: called with each new piece of text.
+        prefix: text in front of the first question, see `data.prefix`.
+        on_drop: called with the number of messages that were left out, if there are any.
+
+    Raises:
+        ModelError: the last turn alone does not fit into the context window, or the model computes NaN.
     """
-    chosen = sampling or Sampling()
-    prompt = family.encode_prompt(messages, tokenizer, tools)
+    chosen = sampling or Sampling(max_new_tokens=get_default_reply_length(model))
+    cleaned = [replace_undecodable_texts(message) for message in messages]
+    fitted = fit_prompt(
+        cleaned,
+        lambda turns: family.encode_prompt(add_prefix([dict(turn) for turn in turns], prefix), tokenizer, tools),
+        get_context_window(model),
+        chosen.max_new_tokens,
+    )
+    prompt = fitted.ids
+    if fitted.dropped and on_drop:
+        on_drop(fitted.dropped)
     stream = TextStream(tokenizer, on_text) if on_text else None
     seeds = [int(torch.randint(1 << 31, ()))] if chosen.temperature > 0 else [0]
     padding: Any = tokenizer.pad_token_id

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from glmtune.errors import RunError
+from glmtune.utils.documents import parse_json, read_document
 from glmtune.utils.io import write_json
 
 BASE_INFO_FILE = "glmtune.json"
@@ -37,7 +37,7 @@ def read_base_info(folder: Path) -> BaseInfo | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_document(path))
         return BaseInfo(*(str(content[field.name]) for field in fields(BaseInfo)))
     except (ValueError, KeyError, TypeError):
         raise RunError(

@@ -18,6 +18,7 @@ from torch import nn
 from glmtune.config import FreezeConfig
 from glmtune.errors import ConfigError, RunError
 from glmtune.methods.base_info import BaseInfo, write_base_info
+from glmtune.methods.lora_sources import require_finite_weights
 from glmtune.methods.method import Method, StateDict
 from glmtune.models.checkpoints import inspect_checkpoint
 from glmtune.models.loading import load_base
@@ -75,6 +76,7 @@ class Full(Method):
             if name in trained:
                 if trained[name].shape != value.shape:
                     raise RunError(f"{folder}: {name} is {tuple(value.shape)}, not {tuple(trained[name].shape)}.")
+                require_finite_weights(folder, {name: value})
                 trained[name].data.copy_(value)
                 names.add(name)
         if set(trained) - names:

@@ -24,8 +24,10 @@ from glmtune.methods.lora_files import (
 )
 from glmtune.methods.lora_fused import fuse_updates
 from glmtune.methods.lora_official import convert_to_native, list_module_rows
+from glmtune.methods.lora_sources import ASSUMED_ALPHA, CONFIG, find_bare_weights, has_no_effect
 from glmtune.methods.lora_targets import resolve_modules_to_save, resolve_targets
 from glmtune.methods.method import Method, StateDict
+from glmtune.utils.console import print_warning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -181,6 +183,13 @@ def read_base_path(folder: Path) -> str:
 def _open_adapter(folder: Path, base: nn.Module, *, trainable: bool) -> tuple[PeftLoraConfig, StateDict]:
     """An adapter as `base` takes it."""
     raw, state = read_config(folder), read_weights(folder)
+    if find_bare_weights(folder):
+        print_warning(
+            f"{folder}: no {CONFIG} says its alpha; taken as {ASSUMED_ALPHA}, as finetune.py had it. "
+            "With another alpha the adapter has another strength: then write the file."
+        )
+    if not trainable and has_no_effect(state):
+        print_warning(f"{folder}: every B of this adapter is zero, so it has no effect: the replies are the base's.")
     try:
         raw, state = convert_to_native(raw, state, list_module_rows(base))
         return make_peft_config(raw, trainable=trainable), state

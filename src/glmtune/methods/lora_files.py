@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,56 +13,93 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from glmtune.errors import ModelError, summarize_error
+from glmtune.methods.lora_sources import (
+    CONFIG,
+    OLD_WEIGHTS,
+    WEIGHTS,
+    find_bare_weights,
+    make_assumed_config,
+    normalize_names,
+    read_bare_weights,
+    require_finite_weights,
+    require_usable_scale,
+)
 from glmtune.methods.method import StateDict
+from glmtune.utils.io import read_json_object
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-OLD_WEIGHTS = "adapter_model.bin"
 _COPY_AGAIN = "Copy or download the adapter again."
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read adapter_config.json without changing it.
+    """Read adapter_config.json without changing it; for weights without one, what can be told from them.
+
+    Args:
+        folder: of an adapter, or a file of LoRA weights.
 
     Raises:
-        ModelError: there is none, it is no JSON object, or it is not LoRA's.
+        ModelError: there is none, it is no JSON object, it is not LoRA's, or rank or alpha are not usable.
     """
-    path = folder / CONFIG
+    bare = find_bare_weights(folder)
+    if bare:
+        return make_assumed_config(bare, read_weights(bare))
+    path = find_adapter_folder(folder) / CONFIG
     if not path.is_file():
         raise ModelError(f"{folder}: no adapter here (no {CONFIG}).", "Give a run or a peft folder.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"{path}: not valid JSON ({error}).", _COPY_AGAIN) from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{path}: holds no JSON object.", _COPY_AGAIN)
+    config = read_json_object(path, ModelError, _COPY_AGAIN)
     if config.get("peft_type") != "LORA":
         raise ModelError(f"{path}: peft_type is {config.get('peft_type')!r}, not LORA.", "Give a LoRA adapter.")
+    require_usable_scale(path, config)
     return config
 
 
+def find_adapter_folder(path: Path) -> Path:
+    """The folder of an adapter that is given as the file of its weights."""
+    return path.parent if path.is_file() else path
+
+
 def read_weights(folder: Path) -> StateDict:
-    """An adapter's weights by the names in its file. Code in a `.bin` file is never run.
+    """An adapter's weights by the names that peft writes today. Code in a `.bin` file is never run.
+
+    Args:
+        folder: of an adapter, or a file of LoRA weights.
+
+    Raises:
+        ModelError: no weight file, a broken one, or weights that are not finite.
+    """
+    bare = find_bare_weights(folder)
+    names = (WEIGHTS, OLD_WEIGHTS)
+    for path in [bare] if bare else [find_adapter_folder(folder) / name for name in names]:
+        if path.is_file():
+            state = normalize_names(path, read_bare_weights(path) if bare else _read_weight_file(path))
+            require_finite_weights(path, state)
+            return state
+    raise ModelError(f"{folder}: the adapter has no weights ({' or '.join(names)}).", _COPY_AGAIN)
+
+
+def list_stored_names(folder: Path) -> list[str]:
+    """The names in an adapter's file as they are, where `read_weights` gives those of today.
 
     Raises:
         ModelError: no weight file, or a broken one.
     """
     for name in (WEIGHTS, OLD_WEIGHTS):
-        path = folder / name
-        if not path.is_file():
-            continue
-        try:
-            if name == WEIGHTS:
-                return load_file(path)
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-            raise ModelError(f"{path}: cut short or corrupt ({summarize_error(error, 120)}).", _COPY_AGAIN) from None
-        except Exception as error:  # pickle's own errors: the file holds something other than tensors
-            raise ModelError(f"{path}: not plain weights ({summarize_error(error, 120)}).", _COPY_AGAIN) from None
-        if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-            raise ModelError(f"{path}: holds something other than named tensors.", _COPY_AGAIN)
-        return state
+        if (folder / name).is_file():
+            return list(_read_weight_file(folder / name))
     raise ModelError(f"{folder}: the adapter has no weights ({WEIGHTS} or {OLD_WEIGHTS}).", _COPY_AGAIN)
+
+
+def _read_weight_file(path: Path) -> StateDict:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise ModelError(f"{path}: cut short or corrupt ({summarize_error(error, 120)}).", _COPY_AGAIN) from None
+    except Exception as error:  # pickle's own errors: the file holds something other than tensors
+        raise ModelError(f"{path}: not plain weights ({summarize_error(error, 120)}).", _COPY_AGAIN) from None
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ModelError(f"{path}: holds something other than named tensors.", _COPY_AGAIN)
+    return state
 
 
 def make_peft_config(raw: dict[str, Any], *, trainable: bool) -> PeftLoraConfig:

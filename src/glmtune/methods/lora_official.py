@@ -22,6 +22,7 @@ from torch import nn
 from glmtune.errors import ModelError
 from glmtune.methods.base_info import read_base_info, write_base_info
 from glmtune.methods.lora_files import CONFIG, read_config, read_weights, write_weights
+from glmtune.methods.lora_sources import expand_merged_matrices
 from glmtune.methods.lora_targets import shorten_names
 from glmtune.methods.method import StateDict
 from glmtune.models.weight_names import FUSED, group_by_published
@@ -70,6 +71,7 @@ def convert_to_native(raw: dict[str, Any], state: StateDict, rows: Rows) -> tupl
     Raises:
         ModelError: a fused weight has another number of rows than the model's parts together.
     """
+    raw, state = expand_merged_matrices(raw, state)
     keys = _parse_names(state)
     published = group_by_published(rows)
     paths = {path for path, _ in keys.values()}

@@ -22,21 +22,26 @@ from glmtune.methods.method import Method, StateDict
 from glmtune.methods.prefix_attention import attach_prefix, disable_prefix, find_prefix, remove_prefix
 from glmtune.methods.prefix_encoder import PrefixEncoder, PrefixShape, Projection
 from glmtune.methods.prefix_files import (
+    PUBLISHED_DROPOUT,
     StoredPrefix,
     find_official_base,
+    holds_whole_model,
     is_prefix_folder,
     make_published_state,
     read_prefix,
     write_official,
     write_prefix,
 )
+from glmtune.models.auto import has_published_layout
 
 __all__ = [
     "PTuning",
     "allow_quantized_training",
+    "attach_new_prefix",
     "disable_prefix",
     "find_official_base",
     "find_prefix",
+    "holds_whole_model",
     "is_prefix_folder",
     "load_prefix",
     "remove_prefix",
@@ -65,11 +70,8 @@ class PTuning(Method):
             raise ConfigError(
                 f"ptuning.num_virtual_tokens is {tokens}; the model has {longest} positions.", "128 is usual."
             )
-        projection = Projection.from_config(model.config) if self._config.prefix_projection else None
         model.requires_grad_(False)
-        attach_prefix(
-            model, PrefixEncoder(tokens, PrefixShape.from_config(model.config), projection, self._config.dropout)
-        )
+        attach_new_prefix(model, tokens, self._config.prefix_projection, self._config.dropout)
         return model
 
     def write(self, model: Any, folder: Path, base_info: BaseInfo, state: StateDict | None = None) -> None:
@@ -90,7 +92,7 @@ class PTuning(Method):
     def read(self, model: Any, folder: Path) -> None:
         encoder = _require_encoder(model)
         try:
-            stored_prefix = _read_fitting_prefix(encoder.shape, folder)
+            stored_prefix = _read_fitting_prefix(model, encoder.shape, folder)
             read = PrefixEncoder.from_state(stored_prefix.state, encoder.shape, stored_prefix.dropout)
         except ModelError as error:
             raise RunError(error.message, error.hint) from None
@@ -127,7 +129,7 @@ def load_prefix(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         ConfigError: the model's attention cannot take a prefix.
     """
     shape = PrefixShape.from_config(model.config)
-    stored_prefix = _read_fitting_prefix(shape, folder)
+    stored_prefix = _read_fitting_prefix(model, shape, folder)
     try:
         encoder = PrefixEncoder.from_state(stored_prefix.state, shape, stored_prefix.dropout)
     except ValueError as error:
@@ -137,6 +139,21 @@ def load_prefix(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     attach_prefix(model, encoder)
     model.requires_grad_(False)
     return model
+
+
+def attach_new_prefix(
+    model: PreTrainedModel, tokens: int, with_projection: bool, dropout: float = PUBLISHED_DROPOUT
+) -> None:
+    """Put a prefix with random weights in front of a model, for training or for weights that are loaded into it.
+
+    Args:
+        model: a base.
+        tokens: virtual tokens.
+        with_projection: whether a network makes the prefix.
+        dropout: while training.
+    """
+    projection = Projection.from_config(model.config) if with_projection else None
+    attach_prefix(model, PrefixEncoder(tokens, PrefixShape.from_config(model.config), projection, dropout))
 
 
 @contextmanager
@@ -156,14 +173,37 @@ def allow_quantized_training(model: nn.Module) -> Iterator[None]:
         del model._hf_peft_config_loaded
 
 
-def _read_fitting_prefix(shape: PrefixShape, folder: Path) -> StoredPrefix:
+def _read_fitting_prefix(model: Any, shape: PrefixShape, folder: Path) -> StoredPrefix:
     stored_prefix = read_prefix(folder)
+    if stored_prefix.peft_base is not None:
+        _require_published_positions(model, folder, stored_prefix.peft_base)
     if stored_prefix.shape is not None and stored_prefix.shape != shape:
         raise ModelError(
             f"{folder}: the prefix was made for {stored_prefix.shape}; this base has {shape}.",
             "Give its own base with --base.",
         )
     return stored_prefix
+
+
+def _require_published_positions(model: Any, folder: Path, named_base: str) -> None:
+    """Require that peft's prefix was trained with positions as we have them.
+
+    The published code of ChatGLM2, ChatGLM3 and GLM-4 counts a text's positions from 0, with peft's prefix too, and
+    does not rotate prefix keys. Transformers' own models count behind the prefix, which gives other attention to it;
+    and ChatGLM-6B's code makes neither positions nor masks once it is given a prefix.
+    """
+    if getattr(model.config, "position_encoding_2d", False):
+        raise ModelError(
+            f"{folder}: a prefix of peft (PREFIX_TUNING), which ChatGLM-6B's code cannot compute with.",
+            "Train it with glmtune train --method ptuning.",
+        )
+    source = next((path for path in (named_base, model.name_or_path) if path and Path(path).is_dir()), None)
+    if source is not None and not has_published_layout(Path(source)):
+        raise ModelError(
+            f"{folder}: a prefix of peft (PREFIX_TUNING) for transformers' own model ({source}), where positions begin "
+            "behind the prefix; here they begin at 0, and the replies would differ.",
+            "Train it with glmtune train --method ptuning.",
+        )
 
 
 def _require_encoder(model: Any) -> PrefixEncoder:

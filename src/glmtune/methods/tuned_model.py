@@ -14,10 +14,14 @@ from glmtune.config import load_config
 from glmtune.errors import RunError
 from glmtune.methods.base_info import read_base_info, require_same_base
 from glmtune.methods.lora import load_adapter, read_base_path
-from glmtune.methods.ptuning import find_official_base, is_prefix_folder, load_prefix
+from glmtune.methods.lora_files import find_adapter_folder
+from glmtune.methods.lora_sources import CONFIG, find_bare_weights
+from glmtune.methods.ptuning import find_official_base, holds_whole_model, is_prefix_folder, load_prefix
 from glmtune.models.checkpoints import Checkpoint, inspect_checkpoint
 from glmtune.models.loading import load_base
 from glmtune.run_dir import RunDir, is_run
+from glmtune.utils.console import print_message
+from glmtune.utils.io import find_json_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -116,9 +120,14 @@ def resolve_target(
     Raises:
         RunError: a run without a result, or an adapter whose base is not to be found.
     """
-    folder = Path(path).expanduser()
+    folder = _find_checkpoint_place(Path(path).expanduser())
+    if base:
+        _require_base_folder(base)
     if is_run(folder):
         return _resolve_run(folder, base, family)
+    if folder.is_file() and find_bare_weights(folder) is None:
+        folder = find_adapter_folder(folder) if is_adapter(folder) else folder
+    folder = _choose_newest_inside(folder)
     if is_adapter(folder):
         return _resolve_adapter(folder, base, family, hub)
     if base:
@@ -127,8 +136,28 @@ def resolve_target(
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds something that needs a base: a peft adapter or a P-Tuning prefix."""
-    return (folder / "adapter_config.json").is_file() or is_prefix_folder(folder)
+    """Whether a folder holds something that needs a base: a peft adapter, bare LoRA weights or a P-Tuning prefix.
+
+    A file of LoRA weights counts too.
+    """
+    described = (find_adapter_folder(folder) / CONFIG).is_file()
+    return described or is_prefix_folder(folder) or find_bare_weights(folder) is not None
+
+
+def find_newest_inside(folder: Path) -> Path:
+    """The newest `checkpoint-N` of a folder that other tools wrote and that holds nothing itself; else the folder."""
+    if (folder / "config.json").is_file() or not folder.is_dir() or is_run(folder) or is_adapter(folder):
+        return folder
+    numbered = [(int(path.name.rpartition("-")[2]), path) for path in folder.glob("checkpoint-*[0-9]") if path.is_dir()]
+    return next((path for _, path in sorted(numbered, reverse=True) if is_adapter(path)), folder)
+
+
+def _choose_newest_inside(folder: Path) -> Path:
+    """What `find_newest_inside` finds, and say which one it is."""
+    chosen = find_newest_inside(folder)
+    if chosen != folder:
+        print_message(f"{folder}: its newest checkpoint is used, {chosen.name}; another one is given by its own path.")
+    return chosen
 
 
 def find_trained_folder(folder: Path, output_kind: str) -> Path:
@@ -141,8 +170,9 @@ def find_trained_folder(folder: Path, output_kind: str) -> Path:
     Raises:
         RunError: the run has none, or not yet.
     """
+    folder = _find_checkpoint_place(folder)
     if not is_run(folder):
-        return folder
+        return _choose_newest_inside(folder) if output_kind == "adapter" else folder
     run = RunDir(folder)
     if any(run.result(output_kind).glob("*.json")):
         return run.result(output_kind)
@@ -162,10 +192,11 @@ def _resolve_run(folder: Path, base: str | None, family: str | None) -> ModelTar
     if config.method in ("freeze", "full"):
         return ModelTarget(str(find_trained_folder(folder, "model")), None, family, prefix=config.data.prefix)
     adapter = find_trained_folder(folder, "adapter")
+    base_path = base or _find_moved_base(adapter) or config.model.path
     if not base:
-        _require_existing_base(folder, config.model.path)
+        _require_existing_base(adapter, base_path)
     return ModelTarget(
-        base or config.model.path,
+        base_path,
         adapter,
         family,
         config.model.hub,
@@ -177,8 +208,10 @@ def _resolve_run(folder: Path, base: str | None, family: str | None) -> ModelTar
 
 def _resolve_adapter(folder: Path, base: str | None, family: str | None, hub: str) -> ModelTarget:
     base_info = read_base_info(folder)
-    saved = find_official_base(folder) if is_prefix_folder(folder) else read_base_path(folder)
-    base_path = base or (base_info.path if base_info else saved)
+    is_prefix = is_prefix_folder(folder)
+    saved = find_official_base(folder) if is_prefix else read_base_path(folder)
+    own = str(folder) if is_prefix and holds_whole_model(folder) else None
+    base_path = base or own or _find_moved_base(folder) or (base_info.path if base_info else saved)
     if not base_path:
         raise RunError(f"{folder}: the adapter does not name its base.", "Give it with --base.")
     if not base:
@@ -186,7 +219,44 @@ def _resolve_adapter(folder: Path, base: str | None, family: str | None, hub: st
     return ModelTarget(base_path, folder, family or (base_info.family if base_info else None), hub)
 
 
+def _find_moved_base(adapter: Path) -> str | None:
+    """The base that a LoRA adapter's config names, if it was edited since the adapter was saved."""
+    base_info = read_base_info(adapter)
+    if base_info is None or not (adapter / CONFIG).is_file():
+        return None
+    named = str((find_json_object(adapter / CONFIG) or {}).get("base_model_name_or_path") or "")
+    return named if named and named != base_info.path else None
+
+
 def _require_existing_base(folder: Path, base: str) -> None:
     """A relative path may be a hub id; runs and notes have their local folders absolute."""
     if os.path.isabs(base) and not Path(base).is_dir():
-        raise RunError(f"{folder}: its base {base} is not there any more.", "Give its new place with --base.")
+        edit = f', or in {folder / CONFIG} as "base_model_name_or_path"' if (folder / CONFIG).is_file() else ""
+        raise RunError(f"{folder}: its base {base} is not there any more.", f"Give its new place with --base{edit}.")
+
+
+def _require_base_folder(base: str) -> None:
+    """Refuse a path for --base where there is nothing; a hub id is left to the hub."""
+    path = Path(base).expanduser()
+    is_path = base.startswith((".", "/", "~")) or path.exists() or base.count("/") != 1
+    if is_path and not path.is_dir():
+        what = "a file, not a folder" if path.exists() else "no such folder"
+        raise RunError(f"--base {base}: {what}.", "Give the folder of the base model, which holds config.json.")
+
+
+def _find_checkpoint_place(folder: Path) -> Path:
+    """For `RUN/checkpoint-N`, where other trainers save it: the run's own `RUN/checkpoints/checkpoint-N`, which is said.
+
+    Raises:
+        RunError: the run has no such checkpoint.
+    """
+    run = RunDir(folder.parent)
+    if folder.exists() or not folder.name.startswith("checkpoint-") or not is_run(run.root):
+        return folder
+    place = run.checkpoints / folder.name
+    present = [path.name for path in run.checkpoints_newest_first()]
+    if place.name in present:
+        print_message(f"{folder}: it is in {place}, which is used.")
+        return place
+    hint = f"Those there: {', '.join(str(run.checkpoints / name) for name in present[:4])}." if present else None
+    raise RunError(f"{folder}: no such folder, and the run has no {folder.name}.", hint)

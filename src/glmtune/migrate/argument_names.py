@@ -68,7 +68,7 @@ CONVERTED_KEYS = {
 }
 """Keys that are values of another key now."""
 
-_GENERATION = "`glmtune eval RUN` generates and scores replies; during training: generate.rows"
+_GENERATION = "`glmtune eval RUN --data FILE` generates and scores replies; during training: generate.rows"
 _TPU = "training on TPUs is not supported"
 REMOVED_KEYS = {
     "overwrite_output_dir": "an existing run is never overwritten: choose another output, or remove the old run",

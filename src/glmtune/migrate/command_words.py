@@ -59,7 +59,31 @@ def find_flag_names(words: Iterable[str]) -> set[str]:
     return {_flag_name(flag) for flag in flags}
 
 
-def parse_words(words: list[str], switches: Set[str], flag_names: Set[str], source: str) -> CommandWords:
+def split_glued_words(words: Iterable[str], flag_names: Set[str]) -> tuple[list[str], list[str]]:
+    """Split words such as `test.json--lora_rank`, which a shell makes of a line that ends in `test.json\\`.
+
+    Args:
+        words: of a command line.
+        flag_names: all flags, with underscores.
+
+    Returns:
+        The words, and a note for each one that was split.
+    """
+    result: list[str] = []
+    notes: list[str] = []
+    for word in words:
+        start = word.find("--", 2 if word.startswith("--") else 1)
+        if start > 0 and "=" not in word[:start] and _flag_name(word[start:]) in flag_names:
+            result += [word[:start], word[start:]]
+            notes.append(f"{word} is read as {word[:start]} {word[start:]}: a space is missing before a backslash.")
+        else:
+            result.append(word)
+    return result, notes
+
+
+def parse_words(
+    words: list[str], switches: Set[str], flag_names: Set[str], source: str, *, own_options: bool = True
+) -> CommandWords:
     """Parse a command line.
 
     Args:
@@ -67,6 +91,7 @@ def parse_words(words: list[str], switches: Set[str], flag_names: Set[str], sour
         switches: flags that may have no value.
         flag_names: all flags. Unknown ones are kept too, so that the caller can report them.
         source: for messages.
+        own_options: whether options of `glmtune train` may be among the words.
 
     Raises:
         ConfigError: a flag without the value that it needs.
@@ -76,11 +101,11 @@ def parse_words(words: list[str], switches: Set[str], flag_names: Set[str], sour
     while queue:
         word = queue.pop(0)
         name, equals, value = word.partition("=")
-        if word == "--" or name == "--force":  # cli/train.py reads --force
+        if word == "--" or (own_options and name == "--force"):  # cli/train.py reads --force
             continue
-        if name == "--resume":
+        if own_options and name == "--resume":
             result.resume = True
-        elif _is_own_option(word):
+        elif own_options and _is_own_option(word):
             if not equals:
                 if not queue:
                     raise ConfigError(f"{source}: {word} needs a value.")

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from glmtune.config_parsing import parse_number, suggest_key
+from glmtune.config_parsing import parse_number
 from glmtune.errors import ConfigError
 from glmtune.migrate.argument_names import (
+    CONVERTED_KEYS,
     OLD_KEYS,
     OLD_SWITCHES,
+    RENAMED_KEYS,
+    SCRIPT_DEFAULTS,
     TRAINING_KEYS,
     TRAINING_SWITCHES,
     complete_training_section,
     parse_bool,
 )
-from glmtune.migrate.translation import Translation
+from glmtune.migrate.replacement import ReplacementCommand
+from glmtune.migrate.translation import EVALUATION, DefaultValue, Translation
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,12 @@ def accept_values(*values: Any, note: str, hint: str, switch: bool = False) -> R
     return Rule(note=note, accepted_values=values, hint=hint, switch=switch)
 
 
+_LISTED_DEFAULTS = (
+    *("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
+    *("lr_scheduler_type", "warmup_steps"),
+)
+"""Keys of `TrainingArguments` whose defaults change the result."""
+
 Rules = Mapping[str, Rule]
 KeyFormatter = Callable[[str], str]
 """Returns a key as the user wrote it: `--train_file`, `data_config.train_file`."""
@@ -62,8 +73,8 @@ KeyFormatter = Callable[[str], str]
 RUN_RULES: Rules = {
     "output_dir": map_key("output"),
     "do_train": ignore_key("what `glmtune train` does", switch=True),
-    "do_eval": ignore_key("score the run afterwards: glmtune eval RUN --data FILE", switch=True),
-    "do_predict": ignore_key("score the run afterwards: glmtune eval RUN --data FILE", switch=True),
+    "do_eval": ignore_key(f"score the run afterwards: {EVALUATION}", switch=True),
+    "do_predict": ignore_key(f"score the run afterwards: {EVALUATION}", switch=True),
     "resume_from_checkpoint": accept_values(
         *(False, "False", "false", "None", ""),
         note="the optimizer state of that script cannot be resumed",
@@ -80,9 +91,11 @@ class Dialect:
     Attributes:
         name: for messages and documentation.
         scripts: its file names.
-        marker_keys: keys that no other script has.
+        marker_keys: keys that few other scripts have.
         rules: of its own keys; it takes those of `TrainingArguments` too.
         set_defaults: sets the script's defaults and adds notes about what differs.
+        decisive_keys: keys that no other script has.
+        make_evaluations: returns the commands for a line that evaluates and does not train; None: it always trains.
     """
 
     name: str
@@ -90,6 +103,8 @@ class Dialect:
     marker_keys: frozenset[str]
     rules: Rules
     set_defaults: Callable[[Translation, Mapping[str, Any]], None]
+    decisive_keys: frozenset[str] = frozenset()
+    make_evaluations: Callable[[Mapping[str, Any], str], list[ReplacementCommand]] | None = None
 
     @property
     def switches(self) -> set[str]:
@@ -123,13 +138,36 @@ def translate_keys(
         ConfigError: an unknown key, a value that is not supported, or nothing to train.
     """
     rules = {**RUN_RULES, **dialect.rules}
-    for name in values:
-        if name not in dialect.keys:
-            raise unknown_key_error(format_key(name), name, dialect.keys, translation)
+    require_known_keys(values, dialect.keys, format_key, translation.source, dialect.name)
     apply_rules(rules, {name: value for name, value in values.items() if name in rules}, translation, format_key)
     set_training_section({name: value for name, value in values.items() if name not in rules}, translation)
     dialect.set_defaults(translation, values)
     translation.add_summary()
+    translation.add_default_notes({rule.key: name for name, rule in reversed(rules.items()) if rule.key})
+
+
+def require_known_keys(
+    names: Iterable[str], known: Iterable[str], format_key: KeyFormatter, source: str, script: str
+) -> None:
+    """Check that a script has all keys.
+
+    Raises:
+        ConfigError: names all that it does not have, and what they may be misspelled for.
+    """
+    known = list(known)
+    unknown = [name for name in names if name not in known]
+    if not unknown:
+        return
+    near = {name: difflib.get_close_matches(name, known, n=1, cutoff=0.8) for name in unknown}
+    corrections = [f"{format_key(name)}: {format_key(match[0])}" for name, match in near.items() if match]
+    if not corrections:
+        hint = "Remove what the run does not need. docs/migrate.md lists the keys that are read."
+    elif len(unknown) == 1:
+        hint = f"Did you mean {format_key(near[unknown[0]][0])}?"
+    else:
+        hint = f"Did you mean ({', '.join(corrections)})?"
+    labels = ", ".join(map(format_key, unknown))
+    raise ConfigError(f"{source}: unknown {labels}. Read as the keys of {script}.", hint)
 
 
 def apply_rules(
@@ -138,12 +176,10 @@ def apply_rules(
     """Translate values by rules, with a note for each one that has no equivalent.
 
     Raises:
-        ConfigError: a key without a rule (the nearest one is named), or a value that is not supported.
+        ConfigError: a value that is not supported.
     """
     for name, value in values.items():
         label = format_key(name)
-        if name not in rules:
-            raise unknown_key_error(label, name, rules, translation)
         rule = rules[name]
         if rule.switch:
             value = parse_bool(value, label, translation.source)
@@ -162,23 +198,52 @@ def apply_rules(
             translation.add_note(f"{label}: {rule.note}.")
 
 
-def unknown_key_error(label: str, name: str, keys: Iterable[str], translation: Translation) -> ConfigError:
-    """Return the error for a key that the script does not have."""
-    return ConfigError(f"{translation.source}: unknown {label}.", suggest_key(name, list(keys)))
-
-
 def set_training_section(values: Mapping[str, Any], translation: Translation) -> None:
     """Set the `training:` section from a script's `TrainingArguments`.
 
     Rows are not packed, and no training rows are split off for evaluation, as in the scripts.
     """
     section, notes = complete_training_section(values)
+    given = _list_given_keys(values)
     for key, value in section.items():
+        if key not in given and translation.get_value(f"training.{key}") is not None:
+            continue  # a rule has set it
         translation.set_value(f"training.{key}", value)
+        if key in _LISTED_DEFAULTS and key not in given and value == SCRIPT_DEFAULTS.get(key):
+            translation.defaults.append(DefaultValue(f"training.{key}", value, "transformers' of version 4"))
     for note in notes:
         translation.add_note(note)
     translation.set_default("data.packing", False)
     translation.set_default("data.eval_fraction", 0.0)
+
+
+def replace_training_defaults(
+    translation: Translation, values: Mapping[str, Any], defaults: Mapping[str, Any], source: str
+) -> None:
+    """Set `training:` keys that are not given to the defaults of a script, in place of those of transformers.
+
+    Args:
+        translation: has a training section.
+        values: all keys and values of the script.
+        defaults: without the prefix `training.`.
+        source: whose defaults they are.
+    """
+    given = _list_given_keys(values)
+    for key, value in defaults.items():
+        name = f"training.{key}"
+        is_default = translation.get_value(name) in (None, SCRIPT_DEFAULTS.get(key))
+        if key not in given and is_default:
+            translation.set_value(name, value)
+            translation.defaults = [default for default in translation.defaults if default.key != name]
+            translation.defaults.append(DefaultValue(name, value, source))
+
+
+def _list_given_keys(values: Mapping[str, Any]) -> set[str]:
+    """Return the new names of the keys that are given, and of those that others make meaningless."""
+    names = {RENAMED_KEYS.get(name, CONVERTED_KEYS.get(name, name)) for name in values}
+    if (parse_number(values.get("max_steps")) or -1) > 0:
+        names.add("num_train_epochs")
+    return names
 
 
 def disable_evaluation_without_data(translation: Translation) -> None:

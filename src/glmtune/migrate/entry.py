@@ -3,47 +3,32 @@
 from __future__ import annotations
 
 import os
-from dataclasses import fields
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
-from glmtune.config import RunConfig
-from glmtune.config_parsing import read_config_file, suggest_key
 from glmtune.errors import ConfigError
-from glmtune.migrate.argument_names import OLD_KEYS, OLD_SWITCHES, TRAINING_KEYS, TRAINING_SWITCHES
-from glmtune.migrate.command_words import CommandWords, find_flag_names, parse_words
-from glmtune.migrate.dialect import Dialect, format_flag, translate_keys
-from glmtune.migrate.finetune_demo import SCRIPT_NAMES as FINETUNE_DEMO_SCRIPTS
-from glmtune.migrate.finetune_demo import is_finetune_demo, translate_finetune_demo
-from glmtune.migrate.launchers import ScriptLaunch, find_launch, translate_launcher
-from glmtune.migrate.llama_factory import LLAMA_FACTORY
-from glmtune.migrate.lora_scripts import FINETUNE_SCRIPT, QLORA_SCRIPT
-from glmtune.migrate.ptuning_script import PTUNING_SCRIPT
-from glmtune.migrate.shell import ShellCommand, read_commands, require_value
+from glmtune.migrate.argument_names import OLD_KEYS, TRAINING_KEYS
+from glmtune.migrate.command_words import CommandWords, find_flag_names, parse_words, split_glued_words
+from glmtune.migrate.config_files import is_own_config, translate_config_file, translate_finetune_command
+from glmtune.migrate.dialects import ALL_FLAGS, ALL_SWITCHES, DIALECTS, find_dialect, list_script_names
+from glmtune.migrate.launchers import ScriptLaunch, find_launch
+from glmtune.migrate.replacement import ReplacementCommand, join_commands
+from glmtune.migrate.script_launches import (
+    JSON_FLAG,
+    Step,
+    does_not_train,
+    is_known_script,
+    translate_flags,
+    translate_launch,
+)
+from glmtune.migrate.shell import ShellCommand, read_commands, require_value, split_environment
 from glmtune.migrate.translation import Translation
 
-DIALECTS = (PTUNING_SCRIPT, QLORA_SCRIPT, LLAMA_FACTORY, FINETUNE_SCRIPT)
-"""Scripts whose options are all flags."""
-
-OTHER_SCRIPTS = {
-    "merge_lora_and_quantize.py": "Use: glmtune export RUN OUT --format official --bits 4",
-    "inference_test.py": "Use: glmtune eval RUN --data F, which also measures tokens per second",
-    "inference_hf.py": "Use: glmtune chat RUN --prompt TEXT",
-    "inference.py": "Use: glmtune chat RUN --prompt TEXT",
-    "infer.py": "Use: glmtune chat RUN",
-    "api.py": "Use: glmtune export RUN OUT, then: vllm serve OUT",
-    "cli_demo.py": "Use: glmtune chat RUN",
-    "web_demo.py": "Use: glmtune ui",
-    "webui.py": "Use: glmtune ui",
-    "train_web.py": "Use: glmtune ui",
-    "tokenize_dataset_rows.py": "glmtune train encodes the rows; to do it before: glmtune data tokenize",
-    "cover_alpaca2jsonl.py": "Not needed: glmtune train reads alpaca rows directly.",
-}
-"""Scripts that do not train, and the command of glmtune that replaces them."""
-
 _CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
-_JSON_FLAG = "train_args_json"
-_KEYS = TRAINING_KEYS | OLD_KEYS
-_SWITCHES = TRAINING_SWITCHES | OLD_SWITCHES
+_SHELL_SUFFIXES = (".sh", ".bash")
+_SHELLS = {"bash", "sh", "source", ".", "zsh"}
+_RUN_PREFIX = "glmtune run"
 
 
 def translate_command(words: list[str], source: str = "options") -> Translation | None:
@@ -60,33 +45,26 @@ def translate_command(words: list[str], source: str = "options") -> Translation 
         The run; None if the arguments are those of `glmtune train`.
 
     Raises:
-        ConfigError: an unknown flag or key, a value that is not supported, or a `training` key given as a flag.
+        ConfigError: an unknown flag or key, a value that is not supported, a command that does not train, or a
+            `training` key given as a flag.
     """
-    if not words:
+    steps = _interpret(words, source)
+    if steps is None:
         return None
-    launch = find_launch(ShellCommand(words, source))
-    if launch and Path(words[0]).suffix != ".sh":
-        return _translate_launch(launch, None)
-    names = find_flag_names(words)
-    dialect = _find_dialect(names)
-    if dialect or _JSON_FLAG in names:
-        return _translate_flags(dialect or QLORA_SCRIPT, words, source, None)
-
-    parsed = parse_words(words, _SWITCHES, _KEYS, source)
-    positionals = parsed.positionals
-    if len(positionals) >= 3 and Path(positionals[2]).suffix in (".yaml", ".yml"):
-        return _translate_finetune_command(parsed, source, None)
-    translation = None
-    if len(positionals) == 1:
-        path = Path(positionals[0])
-        if path.suffix in (".sh", ".bash"):
-            translation = _translate_script(path)
-            parsed.apply_options(translation)
-        elif path.suffix in _CONFIG_SUFFIXES and path.is_file():
-            translation = _translate_config(path, parsed)
-    if translation is None and names & _KEYS:
-        name = min(names & _KEYS)
-        raise ConfigError(f"--{name} is a key of the training section.", f"Give it as --set training.{name}=VALUE.")
+    trainings = [step for step in steps if isinstance(step, Translation)]
+    others = [step for step in steps if isinstance(step, ReplacementCommand)]
+    if not trainings:
+        raise _no_training_error(others)
+    if len(trainings) > 1:
+        lines = ", ".join(training.source for training in trainings)
+        raise ConfigError(
+            f"{words[0]}: starts several trainings ({lines}).",
+            f"Write one script for each, or run all: {_RUN_PREFIX} {shlex.join(words)}",
+        )
+    translation = trainings[0]
+    for command in others:
+        translation.add_note(f"{command.source}: {command.script} ignored. Use: {command.text}")
+    translation.fill_commands(words)
     return translation
 
 
@@ -98,142 +76,192 @@ def require_translation(words: list[str], source: str = "options") -> Translatio
     """
     translation = translate_command(words, source)
     if translation is None:
-        raise ConfigError(
-            f"{source}: not the command line of a supported script.",
-            f"Supported: {', '.join([*(dialect.name for dialect in DIALECTS), 'finetune_hf.py'])}.",
+        raise _unknown_command_error(source)
+    return translation
+
+
+def plan_commands(words: list[str], source: str = "command line") -> list[ReplacementCommand]:
+    """Return the commands of glmtune that do what a script, a command line or a config file does, in order.
+
+    `--nproc 0` stands for one process on every GPU of the machine.
+
+    Args:
+        words: a shell script, a YAML or JSON file, or a command line, with options of `glmtune train` perhaps.
+        source: for messages.
+
+    Raises:
+        ConfigError: not of another project, or it cannot be translated.
+    """
+    steps = _interpret(words, source)
+    if steps is None:
+        if is_own_config(words):
+            return [ReplacementCommand(words[0], "config", ["train", *words])]
+        raise _unknown_command_error(source)
+    commands: list[ReplacementCommand] = []
+    is_single = len(steps) == 1
+    for step in steps:
+        if isinstance(step, ReplacementCommand):
+            commands.append(step)
+            continue
+        is_typed = is_single and " " not in words[0] and not split_environment(words)[0]
+        arguments = words if is_typed else step.words or words
+        step.fill_commands(arguments)
+        environment = {name: value for name, value in step.environment.items() if name != "NPROC_PER_NODE"}
+        options = [] if step.nproc == 1 else ["--nproc", str(step.nproc)]
+        commands.append(ReplacementCommand(step.source, step.script, ["train", *arguments, *options], [], environment))
+        commands += step.evaluations
+    return commands
+
+
+def _unknown_command_error(source: str) -> ConfigError:
+    return ConfigError(
+        f"{source}: not the command line of a supported script.",
+        f"Supported: {', '.join([*(dialect.name for dialect in DIALECTS), 'finetune_hf.py'])}; see docs/migrate.md.",
+    )
+
+
+def _no_training_error(commands: Sequence[ReplacementCommand]) -> ConfigError:
+    first = commands[0]
+    if first.words[0] == "eval":
+        return ConfigError(
+            f"{first.source}: no --do_train, so there is nothing to train.",
+            f"To evaluate: {join_commands(list(commands))}",
         )
-    return translation
+    return ConfigError(f"{first.source}: {first.script} does not train.", f"Use: {join_commands(list(commands))}")
 
 
-def _find_dialect(names: set[str]) -> Dialect | None:
-    """Return the script that most of the marker keys among `names` belong to."""
-    best = max(DIALECTS, key=lambda dialect: len(names & dialect.marker_keys))
-    return best if names & best.marker_keys else None
-
-
-def _translate_config(path: Path, words: CommandWords) -> Translation | None:
-    """Translate a YAML or JSON file and the words after it; None if it is a config of glmtune."""
-    tree = read_config_file(path)
-    names = set(map(str, tree))
-    if names & {field.name for field in fields(RunConfig)}:
+def _interpret(words: list[str], source: str) -> list[Step] | None:
+    """Translate words to trainings and other commands, in order; None if they are those of `glmtune train`."""
+    words, notes = split_glued_words(words, ALL_FLAGS)
+    environment, words = split_environment(words)
+    if not words:
         return None
-    translation = Translation(str(path))
-    dialect = _find_dialect(names)
-    if is_finetune_demo(tree):
-        translate_finetune_demo(tree, translation, flags=words.flags)
-    elif dialect:
-        translate_keys(dialect, {**tree, **words.flags}, translation, str)
-    elif names and names <= _KEYS:
-        translate_keys(QLORA_SCRIPT, {**tree, **words.flags}, translation, str)
-        translation.add_note("Read as the TrainingArguments of train_qlora.py; give the rows with --data.")
+    if len(words) == 1 and " " in words[0] and not Path(words[0]).exists():  # a command line in quotes
+        steps = _interpret_script(words[0], source, None)
     else:
-        return None
-    words.apply_options(translation)
-    return translation
+        result = _interpret_words(words, environment, source)
+        if result is None:
+            return None
+        steps = result
+    for step in steps:
+        if isinstance(step, Translation) and not step.words:
+            step.words = words
+        for note in reversed(notes):
+            step.notes.insert(0, note)
+    return steps
 
 
-def _translate_script(path: Path) -> Translation:
-    """Translate the only training that a shell script starts."""
+def _interpret_words(words: list[str], environment: dict[str, str], source: str) -> list[Step] | None:
+    if Path(words[0]).name in _SHELLS and len(words) > 1:
+        words = words[1:]
+    launch = find_launch(ShellCommand(words, source, environment))
+    if launch and Path(words[0]).suffix not in _SHELL_SUFFIXES:
+        return translate_launch(launch, None)
+    names = find_flag_names(words)
+    dialect = find_dialect(names)
+    if dialect or JSON_FLAG in names:
+        return translate_flags(dialect, words, source, None)
+
+    keys = TRAINING_KEYS | OLD_KEYS
+    parsed = parse_words(words, ALL_SWITCHES, keys, source)
+    positionals = parsed.positionals
+    if len(positionals) >= 3 and Path(positionals[2]).suffix in (".yaml", ".yml"):
+        return [translate_finetune_command(parsed, source, None)]
+    steps: list[Step] | None = None
+    if len(positionals) == 1:
+        path = Path(positionals[0])
+        if path.suffix in _SHELL_SUFFIXES:
+            steps = _interpret_file(path)
+            for step in steps:
+                _apply_options(parsed, step)
+        elif path.suffix in _CONFIG_SUFFIXES and path.is_file():
+            steps = translate_config_file(path, parsed)
+    if steps is None and names & keys:
+        name = min(names & keys)
+        raise ConfigError(f"--{name} is a key of the training section.", f"Give it as --set training.{name}=VALUE.")
+    return steps
+
+
+def _apply_options(words: CommandWords, step: Step) -> None:
+    """Apply the options of `glmtune train` after a script to one of its commands."""
+    if isinstance(step, Translation):
+        words.apply_options(step)
+        return
+    for override in words.overrides:
+        if step.words[0] == "eval" and override.startswith("data."):
+            step.words += ["--set", override]
+        else:
+            step.notes.append(f"--set {override}: an option of glmtune train, not of glmtune {step.words[0]}.")
+    for key, value in words.key_values.items():
+        step.notes.append(f"{key} {value}: an option of glmtune train, not of glmtune {step.words[0]}.")
+
+
+def _interpret_file(path: Path) -> list[Step]:
+    """Translate what a shell script starts."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'}).") from None
-    launches, other_commands = [], []
-    for command in read_commands(text, str(path), os.environ):
+    return _interpret_script(text, str(path), path.parent)
+
+
+def _interpret_script(text: str, name: str, folder: Path | None) -> list[Step]:
+    """Translate what the text of a shell script starts.
+
+    Args:
+        text: the script.
+        name: its file name, for messages.
+        folder: of the file.
+
+    Raises:
+        ConfigError: it starts no supported script, or one that cannot be translated.
+    """
+    notes: list[str] = []
+    launches: list[ScriptLaunch] = []
+    for command in read_commands(text, name, os.environ, notes):
         launch = find_launch(command)
-        if launch:
-            launches.append(launch)
+        if launch is None and launches and command.words[0].startswith("--"):
+            # The line before has no backslash, so a shell starts the script without these flags.
+            launches[-1].arguments += command.words
+            words = " ".join(command.words)
+            notes.append(f"{command.location}: {words} is read as part of the command above: its last \\ is missing.")
+        elif launch is None and command.words[0] == "cd":
+            notes.append(f"{command.location}: {' '.join(command.words)} is not done: start glmtune in that folder.")
+        elif launch is None:
+            notes.append(f"{command.location}: ignored, not a training: {' '.join(command.words)[:60]}")
         else:
-            other_commands.append(command)
+            launches.append(launch)
+    known = [launch for launch in launches if is_known_script(launch)]
     if not launches:
-        raise ConfigError(f"{path}: starts no supported script.", f"Supported: {', '.join(_script_names())}.")
-    trainings = [launch for launch in launches if launch.script not in OTHER_SCRIPTS] or launches[:1]
-    if len(trainings) > 1:
-        lines = ", ".join(launch.command.location for launch in trainings)
-        raise ConfigError(f"{path}: starts several trainings ({lines}).", "Write one script for each.")
-
-    translation = _translate_launch(trainings[0], path.parent)
-    translation.source = str(path)
-    for launch in launches:
-        if launch is not trainings[0]:
-            translation.add_note(f"{launch.command.location}: {launch.script} ignored. {OTHER_SCRIPTS[launch.script]}")
-    for command in other_commands:
-        translation.add_note(f"{command.location}: ignored, not a training: {' '.join(command.words)[:60]}")
-    return translation
-
-
-def _script_names() -> list[str]:
-    return [*(name for dialect in DIALECTS for name in dialect.scripts), FINETUNE_DEMO_SCRIPTS[0]]
-
-
-def _translate_launch(launch: ScriptLaunch, folder: Path | None) -> Translation:
-    """Translate the command of a script; its files are searched in the working directory, then in `folder`."""
-    location = launch.command.location
-    if launch.script in OTHER_SCRIPTS:
-        raise ConfigError(f"{location}: {launch.script} does not train.", OTHER_SCRIPTS[launch.script])
-    words = [require_value(word, location) for word in launch.arguments]
-    names = find_flag_names(words)
-    # Several projects have a finetune.py or a train.py: the flags decide where they can.
-    dialect = next((dialect for dialect in DIALECTS if launch.script in dialect.scripts), None)
-    if dialect is None or not names & dialect.marker_keys:
-        dialect = _find_dialect(names) or dialect
-    has_config = any(Path(word).suffix in _CONFIG_SUFFIXES for word in words)
-    if launch.script in FINETUNE_DEMO_SCRIPTS and has_config and not names & FINETUNE_SCRIPT.marker_keys:
-        parsed = parse_words(words, _SWITCHES, _KEYS, location)
-        translation = _translate_finetune_command(parsed, location, folder)
-    elif dialect is None:
-        raise ConfigError(f"{location}: {launch.script} is not supported.", suggest_key(launch.script, _script_names()))
-    else:
-        translation = _translate_flags(dialect, words, location, folder)
-    translate_launcher(launch, translation)
-    return translation
+        raise ConfigError(f"{name}: starts no supported script.", f"Supported: {', '.join(list_script_names())}.")
+    steps: list[Step] = []
+    errors: list[ConfigError] = []
+    for launch in known or launches[:1]:
+        try:
+            steps += _interpret_launch(launch, folder, name if len(known) == 1 and folder else "")
+        except ConfigError as error:
+            if not does_not_train(launch):
+                raise
+            errors.append(error)
+    if errors and not steps:
+        raise errors[0]
+    notes += [f"{error.message} {error.hint or ''}".strip() for error in errors]
+    notes += [
+        f"{launch.command.location}: ignored, not a training: {launch.script}"
+        for launch in launches
+        if launch not in known
+    ]
+    trainings = [step for step in steps if isinstance(step, Translation)]
+    for step in trainings or steps[:1]:
+        step.notes += notes
+    return steps
 
 
-def _translate_flags(dialect: Dialect, words: list[str], source: str, folder: Path | None) -> Translation:
-    """Translate the flags of a script, and the JSON or YAML file that they name."""
-    parsed = parse_words(words, dialect.switches, dialect.keys | {_JSON_FLAG}, source)
-    values = parsed.flags
-    positionals = [word for word in parsed.positionals if not (dialect is LLAMA_FACTORY and word == "train")]
-    translation = Translation(source)
-    if dialect is QLORA_SCRIPT and _JSON_FLAG in values:
-        # Flags override the file, as in the script. Its --seed has a default, which overrides the file too.
-        section = read_config_file(_find_file(str(values.pop(_JSON_FLAG)), folder))
-        values = {**section, "seed": 42, **values}
-        translation.translated_keys.append(f"--{_JSON_FLAG} -> training")
-    elif positionals and Path(positionals[0]).suffix in _CONFIG_SUFFIXES:
-        overrides = [word.partition("=") for word in positionals[1:]]  # llamafactory-cli's key=value
-        section = read_config_file(_find_file(positionals[0], folder))
-        values = {**section, **values, **{key: value for key, _, value in overrides}}
-        positionals = []
-    if positionals:
-        raise ConfigError(f"{source}: {positionals[0]!r} belongs to no flag.", "Quote values that contain spaces.")
-    translate_keys(dialect, values, translation, format_flag)
-    parsed.apply_options(translation)
-    return translation
-
-
-def _translate_finetune_command(words: CommandWords, source: str, folder: Path | None) -> Translation:
-    """Translate `finetune_hf.py DATA_DIR MODEL_DIR CONFIG [RESUME]`."""
-    if not 3 <= len(words.positionals) <= 4:
-        raise ConfigError(
-            f"{source}: {len(words.positionals)} arguments.", "It takes DATA_DIR MODEL_DIR CONFIG.yaml [yes]."
-        )
-    data_dir, model, config, *resume = words.positionals
-    translation = Translation(source)
-    translate_finetune_demo(read_config_file(_find_file(config, folder)), translation, data_dir, model, words.flags)
-    if resume and resume[0].lower() != "no":
-        if resume[0].lower() != "yes" and not resume[0].isdigit():
-            raise ConfigError(
-                f"{source}: {resume[0]!r} after the config.", "It takes yes, no or the step of a checkpoint."
-            )
-        translation.resume = True
-        translation.add_note(f"{resume[0]}: resumes from the last checkpoint of the run, as --resume does.")
-    words.apply_options(translation)
-    return translation
-
-
-def _find_file(name: str, folder: Path | None) -> Path:
-    path = Path(name)
-    if folder and not path.is_file() and (folder / name).is_file():
-        return folder / name
-    return path
+def _interpret_launch(launch: ScriptLaunch, folder: Path | None, source: str) -> list[Step]:
+    """Translate a command of a shell script, with the words that `glmtune train` takes for it alone."""
+    steps = translate_launch(launch, folder)
+    for step in steps:
+        if isinstance(step, Translation):
+            step.words = [launch.script, *(require_value(word, launch.command.location) for word in launch.arguments)]
+            step.source = source or step.source
+    return steps

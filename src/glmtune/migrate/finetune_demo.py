@@ -16,10 +16,10 @@ from glmtune.migrate.dialect import (
     disable_evaluation_without_data,
     ignore_key,
     map_key,
+    require_known_keys,
     set_training_section,
-    unknown_key_error,
 )
-from glmtune.migrate.translation import Translation
+from glmtune.migrate.translation import EVALUATION, Translation
 
 SCRIPT_NAMES = ("finetune_hf.py", "finetune.py")
 SECTIONS = ("data_config", "training_args", "peft_config")
@@ -39,7 +39,7 @@ TOP_RULES: Rules = {
 DATA_RULES: Rules = {
     "train_file": map_key("data.train"),
     "val_file": map_key("data.eval"),
-    "test_file": ignore_key("score the run on it afterwards: glmtune eval RUN --data FILE"),
+    "test_file": ignore_key(f"score the run on it afterwards: {EVALUATION}"),
     "num_proc": ignore_key("set automatically; the rows are the same"),
 }
 """Keys of `data_config`."""
@@ -101,22 +101,29 @@ def translate_finetune_demo(
         if not isinstance(section, Mapping):
             raise ConfigError(f"{translation.source}: {name} must hold keys and values, not {section!r}.")
         sections[name] = dict(section)
-    apply_rules(TOP_RULES, {key: value for key, value in tree.items() if key not in SECTIONS}, translation)
+    top = {key: value for key, value in tree.items() if key not in SECTIONS}
+    training = {**sections["training_args"], **(flags or {})}
+    names = [*top, *(f"data_config.{key}" for key in sections["data_config"])]
+    names += [*(f"peft_config.{key}" for key in sections["peft_config"]), *(f"training_args.{key}" for key in training)]
+    require_known_keys(names, _list_keys(), str, translation.source, "finetune_hf.py")
+    apply_rules(TOP_RULES, top, translation)
     apply_rules(DATA_RULES, sections["data_config"], translation, lambda key: f"data_config.{key}")
     apply_rules(PEFT_RULES, sections["peft_config"], translation, lambda key: f"peft_config.{key}")
-
-    training = {**sections["training_args"], **(flags or {})}
-    keys = TRAINING_KEYS | OLD_KEYS
-    for key in training:
-        if key not in keys:
-            raise unknown_key_error(f"training_args.{key}", key, keys, translation)
     run_values = {key: value for key, value in training.items() if key in RUN_RULES}
     apply_rules(RUN_RULES, run_values, translation, lambda key: f"training_args.{key}")
     set_training_section({key: value for key, value in training.items() if key not in RUN_RULES}, translation)
     if model:
         translation.set_value("model.path", model)
+    test_file = sections["data_config"].get("test_file")
+    translation.test_file = str(Path(data_dir) / str(test_file)) if test_file else ""
     _set_defaults(translation, tree, data_dir)
     translation.add_summary()
+    translation.add_default_notes({rule.key: name for name, rule in PEFT_RULES.items() if rule.key})
+
+
+def _list_keys() -> list[str]:
+    sections = {"data_config": DATA_RULES, "peft_config": PEFT_RULES, "training_args": [*TRAINING_KEYS, *OLD_KEYS]}
+    return [*TOP_RULES, *(f"{section}.{key}" for section, keys in sections.items() for key in keys)]
 
 
 def _set_defaults(translation: Translation, tree: Mapping[str, Any], data_dir: str) -> None:
@@ -133,7 +140,7 @@ def _set_defaults(translation: Translation, tree: Mapping[str, Any], data_dir: s
     translation.set_default("method", "full")
     if translation.get_value("method") == "lora":
         for key, value in _LORA_DEFAULTS.items():
-            translation.set_default(key, value)
+            translation.set_default(key, value, "peft's")
     targets = translation.get_value("lora.targets")
     if isinstance(targets, str):
         translation.set_value("lora.targets", [targets])
@@ -141,7 +148,7 @@ def _set_defaults(translation: Translation, tree: Mapping[str, Any], data_dir: s
     if translation.get_value("data.eval") and translation.get_value("training.eval_strategy") != "no":
         translation.add_note(
             "Evaluation computes the loss on all rows of val_file; finetune_hf.py generated replies to 50 of them. "
-            "For BLEU and ROUGE: glmtune eval RUN."
+            f"For BLEU and ROUGE: {EVALUATION}"
         )
     disable_evaluation_without_data(translation)
     if not data_dir:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from glmtune.migrate.shell import ShellCommand
-from glmtune.migrate.translation import Translation
+from glmtune.migrate.shell import ShellCommand, split_environment
+from glmtune.migrate.translation import TRAINING, Translation
 
-PROGRAMS = ("llamafactory-cli",)
+PROGRAMS = ("llamafactory-cli", "swift", "xtuner")
 LAUNCHERS = {"python", "python3", "torchrun", "deepspeed", "accelerate", "nohup", "time", "env", "exec", "sudo", "srun"}
 _PROCESS_OPTIONS = ("nproc_per_node", "num_gpus", "num_processes")
 _NODE_OPTIONS = ("nnodes", "num_nodes", "num_machines")
@@ -34,6 +35,9 @@ class ScriptLaunch:
 
 def find_launch(command: ShellCommand) -> ScriptLaunch | None:
     """Return the script that a command starts, or None for other commands such as `cd` and `mkdir`."""
+    environment, words = split_environment(command.words)
+    if environment and words:
+        command = ShellCommand(words, command.location, {**command.environment, **environment})
     first = PurePath(command.words[0]).name
     if first in PROGRAMS:
         return ScriptLaunch(first, command.words[1:], [], command)
@@ -63,12 +67,17 @@ def translate_launcher(launch: ScriptLaunch, translation: Translation) -> None:
         translation.nproc = 0
     if translation.nproc != 1:
         gpus, count = (translation.nproc, translation.nproc) if translation.nproc else ("all", "N")
-        translation.add_note(f"Started on {gpus} GPUs: glmtune train CONFIG --nproc {count}")
+        translation.add_note(f"Started on {gpus} GPUs: {TRAINING} --nproc {count}")
     if any(options.get(name, "1") != "1" for name in _NODE_OPTIONS):
-        translation.add_note("Started on several machines: glmtune train CONFIG --nnodes N --node-rank I on each.")
+        translation.add_note(f"Started on several machines: {TRAINING} --nnodes N --node-rank I on each.")
 
     for name, value in launch.command.environment.items():
-        if name != "USE_MODELSCOPE_HUB":
-            translation.add_note(f"{name}={value}: set it before glmtune train in the same way.")
-        elif value in ("1", "true"):
+        if name == "USE_MODELSCOPE_HUB" and value in ("1", "true", "True"):
             translation.set_value("model.hub", "modelscope")
+        elif name == "NPROC_PER_NODE" and value.isdigit():
+            translation.nproc = int(value)
+            translation.add_note(f"Started on {value} GPUs: {TRAINING} --nproc {value}")
+        elif name != "USE_MODELSCOPE_HUB":
+            translation.environment[name] = value
+            if os.environ.get(name) != value:  # `glmtune run` has set it
+                translation.add_note(f"{name}={value}: set it before glmtune train in the same way.")

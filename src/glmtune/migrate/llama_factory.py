@@ -1,17 +1,33 @@
-"""LLaMA-Factory: YAML files, command lines and the command preview of its web page, for supervised fine-tuning."""
+"""LLaMA-Factory and ChatGLM-Efficient-Tuning, which it grew from: YAML files, command lines and the command preview of
+the web page."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
+from glmtune.config import DataConfig
 from glmtune.config_parsing import parse_number
 from glmtune.errors import ConfigError
-from glmtune.migrate.dialect import Dialect, Rules, accept_values, disable_evaluation_without_data, ignore_key, map_key
-from glmtune.migrate.translation import Translation
+from glmtune.migrate.dialect import (
+    Dialect,
+    Rules,
+    accept_values,
+    disable_evaluation_without_data,
+    ignore_key,
+    map_key,
+)
+from glmtune.migrate.evaluation_lines import make_factory_evaluations
+from glmtune.migrate.factory_defaults import set_factory_defaults, split_names
+from glmtune.migrate.translation import Translation, limit_rows
+from glmtune.utils.documents import parse_json, read_document
 
-_SAMPLE_HINT = "Give data.train: [{path: NAME, num_samples: N}], a random sample."
 _REMOVE_HINT = "Leave it out."
+_PREFERENCE_STAGES = {"rm": "reward models", "ppo": "PPO", "dpo": "preference tuning", "kto": "preference tuning"}
+_PREFERENCE_STAGES |= {"orpo": "preference tuning", "simpo": "preference tuning"}
+
 
 RULES: Rules = {
     "model_name_or_path": map_key("model.path"),
@@ -23,20 +39,56 @@ RULES: Rules = {
     "trust_remote_code": ignore_key("the Python files of a checkpoint are never executed", switch=True),
     "use_fast_tokenizer": ignore_key("always a fast tokenizer, with the published ids", switch=True),
     "split_special_tokens": ignore_key("special tokens in a text are always encoded as text", switch=True),
-    "resize_vocab": accept_values(
-        False, note="the vocabulary is always that of the checkpoint", hint=_REMOVE_HINT, switch=True
+    "checkpoint_dir": map_key("adapter"),
+    "resume_lora_training": accept_values(
+        True, note="training continues the adapter; a second one is not supported", hint=_REMOVE_HINT, switch=True
     ),
-    "stage": accept_values("sft", note="only supervised fine-tuning is supported", hint="Use stage sft."),
-    "finetuning_type": map_key("method", values={"lora": "lora", "full": "full", "freeze": "freeze"}),
+    "use_auth_token": ignore_key("log in with `hf auth login`, or set HF_TOKEN", switch=True),
+    "hf_hub_token": ignore_key("log in with `hf auth login`, or set HF_TOKEN"),
+    "ms_hub_token": ignore_key("log in with ModelScope's own command"),
+    "config_name": accept_values(note="the config is read from the checkpoint", hint=_REMOVE_HINT),
+    "tokenizer_name": accept_values(note="the tokenizer is read from the checkpoint", hint=_REMOVE_HINT),
+    "new_special_tokens": map_key("data.new_tokens"),
+    "add_special_tokens": map_key("data.new_tokens"),
+    "add_tokens": map_key("data.new_tokens"),
+    "resize_vocab": ignore_key("new tokens get rows in the embedding without it", switch=True),
+    "stage": accept_values(
+        *("sft", "pt"), note="only supervised fine-tuning (sft) and plain text (pt) are trained", hint="Use sft or pt."
+    ),
+    "finetuning_type": map_key(
+        "method", values={"lora": "lora", "full": "full", "freeze": "freeze", "p_tuning": "ptuning"}
+    ),
     "template": ignore_key("the model family decides the prompt format"),
+    "prompt_template": ignore_key("the model family decides the prompt format"),
+    "tool_format": ignore_key("the model family decides the format of tools"),
+    "enable_thinking": ignore_key("rows are trained on as they are"),
+    "default_system": accept_values(note="a system message is part of its row", hint="Add it to the rows."),
+    "system_prompt": accept_values(note="a system message is part of its row", hint="Add it to the rows."),
+    "source_prefix": map_key("data.prefix"),
     "dataset": map_key("data.train", "dataset_dir is added to the names"),
     "eval_dataset": map_key("data.eval", "dataset_dir is added to the names"),
     "dataset_dir": ignore_key("added to the names in data.train and data.eval"),
     "cutoff_len": map_key(
         "data.max_length", "longer rows are truncated at the oldest turns, then at the start of the prompt"
     ),
+    "max_source_length": map_key("data.max_source_length"),
+    "max_target_length": map_key("data.max_target_length"),
     "val_size": map_key("data.eval_fraction"),
-    "max_samples": accept_values(100000, "100000", note="glmtune limits the rows per data entry", hint=_SAMPLE_HINT),
+    "dev_ratio": map_key("data.eval_fraction"),
+    "max_samples": ignore_key(
+        "num_samples of each data set: a random sample of at most that size; LLaMA-Factory took the first rows"
+    ),
+    "split": accept_values("train", note="a key of the data entry in glmtune", hint="Give it in dataset_info.json."),
+    "media_dir": ignore_key("only text is supported"),
+    "mix_strategy": accept_values("concat", note="data sets are used one after the other", hint="Use concat."),
+    "interleave_probs": accept_values(
+        note="data sets are not interleaved", hint="Give data.train: [{path: NAME, weight: W}]."
+    ),
+    "buffer_size": ignore_key("rows are not streamed"),
+    "eval_on_each_dataset": accept_values(
+        False, note="the loss is that of all evaluation rows", hint=_REMOVE_HINT, switch=True
+    ),
+    "eval_num_beams": ignore_key("replies are not generated by beam search"),
     "overwrite_cache": ignore_key(
         "the cache of encoded rows is keyed by their content, so it is never out of date", switch=True
     ),
@@ -47,7 +99,9 @@ RULES: Rules = {
         True, note="the loss always ignores padding", hint=_REMOVE_HINT, switch=True
     ),
     "packing": map_key("data.packing", "without attention between the rows of a block", switch=True),
+    "sft_packing": map_key("data.packing", "without attention between the rows of a block", switch=True),
     "neat_packing": map_key("data.packing", switch=True),
+    "disable_shuffling": accept_values(False, note="rows are always shuffled", hint=_REMOVE_HINT, switch=True),
     "train_on_prompt": accept_values(
         False, note="the loss is never computed on prompts", hint=_REMOVE_HINT, switch=True
     ),
@@ -59,13 +113,21 @@ RULES: Rules = {
     "lora_target": map_key("lora.targets", "all is all-linear"),
     "additional_target": map_key("lora.modules_to_save"),
     "loraplus_lr_ratio": map_key("lora.loraplus_ratio"),
+    "lora_lr_ratio": map_key("lora.loraplus_ratio"),
+    "loraplus_lr_embedding": ignore_key("embeddings have no adapters"),
     "use_rslora": map_key("lora.rslora", switch=True),
     "use_dora": map_key("lora.dora", switch=True),
     "pissa_init": accept_values(False, note="new adapters always start at zero", hint=_REMOVE_HINT, switch=True),
     "create_new_adapter": accept_values(
         False, note="training continues the adapter; a second one is not supported", hint=_REMOVE_HINT, switch=True
     ),
+    "pre_seq_len": map_key("ptuning.num_virtual_tokens"),
+    "prefix_projection": map_key("ptuning.prefix_projection", switch=True),
     "freeze_trainable_layers": map_key("freeze.trainable_layers"),
+    "num_layer_trainable": map_key("freeze.trainable_layers"),
+    "name_module_trainable": accept_values("all", note="whole layers are trained", hint=_REMOVE_HINT),
+    "freeze_extra_modules": accept_values(note="only whole layers are trained", hint=_REMOVE_HINT),
+    "use_llama_pro": accept_values(False, note="LLaMA Pro is not supported", hint=_REMOVE_HINT, switch=True),
     "freeze_trainable_modules": accept_values("all", note="whole layers are trained", hint=_REMOVE_HINT),
     "quantization_bit": map_key("model.quantization", values={4: "nf4", 8: "int8"}),
     "quantization_method": accept_values(
@@ -75,13 +137,31 @@ RULES: Rules = {
     "double_quantization": map_key("model.double_quantization", switch=True),
     "flash_attn": map_key(
         "model.attention",
-        values={"auto": "auto", "disabled": "eager", "off": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2"},
+        values={
+            **{"auto": "auto", "disabled": "eager", "off": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2"},
+            **{False: "auto", "False": "auto", True: "flash_attention_2", "True": "flash_attention_2"},
+        },
     ),
     "shift_attn": accept_values(False, note="shifted attention is not supported", hint=_REMOVE_HINT, switch=True),
     "rope_scaling": accept_values(
         "none", "None", note="positions are always those of the checkpoint", hint=_REMOVE_HINT
     ),
     "use_unsloth": ignore_key("its kernels do not support these models", switch=True),
+    "use_unsloth_gc": ignore_key("its kernels do not support these models", switch=True),
+    "enable_liger_kernel": ignore_key("the result is the same; the loss is computed a chunk at a time", switch=True),
+    "low_cpu_mem_usage": ignore_key("weights are always loaded one by one", switch=True),
+    "use_reentrant_gc": ignore_key("no effect on the result", switch=True),
+    "use_swanlab": accept_values(
+        False, note="set training.report_to: swanlab", hint="Use report_to: swanlab.", switch=True
+    ),
+    "early_stopping_steps": map_key("early_stopping", "a number of evaluations, as in LLaMA-Factory"),
+    "include_effective_tokens_per_second": ignore_key("tokens per second are always measured", switch=True),
+    "compute_accuracy": ignore_key("the evaluation computes the loss; glmtune eval scores replies", switch=True),
+    "ray_run_name": ignore_key("used with Ray only"),
+    "ray_storage_path": ignore_key("used with Ray only"),
+    "ray_num_workers": ignore_key("used with Ray only; --nproc N trains on several GPUs"),
+    "resources_per_worker": ignore_key("used with Ray only"),
+    "placement_strategy": ignore_key("used with Ray only"),
     "use_galore": accept_values(
         False, note="GaLore is an optimizer in glmtune", hint="Set training.optim: galore_adamw.", switch=True
     ),
@@ -101,42 +181,80 @@ RULES: Rules = {
 """Keys of LLaMA-Factory; it takes those of `TrainingArguments` too."""
 
 
+def refuse_preference_stages(values: Mapping[str, Any], label: str, source: str) -> None:
+    """Check that the stage is one that is trained here, before its own keys are called unknown.
+
+    Raises:
+        ConfigError: a stage of preference tuning or reinforcement learning.
+    """
+    stage = str(values.get("stage") or "")
+    if stage in _PREFERENCE_STAGES:
+        raise ConfigError(
+            f"{source}: {label} {stage}: {_PREFERENCE_STAGES[stage]} is not supported yet.",
+            "Supervised fine-tuning (sft) and plain text (pt) are trained.",
+        )
+
+
 def _set_defaults(translation: Translation, values: Mapping[str, Any]) -> None:
-    translation.set_default("data.max_length", 2048)
-    translation.set_default("method", "lora")
-    translation.set_default("training.gradient_checkpointing", True)
+    set_factory_defaults(translation, values)
     folder = str(values.get("dataset_dir") or "data")
+    is_text = values.get("stage") == "pt"
     for name, key in (("dataset", "data.train"), ("eval_dataset", "data.eval")):
         if values.get(name):
-            entries = [entry if "/" in entry else f"{folder}:{entry}" for entry in _split_names(values[name])]
+            entries = [_make_entry(entry, folder, is_text) for entry in split_names(values[name])]
             translation.set_value(key, entries)
+    for key in ("data.train", "data.eval"):
+        limit_rows(translation, key, values.get("max_samples"))
+    if is_text:
+        if not {"packing", "neat_packing", "sft_packing"} & values.keys():
+            translation.set_value("data.packing", True)
+        translation.add_note("stage pt: rows are plain text, and every token is trained on; long ones become several.")
     if parse_number(translation.get_value("data.eval_fraction") or 0) >= 1:
         raise ConfigError(
             f"{translation.source}: val_size {values['val_size']} is a number of rows; glmtune takes a share.",
             "Give a share such as 0.05, or a separate file as data.eval.",
         )
-    if translation.get_value("method") == "freeze":
-        translation.set_default("freeze.trainable_layers", 2)
-    if translation.get_value("method") == "lora":
-        translation.set_default("lora.rank", 8)
-        translation.set_default("lora.alpha", 2 * int(translation.get_value("lora.rank")))
-        translation.set_default("lora.dropout", 0.0)
-        targets = _split_names(values.get("lora_target") or "all")
-        translation.set_value("lora.targets", ["all-linear" if name == "all" else name for name in targets])
-        if translation.get_value("lora.modules_to_save"):
-            translation.set_value("lora.modules_to_save", _split_names(translation.get_value("lora.modules_to_save")))
+    if translation.get_value("data.new_tokens") and "new_tokens" not in {field.name for field in fields(DataConfig)}:
+        raise ConfigError(
+            f"{translation.source}: new tokens ({translation.get_value('data.new_tokens')}) cannot be added.",
+            _REMOVE_HINT,
+        )
+    for key in ("data.new_tokens", "lora.modules_to_save"):
+        if translation.get_value(key):
+            translation.set_value(key, split_names(translation.get_value(key)))
     disable_evaluation_without_data(translation)
 
 
-def _split_names(value: Any) -> list[str]:
-    names = value if isinstance(value, list) else str(value).split(",")
-    return [str(name).strip() for name in names if str(name).strip()]
+def _make_entry(name: str, folder: str, is_text: bool) -> str | dict[str, Any]:
+    """Return the entry of `data.train` for a name in `dataset`.
+
+    Args:
+        name: of an entry in dataset_info.json, or a file.
+        folder: `dataset_dir`.
+        is_text: whether the rows are plain text, whose column LLaMA-Factory calls the prompt.
+    """
+    if "/" in name or folder == "ONLINE" or (Path(name).suffix and Path(name).is_file()):
+        return name
+    if Path(name).suffix and (Path(folder) / name).is_file():
+        return str(Path(folder) / name)
+    entry = f"{folder}:{name}"
+    column = _find_text_column(Path(folder) / "dataset_info.json", name) if is_text else None
+    return {"path": entry, "columns": {"text": column}} if column else entry
+
+
+def _find_text_column(catalog: Path, name: str) -> str | None:
+    try:
+        columns = parse_json(read_document(catalog))[name]["columns"]
+        return None if columns.get("text") else columns.get("prompt")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None  # the error, if it is one, is reported when the rows are read
 
 
 LLAMA_FACTORY = Dialect(
     name="LLaMA-Factory",
-    scripts=("llamafactory-cli", "train_bash.py", "train.py"),
+    scripts=("llamafactory-cli", "train_bash.py", "train.py", "train_sft.py"),
     marker_keys=frozenset({"stage", "finetuning_type", "template", "dataset_dir", "cutoff_len", "lora_target"}),
     rules=RULES,
     set_defaults=_set_defaults,
+    make_evaluations=make_factory_evaluations,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from glmtune.migrate.dialect import Dialect, Rules, disable_evaluation_without_data, map_key
+from glmtune.migrate.dialect import Dialect, Rules, disable_evaluation_without_data, ignore_key, map_key
 from glmtune.migrate.translation import Translation
 
 QLORA_RULES: Rules = {
@@ -37,8 +37,12 @@ QLORA_DEFAULTS = {
 
 FINETUNE_RULES: Rules = {
     "dataset_path": map_key(
-        "data.train", "give the original rows; a folder of tokenize_dataset_rows.py holds token ids, which are not read"
+        "data.train",
+        "the rows, or the folder that `glmtune data tokenize` wrote; one of tokenize_dataset_rows.py is not read",
     ),
+    "chatglm_path": map_key("model.path"),
+    "model_name_or_path": map_key("model.path"),
+    "model_path": ignore_key("the base, unless it is the output folder, which it was in the first version"),
     "lora_rank": map_key("lora.rank"),
     "lora_alpha": map_key("lora.alpha"),
     "lora_dropout": map_key("lora.dropout"),
@@ -47,6 +51,7 @@ FINETUNE_RULES: Rules = {
 
 FINETUNE_DEFAULTS = {
     "model.path": "THUDM/chatglm-6b",
+    "data.train": "data/alpaca",
     "model.quantization": "int8",
     "data.max_length": 384,  # of tokenize_dataset_rows.py
     "lora.rank": 8,
@@ -59,7 +64,7 @@ FINETUNE_DEFAULTS = {
 def _set_qlora_defaults(translation: Translation, values: Mapping[str, Any]) -> None:
     translation.set_value("method", "lora")
     for key, value in QLORA_DEFAULTS.items():
-        translation.set_default(key, value)
+        translation.set_default(key, value, "" if key == "training.gradient_checkpointing" else "train_qlora.py's")
     translation.add_note(
         "The base is quantized to nf4 with double quantization, as in the script (model.quantization)."
     )
@@ -73,9 +78,13 @@ def _set_qlora_defaults(translation: Translation, values: Mapping[str, Any]) -> 
 
 def _set_finetune_defaults(translation: Translation, values: Mapping[str, Any]) -> None:
     translation.set_value("method", "lora")
+    path = str(values.get("model_path") or "")
+    if path and path not in ("output", str(values.get("output_dir"))):
+        translation.set_default("model.path", path)
+        translation.add_note(f"--model_path {path}: taken as the base. In the first finetune.py it had no effect.")
     for key, value in FINETUNE_DEFAULTS.items():
-        translation.set_default(key, value)
-    translation.add_note("The base is THUDM/chatglm-6b in int8 (bitsandbytes), as in the script; for another: --model.")
+        translation.set_default(key, value, "" if key == "training.gradient_checkpointing" else "finetune.py's")
+    translation.add_note("The base is quantized to int8 (bitsandbytes), as in the script; for another: --model.")
     translation.add_note(
         "data.max_length is 384, the default of tokenize_dataset_rows.py; if you used --max_seq_length, set its value."
     )
@@ -92,7 +101,7 @@ QLORA_SCRIPT = Dialect(
 FINETUNE_SCRIPT = Dialect(
     name="finetune.py (LoRA)",
     scripts=("finetune.py",),
-    marker_keys=frozenset({"dataset_path"}),
+    marker_keys=frozenset({"dataset_path", "chatglm_path"}),
     rules=FINETUNE_RULES,
     set_defaults=_set_finetune_defaults,
 )

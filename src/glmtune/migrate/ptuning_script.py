@@ -1,4 +1,4 @@
-"""`ptuning/main.py` of ChatGLM-6B and ChatGLM2-6B, which train.sh, train_chat.sh and others start."""
+"""`ptuning/main.py` of ChatGLM-6B and ChatGLM2-6B, which train.sh and evaluate.sh start, and its LoRA version."""
 
 from __future__ import annotations
 
@@ -8,11 +8,20 @@ from typing import Any
 from glmtune.config_parsing import parse_number
 from glmtune.errors import ConfigError
 from glmtune.migrate.argument_names import parse_bool
-from glmtune.migrate.dialect import Dialect, Rules, accept_values, disable_evaluation_without_data, ignore_key, map_key
-from glmtune.migrate.translation import Translation
+from glmtune.migrate.dialect import (
+    Dialect,
+    Rules,
+    accept_values,
+    disable_evaluation_without_data,
+    ignore_key,
+    map_key,
+)
+from glmtune.migrate.evaluation_lines import PTUNING_LENGTHS, make_ptuning_evaluations, make_ptuning_options
+from glmtune.migrate.replacement import ReplacementCommand
+from glmtune.migrate.translation import EVALUATION, Translation, limit_rows
 
-_EVALUATION = "an option of `glmtune eval RUN`"
-_SAMPLE_HINT = "Cut the file (head -n N), or give data.train: [{path: FILE, num_samples: N}], a random sample."
+_EVALUATION = f"an option of `{EVALUATION}`"
+_LIMIT_NOTE = "a random sample of that size; the script took the first rows"
 _FOLDER_HINT = "Put the files into one folder and give that as --model_name_or_path."
 
 RULES: Rules = {
@@ -30,6 +39,11 @@ RULES: Rules = {
     "quantization_bit": map_key("model.quantization", values={4: "packed4", 8: "packed8"}),
     "pre_seq_len": map_key("ptuning.num_virtual_tokens"),
     "prefix_projection": map_key("ptuning.prefix_projection", switch=True),
+    "lora_r": map_key("lora.rank"),
+    "lora_rank": map_key("lora.rank"),
+    "lora_alpha": map_key("lora.alpha"),
+    "lora_dropout": map_key("lora.dropout"),
+    "model_parallel_mode": ignore_key("layers are not spread over GPUs; --nproc N trains on several", switch=True),
     "lang": ignore_key("never read by the script"),
     "dataset_name": map_key("data.train"),
     "dataset_config_name": accept_values(
@@ -40,7 +54,7 @@ RULES: Rules = {
     "history_column": map_key("data.columns.history"),
     "train_file": map_key("data.train"),
     "validation_file": map_key("data.eval"),
-    "test_file": ignore_key("score the run on it afterwards: glmtune eval RUN --data FILE"),
+    "test_file": ignore_key(f"score the run on it afterwards: {EVALUATION}"),
     "overwrite_cache": ignore_key(
         "the cache of encoded rows is keyed by their content, so it is never out of date", switch=True
     ),
@@ -49,10 +63,8 @@ RULES: Rules = {
     "max_target_length": map_key("data.max_target_length"),
     "val_max_target_length": ignore_key(_EVALUATION),
     "pad_to_max_length": ignore_key("batches are padded to their longest row; the loss ignores padding", switch=True),
-    "max_train_samples": accept_values(note="glmtune limits the rows per data entry", hint=_SAMPLE_HINT),
-    "max_eval_samples": accept_values(
-        note="glmtune limits the rows per data entry", hint=_SAMPLE_HINT.replace("train", "eval")
-    ),
+    "max_train_samples": ignore_key(f"num_samples of data.train: {_LIMIT_NOTE}"),
+    "max_eval_samples": ignore_key(f"num_samples of data.eval: {_LIMIT_NOTE}"),
     "max_predict_samples": ignore_key(_EVALUATION),
     "num_beams": ignore_key(_EVALUATION),
     "ignore_pad_token_for_loss": accept_values(
@@ -67,20 +79,32 @@ RULES: Rules = {
 def _set_defaults(translation: Translation, values: Mapping[str, Any]) -> None:
     if not parse_bool(values.get("do_train"), "--do_train", translation.source):
         raise ConfigError(
-            f"{translation.source}: no --do_train, so there is nothing to train.", _evaluation_hint(values)
+            f"{translation.source}: no --do_train, so there is nothing to train.",
+            "Add --do_train to train, or --do_predict to generate and score replies.",
         )
     prefix = parse_number(translation.get_value("ptuning.num_virtual_tokens"))
-    translation.set_value("method", "ptuning" if prefix else "full")
-    if not prefix:
+    rank = translation.get_value("lora.rank")
+    translation.set_value("method", "ptuning" if prefix else "lora" if rank else "full")
+    if not prefix and not rank:
         translation.add_note("No --pre_seq_len: all weights are trained (method full).")
         if translation.get_value("model.quantization"):
             raise ConfigError(
                 f"{translation.source}: --quantization_bit without --pre_seq_len: quantized weights cannot be trained.",
                 "Give --pre_seq_len 128 for P-Tuning, or leave out --quantization_bit.",
             )
-    translation.set_default("data.max_source_length", 1024)
-    translation.set_default("data.max_target_length", 128)
+    if translation.get_value("method") == "lora":
+        translation.set_default("lora.alpha", 16, "written in main.py with --lora_r")
+        translation.set_default("lora.dropout", 0.05, "written in main.py with --lora_r")
+        if translation.get_value("model.quantization"):
+            bits = values["quantization_bit"]
+            translation.set_value("model.quantization", "nf4" if str(bits) == "4" else "int8")
+            translation.add_note(f"--quantization_bit {bits}: LoRA trains on a base quantized by bitsandbytes.")
+    for key, length in PTUNING_LENGTHS.items():
+        translation.set_default(key, length, "main.py's")
     translation.set_default("training.gradient_checkpointing", True)
+    limit_rows(translation, "data.train", values.get("max_train_samples"))
+    limit_rows(translation, "data.eval", values.get("max_eval_samples"))
+    translation.test_file = str(values.get("test_file") or "")
     translation.add_note(
         "Prompts over the limit are truncated at the oldest turns, then at the start; main.py truncated the end, "
         "where the question is."
@@ -90,12 +114,10 @@ def _set_defaults(translation: Translation, values: Mapping[str, Any]) -> None:
             "--source_prefix: inserted inside the round of the first question; main.py inserted it before the round."
         )
     disable_evaluation_without_data(translation)
-
-
-def _evaluation_hint(values: Mapping[str, Any]) -> str:
-    model, prefix = values.get("model_name_or_path", "MODEL"), values.get("ptuning_checkpoint")
-    data = values.get("test_file") or values.get("validation_file") or "FILE"
-    return f"To evaluate: glmtune eval {f'{prefix} --base {model}' if prefix else model} --data {data}"
+    output, data = translation.get_value("output"), translation.test_file
+    if parse_bool(values.get("do_predict"), "--do_predict", translation.source) and output and data:
+        words = ["eval", str(output), "--data", data, *make_ptuning_options(values)]
+        translation.evaluations.append(ReplacementCommand(translation.source, "main.py", words))
 
 
 PTUNING_SCRIPT = Dialect(
@@ -107,4 +129,5 @@ PTUNING_SCRIPT = Dialect(
     ),
     rules=RULES,
     set_defaults=_set_defaults,
+    make_evaluations=make_ptuning_evaluations,
 )

@@ -1,8 +1,8 @@
 """Commands of shell scripts, read without running a shell.
 
 Supported: comments, lines continued with a backslash, quotes, assignments, `$NAME`, `${NAME}` and `${NAME:-default}`,
-redirections, commands joined by `&&`, `;`, `|` or `&`. What only a shell can compute, such as `$(date)`, is an error if
-the value is needed, and ignored otherwise.
+redirections, commands joined by `&&`, `;`, `|` or `&`, and `$(date +FORMAT)`. What only a shell can compute, such as
+`$(hostname)`, is an error if the value is needed, and ignored otherwise.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 
 from glmtune.errors import ConfigError
 
@@ -18,14 +19,29 @@ _DOLLAR = "\0"  # replaces a literal dollar sign
 _SUBSTITUTION = "\1"  # replaces what a shell would compute
 _SPECIAL_PARTS = re.compile(
     r"""
-    (?P<double>"(?:\\.|[^"\\])*") | (?P<single>'[^']*') | (?P<comment>(?:^|(?<=\s))\#.*$) | (?P<dollar>\\\$)
-    | (?P<run>\$\([^()]*\)|`[^`]*`) | (?P<redirect>(?<!\S)(?:\d|&)?>>?\s*(?:&\d|[^\s;|&]+)|(?<!\S)<\s*[^\s;|&]+)
+    (?P<double>"(?:\\.|\$\([^()]*\)|[^"\\])*") | (?P<single>'[^']*') | (?P<comment>(?:^|(?<=\s))\#.*$)
+    | (?P<dollar>\\\$) | (?P<run>\$\([^()]*\)|`[^`]*`)
+    | (?P<redirect>(?<!\S)(?:\d|&)?>>?\s*(?:&\d|[^\s;|&]+)|(?<!\S)<\s*[^\s;|&]+)
     """,
     re.VERBOSE,
 )
 _VARIABLE = re.compile(r"\$(?:\{(?P<braced>\w+)(?::?-(?P<default>[^}]*))?\}|(?P<bare>\w+))")
 _ASSIGNMENT = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<value>.*)", re.DOTALL)
 _SEPARATORS = {";", "&&", "||", "|", "&", "|&", ";;"}
+_RUN_PARTS = re.compile(r"\$\([^()]*\)|`[^`]*`")
+_DATE = re.compile(
+    r"""date\s+(?P<utc>-u\s+|--utc\s+)?
+    (?:\+(?P<bare>[^\s"';&|<>$`()]*) | \+(?P<q1>["'])(?P<inner>[^"'$`]*)(?P=q1)
+    | (?P<q2>["'])\+(?P<outer>[^"'$`]*)(?P=q2))""",
+    re.VERBOSE,
+)
+# The directives of `date` that strftime computes the same on every system.
+_DATE_FORMAT = re.compile(r"(?:[^%]|%[YmdHMSyjBbAaeFTDpIUWuwGVsnt%])*")
+_EXPORTED_PREFIXES = (
+    *("CUDA_", "OMP_", "MKL_", "NCCL_", "HF_", "HUGGING", "TRANSFORMERS_", "TOKENIZERS_", "PYTORCH_", "TORCH_"),
+    *("WANDB_", "ACCELERATE_", "USE_MODELSCOPE_HUB", "MODELSCOPE_", "GRADIO_", "TMPDIR"),
+)
+"""Variables that are read by libraries; others that a script exports are its own."""
 
 
 @dataclass
@@ -35,7 +51,7 @@ class ShellCommand:
     Attributes:
         words: the command and its arguments.
         location: file and line.
-        environment: assignments before the command.
+        environment: assignments before the command, and exported variables that libraries read.
     """
 
     words: list[str]
@@ -43,7 +59,9 @@ class ShellCommand:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-def read_commands(text: str, name: str, environment: Mapping[str, str]) -> Iterator[ShellCommand]:
+def read_commands(
+    text: str, name: str, environment: Mapping[str, str], notes: list[str] | None = None
+) -> Iterator[ShellCommand]:
     """Yield the commands of a shell script in order.
 
     A variable without a value stays in its word; `require_value` raises the error if the word is needed.
@@ -52,14 +70,20 @@ def read_commands(text: str, name: str, environment: Mapping[str, str]) -> Itera
         text: the script.
         name: its file name, for messages.
         environment: variables that are set before the script starts.
+        notes: gets a line for each thing that is not read as a shell would.
 
     Raises:
         ConfigError: quotes that are not closed.
     """
     variables = dict(environment)
-    for line_number, line in _read_logical_lines(text):
+    exported: dict[str, str] = {}
+    notes = [] if notes is None else notes
+    for line_number, line in _read_logical_lines(text, name, notes):
         location = f"{name}:{line_number}"
         for words in _split_commands(line, location):
+            if words[1:2] == ["="] and len(words) > 3 and words[0].isidentifier():  # CUDA_VISIBLE_DEVICES = 0 python
+                notes.append(f"{location}: {words[0]} = {words[2]} is read as {words[0]}={words[2]}.")
+                words = [f"{words[0]}={words[2]}", *words[3:]]
             candidates = words[1:] if words[0] in ("export", "declare", "local") else words
             assignments: dict[str, str] = {}
             count = 0
@@ -71,6 +95,8 @@ def read_commands(text: str, name: str, environment: Mapping[str, str]) -> Itera
                 count += 1
             if count == len(candidates):
                 variables |= assignments
+                if words[0] == "export":
+                    exported |= {name: value for name, value in assignments.items() if _is_library_variable(name)}
                 continue
             arguments: list[str] = []
             for word in words[count:]:
@@ -80,7 +106,22 @@ def read_commands(text: str, name: str, environment: Mapping[str, str]) -> Itera
                     arguments += shlex.split(value)
                 else:
                     arguments.append(value)
-            yield ShellCommand(arguments, location, assignments)
+            yield ShellCommand(arguments, location, {**exported, **assignments})
+
+
+def split_environment(words: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Split the words of a command line into the assignments before the command, and the command."""
+    environment: dict[str, str] = {}
+    for index, word in enumerate(words):
+        match = _ASSIGNMENT.fullmatch(word)
+        if match is None:
+            return environment, words[index:]
+        environment[match["name"]] = match["value"]
+    return {}, words
+
+
+def _is_library_variable(name: str) -> bool:
+    return name.startswith(_EXPORTED_PREFIXES)
 
 
 def require_value(word: str, location: str) -> str:
@@ -113,12 +154,14 @@ def _replace_variables(word: str, variables: Mapping[str, str]) -> str:
     return _VARIABLE.sub(find_value, word)
 
 
-def _read_logical_lines(text: str) -> Iterator[tuple[int, str]]:
+def _read_logical_lines(text: str, name: str, notes: list[str]) -> Iterator[tuple[int, str]]:
     """Yield lines joined at backslashes, without comments and redirections, with the number of their first line."""
     start = 1
     parts: list[str] = []
     for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
-        code = _SPECIAL_PARTS.sub(_mask_part, line).rstrip()
+        dates: list[str] = []
+        code = _SPECIAL_PARTS.sub(lambda match, dates=dates: _mask_part(match, dates), line).rstrip()  # type: ignore[misc]
+        notes += [f"{name}:{number}: {date}" for date in dates]
         if not parts:
             start = number
         elif not code and line.lstrip().startswith("#"):
@@ -131,13 +174,33 @@ def _read_logical_lines(text: str) -> Iterator[tuple[int, str]]:
         yield start, " ".join(parts)
 
 
-def _mask_part(match: re.Match[str]) -> str:
+def _mask_part(match: re.Match[str], dates: list[str]) -> str:
+    """Return what a part with a meaning for the shell is replaced by; notes about dates are added to `dates`."""
     text = match.group()
     if match.lastgroup == "single":
         return text.replace("$", _DOLLAR)
     if match.lastgroup == "double":
-        return re.sub(r"\$\([^()]*\)|`[^`]*`", _SUBSTITUTION, text.replace("\\$", _DOLLAR))
-    return {"dollar": _DOLLAR, "run": _SUBSTITUTION}.get(str(match.lastgroup), " ")
+        return _RUN_PARTS.sub(lambda part: _replace_run(part.group(), dates), text.replace("\\$", _DOLLAR))
+    if match.lastgroup == "run":
+        value = _replace_run(text, dates)
+        return value if value == _SUBSTITUTION else shlex.quote(value)
+    return _DOLLAR if match.lastgroup == "dollar" else " "
+
+
+def _replace_run(text: str, dates: list[str]) -> str:
+    """Return the value of `$(date +FORMAT)`, and a mark for every other program; nothing is executed."""
+    inner = text[2:-1] if text.startswith("$(") else text[1:-1]
+    match = _DATE.fullmatch(inner.strip())
+    if match is None:
+        return _SUBSTITUTION
+    directives = match["bare"] or match["inner"] or match["outer"] or ""
+    if not _DATE_FORMAT.fullmatch(directives):
+        return _SUBSTITUTION
+    now = datetime.now(timezone.utc) if match["utc"] else datetime.now().astimezone()
+    # %s is not known to strftime on every system.
+    value = now.strftime(directives.replace("%s", str(int(now.timestamp()))))
+    dates.append(f"{text} is {value}, the time of this translation.")
+    return value
 
 
 def _split_commands(line: str, location: str) -> Iterator[list[str]]:

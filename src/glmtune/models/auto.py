@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from glmtune.errors import ModelError
+from glmtune.errors import ModelError, join_lines
 from glmtune.families import (
     FAMILY_KEY,
     AmbiguousFamilyError,
@@ -25,6 +25,10 @@ from glmtune.models.glm import PublishedGlm, PublishedGlmConfig, make_glm_config
 from glmtune.models.weight_names import convert_to_published
 from glmtune.quantization.packed import BITS
 from glmtune.quantization.quantizer import PackedQuantizationConfig
+from glmtune.utils.io import find_json_object
+
+PUBLISHED_OPTIONS = ("pre_seq_len", "prefix_projection", "quantization_bit")
+"""Keys of the published configs that `AutoConfig.from_pretrained` takes as keywords and transformers' own lack."""
 
 
 def find_family(folder: Path, name: str = "") -> Family | None:
@@ -48,7 +52,12 @@ def make_native_config(folder: Path, family: Family | None) -> PreTrainedConfig:
     config = read_model_config(folder)
     if config["model_type"] == "chatglm":
         return read_published_config(config, family)
-    loaded = AutoConfig.from_pretrained(folder)
+    try:
+        loaded = AutoConfig.from_pretrained(folder)
+    except ModelError:
+        raise
+    except Exception as error:  # transformers' checks of types and values raise many kinds
+        raise ModelError(f"{folder / 'config.json'}: {join_lines(error)}.", "Download config.json again.") from None
     if family:
         setattr(loaded, FAMILY_KEY, family.name)
     return _announce_packing(loaded)
@@ -72,6 +81,16 @@ def read_published_config(config: dict[str, Any], family: Family | None) -> PreT
     except KeyError as error:
         title = family.title if family else "ChatGLM2-6B"
         raise ModelError(f"config.json: no key {error}, which {title} needs.", "Download config.json again.") from None
+    except ModelError:
+        raise
+    except Exception as error:  # transformers' checks of types and values raise many kinds
+        raise ModelError(f"config.json: {join_lines(error)}.", "Download config.json again.") from None
+
+
+def has_published_layout(folder: Path) -> bool:
+    """Whether a folder's config.json is that of the published code rather than of transformers' `glm` or `glm4`."""
+    config = find_json_object(folder / "config.json")
+    return config is not None and config.get("model_type") == "chatglm"
 
 
 def read_packed_bits(config: PreTrainedConfig) -> int:
@@ -108,7 +127,10 @@ def make_config_from_dict(config_dict: dict[str, Any], **kwargs: Any) -> Any:
     source = str(kwargs.pop("name_or_path", "") or config_dict.get("_name_or_path", ""))
     config = read_published_config(config_dict, _find_family_of_config(config_dict, source))
     return_unused = kwargs.pop("return_unused_kwargs", False)
-    for key in [key for key in kwargs if hasattr(config, key)]:
+    for key in ("pre_seq_len", "prefix_projection"):
+        if config_dict.get(key):
+            setattr(config, key, config_dict[key])
+    for key in [key for key in kwargs if hasattr(config, key) or key in PUBLISHED_OPTIONS]:
         setattr(config, key, kwargs.pop(key))
     config._name_or_path = source
     unused = {key: value for key, value in kwargs.items() if not key.startswith("_from_")}
@@ -125,5 +147,7 @@ def _find_family_of_config(config: dict[str, Any], source: str) -> Family | None
         return None
 
 
-AutoModelForCausalLM.register(ChatGLMConfig, ChatGLMForCausalLM, exist_ok=True)
-AutoModelForCausalLM.register(PublishedGlmConfig, PublishedGlm, exist_ok=True)
+# AutoModel too: the published config.json files name the language model for it.
+for auto_class in (AutoModel, AutoModelForCausalLM):
+    auto_class.register(ChatGLMConfig, ChatGLMForCausalLM, exist_ok=True)
+    auto_class.register(PublishedGlmConfig, PublishedGlm, exist_ok=True)

@@ -11,14 +11,15 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from glmtune.errors import ModelError
+from glmtune.errors import ModelError, join_lines
 from glmtune.families import Family, family_from_folder, get_family
 from glmtune.hub import resolve_checkpoint
 from glmtune.models.auto import find_family, make_native_config, read_packed_bits
 from glmtune.models.glm import PublishedGlmConfig
 from glmtune.models.weight_files import WeightInventory, check_shapes, compute_fingerprint, read_inventory
-from glmtune.models.weight_names import list_published_shapes
+from glmtune.models.weight_names import PREFIX_ENCODER, list_published_shapes
 from glmtune.quantization.quantizer import replace_linears
+from glmtune.utils.io import read_json_object
 
 
 @dataclass
@@ -34,6 +35,9 @@ class Checkpoint:
     """4 or 8 if the weights are in the official quantised layout, else 0."""
     stored_quantization: str | None = None
     """`nf4` or `int8` if a transformers folder was saved in bitsandbytes' form."""
+    has_prefix: bool = False
+    """Whether the folder holds a P-Tuning prefix beside the model, as the earliest published checkpoints do; it is no
+    part of what is loaded."""
 
     @property
     def family(self) -> Family:
@@ -61,7 +65,17 @@ def inspect_checkpoint(
     folder = resolve_checkpoint(path, hub)
     known_family = get_family(family) if family else find_family(folder, name=str(path))
     config = make_native_config(folder, known_family)
+    if (folder / "generation_config.json").exists():  # transformers reads it while loading, and trusts its content
+        read_json_object(folder / "generation_config.json", ModelError, "Download the file again, or remove it.")
     inventory = read_inventory(folder)
+    prefix = [name for name in inventory.weights if name.startswith(PREFIX_ENCODER)]
+    for name in prefix:
+        del inventory.weights[name]
+    if prefix and not inventory.weights:
+        raise ModelError(
+            f"{folder}: holds a P-Tuning prefix alone, not a model.",
+            "Give the base that it was trained on as the model; the prefix is an adapter.",
+        )
     bits = read_packed_bits(config)
     check_packing(inventory, bits)
     native = _list_native_shapes(config)
@@ -69,7 +83,7 @@ def inspect_checkpoint(
     stored = None if bits else read_stored_quantization(config)
     if stored is None:  # bitsandbytes' weights have shapes of their own, which its loading checks
         check_shapes(inventory, expected)
-    return Checkpoint(folder, known_family, config, inventory, native, bits, stored)
+    return Checkpoint(folder, known_family, config, inventory, native, bits, stored, bool(prefix))
 
 
 def check_packing(inventory: WeightInventory, bits: int) -> None:
@@ -144,9 +158,15 @@ def require_bitsandbytes(quantization: str) -> None:
 
 def _list_native_shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
     """Shapes by name of the model that a config describes, built on the meta device."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-        if read_packed_bits(config):
-            replace_linears(model, read_packed_bits(config))
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+            if read_packed_bits(config):
+                replace_linears(model, read_packed_bits(config))
+    except (ValueError, TypeError, RuntimeError, ZeroDivisionError, KeyError, AttributeError) as error:
+        raise ModelError(
+            f"config.json: no model can be built from it ({join_lines(error)}).",
+            "Download config.json again.",
+        ) from None
     tied = getattr(model, "all_tied_weights_keys", {}) or {}
     return {name: tuple(t.shape) for name, t in model.state_dict().items() if name not in tied}

@@ -9,7 +9,7 @@ from transformers.conversion_mapping import register_checkpoint_conversion_mappi
 
 from glmtune.errors import ModelError
 from glmtune.families import FAMILY_KEY, Family
-from glmtune.models.weight_names import COMPUTED, make_conversions
+from glmtune.models.weight_names import COMPUTED, PREFIX_ENCODER, make_conversions
 
 # What GlmForCausalLM computes; with other values a published config would load and give wrong numbers.
 _REQUIRED = {
@@ -34,7 +34,7 @@ class PublishedGlm(GlmForCausalLM):
     """
 
     config_class = PublishedGlmConfig
-    _keys_to_ignore_on_load_unexpected = list(COMPUTED)  # noqa: RUF012 (as transformers declares it)
+    _keys_to_ignore_on_load_unexpected = [*COMPUTED, f"^{PREFIX_ENCODER}"]  # noqa: RUF012 (as transformers declares it)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:

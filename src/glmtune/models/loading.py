@@ -44,27 +44,49 @@ def load_base(
             that this checkpoint cannot have, or bitsandbytes is missing; it does not fit into the memory.
     """
     target, precision = parse_device(device), parse_dtype(dtype) or base.inventory.dtype
-    arguments: dict[str, Any] = {"config": copy.deepcopy(base.config), "dtype": precision}
+    arguments: dict[str, Any] = {"dtype": precision}
     arguments |= make_quantization_arguments(base, quantization, precision, double_quantization)
     if target.type != "cpu" or quantization in BITSANDBYTES or base.stored_quantization:
         arguments["device_map"] = {"": target}
+    model: Any = load_weights(base, quantization, precision, arguments)
+    # Absolute, because an adapter records it as the path of its base.
+    model.config._name_or_path = model.name_or_path = str(base.folder.resolve())
+    return model.eval()
+
+
+def load_weights(
+    base: Checkpoint, quantization: str | None, precision: torch.dtype, arguments: dict[str, Any]
+) -> PreTrainedModel:
+    """Load an inspected checkpoint and check that every weight was read and is finite.
+
+    Args:
+        base: from `inspect_checkpoint`.
+        quantization: see `load_base`; for its checks alone, `arguments` ask transformers for it.
+        precision: of the computation.
+        arguments: of transformers' `from_pretrained`, without the config.
+
+    Raises:
+        ModelError: see `load_base`.
+    """
     if quantization in BITSANDBYTES:
         check_finite_on_disk(base.inventory)
+    device_map = arguments.get("device_map")
+    place = device_map.get("", device_map) if isinstance(device_map, dict) else device_map
     with open_loadable_folder(base.inventory) as folder:
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **arguments)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, config=copy.deepcopy(base.config), output_loading_info=True, **arguments
+            )
         except (torch.OutOfMemoryError, MemoryError) as error:
-            raise _explain_lack_of_memory(base, target, quantization, error) from None
+            raise _explain_lack_of_memory(base, place or "cpu", quantization, error) from None
         model, info = loaded
     _require_loaded(base, info)
     if model.dtype != precision:  # packed during loading, which is done in the checkpoint's own precision
         cast_unpacked(model, precision)
-    if "nf4" in (quantization, base.stored_quantization) and target.type == "cpu":
+    if "nf4" in (quantization, base.stored_quantization) and model.device.type == "cpu":
         prepare_quantized_cpu(model)
     check_finite(model, base.inventory)
-    # Absolute, because an adapter records it as the path of its base.
-    model.config._name_or_path = model.name_or_path = str(base.folder.resolve())
-    return model.eval()
+    return model
 
 
 def parse_device(device: str | torch.device | None) -> torch.device:
@@ -103,11 +125,11 @@ def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 
 def _explain_lack_of_memory(
-    base: Checkpoint, target: torch.device, quantization: str | None, error: BaseException
+    base: Checkpoint, target: Any, quantization: str | None, error: BaseException
 ) -> ModelError:
     reason = summarize_error(error, 200)
     hints = ["end other programs that use this memory"]
-    if target.type != "cpu":
+    if str(target) != "cpu":
         hints.append("use the CPU")
     if not (quantization or base.packed_bits or base.stored_quantization):
         hints.insert(0, "quantise it (quantization nf4 or int8)")

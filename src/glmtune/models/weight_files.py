@@ -20,6 +20,8 @@ from torch import nn
 
 from glmtune.errors import ModelError, summarize_error
 from glmtune.models.weight_names import COMPUTED, find_published_name, group_by_published
+from glmtune.utils.documents import shorten_value
+from glmtune.utils.io import read_json_object
 
 _KINDS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -61,7 +63,7 @@ def read_inventory(folder: Path) -> WeightInventory:
     Raises:
         ModelError: no weights; a shard missing, cut short or not a weight file; an index that does not fit.
     """
-    files, index = _find_weight_files(folder)
+    files, index, is_complete = _find_weight_files(folder)
     weights: dict[str, Weight] = {}
     for file in files:
         for name, (shape, dtype) in _read_header(file).items():
@@ -72,7 +74,7 @@ def read_inventory(folder: Path) -> WeightInventory:
         raise ModelError(
             f"{folder}: the index names weights that its shards lack: {_join_names(missing)}.", f"{_DOWNLOAD_AGAIN}."
         )
-    return WeightInventory(folder, weights, indexed=bool(index))
+    return WeightInventory(folder, weights, indexed=is_complete)
 
 
 def check_shapes(inventory: WeightInventory, expected: Mapping[str, tuple[int, ...]]) -> None:
@@ -107,7 +109,8 @@ def check_shapes(inventory: WeightInventory, expected: Mapping[str, tuple[int, .
 def open_loadable_folder(inventory: WeightInventory) -> Iterator[Path]:
     """Give a folder that transformers can load: the checkpoint's own, or links to its files and the missing index."""
     files = {weight.file for weight in inventory.weights.values()}
-    if inventory.indexed or len(files) == 1:
+    is_single = len(files) == 1 and next(iter(files)).name in {f"{stem}{suffix}" for stem, suffix in _KINDS}
+    if inventory.indexed or is_single:
         yield inventory.folder
         return
     with TemporaryDirectory(prefix="glmtune-") as temporary:
@@ -176,35 +179,43 @@ class _RowReader:
         """The tensor, or a safetensors slice of it; both give rows when indexed."""
         file = self._weights[name].file
         if file not in self._open:
-            self._open[file] = safe_open(file, "pt") if file.suffix == ".safetensors" else _read_bin(file, "cpu")
+            self._open[file] = safe_open(file, "pt") if file.suffix == ".safetensors" else read_bin(file, "cpu")
         source = self._open[file]
         return source[name] if isinstance(source, dict) else source.get_slice(name)
 
 
-def _find_weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
-    """Find the weight files, and the weight map of the index if there is one."""
+def _find_weight_files(folder: Path) -> tuple[list[Path], dict[str, str], bool]:
+    """Find the weight files, the weight map of the index if there is one, and whether transformers can read it."""
     for name in _INDEXES:
         if (folder / name).is_file():
-            index = _read_index(folder / name)
+            index, is_complete = _read_index(folder / name)
             names = sorted(set(index.values()))
             _require_files(folder, names, f"{name} names")
-            return [folder / file for file in names], index
+            return [folder / file for file in names], index, is_complete
     for stem, suffix in _KINDS:
         single = folder / f"{stem}{suffix}"
         if single.is_file():
-            return [single], {}
+            return [single], {}, False
         shards = sorted(folder.glob(f"{stem}-*-of-*{suffix}"))
         if shards:
-            count = int(shards[0].stem.rsplit("-of-", 1)[1])
+            count = _read_shard_count(shards[0])
             names = [f"{stem}-{i:05d}-of-{count:05d}{suffix}" for i in range(1, count + 1)]
             _require_files(folder, names, "the shards' names call for")
-            return [folder / name for name in names], {}
+            return [folder / name for name in names], {}, False
     code = sorted(path.name for path in folder.glob("*.py"))
     has = f" (only code: {', '.join(code)})" if code else ""
     raise ModelError(
         f"{folder}: no weights found{has}. Expected: model.safetensors, pytorch_model.bin, or their numbered shards.",
         "The weights are large files of the same repository; git clone brings them only with git-lfs.",
     )
+
+
+def _read_shard_count(shard: Path) -> int:
+    """The number of shards that the name of one says."""
+    digits = shard.stem.rsplit("-of-", 1)[1]
+    if not re.fullmatch(r"[0-9]{5}", digits):
+        raise ModelError(f"{shard}: the name ends in {shorten_value(digits)}, not in a number of files.", "Rename it.")
+    return int(digits)
 
 
 def _require_files(folder: Path, names: list[str], who: str) -> None:
@@ -215,14 +226,19 @@ def _require_files(folder: Path, names: list[str], who: str) -> None:
         )
 
 
-def _read_index(path: Path) -> dict[str, str]:
-    try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise TypeError
-    except (ValueError, KeyError, TypeError):
-        raise ModelError(f"{path}: not an index of weights (no usable weight_map).", f"{_DOWNLOAD_AGAIN}.") from None
-    return weight_map
+def _read_index(path: Path) -> tuple[dict[str, str], bool]:
+    """The weight map of an index, and whether transformers can read the index as it is."""
+    content = read_json_object(path, ModelError, f"{_DOWNLOAD_AGAIN}.")
+    weight_map = content.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{path}: not an index of weights (no usable weight_map).", f"{_DOWNLOAD_AGAIN}.")
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or not file or file in (".", "..") or re.search(r"[/\\\0]", file):
+            raise ModelError(
+                f"{path}: {name} is said to be in {file!r}, which is no name of a file in this folder.",
+                f"{_DOWNLOAD_AGAIN}.",
+            )
+    return weight_map, isinstance(content.get("metadata"), dict)
 
 
 def _read_header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -243,12 +259,20 @@ def _read_safetensors_header(file: Path) -> dict[str, tuple[tuple[int, ...], str
 
 
 def _read_bin_header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    state = _read_bin(file, "meta")
+    state = read_bin(file, "meta")
     return {name: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in state.items()}
 
 
-def _read_bin(file: Path, device: str) -> dict[str, torch.Tensor]:
-    """Read a `.bin` file without running code in it; mapped from disk where its format allows."""
+def read_bin(file: Path, device: str) -> dict[str, torch.Tensor]:
+    """Read a `.bin` file without running code in it; mapped from disk where its format allows.
+
+    Args:
+        file: of named tensors.
+        device: `cpu`, or `meta` for names, shapes and dtypes alone.
+
+    Raises:
+        ModelError: it is cut short, or holds something else.
+    """
     try:
         state = torch.load(file, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and others for a broken file

@@ -30,6 +30,8 @@ FUSED: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 # Published buffers that are computed from the config instead of read.
 COMPUTED = (r"rotary_pos_emb\.inv_freq$", r"rotary_emb\.inv_freq$")
+# What the names of a P-Tuning v2 prefix begin with; the earliest published checkpoints hold it beside the whole model.
+PREFIX_ENCODER = "transformer.prefix_encoder."
 
 
 def make_conversions() -> list[WeightConverter | WeightRenaming]:

@@ -105,7 +105,7 @@ def _read_evaluation(folder: Path) -> Evaluation:
     for line in path.read_text("utf-8").split("\n") if path.is_file() else []:
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue  # a last line that was cut off by a kill
         if isinstance(row, dict):
             rows.append(row)

@@ -8,20 +8,18 @@ from typing import Any, get_args, get_type_hints
 import torch
 from transformers import IntervalStrategy, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.training_args import ParallelMode
 
 from glmtune.config import TRAINING_DEFAULTS, RunConfig
 from glmtune.config_parsing import suggest_key
 from glmtune.errors import ConfigError, summarize_error
 from glmtune.run_dir import RunDir
-
-# Keys that the run folder decides, and what to use instead.
-_RESERVED_KEYS = {
-    "output_dir": "output",
-    "resume_from_checkpoint": "--resume",
-    "do_train": "glmtune train",
-    "remove_unused_columns": "data.columns",
-}
+from glmtune.training.distributed import count_processes
+from glmtune.training.optimizers import check_optimizer
+from glmtune.training.training_keys import TRAINING_KEY_CHOICES, TRAINING_KEY_USES
+from glmtune.utils.console import print_warning
+from glmtune.utils.documents import shorten_value
 
 
 class GlmTrainingArguments(TrainingArguments):
@@ -32,6 +30,12 @@ class GlmTrainingArguments(TrainingArguments):
 
 
 _POSITIVE_KEYS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+_WORKERS = "dataloader_num_workers"
+_WORKER_KEYS = (
+    "dataloader_persistent_workers",
+    "dataloader_prefetch_factor",
+    "dataloader_multiprocessing_context",
+)
 
 
 def pick_precision(precision: str) -> torch.dtype:
@@ -47,22 +51,58 @@ def check_training_keys(training: dict[str, Any]) -> None:
     """Check the keys of the `training:` section, and the types of numbers.
 
     Raises:
-        ConfigError: a key that `TrainingArguments` does not have, one that the run folder decides, or a value that is
-            not a number, or too small.
+        ConfigError: a key that `TrainingArguments` does not have, one that is refused, or a value that is not a number,
+            or too small.
     """
     hints = get_type_hints(TrainingArguments)
     known_keys = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
     for key, value in training.items():
-        if key in _RESERVED_KEYS:
-            raise ConfigError(f"training.{key} is decided by glmtune.", f"Use {_RESERVED_KEYS[key]} instead.")
         if key not in known_keys:
             raise ConfigError(f"unknown key training.{key}.", suggest_key(key, known_keys))
-        kinds = set(get_args(hints[key]) or (hints[key],))
-        numeric = bool(kinds & {int, float}) and str not in kinds
-        if numeric and value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            raise ConfigError(f"training.{key} must be a number, not {value!r}.")
+        use = TRAINING_KEY_USES[key]
+        if use.status == "refused" and not use.accepts(value):
+            raise ConfigError(f"training.{key} is not supported: {use.reason}.", f"Remove training.{key}.")
+        _check_type(key, value, set(get_args(hints[key]) or (hints[key],)))
+        choices = TRAINING_KEY_CHOICES.get(key)
+        if choices and value not in (None, "", [], *choices, [*choices]):
+            raise ConfigError(f"training.{key} cannot be {shorten_value(value)}.", f"One of: {', '.join(choices)}.")
+        if key in _WORKER_KEYS and value is not None and value is not False and not training.get(_WORKERS):
+            raise ConfigError(f"training.{key} has no effect without training.{_WORKERS}.", "Set it to 1 or more.")
         if key in _POSITIVE_KEYS and value < 1:
             raise ConfigError(f"training.{key} is {value}; it must be at least 1.")
+
+
+def _check_type(key: str, value: Any, kinds: set[Any]) -> None:
+    """Check the type of a value: transformers takes some texts for true, and fails at others in the training.
+
+    Args:
+        key: of the value.
+        value: any.
+        kinds: the types that `TrainingArguments` declares.
+    """
+    if key in ("activation_checkpointing", "gradient_checkpointing"):
+        return  # `auto` too; see `read_checkpointing`
+    if value is None and type(None) not in kinds and kinds <= {int, float, bool, str}:
+        raise ConfigError(f"training.{key} has no value.", "Give it one, or remove the key.")
+    is_json = isinstance(value, dict) or str(value).lstrip().startswith("{")
+    if key.endswith("_kwargs") and value is not None and not is_json:
+        raise ConfigError(f"training.{key} must hold keys and values, not {shorten_value(value)}.")
+    if value is None or str in kinds:
+        return
+    if kinds & {int, float} and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        raise ConfigError(f"training.{key} must be a number, not {value!r}.")
+    if bool in kinds and not kinds & {int, float} and not isinstance(value, bool):
+        raise ConfigError(f"training.{key} must be true or false, not {shorten_value(value)}.")
+
+
+def list_ineffective_keys(training: dict[str, Any]) -> list[str]:
+    """List the keys of the `training:` section that have no effect with their values, each with the reason."""
+    uses = ((key, TRAINING_KEY_USES[key], value) for key, value in training.items() if key in TRAINING_KEY_USES)
+    return [
+        f"training.{key} has no effect: {use.reason}."
+        for key, use, value in uses
+        if use.status == "no effect" and not use.accepts(value)
+    ]
 
 
 def read_checkpointing(config: RunConfig) -> bool | str:
@@ -88,6 +128,26 @@ def list_reporters(config: RunConfig) -> list[str]:
     if names == ["all"]:
         return get_available_reporting_integrations()
     return [] if names == ["none"] else names
+
+
+def check_reporters(config: RunConfig) -> None:
+    """Check that the services of `training.report_to` are known and their packages installed.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    available = get_available_reporting_integrations()
+    for name in list_reporters(config):
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise ConfigError(
+                f"training.report_to has no value {shorten_value(name)}.",
+                suggest_key(str(name), list(INTEGRATION_TO_CALLBACK)),
+            )
+        if name not in available:
+            raise ConfigError(
+                f"training.report_to {name} needs its package, which is not installed.",
+                f"pip install {name.replace('_', '-')}, or set training.report_to to none.",
+            )
 
 
 def _align_save_with_eval(values: dict[str, Any], config: RunConfig) -> None:
@@ -118,7 +178,12 @@ def make_arguments(config: RunConfig, run: RunDir, precision: torch.dtype) -> Tr
         ConfigError: an unknown key, or a value that transformers refuses (with its own message).
     """
     check_training_keys(config.training)
-    values: dict[str, Any] = dict(config.training)
+    for line in list_ineffective_keys(config.training):
+        print_warning(line)
+    check_reporters(config)
+    # Of the other keys, transformers would act on some: look for packages, hold more memory, write on other machines.
+    used = [key for key in config.training if TRAINING_KEY_USES[key].status == "used"]
+    values: dict[str, Any] = {key: config.training[key] for key in used}
     on_gpu = torch.cuda.is_available() and not values.get("use_cpu")
     values.setdefault("use_cpu", not on_gpu)
     if not {"bf16", "fp16"} & set(config.training):
@@ -127,6 +192,8 @@ def make_arguments(config: RunConfig, run: RunDir, precision: torch.dtype) -> Tr
     values.setdefault("dataloader_pin_memory", on_gpu)
     values.setdefault("label_names", ["labels"])
     values.setdefault("ddp_find_unused_parameters", False)  # every trained weight is used in every step
+    if count_processes() == 1:
+        values.pop("ddp_backend", None)  # torch would look for a process group
     _align_save_with_eval(values, config)
     values.pop("gradient_checkpointing", None)
     values |= {
@@ -139,9 +206,10 @@ def make_arguments(config: RunConfig, run: RunDir, precision: torch.dtype) -> Tr
     }
     try:
         arguments = GlmTrainingArguments(**values)
-    except (ValueError, TypeError, ImportError, KeyError) as error:
+    except (ValueError, TypeError, ImportError, KeyError, AttributeError, OSError, RuntimeError) as error:
         reason = summarize_error(error)
         raise ConfigError(f"training: {reason}") from None
+    check_optimizer(arguments, config)
     if arguments.parallel_mode is ParallelMode.NOT_DISTRIBUTED:
         # With several GPUs visible to one process the Trainer would split batches among them by nn.DataParallel,
         # which is obsolete and which our batches of rows without padding cannot be split for.

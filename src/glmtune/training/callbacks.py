@@ -6,6 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -19,6 +20,7 @@ from glmtune.training.distributed import any_rank
 from glmtune.utils.console import format_duration, get_console, is_main_process, print_message
 
 _LOGGED_KEYS = ("loss", "grad_norm", "learning_rate")
+_LOSS_NAMES = {"loss": "loss", "eval_loss": "eval loss"}
 _SCORE_NAMES = {"eval_rouge_l": "ROUGE-L", "eval_bleu4_characters": "BLEU-4"}
 # Seconds between two writes of progress.json.
 _PROGRESS_INTERVAL = 1.0
@@ -198,11 +200,12 @@ class ProgressDisplay:
 
 
 class StopCallback(TrainerCallback):
-    """Ends training after the current step, with a checkpoint, on Ctrl-C or when the run's stop file appears."""
+    """Ends training after the current step, with a checkpoint: on Ctrl-C, on SIGTERM, which schedulers and containers
+    send before they kill, or when the run's stop file appears."""
 
     def __init__(self, run: RunDir):
         self._run = run
-        self._previous_handler: Any = None
+        self._previous_handlers: dict[int, Any] = {}
         self._is_requested = False
         self.is_stopped = False
 
@@ -211,10 +214,9 @@ class StopCallback(TrainerCallback):
     ) -> None:
         if is_main_process():
             self._run.stop.unlink(missing_ok=True)
-        try:
-            self._previous_handler = signal.signal(signal.SIGINT, self._handle_signal)
-        except ValueError:
-            self._previous_handler = None  # not the main thread: stopped through the file only
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with suppress(ValueError):  # not the main thread: stopped through the file only
+                self._previous_handlers[number] = signal.signal(number, self._handle_signal)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         is_requested = self._is_requested or (is_main_process() and self._run.stop.exists())
@@ -235,20 +237,24 @@ class StopCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.restore_signal()
+        self.restore_signals()
 
-    def restore_signal(self) -> None:
-        """Restore the previous handler of Ctrl-C."""
-        if self._previous_handler is not None:
-            signal.signal(signal.SIGINT, self._previous_handler)
-            self._previous_handler = None
+    def restore_signals(self) -> None:
+        """Restore the previous handlers."""
+        while self._previous_handlers:
+            number, handler = self._previous_handlers.popitem()
+            if handler is not None:  # None: not one of Python's
+                signal.signal(number, handler)
 
     def _handle_signal(self, number: int, frame: FrameType | None) -> None:
         if self._is_requested:
-            self.restore_signal()
+            if number == signal.SIGTERM:
+                return  # schedulers repeat it
+            self.restore_signals()
             raise KeyboardInterrupt
         self._is_requested = True
-        print_message("\nStopping after this step, with a checkpoint. Ctrl-C again stops at once.")
+        again = " Ctrl-C again stops at once." if number == signal.SIGINT else ""
+        print_message(f"\nStopping after this step, with a checkpoint.{again}")
 
 
 class CheckpointFirstLayers(TrainerCallback):
@@ -286,14 +292,11 @@ def checkpoint_first_layers(model: nn.Module, layers: int) -> None:
 
 def format_metrics(entry: dict[str, Any]) -> str:
     """An entry of metrics.jsonl as a line of text."""
-    parts = []
-    if "loss" in entry:
-        parts.append(f"loss {entry['loss']:.4f}")
-    if "eval_loss" in entry:
-        parts.append(f"eval loss {entry['eval_loss']:.4f}")
-    parts += [f"{name} {entry[key]:.2f}" for key, name in _SCORE_NAMES.items() if entry.get(key) is not None]
-    if "learning_rate" in entry:
-        parts.append(f"lr {entry['learning_rate']:.2e}")
-    if "tokens_per_second" in entry:
-        parts.append(f"{entry['tokens_per_second']:,.0f} tokens/s")
+    numbers = {key: value for key, value in entry.items() if value is not None}  # null: not finite
+    parts = [f"{name} {numbers[key]:.4f}" for key, name in _LOSS_NAMES.items() if key in numbers]
+    parts += [f"{name} {numbers[key]:.2f}" for key, name in _SCORE_NAMES.items() if key in numbers]
+    if "learning_rate" in numbers:
+        parts.append(f"lr {numbers['learning_rate']:.2e}")
+    if "tokens_per_second" in numbers:
+        parts.append(f"{numbers['tokens_per_second']:,.0f} tokens/s")
     return "  ".join(parts)

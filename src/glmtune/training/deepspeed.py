@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +16,8 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 from glmtune.config import RunConfig
 from glmtune.config_parsing import suggest_key
 from glmtune.errors import ConfigError
+from glmtune.utils.console import print_message, print_warning
+from glmtune.utils.documents import DocumentError, parse_json, read_document
 
 _TOP = (
     *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"),
@@ -97,6 +98,47 @@ def require_same_settings(config: RunConfig, arguments: TrainingArguments) -> No
         )
 
 
+def announce_compilation(config: RunConfig, on_gpu: bool) -> None:
+    """Say that DeepSpeed compiles its optimizer, which takes minutes in which nothing is printed, and name a lock that
+    a killed compilation may have left: torch would wait for it without end.
+
+    Args:
+        config: of the run, with DeepSpeed's settings.
+        on_gpu: whether the run is on GPUs.
+    """
+    for name in _list_compiled_parts(config.training.get("deepspeed") or {}, on_gpu):
+        folder = _find_build_folder(name)
+        if folder is None or (folder / f"{name}.so").is_file():
+            continue
+        lock = folder / "lock"
+        if lock.exists():
+            print_warning(
+                f"{lock}: another process compiles {name} for DeepSpeed, and this one waits for it. If there is none, "
+                "it was killed: stop this one and remove the file."
+            )
+        else:
+            print_message(f"DeepSpeed compiles {name}, once; this takes some minutes.")
+
+
+def _list_compiled_parts(settings: Mapping[str, Any], on_gpu: bool) -> list[str]:
+    """The parts of DeepSpeed that it compiles for these settings."""
+    zero = settings.get("zero_optimization") or {}
+    devices = [str((zero.get(key) or {}).get("device", "none")) for key in ("offload_optimizer", "offload_param")]
+    parts = ["async_io"] if "nvme" in devices else []
+    if "optimizer" in settings:
+        parts += ["cpu_adam"] if devices[0] != "none" or not on_gpu else ["fused_adam"]
+    return parts
+
+
+def _find_build_folder(name: str) -> Path | None:
+    from torch.utils import cpp_extension
+
+    try:
+        return Path(cpp_extension._get_build_directory(name, verbose=False))
+    except OSError:
+        return None
+
+
 @contextmanager
 def without_zero_init(arguments: TrainingArguments) -> Iterator[None]:
     """Load a base without ZeRO-3's partitioned initialisation, whose shapes the conversion from the published layout
@@ -118,11 +160,9 @@ def find_zero_stage(config: RunConfig) -> int:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ConfigError(f"training.deepspeed: {path} cannot be read ({error.strerror}).") from None
-    except ValueError as error:
-        raise ConfigError(f"{path}: not JSON ({error}).") from None
+        return parse_json(read_document(path), unique_keys=True)
+    except DocumentError as error:
+        raise ConfigError(f"training.deepspeed: {path} cannot be read ({error.problem}).") from None
 
 
 def _check_keys(found: dict[str, Any], known: list[str], where: str, prefix: str) -> None:

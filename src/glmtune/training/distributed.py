@@ -21,7 +21,7 @@ import torch.distributed as dist
 from rich.console import Console
 from torch.distributed.rendezvous import rendezvous
 
-from glmtune.errors import ConfigError
+from glmtune.errors import ConfigError, TrainingError, summarize_error
 
 T = TypeVar("T")
 
@@ -142,15 +142,30 @@ def report_error_once() -> Iterator[None]:
     """Let one process only raise an error: others have the same one, or fail because that process has ended.
 
     Raises:
+        TrainingError: another process has ended, so that a message to it failed.
         SystemExit: 1, in the other processes, if the launcher has not ended them before.
     """
     try:
         yield
-    except (Exception, KeyboardInterrupt):
+    except (Exception, KeyboardInterrupt) as error:
         if _world_size() > 1 and _store().add("glmtune/failed", 1) > 1:
             time.sleep(_GRACE)
             raise SystemExit(1) from None
+        if _world_size() > 1 and _is_lost_process(error):  # and that one could not report why
+            raise TrainingError(
+                f"Process {os.environ.get('RANK', 0)} has lost another process of the training "
+                f"({summarize_error(error, 120)}).",
+                "Find out why that one ended, then continue with --resume.",
+            ) from None
         raise
+
+
+def _is_lost_process(error: BaseException) -> bool:
+    """Whether a collective operation failed because another process is gone."""
+    if isinstance(error, dist.DistNetworkError | dist.DistBackendError):
+        return True
+    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "monitoredBarrier")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
 def _world_size() -> int:

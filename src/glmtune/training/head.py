@@ -27,6 +27,7 @@ def compute_head_losses(
     forward: Callable[[torch.Tensor], torch.Tensor],
     hidden_NH: torch.Tensor,
     targets_N: torch.Tensor,
+    smoothing: float = 0.0,
 ) -> torch.Tensor:
     """Cross-entropy of every target, (N,) in fp32.
 
@@ -35,6 +36,8 @@ def compute_head_losses(
         forward: its forward pass.
         hidden_NH: final hidden states of the positions that predict a target.
         targets_N: the target ids.
+        smoothing: share of the target's probability that is spread over the whole vocabulary, as in transformers'
+            `LabelSmoother`: the loss is (1 - smoothing) * -log p(target) + smoothing * mean over V of -log p.
     """
     if _is_single_product(head):
         weight_VH: Any = head.weight
@@ -43,10 +46,11 @@ def compute_head_losses(
             hidden_NH, weight_VH = hidden_NH.to(dtype), weight_VH.to(dtype)
         gradients = torch.is_grad_enabled()  # an autograd function cannot see it
         with torch.autocast(hidden_NH.device.type, enabled=False):
-            return _HeadLosses.apply(hidden_NH, weight_VH, targets_N, gradients)
+            return _HeadLosses.apply(hidden_NH, weight_VH, targets_N, gradients, smoothing)
 
     def losses(hidden_CH: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(forward(hidden_CH).float(), targets_C, reduction="none")
+        logits_CV = forward(hidden_CH).float()
+        return F.cross_entropy(logits_CV, targets_C, reduction="none", label_smoothing=smoothing)
 
     size = _chunk_size(int(getattr(head, "out_features", 0)) or 130_528)
     return torch.cat(
@@ -71,7 +75,12 @@ class _HeadLosses(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_NH: torch.Tensor, weight_VH: torch.Tensor, targets_N: torch.Tensor, gradients: bool
+        ctx: Any,
+        hidden_NH: torch.Tensor,
+        weight_VH: torch.Tensor,
+        targets_N: torch.Tensor,
+        gradients: bool,
+        smoothing: float,
     ) -> torch.Tensor:
         size = _chunk_size(len(weight_VH))
         losses_N = torch.empty(len(hidden_NH), dtype=torch.float32, device=hidden_NH.device)
@@ -81,9 +90,13 @@ class _HeadLosses(torch.autograd.Function):
             part = slice(start, start + size)
             logs_CV = _log_softmax(hidden_NH[part], weight_VH)
             losses_N[part] = -logs_CV.gather(1, targets_N[part, None])[:, 0]
+            if smoothing:
+                losses_N[part] = (1 - smoothing) * losses_N[part] - smoothing * logs_CV.mean(-1)
             if gradient_NH is not None:
-                gradient_NH[part] = _logit_gradient(logs_CV, targets_N[part]).to(weight_VH.dtype) @ weight_VH
+                error_CV = _logit_gradient(logs_CV, targets_N[part], smoothing)
+                gradient_NH[part] = error_CV.to(weight_VH.dtype) @ weight_VH
         ctx.save_for_backward(hidden_NH, weight_VH, targets_N, gradient_NH)
+        ctx.smoothing = smoothing
         return losses_N
 
     @staticmethod
@@ -91,18 +104,18 @@ class _HeadLosses(torch.autograd.Function):
     def backward(ctx: Any, grad_N: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden_NH, weight_VH, targets_N, gradient_NH = ctx.saved_tensors
         if gradient_NH is not None:
-            return (gradient_NH * grad_N[:, None]).to(hidden_NH.dtype), None, None, None
+            return (gradient_NH * grad_N[:, None]).to(hidden_NH.dtype), None, None, None, None
         size = _chunk_size(len(weight_VH))
         hidden_grad_NH = torch.empty_like(hidden_NH) if ctx.needs_input_grad[0] else None
         weight_grad_VH = torch.zeros_like(weight_VH, dtype=torch.float32)  # a sum over many chunks
         for start in range(0, len(hidden_NH), size):
             part = slice(start, start + size)
-            error_CV = _logit_gradient(_log_softmax(hidden_NH[part], weight_VH), targets_N[part])
+            error_CV = _logit_gradient(_log_softmax(hidden_NH[part], weight_VH), targets_N[part], ctx.smoothing)
             error_CV = (error_CV * grad_N[part, None]).to(weight_VH.dtype)
             weight_grad_VH += error_CV.T @ hidden_NH[part]
             if hidden_grad_NH is not None:
                 hidden_grad_NH[part] = error_CV @ weight_VH
-        return hidden_grad_NH, weight_grad_VH.to(weight_VH.dtype), None, None
+        return hidden_grad_NH, weight_grad_VH.to(weight_VH.dtype), None, None, None
 
 
 def _log_softmax(hidden_CH: torch.Tensor, weight_VH: torch.Tensor) -> torch.Tensor:
@@ -110,8 +123,11 @@ def _log_softmax(hidden_CH: torch.Tensor, weight_VH: torch.Tensor) -> torch.Tens
     return F.linear(hidden_CH, weight_VH).log_softmax(-1, dtype=torch.float32)
 
 
-def _logit_gradient(logs_CV: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
-    """The gradient of the losses with respect to the logits, written over the log-probabilities: p - onehot(target)."""
+def _logit_gradient(logs_CV: torch.Tensor, targets_C: torch.Tensor, smoothing: float) -> torch.Tensor:
+    """The gradient of the losses with respect to the logits, written over the log-probabilities: p minus the smoothed
+    onehot(target)."""
     error_CV = logs_CV.exp_()
-    error_CV[torch.arange(len(targets_C), device=targets_C.device), targets_C] -= 1
+    if smoothing:
+        error_CV -= smoothing / error_CV.shape[1]
+    error_CV[torch.arange(len(targets_C), device=targets_C.device), targets_C] -= 1 - smoothing
     return error_CV

@@ -10,11 +10,13 @@ import sys
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 import psutil
 import torch
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from glmtune.errors import ConfigError
@@ -41,7 +43,8 @@ def launch_processes(nproc: int, arguments: Sequence[str], nodes: NodeRank | Non
         nodes: for several machines, each of which runs this command with its own rank.
 
     Returns:
-        The exit code: 0, 1 after an error (which was printed), 130 if the run was stopped.
+        The exit code: 0, 130 if the run was stopped, else that of the process that ended first, which is named; 1 if a
+        signal killed it.
 
     Raises:
         ConfigError: more processes than GPUs, or no address of the first machine.
@@ -51,18 +54,77 @@ def launch_processes(nproc: int, arguments: Sequence[str], nodes: NodeRank | Non
     # torchrun would set 1, which is many times slower on a machine without GPUs.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    previous = signal.signal(signal.SIGINT, _forward_signal)
+    forwarded: list[int] = []
+
+    def forward_signal(number: int, frame: FrameType | None) -> None:
+        forwarded.append(number)
+        _forward_signal(number)
+
+    previous = {number: signal.signal(number, forward_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    oom_kills = _count_oom_kills()
     try:
         elastic_launch(_make_launch_config(nproc, nodes), sys.executable)("-m", "glmtune", *arguments)
     except ChildFailedError as error:
-        return max(error.get_first_failure()[1].exitcode, 1)
+        rank, failure = _find_cause(error)
+        if forwarded and (failure.exitcode == 130 or -failure.exitcode in forwarded):
+            return 130
+        if nproc * nodes.count > 1 and failure.exitcode != 130:
+            print(describe_failure(rank, nproc * nodes.count, failure.exitcode, oom_kills), file=sys.stderr)
+        return failure.exitcode if failure.exitcode > 0 else 1
+    except SignalException as error:  # SIGHUP, SIGQUIT: torch has ended the processes
+        print(f"Stopped by {error.sigval.name}.", file=sys.stderr)
+        return 128 + error.sigval
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     return 0
 
 
-def _forward_signal(number: int, frame: FrameType | None) -> None:
-    """Forward Ctrl-C to the processes, which save after a common step; torch's launcher would kill them after 30 s."""
+def describe_failure(rank: int, count: int, exit_code: int, oom_kills: int = 0) -> str:
+    """Say which process ended, and how.
+
+    Args:
+        rank: of the process.
+        count: of all processes.
+        exit_code: negative: the number of the signal that killed it.
+        oom_kills: of the system before the processes started; see `_count_oom_kills`.
+    """
+    which = f"Process {rank} of {count} (ranks 0 to {count - 1})"
+    if exit_code >= 0:
+        return f"{which} ended with exit code {exit_code}; the others were stopped."
+    try:
+        name = signal.Signals(-exit_code).name
+    except ValueError:
+        name = f"signal {-exit_code}"
+    text = f"{which} was killed by {name}; the others were stopped."
+    if name != "SIGKILL":
+        return text
+    if _count_oom_kills() > oom_kills:
+        return f"{text}\nThe system was out of memory: start fewer processes, or use a smaller batch or model."
+    return f"{text}\nIf nobody did that, the system was out of memory (see dmesg): start fewer processes."
+
+
+def _find_cause(error: ChildFailedError) -> tuple[int, ProcessFailure]:
+    """The process whose end is the cause: one that a signal killed, unless it is the launcher's own SIGTERM."""
+    failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
+    killed = [item for item in failures if item[1].exitcode < 0 and item[1].exitcode != -signal.SIGTERM]
+    return (killed or failures)[0]
+
+
+def _count_oom_kills() -> int:
+    """Processes that the system has killed for lack of memory since it was started."""
+    count = 0
+    for path in ("/proc/vmstat", "/sys/fs/cgroup/memory.events"):
+        with contextlib.suppress(OSError, ValueError):
+            for line in Path(path).read_text("utf-8").splitlines():
+                name, _, number = line.partition(" ")
+                count += int(number) if name == "oom_kill" else 0
+    return count
+
+
+def _forward_signal(number: int) -> None:
+    """Forward Ctrl-C or SIGTERM to the processes, which save after a common step; torch's launcher would kill them
+    after 30 s."""
     for process in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(number)
@@ -91,5 +153,5 @@ def _make_launch_config(nproc: int, nodes: NodeRank) -> LaunchConfig:
         rdzv_configs={} if alone else {"rank": nodes.rank, "timeout": 900},
         local_addr="localhost" if alone else None,
         max_restarts=0,
-        signals_to_handle="SIGTERM,SIGHUP,SIGQUIT",
+        signals_to_handle="SIGHUP,SIGQUIT",
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +18,19 @@ from glmtune.models.packed_attention import finds_rows_by_positions, has_packed_
 from glmtune.training.head import compute_head_losses
 
 
-def step_loss(model: nn.Module, batch: dict[str, Any], single_rows: bool | None = None) -> torch.Tensor:
+@dataclass(frozen=True)
+class LossSettings:
+    """What regularises the loss of a training step."""
+
+    label_smoothing: float = 0.0
+    """See `compute_head_losses`."""
+    embedding_noise: float = 0.0
+    """Alpha of NEFTune (arXiv 2310.05914); 0: no noise. Only a model in training mode gets any."""
+
+
+def step_loss(
+    model: nn.Module, batch: dict[str, Any], single_rows: bool | None = None, settings: LossSettings | None = None
+) -> torch.Tensor:
     """Compute the cross-entropy of every target of a batch.
 
     Training sums it and divides by the targets of the optimiser step; evaluation sums it over all batches.
@@ -27,6 +40,7 @@ def step_loss(model: nn.Module, batch: dict[str, Any], single_rows: bool | None 
             `glmtune.models.packed_attention.set_packed_attention`.
         batch: from `glmtune.data.batches.BlockCollator`.
         single_rows: attend to one row at a time; by the device when None.
+        settings: of training; none for evaluation, whose losses are plain cross-entropies.
 
     Returns:
         Losses (N,) in fp32.
@@ -35,7 +49,11 @@ def step_loss(model: nn.Module, batch: dict[str, Any], single_rows: bool | None 
         ValueError: the model's attention would let rows see each other.
     """
     inputs = select_model_inputs(model, batch, single_rows)
-    with _head_computes_losses(model, batch["target_positions"], batch["targets"]):
+    settings = settings or LossSettings()
+    with (
+        _head_computes_losses(model, batch["target_positions"], batch["targets"], settings.label_smoothing),
+        _add_embedding_noise(model, batch["row_lengths"], settings.embedding_noise),
+    ):
         return model(**inputs, labels=batch["targets"], use_cache=False).loss
 
 
@@ -64,7 +82,9 @@ def find_head(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def _head_computes_losses(model: nn.Module, positions_N: torch.Tensor, targets_N: torch.Tensor) -> Iterator[None]:
+def _head_computes_losses(
+    model: nn.Module, positions_N: torch.Tensor, targets_N: torch.Tensor, smoothing: float
+) -> Iterator[None]:
     """Let the model's head return losses (N,), and its loss function pass them on as `output.loss`.
 
     The losses are computed inside the head's own call, because FSDP and ZeRO-3 gather its weights by hooks on it, and
@@ -76,7 +96,7 @@ def _head_computes_losses(model: nn.Module, positions_N: torch.Tensor, targets_N
     own_loss = vars(owner).get("_loss_function")
 
     def compute_losses(hidden_1TH: torch.Tensor) -> torch.Tensor:
-        return compute_head_losses(head, forward, hidden_1TH.flatten(0, 1)[positions_N], targets_N)
+        return compute_head_losses(head, forward, hidden_1TH.flatten(0, 1)[positions_N], targets_N, smoothing)
 
     def return_losses(logits: torch.Tensor, **_: Any) -> torch.Tensor:
         return logits
@@ -90,3 +110,28 @@ def _head_computes_losses(model: nn.Module, positions_N: torch.Tensor, targets_N
             head.forward = own_forward
         if own_loss is not None:
             owner._loss_function = own_loss
+
+
+@contextmanager
+def _add_embedding_noise(model: nn.Module, row_lengths_R: torch.Tensor, alpha: float) -> Iterator[None]:
+    """Add uniform noise of NEFTune to the embeddings of a model in training mode.
+
+    Its magnitude is alpha / sqrt(L * H) with the length L of each row; transformers' own hook would take the length of
+    the whole packed block for it.
+    """
+    if not alpha or not model.training:
+        yield
+        return
+    unwrapped: Any = getattr(model, "module", model)
+
+    def add_noise(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        lengths_T = row_lengths_R.to(output.device).repeat_interleave(row_lengths_R.to(output.device))
+        magnitudes_T1 = (alpha / (lengths_T * output.shape[-1]).sqrt())[:, None].to(output.dtype)
+        noise_TH = torch.empty_like(output.flatten(0, -2)).uniform_(-1, 1) * magnitudes_T1
+        return output + noise_TH.view_as(output)
+
+    hook = unwrapped.get_input_embeddings().register_forward_hook(add_noise)
+    try:
+        yield
+    finally:
+        hook.remove()

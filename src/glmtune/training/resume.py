@@ -1,58 +1,142 @@
-"""Resuming a run: what must be unchanged since its start, and checkpoints that are known to be complete."""
+"""Resuming a run: what must be unchanged since its start."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import zlib
 from pathlib import Path
 from typing import Any
 
 from glmtune.config import RunConfig, load_config
 from glmtune.errors import RunError
+from glmtune.methods.base_info import read_base_info
 from glmtune.run_dir import RunDir, is_run
+from glmtune.training.data_position import POSITION_FILE
 from glmtune.utils.console import print_warning
-from glmtune.utils.io import write_json
+from glmtune.utils.documents import parse_json, read_document
 
-CHECKSUMS_FILE = "checksums.json"
-_BLOCK_BYTES = 1 << 24
+# Training settings that a checkpoint's state depends on.
+_FIXED_TRAINING = (
+    *("seed", "data_seed", "full_determinism"),
+    *("optim", "optim_args", "optim_target_modules"),
+    *("metric_for_best_model", "greater_is_better"),
+)
+# Schedules whose rate depends on what they have measured, so that it cannot be computed from the settings.
+_MEASURING_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
+_SCHEDULE_KEYS = ("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps")
+_BATCH_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps", "train_sampling_strategy")
+_SECRET_WORDS = ("token", "secret", "password", "passwd", "api_key", "apikey", "credential")
 
 
-def read_saved_run(run: RunDir, config: RunConfig, fingerprint: str) -> dict[str, Any]:
+def read_saved_run(
+    run: RunDir, config: RunConfig, fingerprint: str, checkpoint: str = "", result_kind: str = "adapter"
+) -> dict[str, Any] | None:
     """Read the summary of a run that is to be resumed.
 
+    Args:
+        run: its folder.
+        config: that it is resumed with.
+        fingerprint: of the base of that config.
+        checkpoint: to go back to; empty for the newest.
+        result_kind: of the method, `adapter` or `model`.
+
+    Returns:
+        The summary; empty if summary.json is missing. None if the run was ended before it had begun.
+
     Raises:
-        RunError: there is no such run, it is finished, or its base, method, data or quantisation have changed.
+        RunError: there is no such run, it is finished, or a setting has changed that must be what it was.
     """
-    if not is_run(run.root) or not run.summary.is_file():
+    if not is_run(run.root):
         raise RunError(f"{run.root}: not a run folder, so there is nothing to resume.", "Leave out --resume.")
-    summary = _read_summary(run.summary)
-    saved_fingerprint = summary["model"]["fingerprint"]
-    if saved_fingerprint != fingerprint:
+    if run.is_unstarted():
+        return None
+    summary = _read_summary(run.summary) if run.summary.exists() else {}
+    if not summary:
+        print_warning(f"{run.summary} is missing: whether the data files are those of the run is not checked.")
+    last = run.last_checkpoint()
+    base_info = read_base_info(last) if last else None
+    saved_fingerprint = summary["model"]["fingerprint"] if summary else base_info and base_info.fingerprint
+    if saved_fingerprint and saved_fingerprint != fingerprint:
         raise RunError(
             f"{run.root}: was started on a base with fingerprint {saved_fingerprint}; "
             f"{config.model.path} has {fingerprint}.",
             "Give the same base again with --model.",
         )
-    before, now = load_config(run.config), resolve_paths(config)
+    before, now = load_config(run.config), remove_secrets(resolve_paths(config))
+    require_fixed_settings(run, before, now)
+    if last is not None and not (last / POSITION_FILE).is_file():
+        changed = [key for key in _BATCH_KEYS if before.training.get(key) != now.training.get(key)]
+        if changed:
+            raise _make_fixed_error(
+                run, f"training.{changed[0]}", before, now, "its checkpoints are of an older version"
+            )
+    same = ("path", "family", "hub")
+    model = dataclasses.replace(before.model, **{key: getattr(now.model, key) for key in same})
+    is_unchanged = dataclasses.replace(before, model=model, output=now.output) == now
+    if is_unchanged and not checkpoint and has_result(run, summary, result_kind):
+        raise make_finished_error(run, summary["steps"])
+    return summary
+
+
+def has_result(run: RunDir, summary: dict[str, Any], kind: str) -> bool:
+    """Whether a run ended with a result that is still there."""
+    return summary.get("state") == "finished" and any(run.result(kind).glob("*.json"))
+
+
+def make_finished_error(run: RunDir, step: int) -> RunError:
+    """The error that there is nothing to resume."""
+    return RunError(
+        f"{run.root}: finished already, at step {step}.",
+        "To train further, raise training.max_steps or training.num_train_epochs with --set; "
+        "to go back, give a checkpoint: --resume CHECKPOINT.",
+    )
+
+
+def require_fixed_settings(run: RunDir, before: RunConfig, now: RunConfig) -> None:
+    """Require that what the state of a checkpoint depends on is unchanged.
+
+    Raises:
+        RunError: names the setting, and its old and new value.
+    """
     for key in _list_fixed_keys(now):
         if _get_value(before, key) != _get_value(now, key):
-            difference = _describe_difference(before, now, key)
-            raise RunError(
-                f"{run.root}: its {key} settings cannot change when it is resumed ({difference}).",
-                "Start a new run with another --output; steps and rates under training may change.",
-            )
-    if summary.get("state") == "finished" and before.training == now.training:
-        raise RunError(
-            f"{run.root}: finished already, at step {summary['steps']}.",
-            "To train further, raise training.max_steps or training.num_train_epochs with --set.",
-        )
-    return summary
+            raise _make_fixed_error(run, key, before, now)
+    kinds = {str(each.training.get("lr_scheduler_type")) for each in (before, now)}
+    if kinds & set(_MEASURING_SCHEDULES):
+        for key in _SCHEDULE_KEYS:
+            if before.training.get(key) != now.training.get(key):
+                kind = next(kind for kind in kinds if kind in _MEASURING_SCHEDULES)
+                raise _make_fixed_error(run, f"training.{key}", before, now, f"the rate of {kind} depends on its past")
+
+
+def _make_fixed_error(run: RunDir, key: str, before: RunConfig, now: RunConfig, reason: str = "") -> RunError:
+    difference = _describe_difference(before, now, key)
+    settings = f"{key} settings" if dataclasses.is_dataclass(_get_value(now, key)) else key
+    return RunError(
+        f"{run.root}: its {settings} cannot change when it is resumed ({difference}{'; ' + reason if reason else ''}).",
+        "Start a new run with another --output; steps, rates and batch sizes under training may change.",
+    )
+
+
+def remove_secrets(config: RunConfig) -> RunConfig:
+    """Leave out access tokens and passwords: config.yaml is copied into reports and given to others."""
+    return dataclasses.replace(config, training=_drop_secrets(config.training))
+
+
+def _drop_secrets(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_drop_secrets(part) for part in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: _drop_secrets(part)
+        for key, part in value.items()
+        if not (part and isinstance(part, str) and any(word in str(key).lower() for word in _SECRET_WORDS))
+    }
 
 
 def _read_summary(path: Path) -> dict[str, Any]:
     try:
-        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        summary: dict[str, Any] = parse_json(read_document(path))
         summary["model"]["fingerprint"], summary["data"]["content"]
     except (ValueError, KeyError, TypeError):
         raise RunError(
@@ -68,11 +152,33 @@ def require_same_data(run: RunDir, previous_summary: dict[str, Any], data_summar
     Raises:
         RunError: they are not.
     """
-    if previous_summary["data"]["content"] != data_summary["content"]:
+    previous = previous_summary.get("data")
+    if not previous or previous["content"] == data_summary["content"]:
+        return
+    if previous.get("reading") == data_summary["reading"]:
         raise RunError(
             f"{run.root}: the data files are not what they were when the run was started.",
             "Put the old files back, or start a new run with another --output.",
         )
+    # An earlier version hashed data in another way: what is left to compare is how many rows and tokens there are.
+    for name in ("train_rows", "eval_rows", "replay_rows", "train", "eval"):
+        if not _agrees(previous[name], data_summary[name]):
+            raise RunError(
+                f"{run.root}: an earlier version of glmtune read other rows from the data files ({name}: "
+                f"{previous[name]}, now {data_summary[name]}).",
+                "Put the old files back, or start a new run with another --output.",
+            )
+    print_warning(
+        "The run was started by an earlier version: rows and tokens of the data files are the same, "
+        "their contents cannot be compared."
+    )
+
+
+def _agrees(previous: Any, current: Any) -> bool:
+    """Whether values are equal, of objects those that both have."""
+    if isinstance(previous, dict) and isinstance(current, dict):
+        return all(previous[key] == current[key] for key in previous.keys() & current.keys())
+    return bool(previous == current)
 
 
 def resolve_paths(config: RunConfig) -> RunConfig:
@@ -103,13 +209,14 @@ def _resolve_entry(entry: Any) -> Any:
 def _list_fixed_keys(config: RunConfig) -> list[str]:
     """Settings that cannot change when a run is resumed."""
     sections = [config.method] if hasattr(config, config.method) else []
-    return ["method", *sections, "data", "replay", "adapter", "model.quantization"]
+    model = ["model.quantization", "model.double_quantization"]
+    return ["method", *sections, "data", "replay", "adapter", *model, *(f"training.{key}" for key in _FIXED_TRAINING)]
 
 
 def _get_value(config: RunConfig, key: str) -> Any:
     value: Any = config
     for part in key.split("."):
-        value = getattr(value, part)
+        value = value.get(part) if isinstance(value, dict) else getattr(value, part)
     return value
 
 
@@ -120,47 +227,3 @@ def _describe_difference(before: RunConfig, now: RunConfig, key: str) -> str:
     names = [field.name for field in dataclasses.fields(old)]
     changed = [f"{n} {getattr(old, n)!r} to {getattr(new, n)!r}" for n in names if getattr(old, n) != getattr(new, n)]
     return ", ".join(changed)
-
-
-def write_checksums(folder: Path) -> None:
-    """Write size and CRC-32 of every file of a finished checkpoint."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    checksums = {str(path.relative_to(folder)): [path.stat().st_size, _compute_crc(path)] for path in files}
-    write_json(folder / CHECKSUMS_FILE, checksums)
-
-
-def find_damage(folder: Path) -> str | None:
-    """Describe what is wrong with a checkpoint; None if it is complete, or has no checksums to compare with."""
-    if not (folder / CHECKSUMS_FILE).is_file():
-        return None
-    try:
-        checksums = json.loads((folder / CHECKSUMS_FILE).read_text("utf-8"))
-        for name, (size, crc) in checksums.items():
-            path = folder / name
-            if not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != size:
-                return f"{name} has {path.stat().st_size} bytes instead of {size}"
-            if _compute_crc(path) != crc:
-                return f"{name} was changed after it was saved"
-    except (ValueError, AttributeError, TypeError):
-        return f"{CHECKSUMS_FILE} cannot be read"
-    return None
-
-
-def find_whole_checkpoint(run: RunDir) -> Path | None:
-    """Find the newest checkpoint that is not damaged; damaged ones are reported and not removed."""
-    for checkpoint in run.checkpoints_newest_first():
-        damage = find_damage(checkpoint)
-        if damage is None:
-            return checkpoint
-        print_warning(f"{checkpoint} is damaged ({damage}): using the one before.")
-    return None
-
-
-def _compute_crc(path: Path) -> int:
-    crc = 0
-    with path.open("rb") as stream:
-        while block := stream.read(_BLOCK_BYTES):
-            crc = zlib.crc32(block, crc)
-    return crc

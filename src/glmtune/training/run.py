@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState, s
 from transformers.integrations import TensorBoardCallback, get_reporting_integration_callbacks
 
 from glmtune.config import RunConfig, check_config, dump_yaml
-from glmtune.errors import ConfigError, ModelError, TrainingError, summarize_error
+from glmtune.errors import ConfigError, GlmtuneError, ModelError, RunError, TrainingError, summarize_error
 from glmtune.html.plots import make_loss_chart, save_line_charts
 from glmtune.methods import make_method
 from glmtune.methods.base_info import BaseInfo
@@ -34,7 +34,16 @@ from glmtune.training.callbacks import (
     ProgressDisplay,
     StopCallback,
 )
-from glmtune.training.deepspeed import require_same_settings, resolve_deepspeed, without_zero_init
+from glmtune.training.checkpoint_files import (
+    WRITE_ERRORS,
+    describe_optimizer_state,
+    find_whole_checkpoint,
+    read_step,
+    require_whole_checkpoint,
+    set_aside_later,
+)
+from glmtune.training.data_position import count_steps, find_position
+from glmtune.training.deepspeed import announce_compilation, require_same_settings, resolve_deepspeed, without_zero_init
 from glmtune.training.distributed import (
     broadcast_object,
     count_processes,
@@ -46,14 +55,21 @@ from glmtune.training.distributed import (
 from glmtune.training.generated import GeneratedScores, ScoreReplies, make_generated_scores
 from glmtune.training.memory import explain_out_of_memory, is_out_of_memory
 from glmtune.training.plan.apply import PlanDecision, apply_plan
-from glmtune.training.resume import find_whole_checkpoint, read_saved_run, require_same_data, resolve_paths
-from glmtune.training.sharding import check_sharding, shards_weights, sync_trained_only
-from glmtune.training.summary import describe_result, describe_run, name_precision
+from glmtune.training.resume import (
+    has_result,
+    make_finished_error,
+    read_saved_run,
+    remove_secrets,
+    require_same_data,
+    resolve_paths,
+)
+from glmtune.training.sharding import check_sharding, shards_weights, sync_trained_only, uses_fsdp
+from glmtune.training.summary import SPEED_KEYS, describe_result, describe_run, name_precision
 from glmtune.training.trainer import GlmTrainer
 from glmtune.training.training_data import TrainingData, prepare_data
 from glmtune.training.verify import compute_probe_logits, require_change, require_saved_weights
 from glmtune.utils.console import is_main_process, print_message, print_warning, show_status, silence_libraries
-from glmtune.utils.io import replace_folder, write_json, write_text
+from glmtune.utils.io import iso_timestamp, replace_folder, write_json, write_text
 
 
 @dataclass
@@ -69,13 +85,19 @@ class TrainingResult:
 
 
 def train(
-    config: RunConfig, *, resume: bool = False, score: ScoreReplies | None = None, force: bool = False
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    checkpoint: str = "",
+    score: ScoreReplies | None = None,
+    force: bool = False,
 ) -> TrainingResult:
     """Train as `config` says and fill the run folder, alone or as one of the processes of a launcher.
 
     Args:
         config: see `glmtune.config.RunConfig`.
         resume: continue the run in `config.output` from its last checkpoint.
+        checkpoint: a path or name: continue from this checkpoint of the run instead; later ones are set aside.
         score: scores replies if `generate.rows` is set: `glmtune.evaluation.scoring.score_questions`.
         force: train even if the memory plan says that the run cannot fit.
 
@@ -87,7 +109,7 @@ def train(
         silence_libraries()
         check_config(config)
         init_process_group(config.training)
-        result = TrainingRun(resolve_deepspeed(config), resume, score, force).execute()
+        result = TrainingRun(resolve_deepspeed(config), resume, score, force, checkpoint).execute()
         destroy_at_exit()
         return result
 
@@ -100,6 +122,7 @@ class TrainingRun:
         resume: continue from the last checkpoint.
         score: scores replies during evaluations.
         force: train even if the memory plan says that the run cannot fit.
+        named_checkpoint: to resume from; empty for the newest.
     """
 
     config: RunConfig
@@ -107,8 +130,12 @@ class TrainingRun:
     decision: PlanDecision
     trainer: GlmTrainer
 
-    def __init__(self, config: RunConfig, resume: bool, score: ScoreReplies | None, force: bool):
+    def __init__(
+        self, config: RunConfig, resume: bool, score: ScoreReplies | None, force: bool, named_checkpoint: str = ""
+    ):
         self.config, self.resume, self.score, self.force = config, resume, score, force
+        self.named_checkpoint = named_checkpoint
+        self.summary: dict[str, Any] = {}
         self.is_sharded = shards_weights(config)  # no process has the complete model
 
     def execute(self) -> TrainingResult:
@@ -117,16 +144,15 @@ class TrainingRun:
         self.prepare_data()
         self.plan_memory()
         self.load_model()
-        with self.run.lock(new=self.previous is None) if is_main_process() else nullcontext():
+        with self.run.lock(new=self.previous is None) if is_main_process() else nullcontext(), self._record_failure():
+            self.find_checkpoint()
             self.write_start()
             self.build_trainer()
             self.train_steps()
             if self.is_finished:
                 self.save_result()
                 self.verify_result()
-            if is_main_process():
-                phase, state = "finished" if self.is_finished else "stopped", self.trainer.state
-                self.run.write_progress(phase, step=state.global_step, max_steps=state.max_steps)
+            self.write_end()
         folder = self.run.result(self.method.output_kind)
         step = self.trainer.state.global_step
         return TrainingResult(self.run, folder, self.is_finished, step, broadcast_object(self.summary))
@@ -135,6 +161,12 @@ class TrainingRun:
         """Check base, settings and run folder, before any data or weight is read."""
         model = self.config.model
         self.base = inspect_checkpoint(model.path, family=model.family, hub=model.hub)
+        if self.base.has_prefix and not self.config.adapter:
+            raise ModelError(
+                f"{self.base.folder}: holds a P-Tuning prefix beside the model, which would be lost.",
+                f"Train the prefix further with --method ptuning --set adapter={self.base.folder}, "
+                "or give the base that it was trained on as --model.",
+            )
         main_fingerprint = broadcast_object(self.base.fingerprint)
         if self.base.fingerprint != main_fingerprint:
             raise ModelError(
@@ -150,7 +182,11 @@ class TrainingRun:
         require_same_settings(self.config, self.arguments)
         check_sharding(self.config, quantised=bool(getattr(self.base.config, "quantization_bit", None)))
 
-        self.previous = read_saved_run(self.run, self.config, self.base.fingerprint) if self.resume else None
+        self.previous: dict[str, Any] | None = None
+        if self.resume:
+            kind = "model" if self.config.method in ("freeze", "full") else "adapter"
+            fingerprint = self.base.fingerprint
+            self.previous = read_saved_run(self.run, self.config, fingerprint, self.named_checkpoint, kind)
         if self.previous is None and is_main_process():
             self.run.require_new()
         gpus = torch.cuda.device_count() if self.arguments.device.type == "cuda" else 0
@@ -219,14 +255,40 @@ class TrainingRun:
             folder = find_trained_folder(Path(config.adapter), self.method.output_kind)
             self.method.start_from(self.model, folder, self.base_info)
 
+    def find_checkpoint(self) -> None:
+        """Find the checkpoint to resume from, and require that the run has steps left or a result to complete."""
+        self.checkpoint = broadcast_object(self._choose_checkpoint() if self.resume and is_main_process() else None)
+        self.is_last_checkpoint = False
+        if self.checkpoint is None:
+            return
+        arguments, blocks = self.arguments, len(self.data.train)
+        self.checkpoint_step = read_step(self.checkpoint) or 0
+        self.position = find_position(self.checkpoint, self.checkpoint_step, arguments, blocks, count_processes())
+        counts = count_steps(arguments, blocks, count_processes(), self.position, self.checkpoint_step)
+        self.is_last_checkpoint = self.checkpoint_step >= counts.steps
+        if counts.is_beyond:
+            key = "max_steps" if arguments.max_steps > 0 else "num_train_epochs"
+            raise RunError(
+                f"{self.checkpoint}: is beyond training.{key}={getattr(arguments, key):g}.",
+                "Raise it with --set, or go back to an earlier checkpoint: --resume CHECKPOINT.",
+            )
+        has_ended = has_result(self.run, self.previous or {}, self.method.output_kind)
+        if has_ended and self.is_last_checkpoint and not self.named_checkpoint:
+            raise make_finished_error(self.run, self.checkpoint_step)
+        if not self.is_last_checkpoint:
+            self._require_optimizer_state(self.checkpoint)
+        if is_main_process():
+            set_aside_later(self.run, self.checkpoint_step)
+            self._drop_later_metrics(self.checkpoint_step)
+            print_message(f"Resuming from {self.checkpoint}.")
+
     def write_start(self) -> None:
-        """Write config and summary of the run, and find the checkpoint to resume from."""
-        self.checkpoint = broadcast_object(self._find_checkpoint() if self.resume and is_main_process() else None)
+        """Write config and summary of the run."""
         trainable = count_trainable_parameters(self.model)
-        self.summary = describe_run(self.config, self.base, self.data, self.precision, trainable)
+        self.summary |= describe_run(self.config, self.base, self.data, self.precision, trainable)
         self.summary |= self.decision.to_summary()
         if is_main_process():
-            write_text(self.run.config, dump_yaml(resolve_paths(self.config)))
+            write_text(self.run.config, dump_yaml(remove_secrets(resolve_paths(self.config))))
             write_json(self.run.summary, self.summary)
         processes, device = count_processes(), self.arguments.device
         devices = f"{processes} processes ({device.type})" if processes > 1 else str(device)
@@ -247,6 +309,7 @@ class TrainingRun:
             callbacks.append(CheckpointFirstLayers(self.decision.checkpointed_layers))
         if self.is_sharded and self.checkpoint is None:
             callbacks.append(ProbeBeforeFirstStep(self._probe_prepared_model))
+        announce_compilation(self.config, on_gpu=self.arguments.device.type == "cuda")
         with self._explain_memory("before the first step"):
             self.trainer = GlmTrainer(
                 model=self.model,
@@ -256,6 +319,7 @@ class TrainingRun:
                 data_collator=self.data.collate,
                 callbacks=callbacks,
                 describe_row=self.data.describe_row,
+                describe_eval_row=self.data.describe_eval_row,
                 method=self.method,
                 base_info=self.base_info,
                 scores=self.scores,
@@ -265,33 +329,48 @@ class TrainingRun:
 
     def train_steps(self) -> None:
         """Take the optimiser steps, from the checkpoint if there is one, and write numbers and curve."""
-        trainer, state = self.trainer, self.trainer.state
+        trainer = self.trainer
         seconds = 0.0
-        if self.checkpoint and self._is_last_checkpoint(self.checkpoint):
-            # The run was killed between its last step and its result.
-            trainer.state = state = TrainerState.load_from_json(str(self.checkpoint / "trainer_state.json"))
+        if self.checkpoint and self.is_last_checkpoint:
+            # The run was ended between its last step and its result.
+            trainer.state = TrainerState.load_from_json(str(self.checkpoint / "trainer_state.json"))
+            trainer.state.max_steps = max(trainer.state.max_steps, trainer.state.global_step)
             trainer._load_from_checkpoint(str(self.checkpoint))
-            if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
+            trainer.find_best_checkpoint()
+            if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
                 trainer._load_best_model()
         else:
+            if self.checkpoint:
+                trainer.resume_at(self.position, self.checkpoint_step)
             try:
                 with self._explain_memory(lambda: f"at step {trainer.state.global_step + 1}"):
                     checkpoint = str(self.checkpoint) if self.checkpoint else None
                     seconds = trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"]
             finally:
-                self.stopper.restore_signal()
+                self.stopper.restore_signals()
         state = trainer.state
-        is_complete = state.global_step >= state.max_steps
+        is_complete = self.is_last_checkpoint or state.global_step >= state.max_steps
         self.is_finished = is_complete or not self.stopper.is_stopped
         if self.is_finished and not is_complete:
             print_message(f"Stopped early: {self.config.early_stopping} evaluations without a better one.")
         if is_main_process():
-            metrics = self.run.read_metrics()
-            self.summary |= describe_result(trainer, seconds, metrics, self.is_finished)
+            result = describe_result(trainer, seconds, self.run.read_metrics())
+            if self.is_last_checkpoint and self.previous:  # the speeds are those of the training
+                result |= {key: self.previous[key] for key in SPEED_KEYS if self.previous.get(key) is not None}
+            self.summary |= result
             write_json(self.run.summary, self.summary)
-            save_line_charts(
-                [make_loss_chart(metrics)], self.run.curve, f"{self.base.folder.name}, {self._method_title}"
-            )
+
+    def write_end(self) -> None:
+        """Draw the curve, and say that the run is finished, or was stopped. Nothing of a finished run comes later."""
+        if not is_main_process():
+            return
+        title = f"{self.base.folder.name}, {self._method_title}"
+        save_line_charts([make_loss_chart(self.run.read_metrics())], self.run.curve, title)
+        state = self.trainer.state
+        phase = "finished" if self.is_finished else "stopped"
+        self.summary |= {"state": phase, "finished_at": iso_timestamp()}
+        write_json(self.run.summary, self.summary)
+        self.run.write_progress(phase, step=state.global_step, max_steps=state.max_steps)
 
     def save_result(self) -> None:
         """Write what was trained, and compare it with the trained weights, bit for bit."""
@@ -304,12 +383,12 @@ class TrainingRun:
         try:
             with replace_folder(folder) as temporary, without_zero_init(self.arguments):  # a method may read the base
                 self.method.save(self.model, temporary, self.base_info, dtype, state)
+                require_saved_weights(self.method, self.model, temporary, state)
         except (OSError, SafetensorError) as error:
             raise TrainingError(
                 f"{folder}: what was trained cannot be written ({error}); the checkpoints are complete.",
                 "Free some space, then: glmtune train --resume --output " + shlex.quote(str(self.run.root)),
             ) from None
-        require_saved_weights(self.method, self.model, folder, state)
 
     def verify_result(self) -> None:
         """Require that what was saved changes the model's output."""
@@ -321,8 +400,6 @@ class TrainingRun:
                 self.method.read(self.model, folder)
             logits = compute_probe_logits(self.model, self.probe, self.arguments)
             self.summary["logits_changed_by"] = require_change(folder, self.base_logits, logits)
-        if is_main_process():
-            write_json(self.run.summary, self.summary)
 
     @property
     def _method_title(self) -> str:
@@ -361,17 +438,59 @@ class TrainingRun:
         """Compute the probe's logits by all processes before the first step: the base may not fit into one."""
         self.base_logits = compute_probe_logits(model, self.probe, self.arguments)
 
-    def _find_checkpoint(self) -> Path | None:
-        """The checkpoint to resume from; metrics of later steps are dropped, since those steps are repeated."""
-        checkpoint = find_whole_checkpoint(self.run)
-        self.run.drop_metrics_after(-1 if checkpoint is None else int(checkpoint.name.rsplit("-", 1)[1]))
+    def _choose_checkpoint(self) -> Path | None:
+        needs_optimizer = not self.config.training.get("save_only_model")
+        if self.named_checkpoint:
+            return require_whole_checkpoint(self.run, Path(self.named_checkpoint), needs_optimizer)
+        checkpoint = find_whole_checkpoint(self.run, needs_optimizer)
         if checkpoint is None:
-            print_message(f"{self.run.root} has no checkpoint yet: starting from the first step.")
-        else:
-            print_message(f"Resuming from {checkpoint}.")
+            self._drop_later_metrics(-1)
+            print_message(f"{self.run.root} has no whole checkpoint yet: starting from the first step.")
         return checkpoint
 
-    def _is_last_checkpoint(self, checkpoint: Path) -> bool:
-        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        dataloader = self.trainer.get_train_dataloader()
-        return state.global_step >= self.trainer.set_initial_training_values(self.trainer.args, dataloader)[-1]
+    def _drop_later_metrics(self, step: int) -> None:
+        """Drop metrics of later steps, since those steps are repeated."""
+        bad = self.run.drop_metrics_after(step)
+        if bad:
+            print_warning(f"{self.run.metrics}: {bad} lines cannot be read and are left out.")
+
+    def _require_optimizer_state(self, checkpoint: Path) -> None:
+        """Require that the optimiser's state was saved as it is going to be read."""
+        now = "DeepSpeed" if self.arguments.deepspeed else "FSDP" if uses_fsdp(self.config) else "one file"
+        saved = describe_optimizer_state(checkpoint)
+        if saved is None and now == "one file":
+            print_warning(f"{checkpoint} has no optimiser state (training.save_only_model): its moments start from 0.")
+        elif saved != now:
+            names = {None: "no optimiser state", "one file": "the state of an optimiser that is not sharded"}
+            raise RunError(
+                f"{checkpoint}: holds {names.get(saved, f'the optimiser state of {saved}')}; "
+                f"this run uses {'neither FSDP nor DeepSpeed' if now == 'one file' else now}.",
+                "training.fsdp and training.deepspeed cannot change when a run is resumed.",
+            )
+
+    @contextmanager
+    def _record_failure(self) -> Iterator[None]:
+        """Write into summary.json why a run ended; turn a disk that cannot be written to into advice."""
+        command = f"glmtune train --resume --output {shlex.quote(str(self.run.root))}"
+        try:
+            yield
+        except KeyboardInterrupt:
+            if is_main_process() and self.summary:
+                print_message(f"Interrupted. Resume: {command}")
+            raise
+        except GlmtuneError as error:
+            self._write_failure(error)
+            raise
+        except OSError as error:
+            if error.errno not in WRITE_ERRORS:
+                raise
+            place = error.filename or self.run.root
+            raise TrainingError(
+                f"{place}: cannot be written ({error.strerror}); the checkpoints are complete.",
+                f"Free some space, or make it writable, then: {command}",
+            ) from None
+
+    def _write_failure(self, error: GlmtuneError) -> None:
+        if is_main_process() and self.summary:  # else nothing was written yet
+            with suppress(OSError):
+                write_json(self.run.summary, self.summary | {"state": "stopped", "error": error.message})

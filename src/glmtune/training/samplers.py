@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from glmtune.data.batches import Block, BlockDataset
@@ -48,6 +49,64 @@ class EpochSampler(Sampler[int]):
         if self._group is None:
             return iter(torch.randperm(len(self._lengths), generator=generator).tolist())
         return iter(get_length_grouped_indices(self._lengths, self._group, generator=generator))
+
+
+def name_order(strategy: str, group: int) -> str:
+    """The order of an epoch as a text: `random`, `group_by_length:32` (blocks per optimiser step), or the strategy."""
+    return f"{strategy}:{group}" if strategy == "group_by_length" else strategy
+
+
+def make_epoch_sampler(order: str, lengths: Sequence[int], seed: int) -> Any:
+    """Make the sampler of an order that depends on seed and epoch only; None for other orders.
+
+    Args:
+        order: of `name_order`.
+        lengths: tokens of each block.
+        seed: of the run.
+    """
+    strategy, _, group = order.partition(":")
+    if strategy == "sequential":
+        return SequentialSampler(lengths)
+    if strategy == "random" or group.isdecimal():
+        return EpochSampler(lengths, seed, int(group) if group else None)
+    return None
+
+
+class ResumedSampler(Sampler[int]):
+    """The blocks of every epoch; of the epoch that is resumed, those that are left, in the order it was begun in.
+
+    Args:
+        sampler: of the other epochs.
+        length: blocks of an epoch.
+        resumed: of the epoch that is resumed.
+        epoch: that is resumed.
+        start: blocks of it that were trained on.
+    """
+
+    def __init__(self, sampler: Any, length: int, resumed: Any = None, epoch: int = 0, start: int = 0):
+        self._sampler, self._resumed = sampler, resumed
+        self._length, self._resumed_epoch, self._start = length, epoch, start
+        self._epoch = -1  # before the first epoch, when the Trainer asks for the length of a whole one
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch."""
+        self._epoch = epoch
+        for sampler in (self._sampler, self._resumed):
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(epoch)
+
+    @property
+    def is_resumed_epoch(self) -> bool:
+        """Whether the epoch is the one that was begun before."""
+        return self._resumed is not None and self._epoch == self._resumed_epoch
+
+    def __len__(self) -> int:
+        return self._length - (self._start if self.is_resumed_epoch else 0)
+
+    def __iter__(self) -> Iterator[int]:
+        if self.is_resumed_epoch:
+            return islice(iter(self._resumed), self._start, None)
+        return iter(self._sampler)
 
 
 IDLE_BLOCK = -1

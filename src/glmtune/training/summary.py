@@ -14,7 +14,6 @@ from glmtune.models.checkpoints import Checkpoint
 from glmtune.models.loading import DTYPES
 from glmtune.training.memory import read_peak_rss
 from glmtune.training.training_data import TrainingData
-from glmtune.utils.io import iso_timestamp
 
 
 def describe_run(
@@ -37,12 +36,22 @@ def describe_run(
     }
 
 
-def describe_result(trainer: Any, seconds: float, entries: list[dict[str, Any]], is_finished: bool) -> dict[str, Any]:
-    """Describe what the training gave: speeds since its start or resumption, losses of the complete run."""
-    losses = [entry["loss"] for entry in entries if "loss" in entry]
-    eval_losses = [entry["eval_loss"] for entry in entries if "eval_loss" in entry]
+SPEED_KEYS = ("seconds", "samples_per_second", "tokens_per_second", "peak_memory_bytes")
+
+
+def describe_result(trainer: Any, seconds: float, entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Describe what the training gave: speeds since its start or resumption, losses of the complete run.
+
+    `eval_loss` is that of the weights that are kept: of the best checkpoint with `load_best_model_at_end`.
+    """
+    losses = [entry["loss"] for entry in entries if entry.get("loss") is not None]
+    evaluations = [entry for entry in entries if entry.get("eval_loss") is not None]
+    eval_losses = [entry["eval_loss"] for entry in evaluations]
+    state = trainer.state
+    is_best = trainer.args.load_best_model_at_end and state.best_model_checkpoint
+    kept_step = state.best_global_step if is_best else state.global_step
+    kept = [entry["eval_loss"] for entry in evaluations if entry["step"] == kept_step] if is_best else eval_losses
     return {
-        "state": "finished" if is_finished else "stopped",
         "steps": trainer.state.global_step,
         "epochs": round(float(trainer.state.epoch or 0), 4),
         "seconds": seconds,
@@ -51,9 +60,9 @@ def describe_result(trainer: Any, seconds: float, entries: list[dict[str, Any]],
         "peak_memory_bytes": measure_peak_memory(),
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
-        "eval_loss": eval_losses[-1] if eval_losses else None,
+        "kept_step": kept_step,
+        "eval_loss": kept[-1] if kept else None,
         "best_eval_loss": min(eval_losses) if eval_losses else None,
-        "finished_at": iso_timestamp(),
     }
 
 

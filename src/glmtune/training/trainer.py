@@ -5,7 +5,6 @@ CONTRIBUTING.md lists the private methods of transformers that it overrides, and
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import shutil
@@ -17,8 +16,9 @@ import torch
 from accelerate.utils import save_fsdp_optimizer
 from safetensors import SafetensorError
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import SequentialSampler
-from transformers import PrinterCallback, Trainer
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
@@ -26,11 +26,25 @@ from glmtune.errors import TrainingError
 from glmtune.methods.base_info import BaseInfo
 from glmtune.methods.method import Method, StateDict
 from glmtune.methods.ptuning import allow_quantized_training
-from glmtune.training.distributed import barrier, count_processes
-from glmtune.training.loss import find_head, step_loss
-from glmtune.training.resume import write_checksums
-from glmtune.training.samplers import EpochSampler, IdleBlockDataset, PaddedSampler
+from glmtune.training.checkpoint_files import describe_write_error, write_checksums
+from glmtune.training.data_position import (
+    DataPosition,
+    count_micro_batches,
+    count_steps,
+    write_position,
+)
+from glmtune.training.distributed import any_rank, barrier, count_processes
+from glmtune.training.loss import LossSettings, find_head, step_loss
+from glmtune.training.optimizer_state import OptimizerSettings, explain_load_errors
+from glmtune.training.samplers import (
+    IdleBlockDataset,
+    PaddedSampler,
+    ResumedSampler,
+    make_epoch_sampler,
+    name_order,
+)
 from glmtune.training.sharding import allow_fsdp_on_cpu, gather_weights, keep_losses_fp32, load_into_shards
+from glmtune.utils.console import print_warning
 
 _PARTIAL = ".saving"
 # Micro-batches in a row with a loss of exactly 0 after which a run stops.
@@ -44,6 +58,7 @@ class GlmTrainer(Trainer):
         self,
         *args: Any,
         describe_row: Callable[[int], str],
+        describe_eval_row: Callable[[int], str],
         method: Method,
         base_info: BaseInfo,
         scores: Callable[[Any], dict[str, float]] | None = None,
@@ -52,14 +67,23 @@ class GlmTrainer(Trainer):
         # A prefix on a quantised base is no PeftModel, which is all that transformers would let train there.
         with allow_quantized_training(kwargs["model"]):
             super().__init__(*args, **kwargs)
+        self._loss_settings = LossSettings(self.args.label_smoothing_factor, self.args.neftune_noise_alpha or 0.0)
+        self.neftune_noise_alpha = None  # its hook does not know packed rows
         self.remove_callback(PrinterCallback)  # prints every log as a dict; MetricsCallback shows the same numbers
         self._describe_row = describe_row
+        self._describe_eval_row = describe_eval_row
         self._method = method
         self._base_info = base_info
         self._scores = scores
         self._zero_losses = 0
         self._saving = False
         self._sampler: Any = None
+        self._start: DataPosition | None = None
+        self._start_step = 0
+        self._epoch = self._batches = 0  # micro-batches of this epoch, since it was begun or resumed
+        self._epoch_batches = 0
+        self._rng_checkpoint: str | None = None
+        self._optimizer_settings: OptimizerSettings | None = None
         self.samples_seen = 0
         self._tokens_before: int | None = None
         # Makes the Trainer count the targets of a whole optimiser step, however it is split into micro-batches.
@@ -74,6 +98,71 @@ class GlmTrainer(Trainer):
         options.pop("lr", None)
         self.optimizer = kind(groups, **options)
         return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        self._optimizer_settings = OptimizerSettings(self.optimizer, scheduler)
+        return scheduler
+
+    def resume_at(self, position: DataPosition, step: int) -> None:
+        """Continue with the row after the last one that a checkpoint was trained on; call it before `train`.
+
+        Args:
+            position: of the checkpoint.
+            step: of the checkpoint.
+        """
+        self._start, self._start_step = position, step
+
+    @property
+    def _block_count(self) -> int:
+        dataset: Any = self.train_dataset
+        return len(dataset)
+
+    @property
+    def _batch_size(self) -> int:
+        """Blocks that all processes together take in a forward pass."""
+        return self.args.train_batch_size * count_processes()
+
+    @property
+    def _order(self) -> str:
+        group = self._batch_size * self.args.gradient_accumulation_steps
+        return name_order(str(self.args.train_sampling_strategy), group)
+
+    def _count_batches(self, blocks: int) -> int:
+        return count_micro_batches(blocks, self.args, count_processes())
+
+    def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
+        values = super().set_initial_training_values(args, dataloader)
+        if self._start is None:
+            return values
+        counts = count_steps(self.args, self._block_count, count_processes(), self._start, self._start_step)
+        return (counts.epochs, *values[1:-1], counts.steps)
+
+    def _init_training_state(
+        self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, checkpoint: Any, trial: Any
+    ) -> tuple[int, int]:
+        patience = [one.early_stopping_patience for one in self._early_stopping()]
+        super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial)
+        if checkpoint is None or self._start is None:
+            return 0, 0
+        for one, number in zip(self._early_stopping(), patience, strict=False):
+            one.early_stopping_patience = number  # of the config, not of the checkpoint
+        self.state.compute_steps(self.args, max_steps)
+        self.state.train_batch_size = self._train_batch_size
+        self.find_best_checkpoint()
+        return self._start.epoch, 0
+
+    def _early_stopping(self) -> list[EarlyStoppingCallback]:
+        return [one for one in self.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]
+
+    def find_best_checkpoint(self) -> None:
+        """Set the path of the best checkpoint: the state of a run that was moved has an old one."""
+        best = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.best_global_step}"
+        is_there = bool(self.state.best_global_step) and best.is_dir()
+        self.state.best_model_checkpoint = str(best) if is_there else None
+        if self.args.load_best_model_at_end and self.state.best_global_step and not is_there:
+            print_warning(f"{best}, the best so far, is gone: the best of the next ones is used.")
+            self.state.best_global_step = self.state.best_metric = None
 
     def create_accelerator_and_postprocess(self) -> None:
         with allow_fsdp_on_cpu(self.args):
@@ -94,7 +183,7 @@ class GlmTrainer(Trainer):
         if self._tokens_before is None:
             self._tokens_before = int(self.state.num_input_tokens_seen)
             keep_losses_fp32(model, find_head(model))
-        losses_N = step_loss(model, inputs)
+        losses_N = step_loss(model, inputs, settings=self._loss_settings)
         loss = losses_N.sum() / (len(losses_N) if num_items_in_batch is None else num_items_in_batch)
         self._require_finite(loss, losses_N, inputs)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
@@ -119,6 +208,7 @@ class GlmTrainer(Trainer):
             batch = self._prepare_inputs(batch)
             with torch.no_grad(), self.compute_loss_context_manager():
                 losses_N = step_loss(model, batch)
+            self._require_finite(losses_N.sum(), losses_N, batch, is_evaluation=True)
             sums = torch.stack([losses_N.double().sum(), torch.tensor(float(len(losses_N))).to(losses_N.device)])
             sums = self.accelerator.reduce(torch.cat([sums, (batch["rows"] >= 0).sum()[None]]))
             total, count, rows = total + float(sums[0]), count + int(sums[1]), rows + int(sums[2])
@@ -135,6 +225,7 @@ class GlmTrainer(Trainer):
         counts = self.accelerator.reduce(torch.stack([inputs["tokens"].sum(), (inputs["rows"] >= 0).sum()]))
         self.state.num_input_tokens_seen += int(counts[0])
         self.samples_seen += int(counts[1])
+        self._batches += 1
 
     def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any) -> Any:
         if count_processes() > 1:
@@ -143,19 +234,49 @@ class GlmTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset: Any = train_dataset or self.train_dataset
-        strategy = self.args.train_sampling_strategy
-        batch_size = self.args.train_batch_size * count_processes()
-        if strategy in ("group_by_length", "random"):
-            group = batch_size * self.args.gradient_accumulation_steps if strategy == "group_by_length" else None
-            self._sampler = EpochSampler(dataset.lengths, self.args.seed, group)
+        lengths = dataset.lengths
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        sampler = make_epoch_sampler(self._order, lengths, seed) or super()._get_train_sampler(train_dataset)
+        if self._start is None:
+            self._sampler = ResumedSampler(sampler, len(lengths))
         else:
-            self._sampler = super()._get_train_sampler(train_dataset)
-        return PaddedSampler(self._sampler, batch_size) if count_processes() > 1 else self._sampler
+            resumed = make_epoch_sampler(self._start.order, lengths, seed) or sampler
+            self._sampler = ResumedSampler(sampler, len(lengths), resumed, self._start.epoch, self._start.blocks)
+        return PaddedSampler(self._sampler, self._batch_size) if count_processes() > 1 else self._sampler
 
-    def _run_epoch(self, model: Any, epoch: int, *args: Any, **kwargs: Any) -> None:
-        if isinstance(self._sampler, EpochSampler):  # accelerate does not do this in a resumed epoch
-            self._sampler.set_epoch(epoch)
-        super()._run_epoch(model, epoch, *args, **kwargs)
+    def _run_epoch(self, model: Any, epoch: int, **kwargs: Any) -> None:  # type: ignore[override]
+        self._sampler.set_epoch(epoch)  # accelerate does not do this in a resumed epoch
+        self._epoch, self._batches = epoch, 0
+        self._epoch_batches = self._count_batches(len(self._sampler))
+        if len(self._sampler) < self._block_count:
+            # The epoch was begun before. Its rest is an epoch of its own for the Trainer, which would skip batches of
+            # the present size.
+            kwargs["steps_in_epoch"] = self._epoch_batches
+            kwargs["num_update_steps_per_epoch"] = -(-self._epoch_batches // self.args.gradient_accumulation_steps)
+            self._rng_checkpoint = kwargs["resume_from_checkpoint"]
+        super()._run_epoch(model=model, epoch=epoch, **kwargs)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().get_batch_samples(*args, **kwargs)
+        if self._rng_checkpoint is not None:  # creating the iterator, which draws a number, was before the checkpoint
+            self._load_rng_state(self._rng_checkpoint)
+            self._rng_checkpoint = None
+        return result
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        if self._epoch_batches and self._sampler.is_resumed_epoch:
+            batches = self._count_batches(self._block_count)
+            self.state.epoch = self._epoch + (batches - self._epoch_batches + self._batches) / batches
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _find_position(self) -> DataPosition:
+        """The position after the last step."""
+        if self._batches >= self._epoch_batches:
+            return DataPosition(self._epoch + 1, 0, self._order)
+        before = self._block_count - len(self._sampler)
+        is_resumed = self._start is not None and self._sampler.is_resumed_epoch
+        order = self._start.order if is_resumed and self._start else self._order
+        return DataPosition(self._epoch, before + self._batches * self._batch_size, order)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         in_order = SequentialSampler(eval_dataset)  # by length already
@@ -192,6 +313,26 @@ class GlmTrainer(Trainer):
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))  # type: ignore[union-attr]
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with explain_load_errors(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self._optimizer_settings is not None:
+            has_schedule = os.path.isfile(os.path.join(checkpoint, SCHEDULER_NAME))
+            step = None if has_schedule else self.state.global_step
+            self._optimizer_settings.restore(self.optimizer, self.lr_scheduler, step)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if getattr(self.accelerator, "scaler", None) is not None:  # a run in fp16 may be resumed in another precision
+            super()._load_scaler(checkpoint)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        # With a limit of 1 the Trainer would remove the newest checkpoint, from which a run is resumed.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         target: Any = model or self.model
         with load_into_shards(target):
@@ -211,6 +352,7 @@ class GlmTrainer(Trainer):
         """Write under a temporary name, then rename, so that a kill or a full disk leaves no incomplete checkpoint."""
         folder = Path(super()._get_output_dir(trial))
         partial, name = folder / _PARTIAL, f"checkpoint-{self.state.global_step}"
+        self._require_finite_weights()
         self._remove_folder(partial)
         barrier()
         try:
@@ -223,11 +365,15 @@ class GlmTrainer(Trainer):
                 self._finish_checkpoint(folder, partial / name)
             barrier()
         except (OSError, SafetensorError, RuntimeError) as error:
-            if not _is_disk_full(error):
+            reason = describe_write_error(error)
+            if reason is None:
                 raise
+            is_full = "No space left" in reason
+            hint = "Free some space" if is_full else "Free some space, or make it writable"
+            what = f"no space left to save {name}" if is_full else f"{name} cannot be saved ({reason})"
             raise TrainingError(
-                f"{folder}: no space left to save {name}; the earlier checkpoints are complete.",
-                "Free some space, then continue with --resume.",
+                f"{folder}: {what}; the earlier checkpoints are complete.",
+                f"{hint}, then continue with --resume.",
             ) from None
         finally:
             self._saving = False
@@ -240,6 +386,7 @@ class GlmTrainer(Trainer):
     def _finish_checkpoint(self, folder: Path, written: Path) -> None:
         if self.state.best_global_step:  # under its final name now
             self.state.save_to_json(str(written / "trainer_state.json"))
+        write_position(written, self._find_position())
         write_checksums(written)
         final = folder / written.name
         shutil.rmtree(final, ignore_errors=True)  # a resumed run may save the same step again
@@ -248,23 +395,46 @@ class GlmTrainer(Trainer):
             output_dir=str(folder),
             save_total_limit=self.args.save_total_limit,
             best_model_checkpoint=self.state.best_model_checkpoint,
-            use_mtime=True,
+            use_mtime=False,  # a copied run, or a clock that was changed, has times in another order
         )
 
-    def _require_finite(self, loss: torch.Tensor, losses_N: torch.Tensor, inputs: dict[str, Any]) -> None:
+    def _require_finite(
+        self, loss: torch.Tensor, losses_N: torch.Tensor, inputs: dict[str, Any], is_evaluation: bool = False
+    ) -> None:
         value = float(loss.detach())  # waits for the GPU, once a batch
         if math.isfinite(value):
-            if len(losses_N):  # idle blocks have none
+            if len(losses_N) and not is_evaluation:  # idle blocks have none
                 self._require_not_always_zero(value, inputs)
             return
         positions = inputs["target_positions"][~torch.isfinite(losses_N)]
-        rows = torch.bucketize(positions, inputs["row_lengths"].cumsum(0), right=True).unique()
+        rows_R = inputs["rows"][torch.bucketize(positions, inputs["row_lengths"].cumsum(0), right=True).unique()]
         cause = "fp16 overflowed: use bf16 or fp32" if self.args.fp16 else "the learning rate is too high for this data"
+        if is_evaluation:
+            where = f"The evaluation loss became {value} at step {self.state.global_step}"
+            rows = self._describe_rows(rows_R, self._describe_eval_row)
+        else:
+            where = f"The loss became {value} at step {self.state.global_step + 1}"
+            rows = self._describe_rows(rows_R)
         raise TrainingError(
-            f"The loss became {value} at step {self.state.global_step + 1} "
-            f"(rows {self._describe_rows(inputs['rows'][rows])}).",
+            f"{where} (rows {rows}).",
             f"Likely cause: {cause}, or a weight of the base is not finite. Nothing of this step was saved.",
         )
+
+    def _require_finite_weights(self) -> None:
+        """Stop a run before weights that nothing can be trained from take the place of an older checkpoint."""
+        model: Any = self.model
+        bad = None
+        for name, parameter in model.named_parameters():
+            local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            if parameter.requires_grad and not bool(torch.isfinite(local).all()):
+                bad = name
+                break
+        if any_rank(bad is not None, self.args.device):
+            cause = "fp16 overflowed: use bf16 or fp32" if self.args.fp16 else "the learning rate is too high"
+            raise TrainingError(
+                f"The weights became infinite or NaN at step {self.state.global_step} ({bad or 'in another process'}).",
+                f"Likely cause: {cause}. The earlier checkpoints are not touched.",
+            )
 
     def _require_not_always_zero(self, loss: float, inputs: dict[str, Any]) -> None:
         """Stop a run whose loss stays exactly 0, which has no gradient; once may be a coincidence."""
@@ -278,11 +448,7 @@ class GlmTrainer(Trainer):
             "look at the rows with `glmtune data preview`, or use bf16 or fp32.",
         )
 
-    def _describe_rows(self, rows_R: torch.Tensor) -> str:
+    def _describe_rows(self, rows_R: torch.Tensor, describe: Callable[[int], str] | None = None) -> str:
         rows = [row for row in rows_R.tolist() if row >= 0]  # idle blocks have -1
         more = f" and {len(rows) - 4} more" if len(rows) > 4 else ""
-        return ", ".join(self._describe_row(row) for row in rows[:4]) + more
-
-
-def _is_disk_full(error: Exception) -> bool:
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        return ", ".join((describe or self._describe_row)(row) for row in rows[:4]) + more

@@ -14,9 +14,8 @@ import numpy as np
 from glmtune.config import DataConfig, RunConfig
 from glmtune.data.batches import BlockCollator, BlockDataset, pack_rows
 from glmtune.data.cache import (
+    CACHE_VERSION,
     EncodedData,
-    JoinedRowStore,
-    RowStore,
     count_replay_rows,
     encode_sources,
     open_encoded_data,
@@ -25,7 +24,8 @@ from glmtune.data.cache import (
 )
 from glmtune.data.encoding import EncodingCounts, EncodingRules
 from glmtune.data.files import is_encoded_folder
-from glmtune.data.sources import DataSource, open_sources
+from glmtune.data.row_store import JoinedRowStore, RowStore
+from glmtune.data.sources import READING_RULES, DataSource, open_sources
 from glmtune.errors import DataError
 from glmtune.families import Family
 from glmtune.utils.console import format_duration, print_message, print_warning, show_status
@@ -47,6 +47,10 @@ class TrainingData:
     def describe_row(self, row: int) -> str:
         """The file and line of a training row."""
         return self.train.rows[row].where
+
+    def describe_eval_row(self, row: int) -> str:
+        """The file and line of an evaluation row."""
+        return (self.eval or self.train).rows[row].where
 
 
 def prepare_data(config: RunConfig, family: Family, tokenizer: Any) -> TrainingData:
@@ -100,6 +104,7 @@ def prepare_data(config: RunConfig, family: Family, tokenizer: Any) -> TrainingD
         "eval_rows": len(eval_rows),
         "sources": train.info.sources,
         "content": [each.info.content if each else None for each in sets],
+        "reading": f"{READING_RULES}.{CACHE_VERSION}",
         "replay_rows": int((train_rows >= len(train.rows)).sum()),
         "lines_left_out": train.info.lines_left_out + (evaluation.info.lines_left_out if evaluation else 0),
         "train": train.info.counts,
@@ -140,7 +145,7 @@ def load_encoded_data(
         encoded = open_encoded_data(Path(entries))
         require_same_encoding(encoded, family, tokenizer, rules, entries)
     else:
-        sources = open_sources(entries, data.columns, data.format, seed)
+        sources = open_sources(entries, data.columns, data.format, seed, data.preference)
         with show_status("Encoding rows") as status:
             on_progress = _make_progress(sources, status.update)
             encoded = encode_sources(sources, family, tokenizer, rules, folder=folder, progress=on_progress)
@@ -153,6 +158,8 @@ def print_data_report(encoded: EncodedData) -> None:
     info, counts = encoded.info, EncodingCounts(**encoded.info.counts)
     for source in info.sources:
         print_message(f"{source['name']}: {source['format']}")
+        for note in source.get("notes", ()):
+            print_warning(f"{source['name']}: {note}")
     for note in info.notes:
         print_warning(note)
     for sentence in info.broken[:5]:
@@ -162,8 +169,10 @@ def print_data_report(encoded: EncodedData) -> None:
         print_warning(f"{info.lines_left_out} invalid lines skipped{more}; {counts.conversations} rows are used.")
     if counts.rows_over_limits:
         print_warning(
-            f"Length limits: {counts.turns_dropped} rows lost old turns, {counts.prompts_cut} the start of their "
-            f"question, {counts.answers_cut} the end of their answer, {counts.rows_dropped} were dropped "
+            f"Length limits: {counts.turns_dropped} rows lost old turns, "
+            f"{counts.prompts_cut - counts.question_ends_cut} the start of their question, "
+            f"{counts.question_ends_cut} its end, "
+            f"{counts.answers_cut} the end of their answer, {counts.rows_dropped} were dropped "
             f"({counts.tokens_cut} tokens in all)."
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,15 @@ def require_saved_weights(method: Method, model: nn.Module, folder: Path, state:
         state: all weights, gathered, if they are sharded.
 
     Raises:
-        TrainingError: a weight is missing or differs.
+        TrainingError: a weight is missing, differs, or is not finite.
     """
     trained = method.trained_state(model, state)
     saved_names = set()
     for name, weight in method.saved_state(folder):
         if name in trained:
             saved_names.add(name)
+            if not torch.isfinite(weight).all():
+                raise _make_finite_error(folder, name)
             if not torch.equal(weight, trained[name].detach().cpu().to(weight.dtype)):
                 raise _make_error(folder, name)
     for name in trained:
@@ -63,15 +66,27 @@ def require_change(folder: Path, before: torch.Tensor, after: torch.Tensor) -> f
         The largest change of a logit.
 
     Raises:
-        TrainingError: there is none.
+        TrainingError: there is none, or a logit is not finite.
     """
     change = (after - before).abs().max().item()
+    if not math.isfinite(change):
+        raise TrainingError(
+            f"{folder}: the logits of what was trained are not finite.",
+            "Was the learning rate too high? Use an earlier checkpoint, or train with a lower rate, in bf16 or fp32.",
+        )
     if change == 0:
         raise TrainingError(
             f"{folder}: what was trained does not change the model's output at all.",
             "Was the learning rate 0, or was there no step? Train longer or with a higher rate.",
         )
     return change
+
+
+def _make_finite_error(folder: Path, name: str) -> TrainingError:
+    return TrainingError(
+        f"{folder}: {name} is not finite in the precision that it is saved in.",
+        "Was the learning rate too high? Use an earlier checkpoint, or train with a lower rate, in bf16 or fp32.",
+    )
 
 
 def _make_error(folder: Path, name: str) -> TrainingError:

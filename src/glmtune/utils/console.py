@@ -6,13 +6,17 @@ function has to pass it on. In processes of a multi-process run other than the m
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from glmtune.utils.streams import drop_output
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,15 +32,26 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
 
 
+def _make_console(to_stderr: bool = False) -> Console:
+    """A console that goes on silently when the reader of its output is gone: a training that is shown by `| head` is
+    not lost."""
+    from rich.console import Console  # 40 ms, which `--help` does not have
+
+    console = Console(stderr=to_stderr, soft_wrap=True)
+    # rich would end the process.
+    console.on_broken_pipe = partial(drop_output, "stderr" if to_stderr else "stdout")  # type: ignore[method-assign]
+    return console
+
+
 def get_console() -> Console:
     """The console that messages and progress go to: the one of `use_console`, else standard output."""
-    from rich.console import Console  # 40 ms, which `--help` does not have
+    from rich.console import Console
 
     if not is_main_process():
         return Console(quiet=True)
     console = _CONSOLE.get()
     if console is None:
-        console = Console(soft_wrap=True)
+        console = _make_console()
         _CONSOLE.set(console)
     return console
 
@@ -54,9 +69,7 @@ def use_console(console: Console) -> Iterator[None]:
 @contextmanager
 def use_stderr() -> Iterator[None]:
     """Send messages and progress of the block to standard error: for commands whose result is on standard output."""
-    from rich.console import Console
-
-    with use_console(Console(stderr=True, soft_wrap=True)):
+    with use_console(_make_console(to_stderr=True)):
         yield
 
 
@@ -149,8 +162,33 @@ def format_bytes(count: float) -> str:
     return f"{count / 2**20:,.0f} MiB" if count >= 10 * 2**20 else f"{count / 2**20:,.1f} MiB"
 
 
+# Messages of libraries that advise what a user of glmtune cannot or need not do: logger, and a part of the message.
+_NOISE = (
+    ("DeepSpeed", "Setting accelerator to CPU"),
+    ("bitsandbytes.backends.cpu.ops", "kernels"),  # advice to fetch kernels from the hub, at every start
+    ("bitsandbytes.autograd._functions", "MatMul8bitLt"),  # at every call: inputs are cast to fp16, as intended
+    ("torch.distributed.run", "OMP_NUM_THREADS"),
+)
+
+
+def _is_no_noise(record: logging.LogRecord) -> bool:
+    return not any(record.name == name and part in str(record.msg) for name, part in _NOISE)
+
+
+def silence_advice() -> None:
+    """Drop the messages of `_NOISE`, and tokenizers' warning about forks; to be called before these are imported."""
+    for name, _ in _NOISE:
+        # A level would be overwritten when the library is imported.
+        logging.getLogger(name).addFilter(_is_no_noise)
+    warnings.filterwarnings("ignore", message="MatMul8bitLt")  # in other versions of bitsandbytes
+    # Workers that load data are forked; they tokenize nothing.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
 def silence_libraries() -> None:
-    """Silence transformers' log and bars, and the deprecations that it and peft raise about each other."""
+    """Silence transformers' log and bars, the deprecations that it and peft raise about each other, and advice."""
+    silence_advice()
+
     import transformers
 
     transformers.utils.logging.set_verbosity_error()

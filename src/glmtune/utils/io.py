@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from glmtune.errors import GlmtuneError, RunError
+from glmtune.utils.documents import MAX_JSON_BYTES, DocumentError, parse_json, read_document
 
 LOCK_FILE = ".lock"
 
@@ -49,20 +50,34 @@ def open_atomic(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
-    """Give a new folder to fill; it takes the place of `folder` if the block ends without an error."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+    """Give a new folder to fill; it takes the place of `folder` if the block ends without an error.
+
+    The old one is renamed and removed last. After a kill between the two renamings it is `.NAME.old`, and the next call
+    puts it back.
+    """
+    temporary, old = (folder.with_name(f".{folder.name}.{ending}") for ending in ("tmp", "old"))
+    if old.is_dir() and not folder.exists():
+        os.replace(old, folder)
+    for leftover in (temporary, old):  # of a process that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            os.replace(folder, old)
         os.replace(temporary, folder)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def read_json_object(
-    path: Path, error: type[GlmtuneError] = GlmtuneError, hint: str | None = "Write or download the file again."
+    path: Path,
+    error: type[GlmtuneError] = GlmtuneError,
+    hint: str | None = "Write or download the file again.",
+    *,
+    unique_keys: bool = False,
+    max_bytes: int = MAX_JSON_BYTES,
 ) -> dict[str, Any]:
     """Read a JSON object from a file in UTF-8, with or without a byte order mark.
 
@@ -70,20 +85,17 @@ def read_json_object(
         path: of the file.
         error: the class to raise.
         hint: how to fix it, for the error's second line.
+        unique_keys: refuse objects that hold a key twice.
+        max_bytes: of the file.
 
     Raises:
-        error: the file cannot be read, is not UTF-8 or not JSON, or holds something else than an object.
+        error: not a regular file, or too large; it cannot be read, is not UTF-8 or not JSON, or holds something else
+            than an object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as problem:
-        raise error(f"{path}: cannot be read ({problem.strerror or problem}).", hint) from None
-    except json.JSONDecodeError as problem:
-        raise error(f"{path}:{problem.lineno}: not valid JSON ({problem.msg}).", hint) from None
-    except UnicodeDecodeError:
-        raise error(f"{path}: not UTF-8 text.", hint) from None
-    except (ValueError, RecursionError):  # a number of too many digits, lists in lists without end
-        raise error(f"{path}: not valid JSON.", hint) from None
+        value = parse_json(read_document(path, max_bytes), unique_keys)
+    except DocumentError as problem:
+        raise error(problem.describe(path), hint) from None
     if not isinstance(value, dict):
         raise error(f"{path}: must hold a JSON object, not {_json_kind(value)}.", hint)
     return value

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from html import escape
 from typing import Any
 
 import gradio as gr
 
 from glmtune.errors import ConfigError, GlmtuneError
+from glmtune.generation.context_window import get_default_reply_length
 from glmtune.generation.reply import Sampling
 from glmtune.webui.chat_models import HeldModels
 from glmtune.webui.context import Context
@@ -53,6 +54,8 @@ class _Side:
     messages: Messages
     piece: str | None = None
     """The reply so far."""
+    dropped: int = 0
+    """Number of messages that the model's context window had no room for."""
 
 
 class Talk:
@@ -157,6 +160,8 @@ class Talk:
                 problems.append(as_html(error))
         seconds = f"{time.monotonic() - start:.1f}"
         ended = text("chat.stopped", lang) if stopped.is_set() else text("chat.done", lang, seconds=seconds)
+        notes = [text("chat.dropped", lang, count=side.dropped) for side in sides if side.dropped]
+        ended = "<br>".join([ended, *notes])
         self._stops.pop(page, None)
         # A message that nobody answered goes back to where it was written.
         kept = prompt if len(problems) == len(sides) else ""
@@ -167,12 +172,20 @@ class Talk:
         side.piece = ""
         yield
         tools = read_tools(settings.tools)
+
+        def count_dropped(count: int) -> None:
+            side.dropped = count
+
         with self._models.answering(side.target) as opened:
+            sampling = settings.sampling()
+            if sampling.max_new_tokens == _DEFAULT.max_new_tokens:
+                sampling = replace(sampling, max_new_tokens=get_default_reply_length(opened.model))
             for piece in stream(
-                *(opened, side.messages, settings.sampling(), stopped),
+                *(opened, side.messages, sampling, stopped),
                 system=settings.system.strip(),
                 tools=tools,
                 seed=settings.seed_or_none(),
+                on_drop=count_dropped,
             ):
                 if isinstance(piece, str):
                     side.piece = piece

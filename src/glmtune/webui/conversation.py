@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html import escape
 from typing import Any
 
 from transformers import set_seed
 
-from glmtune.data.encoding import add_prefix
 from glmtune.errors import ConfigError
 from glmtune.families import Reply
 from glmtune.generation.load import LoadedModel
@@ -114,6 +113,7 @@ def stream(
     system: str = "",
     tools: list[Any] | None = None,
     seed: int | None = None,
+    on_drop: Callable[[int], None] | None = None,
 ) -> Iterator[str | Reply]:
     """Let the model answer in a thread of its own.
 
@@ -125,6 +125,7 @@ def stream(
         system: the system message.
         tools: descriptions.
         seed: makes a sampled reply repeat.
+        on_drop: see `generate_reply`.
 
     Yields:
         The text so far, again and again, then the reply; a stopped one holds what there was.
@@ -144,10 +145,12 @@ def stream(
                 set_seed(seed)
             pieces.put(
                 generate_reply(
-                    *(opened.model, opened.tokenizer, opened.family, add_prefix(begun, opened.prefix)),
+                    *(opened.model, opened.tokenizer, opened.family, begun),
                     tools=tools,
                     sampling=sampling,
                     on_text=put,
+                    prefix=opened.prefix,
+                    on_drop=on_drop,
                 )
             )
         except Exception as error:

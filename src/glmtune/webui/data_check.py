@@ -13,7 +13,7 @@ from glmtune.data.check_kinds import describe_kind, escape_controls
 from glmtune.data.check_rows import FINDINGS_SHOWN, CheckReport, ModelChecker, RowChecker, scan_sources
 from glmtune.data.files import is_encoded_folder
 from glmtune.data.histogram import make_bins
-from glmtune.data.preview import find_row, make_preview, render_html
+from glmtune.data.preview import UnusedRowError, find_row, make_preview, render_html
 from glmtune.data.sources import DataSource, open_sources
 from glmtune.errors import DataError
 from glmtune.families import detect_family, get_family
@@ -35,7 +35,8 @@ def open_rows(run: RunConfig) -> list[DataSource]:
     for entry in entries:
         if isinstance(entry, str) and is_encoded_folder(Path(entry)):
             raise DataError(f"{entry}: holds encoded rows.", "Give the file that they were made from.")
-    return open_sources(run.data.train, run.data.columns, run.data.format, int(run.training["seed"]))
+    data = run.data
+    return open_sources(data.train, data.columns, data.format, int(run.training["seed"]), data.preference)
 
 
 def judge_of(run: RunConfig) -> ModelChecker | None:
@@ -70,6 +71,7 @@ def check_rows(run: RunConfig, lang: str) -> Iterator[tuple[str, bool]]:
         if time.monotonic() - told > _TELL_SECONDS:
             told = time.monotonic()
             yield html.note(_counted("data.checking", report, lang)), False
+    checker.add_unread_keys(sources)
     yield _result(report, sources, judge, lang), True
 
 
@@ -83,8 +85,11 @@ def row_frame(run: RunConfig, number: int, ids: bool, lang: str) -> str:
     if judge is None:
         return html.note(text("data.no_model", lang))
     name = run.data.train if isinstance(run.data.train, str) else ", ".join(map(str, run.data.train))
-    source, conversation = find_row(open_rows(run), number, name)
-    page = render_html(make_preview(source, conversation, judge.family, judge.tokenizer, judge.rules), ids)
+    try:
+        source, conversation = find_row(open_rows(run), number, name)
+        page = render_html(make_preview(source, conversation, judge.family, judge.tokenizer, judge.rules), ids)
+    except UnusedRowError as error:
+        page = f"<p>{escape(error.effect)}: {escape(error.message)}</p><pre>{escape(error.row_text)}</pre>"
     heading = escape(text("data.row_title", lang, row=number))
     return f'<iframe class="rowview" sandbox="" title="{heading}" srcdoc="{escape(page)}"></iframe>'
 

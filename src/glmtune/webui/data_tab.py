@@ -32,9 +32,10 @@ _SETTINGS = (
     "data.max_length",
     "data.overlength",
     "data.train_on",
+    "data.preference",
     "data.prefix",
 )
-_SUFFIXES = [".json", ".jsonl", ".csv", ".parquet", ".txt", ".gz"]
+_SUFFIXES = [".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".gz"]
 
 
 def build(context: Context, words: Words, lang: gr.State, chosen: Chosen) -> None:

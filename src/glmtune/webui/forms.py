@@ -14,6 +14,7 @@ import yaml
 from glmtune.config import TRAINING_DEFAULTS, RunConfig, check_config
 from glmtune.config_parsing import build_dataclass, parse_number, set_key, suggest_key
 from glmtune.errors import ConfigError
+from glmtune.utils.documents import DocumentError, parse_yaml
 
 Kind = Literal["text", "integer", "number", "flag", "choice", "list", "lines", "mapping"]
 
@@ -241,8 +242,8 @@ def _entries(field: Field, items: list[str]) -> Any:
 
 def _mapping(key: str, text: str) -> dict[str, Any]:
     try:
-        read = yaml.safe_load(text) if text.strip() else {}
-    except yaml.YAMLError:
+        read = parse_yaml(text) if text.strip() else {}
+    except DocumentError:
         read = None
     if not isinstance(read, dict):
         raise ConfigError(f"{key} must be keys and values, not {text!r}.", "One a line, for example: prompt: question")

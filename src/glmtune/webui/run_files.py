@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Any
 from glmtune.config_parsing import read_config_file
 from glmtune.errors import ConfigError, RunError
 from glmtune.run_dir import RunDir, is_run
-from glmtune.utils.io import is_locked, write_text
+from glmtune.utils.io import find_json_object, is_locked, write_text
 
 NOTES = "notes.md"
 _NOTES_MOST = 100_000
@@ -60,11 +59,7 @@ def read_run(path: Path) -> RunFacts:
 
 
 def _summary(run: RunDir) -> dict[str, Any]:
-    try:
-        summary = json.loads(run.summary.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # a run that has not begun, or broke off
-        return {}
-    return summary if isinstance(summary, dict) else {}
+    return find_json_object(run.summary) or {}  # none: a run that has not begun, or broke off
 
 
 def _state(run: RunDir, summary: dict[str, Any]) -> str:

@@ -15,11 +15,12 @@ from glmtune.errors import ConfigError, RunError
 from glmtune.evaluation.candidates import Candidate, open_candidates
 from glmtune.evaluation.forgetting.probe import ProbeItem
 from glmtune.evaluation.forgetting.probing import ForgettingProbe
-from glmtune.evaluation.model_info import find_run
+from glmtune.evaluation.model_info import find_run, hash_folder
 from glmtune.evaluation.model_switcher import ModelSwitcher
+from glmtune.evaluation.output_folders import require_result_folder
 from glmtune.evaluation.results import FORGETTING_FILE, ForgettingResult
 from glmtune.evaluation.scoring import make_printable
-from glmtune.utils.io import explain_write_errors, file_timestamp, iso_timestamp, slugify, write_text
+from glmtune.utils.io import explain_write_errors, file_timestamp, find_json_object, iso_timestamp, slugify, write_text
 
 EXIT_CODES = {"pass": 0, "warn": 0, "fail": 3}
 """A warning stops no pipeline. 1 is an error and 2 a wrong option."""
@@ -131,11 +132,7 @@ def describe_training(candidate: Candidate) -> tuple[RunConfig | None, int | Non
     run = candidate.run
     if run is None:
         return None, None
-    try:
-        steps = json.loads(run.summary.read_text("utf-8")).get("steps")
-    except (OSError, ValueError):
-        steps = None
-    return candidate.config, steps
+    return candidate.config, (find_json_object(run.summary) or {}).get("steps")
 
 
 def default_forget_output(target: str, candidate: Candidate) -> Path:
@@ -144,6 +141,34 @@ def default_forget_output(target: str, candidate: Candidate) -> Path:
     if run is not None and run.root.resolve() == Path(target).expanduser().resolve():
         return run.root
     return Path("evals") / f"forget-{slugify(candidate.name, 'model')}-{file_timestamp()}"
+
+
+def require_forget_folder(folder: Path, tuned: Candidate, base: Candidate) -> None:
+    """Require that a folder is new or empty, or the run itself, or holds a probe of the same two models.
+
+    Raises:
+        RunError: it holds something else.
+    """
+    if tuned.run is not None and tuned.run.root.resolve() == folder.resolve():
+        return  # the run's own probe, which belongs to its present weights
+    require_result_folder(folder, (FORGETTING_FILE,), "a forgetting probe")
+    earlier = find_json_object(folder / FORGETTING_FILE)
+    if earlier is None:
+        return
+    for side, candidate in (("base", base), ("tuned", tuned)):
+        model = earlier.get(side)
+        name = model.get("name") if isinstance(model, dict) else None
+        if not isinstance(model, dict) or not _is_same_model(model, candidate):
+            raise RunError(
+                f"{folder}: holds a forgetting probe of another model ({side} {name or 'unknown'}).",
+                "Choose another --output, or remove the folder.",
+            )
+
+
+def _is_same_model(model: dict[str, Any], candidate: Candidate) -> bool:
+    adapter = candidate.target.adapter
+    digest = hash_folder(adapter) if adapter else None
+    return (model.get("fingerprint"), model.get("adapter_digest")) == (candidate.base.fingerprint, digest)
 
 
 def write_forgetting(folder: Path, result: ForgettingResult, command: str) -> Path:

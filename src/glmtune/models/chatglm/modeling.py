@@ -40,8 +40,12 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["ChatGLMBlock"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
-    # Published checkpoints store the rotary frequencies of every layer; they are computed here.
-    _keys_to_ignore_on_load_unexpected = [r"attention\.rotary_emb\.inv_freq$"]  # noqa: RUF012
+    # Published checkpoints store the rotary frequencies of every layer, which are computed here; the earliest ones of
+    # P-Tuning v2 hold the prefix beside the model, which is read by itself.
+    _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
+        r"attention\.rotary_emb\.inv_freq$",
+        r"^transformer\.prefix_encoder\.",
+    ]
     _supports_sdpa = True
     _supports_flash_attn = False
     _supports_flex_attn = False

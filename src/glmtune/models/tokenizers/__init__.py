@@ -6,7 +6,6 @@ put into one `tokenizer.json`: the ids, the decoding, the special tokens, the pr
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ from glmtune.models.tokenizers.vocabulary_files import (
     read_sentencepiece,
     read_tiktoken,
 )
+from glmtune.utils.io import read_json_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -193,11 +193,8 @@ def _read_image_tokens(folder: Path, config: dict[str, Any]) -> int | None:
     """`num_image_tokens` where a file names it (early ChatGLM-6B: 20000; later tokenizer_config.json: 0)."""
     path = folder / "tokenizer_config.json"
     saved: Any = {}
-    if path.is_file():
-        try:
-            saved = json.loads(path.read_text(encoding="utf-8-sig"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ModelError(f"{path}: not valid JSON ({error}).", "Download the file again.") from None
+    if path.exists():
+        saved = read_json_object(path, ModelError, "Download the file again.")
     declared = saved.get("num_image_tokens") if isinstance(saved, dict) else None
     return config.get("num_image_tokens") if declared is None else declared
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from glmtune.models.tokenizers import load_tokenizer
 from glmtune.models.tokenizers.backends import UNIGRAM
 from glmtune.models.tokenizers.ids import count_image_tokens
 from glmtune.models.tokenizers.vocabulary_files import read_sentencepiece
-from glmtune.utils.io import write_json
+from glmtune.utils.io import read_json_object, write_json
 
 PUBLISHED_FILES = ("ice_text.model", "tokenizer.model")
 _CONFIG = "tokenizer_config.json"
@@ -109,4 +108,4 @@ def _use_transformers_4_names(path: Path) -> None:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else {}
+    return read_json_object(path, ModelError, "Download the file again.") if path.exists() else {}

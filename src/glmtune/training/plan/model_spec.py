@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from glmtune.models.loading import BITSANDBYTES, PACKED
 from glmtune.models.packed_attention import set_packed_attention
 from glmtune.models.weight_files import read_inventory
 from glmtune.quantization.quantizer import replace_linears
+from glmtune.utils.io import read_json_object
 
 _INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
@@ -85,7 +85,9 @@ def _count_file_bytes(folder: Path, files: list[Path]) -> int:
     """Bytes of the weights on disk; a repository that has them in two formats counts once."""
     for name in _INDEX_FILES:
         if (folder / name).is_file():
-            indexed = set(json.loads((folder / name).read_text("utf-8"))["weight_map"].values())
+            weight_map = read_json_object(folder / name, ModelError).get("weight_map")
+            files_named = weight_map.values() if isinstance(weight_map, dict) else ()
+            indexed = {file for file in files_named if isinstance(file, str)}
             return sum((folder / file).stat().st_size for file in indexed if (folder / file).is_file())
     one_format = [file for file in files if file.suffix == ".safetensors"] or files
     return sum(file.stat().st_size for file in one_format)
