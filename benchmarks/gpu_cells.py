@@ -23,6 +23,7 @@ CELLS: dict[str, Callable[..., None]] = {
         gpu_proofs.bitsandbytes_parity,
         gpu_proofs.row_parity,
         gpu_proofs.training_parity,
+        gpu_proofs.checkpointing_parity,
         gpu_proofs.resume_parity,
         gpu_figures.memory,
         gpu_figures.profile,

@@ -488,17 +488,18 @@ def test_a_prefix_is_put_in_front_in_chat_as_in_training(train, glmtune_command,
     run, result = train("chatglm3", "training.max_steps=2", "data.prefix=写广告：")
     assert result.code == 0, result.err
     seen = []
-    from glmtune.generation import chat_session as chat
+    from glmtune.families.chatglm3 import ChatGLM3
 
-    original = chat.generate_reply
+    original = ChatGLM3.encode_prompt
 
-    def record(model, tokenizer, family, messages, **options):
+    def record(self, messages, *arguments, **options):
         seen.append([message["content"] for message in messages])
-        return original(model, tokenizer, family, messages, **options)
+        return original(self, messages, *arguments, **options)
 
-    monkeypatch.setattr(chat, "generate_reply", record)
+    monkeypatch.setattr(ChatGLM3, "encode_prompt", record)
     assert glmtune_command("chat", run.root, "--prompt", "类型#裙", "--max-new-tokens", 2).code == 0
-    assert seen == [["写广告：类型#裙"]]
+    assert seen
+    assert all(contents == ["写广告：类型#裙"] for contents in seen)
 
 
 def test_a_tokenized_folder_is_data_too(train, tiny, glmtune_command, adgen_file, tmp_path):
@@ -652,4 +653,4 @@ def test_devices_that_are_not_there(tiny, glmtune_command):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     _expect(glmtune_command("chat", tiny("chatglm3"), "--prompt", "x", "--device", "cuda"), "torch finds no GPU")
-    _expect(glmtune_command("chat", tiny("chatglm3"), "--prompt", "x", "--device", "gpu0"), "no device 'gpu0'")
+    _expect(glmtune_command("chat", tiny("chatglm3"), "--prompt", "x", "--device", "gpu0"), "--device cannot be 'gpu0'")
