@@ -1,4 +1,4 @@
-"""The way of a P-Tuning v2 guide for ChatGLM-6B: train.sh, the prefix in a chat script, evaluate.sh, dialogues, all weights."""
+"""A guide to P-Tuning v2 for ChatGLM-6B: train.sh, the prefix in a chat script, evaluate.sh, dialogues, all weights."""
 
 from __future__ import annotations
 
@@ -174,9 +174,7 @@ def test_train_chat_and_evaluate(project, glmtune_command, monkeypatch):
     prefix = names["new_prefix_state_dict"]["embedding.weight"]
     assert prefix.shape == (4, 2 * 2 * 32)  # tokens; keys and values of two layers
     question = "类型#上衣*版型#宽松"
-    reply, history = names["model"].chat(
-        names["tokenizer"], question, history=[], do_sample=False, max_new_tokens=8
-    )
+    reply, history = names["model"].chat(names["tokenizer"], question, history=[], do_sample=False, max_new_tokens=8)
     assert reply
     assert history == [(question, reply)]
     ids = torch.tensor([names["tokenizer"](question).input_ids])

@@ -211,7 +211,8 @@ def join_notes(translation) -> str:
     return "\n".join(translation.notes)
 
 
-def test_ptuning_script(write_file):
+def test_ptuning_script(write_file, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     translation = translate_command([write_file("train.sh", PTUNING_SH)])
     run = build_run(translation)
     assert (run.method, run.ptuning.num_virtual_tokens, run.model.quantization) == ("ptuning", 128, "packed4")
@@ -336,7 +337,8 @@ def test_demo_lora(write_file):
         assert name in notes
 
 
-def test_demo_prefix_and_full(write_file):
+def test_demo_prefix_and_full(write_file, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     write_file("ptuning_v2.yaml", DEMO_YAML + DEMO_PREFIX)
     write_file("sft.yaml", DEMO_YAML)
     text = "OMP_NUM_THREADS=1 torchrun --standalone --nnodes=1 --nproc_per_node=8 finetune_hf.py"
@@ -348,6 +350,8 @@ def test_demo_prefix_and_full(write_file):
     script = translate_command([write_file("run.sh", text.format("sft.yaml"))])
     assert build_run(script).method == "full"
     assert "OMP_NUM_THREADS=1" in join_notes(script)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert "OMP_NUM_THREADS" not in join_notes(translate_command(["run.sh"])), "it is set"
 
 
 def test_demo_config_alone_needs_the_model(write_file):

@@ -112,6 +112,6 @@ TRAINING_RANGES: dict[str, NumberRange] = {
     "dataloader_num_workers": NumberRange(0, 256),
     "dataloader_prefetch_factor": NumberRange(1, 1024),
     "ddp_bucket_cap_mb": NumberRange(1, 10**5),
-    "ddp_timeout": NumberRange(1, 10**7),
+    "ddp_timeout": NumberRange(1, 10**9),  # LLaMA-Factory gives 180,000,000
     "local_rank": NumberRange(-1, 10**5),
 }

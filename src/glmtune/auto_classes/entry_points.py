@@ -21,7 +21,7 @@ def open_published_models(auto_class: Any) -> None:
     gives_inner_model = auto_class.__name__ == "AutoModel"
 
     def from_pretrained(cls: Any, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        path = pretrained_model_name_or_path
+        path = _find_run_checkpoint(pretrained_model_name_or_path)
         is_ours = is_published(path, kwargs) or (gives_inner_model and _is_own_export(path))
         # `load_base` asks for loading information: it has inspected the folder and gives its config.
         if is_ours and not args and "output_loading_info" not in kwargs:
@@ -38,13 +38,12 @@ def open_published_tokenizers(auto_class: Any) -> None:
     original = auto_class.from_pretrained.__func__
 
     def from_pretrained(cls: Any, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        if is_published(pretrained_model_name_or_path, kwargs) and not _has_fast_tokenizer(
-            pretrained_model_name_or_path
-        ):
+        path = _find_run_checkpoint(pretrained_model_name_or_path)
+        if is_published(path, kwargs) and not _has_fast_tokenizer(path):
             from glmtune.auto_classes.published_loading import load_published_tokenizer
 
-            return load_published_tokenizer(pretrained_model_name_or_path, **kwargs)
-        return original(cls, pretrained_model_name_or_path, *args, **kwargs)
+            return load_published_tokenizer(path, **kwargs)
+        return original(cls, path, *args, **kwargs)
 
     _replace_method(auto_class, from_pretrained, original)
 
@@ -116,9 +115,20 @@ def _find_run_adapter(path: Any) -> Any:
     """The adapter of a run, where older scripts had it in the output folder itself; other paths as they are."""
     if not isinstance(path, str | os.PathLike):
         return path
+    path = _find_run_checkpoint(path)
     folder, adapter = Path(path), Path(path) / "adapter"
     is_described = is_run(folder) and (adapter / "adapter_config.json").is_file()
     return str(adapter) if is_described and not (folder / "adapter_config.json").is_file() else path
+
+
+def _find_run_checkpoint(path: Any) -> Any:
+    """`RUN/checkpoints/checkpoint-N` for `RUN/checkpoint-N`, where older scripts saved it; other paths as they are."""
+    if not isinstance(path, str | os.PathLike) or os.path.exists(path):
+        return path
+    folder = Path(path)
+    place = folder.parent / "checkpoints" / folder.name
+    is_named = folder.name.startswith("checkpoint-") and place.is_dir() and is_run(folder.parent)
+    return str(place) if is_named else path
 
 
 def _is_own_export(path: Any) -> bool:
@@ -131,9 +141,13 @@ def _is_own_export(path: Any) -> bool:
 
 
 def _is_trained_folder(folder: Path) -> bool:
-    """Whether it is a run of this project, or a prefix that one trained. An adapter of peft is transformers' matter."""
+    """Whether it is a run of this project, a checkpoint of one, or a prefix that one trained.
+
+    Another adapter of peft is transformers' matter.
+    """
     is_ours = is_run(folder) and not (folder / "config.json").is_file()  # another tool's model may have both
-    return is_ours or (folder / "prefix_config.json").is_file()
+    is_checkpoint = folder.parent.name == "checkpoints" and is_run(folder.parent.parent)
+    return is_ours or is_checkpoint or (folder / "prefix_config.json").is_file()
 
 
 def _has_fast_tokenizer(path: Any) -> bool:

@@ -62,7 +62,7 @@ def _run_command(command: ReplacementCommand) -> int:
 
 
 def _adapt_process_count(command: ReplacementCommand) -> None:
-    """Start no more processes than this machine has GPUs; 0 stands for one on every GPU."""
+    """Start no more processes than this machine has GPUs, and one if it has none; 0 stands for one on every GPU."""
     words = command.words
     if "--nproc" not in words:
         return
@@ -73,7 +73,7 @@ def _adapt_process_count(command: ReplacementCommand) -> None:
     count = min(wanted, gpus) if wanted else gpus
     if wanted > max(count, 1):
         command.notes.append(f"Started on {wanted} GPUs; this machine has {gpus}.")
-    options = ["--nproc", str(count)] if count > 1 else []
+    options = ["--nproc", str(max(count, 1))] if count > 1 or command.needs_launcher else []
     command.words = [*words[:place], *options, *words[place + 2 :]]
 
 

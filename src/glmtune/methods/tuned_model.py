@@ -120,7 +120,7 @@ def resolve_target(
     Raises:
         RunError: a run without a result, or an adapter whose base is not to be found.
     """
-    folder = _find_checkpoint_place(Path(path).expanduser())
+    folder = _find_result_place(Path(path).expanduser())
     if base:
         _require_base_folder(base)
     if is_run(folder):
@@ -130,6 +130,8 @@ def resolve_target(
     folder = _choose_newest_inside(folder)
     if is_adapter(folder):
         return _resolve_adapter(folder, base, family, hub)
+    if base and not folder.exists():
+        raise RunError(f"{path}: no such file or folder.", "Give a run or an adapter folder.")
     if base:
         raise RunError(f"{path}: has no adapter, so --base has no meaning.", "Give a run or an adapter folder.")
     return ModelTarget(str(path), None, family, hub)
@@ -170,7 +172,7 @@ def find_trained_folder(folder: Path, output_kind: str) -> Path:
     Raises:
         RunError: the run has none, or not yet.
     """
-    folder = _find_checkpoint_place(folder)
+    folder = _find_result_place(folder)
     if not is_run(folder):
         return _choose_newest_inside(folder) if output_kind == "adapter" else folder
     run = RunDir(folder)
@@ -244,14 +246,21 @@ def _require_base_folder(base: str) -> None:
         raise RunError(f"--base {base}: {what}.", "Give the folder of the base model, which holds config.json.")
 
 
-def _find_checkpoint_place(folder: Path) -> Path:
-    """For `RUN/checkpoint-N`, where other trainers save it: the run's own `RUN/checkpoints/checkpoint-N`, which is said.
+def _find_result_place(folder: Path) -> Path:
+    """What a run has for a path of other trainers, which is said.
+
+    `RUN/checkpoints/checkpoint-N` for `RUN/checkpoint-N`, the run for a weight file such as `RUN/chatglm-lora.pt`.
 
     Raises:
         RunError: the run has no such checkpoint.
     """
     run = RunDir(folder.parent)
-    if folder.exists() or not folder.name.startswith("checkpoint-") or not is_run(run.root):
+    if folder.exists() or not is_run(run.root):
+        return folder
+    if folder.suffix in (".pt", ".bin", ".safetensors"):
+        print_message(f"{folder}: no such file; the result of the run {run.root} is used.")
+        return run.root
+    if not folder.name.startswith("checkpoint-"):
         return folder
     place = run.checkpoints / folder.name
     present = [path.name for path in run.checkpoints_newest_first()]

@@ -107,8 +107,10 @@ def plan_commands(words: list[str], source: str = "command line") -> list[Replac
         arguments = words if is_typed else step.words or words
         step.fill_commands(arguments)
         environment = {name: value for name, value in step.environment.items() if name != "NPROC_PER_NODE"}
-        options = [] if step.nproc == 1 else ["--nproc", str(step.nproc)]
-        commands.append(ReplacementCommand(step.source, step.script, ["train", *arguments, *options], [], environment))
+        needs_launcher = bool(step.get_value("training.deepspeed"))
+        options = [] if step.nproc == 1 and not needs_launcher else ["--nproc", str(step.nproc)]
+        command_words = ["train", *arguments, *options]
+        commands.append(ReplacementCommand(step.source, step.script, command_words, [], environment, needs_launcher))
         commands += step.evaluations
     return commands
 

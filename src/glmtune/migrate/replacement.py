@@ -21,6 +21,7 @@ class ReplacementCommand:
         words: the command without `glmtune`.
         notes: one line each: what differs, what was ignored and why.
         environment: variables that are set before the command.
+        needs_launcher: whether it is a training with DeepSpeed, which needs `--nproc` for one process too.
     """
 
     source: str
@@ -28,6 +29,7 @@ class ReplacementCommand:
     words: list[str]
     notes: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
+    needs_launcher: bool = False
 
     @property
     def text(self) -> str:
