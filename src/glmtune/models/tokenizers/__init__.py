@@ -16,6 +16,7 @@ from glmtune.families import family_from_folder, read_model_config
 from glmtune.families.family import OFFICIAL_ENCODER
 from glmtune.hub import resolve_checkpoint
 from glmtune.models.tokenizers import backends
+from glmtune.models.tokenizers.added_tokens import add_saved_tokens
 from glmtune.models.tokenizers.ids import count_image_tokens, require_matching_ids
 from glmtune.models.tokenizers.templates import CHATGLM, CHATGLM2, CHATGLM3, GLM4
 from glmtune.models.tokenizers.vocabulary_files import (
@@ -72,7 +73,10 @@ def build_tokenizer(folder: Path, family: str, config: dict[str, Any]) -> PreTra
     """
     if family not in _BUILDERS:
         raise ModelError(f"There is no tokenizer for {family!r}.", f"Known: {', '.join(_BUILDERS)}.")
-    return _BUILDERS[family](Path(folder), config)
+    tokenizer = _BUILDERS[family](Path(folder), config)
+    if add_saved_tokens(tokenizer, Path(folder), config) and hasattr(tokenizer, OFFICIAL_ENCODER):
+        delattr(tokenizer, OFFICIAL_ENCODER)  # SentencePiece does not know them
+    return tokenizer
 
 
 def _build_chatglm(folder: Path, config: dict[str, Any]) -> PreTrainedTokenizerFast:

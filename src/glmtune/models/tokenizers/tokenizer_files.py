@@ -9,6 +9,7 @@ from typing import Any
 from glmtune.errors import ModelError
 from glmtune.families import read_model_config
 from glmtune.models.tokenizers import load_tokenizer
+from glmtune.models.tokenizers.added_tokens import ADDED_TOKENS_FILE
 from glmtune.models.tokenizers.backends import UNIGRAM
 from glmtune.models.tokenizers.ids import count_image_tokens
 from glmtune.models.tokenizers.vocabulary_files import read_sentencepiece
@@ -86,6 +87,8 @@ def write_published_tokenizer(base: Path, family: str, folder: Path) -> None:
     """
     require_published_tokenizer(base)
     copy_published_tokenizer(base, folder)
+    if (base / ADDED_TOKENS_FILE).is_file():
+        shutil.copyfile(base / ADDED_TOKENS_FILE, folder / ADDED_TOKENS_FILE)
     own = _read_config(base / _CONFIG)
     if str(own.get("tokenizer_class", "")) == _PUBLISHED[family]["tokenizer_class"]:
         shutil.copyfile(base / _CONFIG, folder / _CONFIG)
