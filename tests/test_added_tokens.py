@@ -98,19 +98,34 @@ def test_exports_have_them(base, glmtune_command, tmp_path):
         torch.testing.assert_close(exported, logits, atol=1e-2, rtol=1e-2)
 
 
-def test_tokens_that_the_vocabulary_has_are_left_alone(base):
+def test_tokens_that_the_vocabulary_has_may_be_listed_with_their_ids(base):
     folder, _ = base
     tokenizer = glmtune.load_tokenizer(folder)
-    token = tokenizer.all_special_tokens[0]
-    _write_tokens(folder, {token: 3})
+    token = tokenizer.all_special_tokens[-1]
+    _write_tokens(folder, {token: tokenizer.convert_tokens_to_ids(token)})
     assert glmtune.load_tokenizer(folder).get_vocab() == tokenizer.get_vocab()
+    _write_tokens(folder, {token: 3})
+    with pytest.raises(ModelError, match="has id 3, but"):
+        glmtune.load_tokenizer(folder)
+
+
+def test_tokens_of_a_transformers_folder_are_exported_to_the_published_layout(tiny, glmtune_command, tmp_path):
+    folder = tmp_path / "base"
+    shutil.copytree(tiny("chatglm3"), folder)
+    free = len(glmtune.load_tokenizer(folder))
+    _grow(folder, free + 8)
+    _write_tokens(folder, {"<ENTITY>": free})
+    assert glmtune_command("export", folder, tmp_path / "hf", "--format", "hf").code == 0
+    result = glmtune_command("export", tmp_path / "hf", tmp_path / "official", "--format", "official")
+    assert result.code == 0, result.err
+    assert free in tokenize_text(glmtune.load_tokenizer(tmp_path / "official"), TEXT)
 
 
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
         (lambda free: {"<ENTITY>": free + 5}, "has id {0}, but the next one of this vocabulary is {1}"),
-        (lambda free: {"<ENTITY>": str(free)}, "the id of '<ENTITY>' is no number"),
+        (lambda free: {"<ENTITY>": str(free)}, "'<ENTITY>' with id '[0-9]+' is not valid"),
         (lambda free: {f"<{i}>": free + i for i in range(5000)}, "but the embedding has"),
         (lambda free: ["<ENTITY>"], "added_tokens.json"),
     ],
@@ -125,9 +140,10 @@ def test_files_that_do_not_fit_are_refused(tiny, tmp_path, tokens, message):
     assert caught.value.hint
 
 
-def test_a_broken_list_in_tokenizer_config_is_named(tiny, tmp_path):
+@pytest.mark.parametrize("decoder", ["[1]", '{"x": {"content": "<A>"}}', '{"5": {"content": ""}}', '{"5": 1}'])
+def test_a_broken_list_in_tokenizer_config_is_named(tiny, tmp_path, decoder):
     folder = tmp_path / "base"
     shutil.copytree(tiny("chatglm2"), folder)
-    (folder / "tokenizer_config.json").write_text('{"added_tokens_decoder": [1]}', "utf-8")
-    with pytest.raises(ModelError, match="added_tokens_decoder is not valid"):
+    (folder / "tokenizer_config.json").write_text(f'{{"added_tokens_decoder": {decoder}}}', "utf-8")
+    with pytest.raises(ModelError, match=r"added_tokens_decoder.* is not"):
         glmtune.load_tokenizer(folder)

@@ -4,11 +4,9 @@ the web page."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from glmtune.config import DataConfig
 from glmtune.config_parsing import parse_number
 from glmtune.errors import ConfigError
 from glmtune.migrate.dialect import (
@@ -29,6 +27,9 @@ _PREFERENCE_STAGES = {"rm": "reward models", "ppo": "PPO", "dpo": "preference tu
 _PREFERENCE_STAGES |= {"orpo": "preference tuning", "simpo": "preference tuning"}
 
 
+_NEW_TOKENS = "tokens are not added while training; those of the base (added_tokens.json) are read"
+_NEW_TOKENS_HINT = "Add them to the base first, or leave it out."
+
 RULES: Rules = {
     "model_name_or_path": map_key("model.path"),
     "adapter_name_or_path": map_key("adapter"),
@@ -48,9 +49,9 @@ RULES: Rules = {
     "ms_hub_token": ignore_key("log in with ModelScope's own command"),
     "config_name": accept_values(note="the config is read from the checkpoint", hint=_REMOVE_HINT),
     "tokenizer_name": accept_values(note="the tokenizer is read from the checkpoint", hint=_REMOVE_HINT),
-    "new_special_tokens": map_key("data.new_tokens"),
-    "add_special_tokens": map_key("data.new_tokens"),
-    "add_tokens": map_key("data.new_tokens"),
+    "new_special_tokens": accept_values(note=_NEW_TOKENS, hint=_NEW_TOKENS_HINT),
+    "add_special_tokens": accept_values(note=_NEW_TOKENS, hint=_NEW_TOKENS_HINT),
+    "add_tokens": accept_values(note=_NEW_TOKENS, hint=_NEW_TOKENS_HINT),
     "resize_vocab": ignore_key("new tokens get rows in the embedding without it", switch=True),
     "stage": accept_values(
         *("sft", "pt"), note="only supervised fine-tuning (sft) and plain text (pt) are trained", hint="Use sft or pt."
@@ -214,14 +215,8 @@ def _set_defaults(translation: Translation, values: Mapping[str, Any]) -> None:
             f"{translation.source}: val_size {values['val_size']} is a number of rows; glmtune takes a share.",
             "Give a share such as 0.05, or a separate file as data.eval.",
         )
-    if translation.get_value("data.new_tokens") and "new_tokens" not in {field.name for field in fields(DataConfig)}:
-        raise ConfigError(
-            f"{translation.source}: new tokens ({translation.get_value('data.new_tokens')}) cannot be added.",
-            _REMOVE_HINT,
-        )
-    for key in ("data.new_tokens", "lora.modules_to_save"):
-        if translation.get_value(key):
-            translation.set_value(key, split_names(translation.get_value(key)))
+    if modules := translation.get_value("lora.modules_to_save"):
+        translation.set_value("lora.modules_to_save", split_names(modules))
     disable_evaluation_without_data(translation)
 
 

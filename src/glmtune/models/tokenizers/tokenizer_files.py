@@ -8,7 +8,7 @@ from typing import Any
 
 from glmtune.errors import ModelError
 from glmtune.families import read_model_config
-from glmtune.models.tokenizers import load_tokenizer
+from glmtune.models.tokenizers import build_tokenizer, load_tokenizer
 from glmtune.models.tokenizers.added_tokens import ADDED_TOKENS_FILE
 from glmtune.models.tokenizers.backends import UNIGRAM
 from glmtune.models.tokenizers.ids import count_image_tokens
@@ -87,12 +87,20 @@ def write_published_tokenizer(base: Path, family: str, folder: Path) -> None:
     """
     require_published_tokenizer(base)
     copy_published_tokenizer(base, folder)
-    if (base / ADDED_TOKENS_FILE).is_file():
-        shutil.copyfile(base / ADDED_TOKENS_FILE, folder / ADDED_TOKENS_FILE)
     own = _read_config(base / _CONFIG)
     if str(own.get("tokenizer_class", "")) == _PUBLISHED[family]["tokenizer_class"]:
         shutil.copyfile(base / _CONFIG, folder / _CONFIG)
-        return
+    else:
+        _write_published_config(base, family, folder)
+    # Tokens that were added to the base, wherever it lists them.
+    written = build_tokenizer(folder, family, read_model_config(base)).get_vocab()
+    vocabulary = load_tokenizer(base, family=family).get_vocab()
+    added = {token: index for token, index in vocabulary.items() if token not in written}
+    if added:
+        write_json(folder / ADDED_TOKENS_FILE, dict(sorted(added.items(), key=lambda item: item[1])))
+
+
+def _write_published_config(base: Path, family: str, folder: Path) -> None:
     config = dict(_PUBLISHED[family])
     if family == "chatglm":  # its published code would assume the 20,000 of the earliest release
         model = read_sentencepiece(base / PUBLISHED_FILES[0], UNIGRAM)
