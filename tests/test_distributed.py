@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
@@ -191,6 +192,12 @@ def folder(tmp_path_factory, tiny):
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__, folder]
     environment = _environment() | {"GLMTUNE_CACHE": str(folder / "cache")}
     done = subprocess.run([sys.executable, *map(str, command)], env=environment, capture_output=True, text=True)
+    if done.returncode and "malloc()" in done.stderr:
+        # Seen once in about ten runs of all jobs in one pair of processes: see "Heap corruption" in dev/LOG.md.
+        warnings.warn(f"the processes were aborted and started again: {done.stderr[-500:]}", stacklevel=1)
+        for name in JOBS | IN_16_BITS:
+            shutil.rmtree(folder / name, ignore_errors=True)
+        done = subprocess.run([sys.executable, *map(str, command)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
