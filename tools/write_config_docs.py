@@ -19,6 +19,8 @@ from glmtune.training.training_keys import OPTIMIZER_USES, TRAINING_KEY_USES
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "config.md"
 HEAD = """# The config
 
+[中文](config.zh.md)
+
 One YAML (or JSON) file describes a run; `--set key=value` changes any key of it. An unknown key is an error that names
 the most similar known key. `model:` and `data:` may be plain strings, short for `model.path` and `data.train`.
 This page is generated from the code by `python tools/write_config_docs.py`.

@@ -52,7 +52,7 @@ RULES: Rules = {
     "new_special_tokens": accept_values(note=_NEW_TOKENS, hint=_NEW_TOKENS_HINT),
     "add_special_tokens": accept_values(note=_NEW_TOKENS, hint=_NEW_TOKENS_HINT),
     "add_tokens": accept_values(note=_NEW_TOKENS, hint=_NEW_TOKENS_HINT),
-    "resize_vocab": ignore_key("new tokens get rows in the embedding without it", switch=True),
+    "resize_vocab": ignore_key("no tokens are added while training, so nothing is resized", switch=True),
     "stage": accept_values(
         *("sft", "pt"), note="only supervised fine-tuning (sft) and plain text (pt) are trained", hint="Use sft or pt."
     ),
