@@ -22,6 +22,7 @@ from glmtune.errors import ModelError
 from glmtune.export import shards
 from glmtune.export.export_request import ExportRequest
 from glmtune.export.exporter import export_model as write
+from glmtune.export.folder import create_folder
 from glmtune.families import get_family
 from glmtune.methods.base_info import BaseInfo
 from glmtune.methods.lora import Lora
@@ -537,6 +538,15 @@ def test_a_killed_export_leaves_nothing(tiny, tmp_path):
     ran = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 143, ran.stderr[-2000:]
     assert list(home.iterdir()) == []
+
+
+def test_two_exports_into_one_folder(tiny, refused, tmp_path):
+    """The second is refused, and does not touch what the first has written so far."""
+    with create_folder(tmp_path / "out") as temporary:
+        (temporary / "config.json").write_text("{}")
+        assert "another process is exporting" in refused(tiny("chatglm2"))
+        assert (temporary / "config.json").read_text() == "{}"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["config.json"]
 
 
 def test_a_full_disk_is_found_beforehand(tiny, refused, monkeypatch):

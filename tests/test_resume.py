@@ -94,12 +94,20 @@ def test_kills_at_any_moment_change_nothing(arguments, glmtune_command):
     assert _same_weights(run, _run(whole))
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "missing"])
-def test_a_damaged_last_checkpoint_falls_back(damage, arguments, glmtune_command):
+@pytest.mark.parametrize(
+    ("damage", "name"),
+    [
+        ("cut", "adapter_model.safetensors"),
+        ("flipped", "adapter_model.safetensors"),
+        ("missing", "adapter_model.safetensors"),
+        ("cut", "glmtune.json"),
+    ],
+)
+def test_a_damaged_last_checkpoint_falls_back(damage, name, arguments, glmtune_command):
     whole, broken = _run(arguments("whole")), _run(arguments("broken"))
-    for name in ("whole", "broken"):
-        assert glmtune_command(*arguments(name)).code == 0
-    file = broken.checkpoints / f"checkpoint-{STEPS}" / "adapter_model.safetensors"
+    for run in ("whole", "broken"):
+        assert glmtune_command(*arguments(run)).code == 0
+    file = broken.checkpoints / f"checkpoint-{STEPS}" / name
     content = bytearray(file.read_bytes())
     if damage == "missing":
         file.unlink()
@@ -109,7 +117,7 @@ def test_a_damaged_last_checkpoint_falls_back(damage, arguments, glmtune_command
     _unfinish(broken)
     result = glmtune_command("train", "--resume", "--output", broken.root)
     assert result.code == 0, result.err
-    assert f"checkpoint-{STEPS} is damaged (adapter_model.safetensors" in result.out
+    assert f"checkpoint-{STEPS} is damaged ({name}" in result.out
     assert f"Resuming from {broken.checkpoints / 'checkpoint-4'}" in result.out
     assert _losses(broken) == _losses(whole)
     assert _same_weights(broken, whole)

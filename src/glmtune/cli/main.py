@@ -17,13 +17,14 @@ from glmtune.cli.compare import compare, forget
 from glmtune.cli.data import data_app
 from glmtune.cli.eval import eval_
 from glmtune.cli.export import export
+from glmtune.cli.interrupts import repeat_lost_interrupts
 from glmtune.cli.migrate import register as register_migrate
 from glmtune.cli.plan import plan
 from glmtune.cli.report import report
 from glmtune.cli.run_script import register as register_run
 from glmtune.cli.train import train
 from glmtune.cli.ui import ui
-from glmtune.errors import GlmtuneError
+from glmtune.errors import GlmtuneError, ReportedInterrupt
 from glmtune.utils.console import silence_advice
 from glmtune.utils.documents import shorten_path
 from glmtune.utils.streams import flush_streams, prepare_streams
@@ -82,6 +83,7 @@ def main() -> None:
     """Run a command. Errors that a user can fix are printed without a traceback."""
     prepare_streams()
     silence_advice()
+    repeat_lost_interrupts()
     code = _run()
     flush_streams()
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -114,6 +116,9 @@ def _run() -> int:
         _print_error(problem)
         return 1
     except SystemExit as end:  # how typer ends every command
+        interrupt = getattr(end.__context__, "__cause__", None)
+        if isinstance(interrupt, KeyboardInterrupt) and not isinstance(interrupt, ReportedInterrupt):
+            typer.echo("Interrupted.", err=True)
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
 

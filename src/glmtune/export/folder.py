@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from glmtune.errors import ModelError, RunError
+from glmtune.utils.io import LOCK_FILE, lock_folder
 
 
 def require_free_folder(out: Path) -> None:
@@ -27,18 +28,29 @@ def create_folder(out: Path) -> Iterator[Path]:
     """Give a temporary folder that is renamed to `out` if the block ends without an error, and else removed.
 
     Raises:
-        RunError: `out` is in use, or cannot be made.
+        RunError: `out` is in use, another process is exporting to it, or it cannot be made.
         ModelError: the disk is full.
     """
     require_free_folder(out)
     temporary = out.with_name(f".{out.name}.tmp")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
-        temporary.mkdir(parents=True)
+    with lock_folder(temporary, "exporting", "OUT"), _remove_on_error(out, temporary):
+        for leftover in temporary.iterdir():  # of an export that was killed
+            if leftover.name != LOCK_FILE:
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         yield temporary
+    with _remove_on_error(out, temporary):
+        (temporary / LOCK_FILE).unlink(missing_ok=True)
+        require_free_folder(out)
         if out.exists():
             out.rmdir()
         os.replace(temporary, out)
+
+
+@contextmanager
+def _remove_on_error(out: Path, temporary: Path) -> Iterator[None]:
+    """Remove the temporary folder after an error; name what a user can do about one of the disk."""
+    try:
+        yield
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,7 @@ def read_saved_run(
     if not summary:
         print_warning(f"{run.summary} is missing: whether the data files are those of the run is not checked.")
     last = run.last_checkpoint()
-    base_info = read_base_info(last) if last else None
-    saved_fingerprint = summary["model"]["fingerprint"] if summary else base_info and base_info.fingerprint
+    saved_fingerprint = summary["model"]["fingerprint"] if summary else _find_fingerprint(run)
     if saved_fingerprint and saved_fingerprint != fingerprint:
         raise RunError(
             f"{run.root}: was started on a base with fingerprint {saved_fingerprint}; "
@@ -75,6 +75,15 @@ def read_saved_run(
     if is_unchanged and not checkpoint and has_result(run, summary, result_kind):
         raise make_finished_error(run, summary["steps"])
     return summary
+
+
+def _find_fingerprint(run: RunDir) -> str | None:
+    """Find the fingerprint of the base in the newest checkpoint where it can be read."""
+    for checkpoint in run.checkpoints_newest_first():
+        with suppress(RunError):  # damaged: reported where a checkpoint is chosen
+            if base_info := read_base_info(checkpoint):
+                return base_info.fingerprint
+    return None
 
 
 def has_result(run: RunDir, summary: dict[str, Any], kind: str) -> bool:

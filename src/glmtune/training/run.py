@@ -15,7 +15,15 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState, s
 from transformers.integrations import TensorBoardCallback, get_reporting_integration_callbacks
 
 from glmtune.config import RunConfig, check_config, dump_yaml
-from glmtune.errors import ConfigError, GlmtuneError, ModelError, RunError, TrainingError, summarize_error
+from glmtune.errors import (
+    ConfigError,
+    GlmtuneError,
+    ModelError,
+    ReportedInterrupt,
+    RunError,
+    TrainingError,
+    summarize_error,
+)
 from glmtune.html.plots import make_loss_chart, save_line_charts
 from glmtune.methods import make_method
 from glmtune.methods.base_info import BaseInfo
@@ -477,6 +485,7 @@ class TrainingRun:
         except KeyboardInterrupt:
             if is_main_process() and self.summary:
                 print_message(f"Interrupted. Resume: {command}")
+                raise ReportedInterrupt from None
             raise
         except GlmtuneError as error:
             self._write_failure(error)

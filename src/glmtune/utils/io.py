@@ -134,7 +134,7 @@ def explain_write_errors(path: Path, option: str = "--output") -> Iterator[None]
 
 
 @contextmanager
-def lock_folder(folder: Path, activity: str) -> Iterator[None]:
+def lock_folder(folder: Path, activity: str, option: str = "--output") -> Iterator[None]:
     """Create a folder if it is not there, and keep other processes out of it during the block.
 
     The system releases the lock when the process ends, however it ends.
@@ -142,6 +142,7 @@ def lock_folder(folder: Path, activity: str) -> Iterator[None]:
     Args:
         folder: to lock.
         activity: what another process would be doing there, for the message: "training".
+        option: that names the folder on the command line, for the message.
 
     Raises:
         RunError: another process holds the lock, or the folder cannot be created.
@@ -149,13 +150,13 @@ def lock_folder(folder: Path, activity: str) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder / LOCK_FILE, timeout=0)
-    with explain_write_errors(folder):
+    with explain_write_errors(folder, option):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire()
         except Timeout:  # an OSError
             raise RunError(
-                f"{folder}: another process is {activity} in this folder.", "Wait for it, or choose another --output."
+                f"{folder}: another process is {activity} in this folder.", f"Wait for it, or choose another {option}."
             ) from None
     try:
         yield
