@@ -22,6 +22,8 @@ from glmtune.utils.io import file_timestamp, write_json
 
 CHECKSUMS_FILE = "checksums.json"
 STATE_FILE = "trainer_state.json"
+PARTIAL_FOLDER = ".saving"
+"""Beside the checkpoints: the one that is being written."""
 WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM)
 """Errors of a system that cannot write: full, over quota, read-only, no permission."""
 _BLOCK_BYTES = 1 << 24

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ from glmtune.training.callbacks import (
     StopCallback,
 )
 from glmtune.training.checkpoint_files import (
+    PARTIAL_FOLDER,
     WRITE_ERRORS,
     describe_optimizer_state,
     find_whole_checkpoint,
@@ -286,6 +288,7 @@ class TrainingRun:
         if not self.is_last_checkpoint:
             self._require_optimizer_state(self.checkpoint)
         if is_main_process():
+            shutil.rmtree(self.run.checkpoints / PARTIAL_FOLDER, ignore_errors=True)  # of a save that was killed
             set_aside_later(self.run, self.checkpoint_step)
             self._drop_later_metrics(self.checkpoint_step)
             print_message(f"Resuming from {self.checkpoint}.")
@@ -377,8 +380,8 @@ class TrainingRun:
         state = self.trainer.state
         phase = "finished" if self.is_finished else "stopped"
         self.summary |= {"state": phase, "finished_at": iso_timestamp()}
-        write_json(self.run.summary, self.summary)
         self.run.write_progress(phase, step=state.global_step, max_steps=state.max_steps)
+        write_json(self.run.summary, self.summary)
 
     def save_result(self) -> None:
         """Write what was trained, and compare it with the trained weights, bit for bit."""

@@ -26,7 +26,7 @@ from glmtune.errors import TrainingError
 from glmtune.methods.base_info import BaseInfo
 from glmtune.methods.method import Method, StateDict
 from glmtune.methods.ptuning import allow_quantized_training
-from glmtune.training.checkpoint_files import describe_write_error, write_checksums
+from glmtune.training.checkpoint_files import PARTIAL_FOLDER, describe_write_error, write_checksums
 from glmtune.training.data_position import (
     DataPosition,
     count_micro_batches,
@@ -46,7 +46,6 @@ from glmtune.training.samplers import (
 from glmtune.training.sharding import allow_fsdp_on_cpu, gather_weights, keep_losses_fp32, load_into_shards
 from glmtune.utils.console import print_warning
 
-_PARTIAL = ".saving"
 # Micro-batches in a row with a loss of exactly 0 after which a run stops.
 _MAX_ZERO_LOSSES = 8
 
@@ -346,12 +345,12 @@ class GlmTrainer(Trainer):
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)
-        return os.path.join(folder, _PARTIAL) if self._saving else folder
+        return os.path.join(folder, PARTIAL_FOLDER) if self._saving else folder
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write under a temporary name, then rename, so that a kill or a full disk leaves no incomplete checkpoint."""
         folder = Path(super()._get_output_dir(trial))
-        partial, name = folder / _PARTIAL, f"checkpoint-{self.state.global_step}"
+        partial, name = folder / PARTIAL_FOLDER, f"checkpoint-{self.state.global_step}"
         self._require_finite_weights()
         self._remove_folder(partial)
         barrier()
