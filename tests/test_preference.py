@@ -19,7 +19,7 @@ from glmtune.data.sources import open_source
 from glmtune.errors import DataError
 from glmtune.models.packed_attention import set_packed_attention
 from glmtune.preference.losses import AnswerScores, compute_pair_losses
-from glmtune.preference.objective import PreferenceObjective
+from glmtune.preference.pair_objective import PreferenceObjective
 from glmtune.run_dir import RunDir
 from glmtune.training.arguments import make_arguments
 from glmtune.training.loss import step_loss

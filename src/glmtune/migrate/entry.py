@@ -160,7 +160,7 @@ def _interpret_words(words: list[str], environment: dict[str, str], source: str)
     if launch and Path(words[0]).suffix not in _SHELL_SUFFIXES:
         return translate_launch(launch, None)
     names = find_flag_names(words)
-    dialect = find_dialect(names - {"stage"})  # an option of glmtune train too
+    dialect = find_dialect(names)
     if dialect or JSON_FLAG in names:
         return translate_flags(dialect, words, source, None)
 
