@@ -414,9 +414,32 @@ def test_factory_yaml_and_preview_agree(write_file):
     assert build_run(translate_command(["llamafactory-cli", "train", "train.yaml", "lora_rank=32"])).lora.rank == 32
 
 
-def test_factory_preference_tuning_is_refused(write_file):
-    with pytest.raises(ConfigError, match="stage dpo"):
-        translate_command([write_file("dpo.yaml", yaml.safe_dump({**FACTORY, "stage": "dpo"}))])
+@pytest.mark.parametrize(
+    ("settings", "stage", "loss", "beta"),
+    [
+        ({}, "dpo", "sigmoid", 0.1),
+        ({"pref_loss": "ipo", "pref_beta": 0.3}, "dpo", "ipo", 0.3),
+        ({"pref_loss": "orpo", "pref_beta": 0.2}, "orpo", "sigmoid", 0.2),
+        ({"pref_loss": "simpo", "simpo_gamma": 0.7}, "simpo", "sigmoid", 0.1),
+        ({"dpo_beta": 0.2, "pref_ftx": 0.5}, "dpo", "sigmoid", 0.2),
+    ],
+)
+def test_factory_preference_tuning(settings, stage, loss, beta, write_file):
+    """Its example of DPO, whose beta is 0.1 for every loss."""
+    values = {**FACTORY, "stage": "dpo", "pref_loss": "sigmoid", **settings}
+    flags = " ".join(f"--{key} {value}" for key, value in values.items())
+    for words in ([write_file("a.yaml", yaml.safe_dump(values))], ["llamafactory-cli", "train", *flags.split()]):
+        run = build_run(translate_command(words))
+        assert (run.stage, run.preference.loss, run.preference.beta) == (stage, loss, beta)
+        assert run.data.preference == "pairs"
+        assert run.preference.margin == settings.get("simpo_gamma", 0.5)
+        assert run.preference.sft_weight == settings.get("pref_ftx", 0)
+
+
+def test_factory_preference_losses_that_are_unknown_are_refused(write_file):
+    values = {**FACTORY, "stage": "dpo", "pref_loss": "kto_pair"}
+    with pytest.raises(ConfigError, match="pref_loss kto_pair"):
+        translate_command([write_file("a.yaml", yaml.safe_dump(values))])
 
 
 def test_our_own_arguments_are_not_translated(write_file):

@@ -364,7 +364,7 @@ lora = dict(type=LoraConfig, r=64, lora_alpha=16, lora_dropout=0.2)
     assert (run.training["adam_beta2"], run.training["gradient_accumulation_steps"]) == (0.99, 4)
 
 
-@pytest.mark.parametrize("stage", ["rm", "ppo", "dpo", "kto"])
+@pytest.mark.parametrize("stage", ["rm", "ppo", "kto"])
 def test_preference_stages_are_refused_by_name(stage, write_file):
     values = {**FACTORY, "stage": stage, "pref_beta": 0.1, "reward_model": "r"}
     with pytest.raises(ConfigError, match=f"stage {stage}: .* not supported yet"):

@@ -17,7 +17,7 @@ LAYERS = [
     {"models", "quantization"},
     {"methods", "data"},
     {"training", "generation"},
-    {"evaluation", "export", "bench", "auto_classes"},
+    {"preference", "evaluation", "export", "bench", "auto_classes"},
     {"report", "migrate"},
     {"webui", "demo"},
     {"cli", "__main__"},

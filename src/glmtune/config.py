@@ -94,8 +94,10 @@ class DataConfig:
     )
     overlength: Literal["cut", "drop", "error"] = _option("cut", "What to do with rows over the limits.")
     train_on: Literal["all", "last"] = _option("all", "Which answers of a conversation to train on.")
-    preference: Literal["refuse", "chosen"] = _option(
-        "refuse", "Rows with a better and a worse answer: refuse them, or train on the better answer alone."
+    preference: Literal["refuse", "chosen", "pairs"] = _option(
+        "refuse",
+        "Rows with a better and a worse answer: refuse them, train on the better answer alone, or read both, which all "
+        "stages but sft do.",
     )
     prefix: str = _option("", "Text inserted before the first question of every conversation, in training and in chat.")
     packing: bool = _option(
@@ -202,8 +204,43 @@ class GenerateConfig:
     max_new_tokens: int = _option(128, "Maximum length of these replies in tokens.", TOKENS)
 
 
+@dataclass
+class PreferenceConfig:
+    """Losses of preference tuning: `stage` dpo, orpo and simpo."""
+
+    loss: Literal["sigmoid", "ipo", "hinge"] = _option(
+        "sigmoid", "With stage dpo: DPO (arXiv 2305.18290), IPO (arXiv 2310.12036) or hinge (SLiC, arXiv 2305.10425)."
+    )
+    beta: float | None = _option(
+        None,
+        "Scale of the difference between better and worse answer. Default: 0.1; with simpo 2.",
+        NumberRange(0, 1000, excludes_low=True),
+    )
+    label_smoothing: float = _option(
+        0.0,
+        "With dpo and sigmoid: probability that the two answers are exchanged.",
+        NumberRange(0, 0.5, excludes_high=True),
+    )
+    margin: float = _option(
+        0.5,
+        "With simpo: gamma, the margin that the better answer should have (arXiv 2405.14734).",
+        NumberRange(0, 1000),
+    )
+    length_normalized: bool = _option(
+        False, "With dpo: log-probabilities per token instead of their sum over the answer."
+    )
+    sft_weight: float = _option(
+        0.0,
+        "With dpo and simpo: weight of the cross-entropy of the better answer, added to the loss (RPO's alpha).",
+        NumberRange(0, 1000),
+    )
+
+
 METHOD_RATES = {"lora": 1e-4, "ptuning": 2e-2, "freeze": 2e-5, "full": 1e-5}
 """Default learning rates. That of P-Tuning is from the published scripts."""
+
+PREFERENCE_RATE = 0.05
+"""Learning rate of preference tuning, as a part of the method's: 5e-6 with LoRA, as in published recipes of DPO."""
 
 TRAINING_DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 1.0,
@@ -234,6 +271,13 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig, metadata={"help": "The data."})
     method: Literal["lora", "qlora", "ptuning", "freeze", "full"] = _option(
         "lora", "Fine-tuning method. qlora: lora on a base quantized to nf4 while loading."
+    )
+    stage: Literal["sft", "dpo", "orpo", "simpo"] = _option(
+        "sft",
+        "What is trained on: answers (sft), or pairs of a better and a worse answer (dpo, orpo, simpo).",
+    )
+    preference: PreferenceConfig = field(
+        default_factory=PreferenceConfig, metadata={"help": "Options of stages dpo, orpo and simpo."}
     )
     lora: LoraConfig = field(default_factory=LoraConfig, metadata={"help": "Options of methods lora and qlora."})
     ptuning: PTuningConfig = field(default_factory=PTuningConfig, metadata={"help": "Options of method ptuning."})
@@ -270,7 +314,14 @@ class RunConfig:
         for action in ("save", "eval"):  # a number of steps implies the strategy
             if f"{action}_steps" in training:
                 training.setdefault(f"{action}_strategy", "steps")
-        self.training = {**TRAINING_DEFAULTS, "learning_rate": METHOD_RATES[self.method], **training}
+        rate = METHOD_RATES[self.method]
+        if self.stage != "sft":
+            rate *= PREFERENCE_RATE
+            if self.data.preference == "refuse":
+                self.data.preference = "pairs"
+        if self.preference.beta is None:
+            self.preference.beta = 2.0 if self.stage == "simpo" else 0.1
+        self.training = {**TRAINING_DEFAULTS, "learning_rate": rate, **training}
 
 
 def load_config(path: str | Path | None = None, overrides: list[str] | None = None) -> RunConfig:
@@ -319,6 +370,7 @@ def check_config(config: RunConfig) -> None:
         if not value:
             raise ConfigError(f"{key} is not set.", f"Give {option}, or set it in the config file.")
     _check_ranges(config)
+    _check_stage(config)
     quantization = config.model.quantization
     if quantization in ("packed4", "packed8") and config.method == "lora":
         raise ConfigError(
@@ -330,6 +382,57 @@ def check_config(config: RunConfig) -> None:
             f"method {config.method} trains the base's own weights, which cannot be quantized to {quantization}.",
             "Use method lora or ptuning on a quantized base, or remove model.quantization.",
         )
+
+
+def _check_stage(config: RunConfig) -> None:
+    """Check that nothing is set that has no effect on the stage.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    stage, preference = config.stage, config.preference
+    if stage == "sft":
+        if config.data.preference == "pairs":
+            raise ConfigError("data.preference pairs is for preference tuning; stage is sft.", "Add: --set stage=dpo")
+        if preference != PreferenceConfig(beta=preference.beta) or preference.beta != 0.1:
+            raise ConfigError("preference.* has no effect with stage sft.", "Set stage to dpo, orpo or simpo.")
+        return
+    if config.data.preference == "chosen":
+        raise ConfigError(
+            f"data.preference chosen trains on the better answers alone; stage {stage} needs both.",
+            "Remove one of the two.",
+        )
+    for key, stages in _PREFERENCE_KEYS.items():
+        default = PreferenceConfig.__dataclass_fields__[key].default
+        if stage not in stages and getattr(preference, key) != default:
+            raise ConfigError(
+                f"preference.{key} has no effect with stage {stage}.", f"It is for {' and '.join(stages)}."
+            )
+    if preference.label_smoothing and preference.loss != "sigmoid":
+        raise ConfigError(
+            f"preference.label_smoothing has no effect with preference.loss {preference.loss}.", "Remove it."
+        )
+    if config.training.get("label_smoothing_factor"):
+        raise ConfigError(
+            "training.label_smoothing_factor smooths the tokens of answers, which preference tuning does not.",
+            "Use preference.label_smoothing.",
+        )
+    if config.replay.data:
+        raise ConfigError(f"replay.data has single answers; stage {stage} needs pairs.", "Remove it.")
+    if config.generate.rows:
+        raise ConfigError(
+            f"generate.rows is for stage sft, not {stage}.", "Score the result: glmtune eval RUN --data FILE"
+        )
+
+
+_PREFERENCE_KEYS = {
+    "loss": ("dpo",),
+    "label_smoothing": ("dpo",),
+    "length_normalized": ("dpo",),
+    "margin": ("simpo",),
+    "sft_weight": ("dpo", "simpo"),
+}
+"""The stages that options of preference tuning have an effect on."""
 
 
 def _check_ranges(config: Any, prefix: str = "") -> None:

@@ -20,6 +20,7 @@ from glmtune.run_dir import RunDir
 
 if TYPE_CHECKING:
     from glmtune.training.generated import ScoreReplies
+    from glmtune.training.objective import Objective
     from glmtune.training.run import TrainingResult
 
 
@@ -30,6 +31,7 @@ def train(
     data: TrainData = None,
     eval_data: EvalData = None,
     method: Method = None,
+    stage: Annotated[str | None, typer.Option(help=get_help("stage"))] = None,
     output: Annotated[str | None, typer.Option(help=get_help("output"))] = None,
     family: FamilyName = None,
     resume: Annotated[
@@ -82,6 +84,7 @@ def train(
                 "data.train": data,
                 "data.eval": eval_data,
                 "method": method,
+                "stage": stage,
                 "output": output,
                 "model.family": family,
             }
@@ -98,7 +101,15 @@ def train(
 
         score = score_questions
 
-    result = run_training(run_config, resume=resume, checkpoint=checkpoint, score=score, force=force)
+    objective: Objective | None = None
+    if run_config.stage != "sft":
+        from glmtune.preference import PreferenceObjective
+
+        objective = PreferenceObjective(run_config)
+
+    result = run_training(
+        run_config, resume=resume, checkpoint=checkpoint, score=score, objective=objective, force=force
+    )
     if not is_main_process():
         return
     if not result.is_finished:

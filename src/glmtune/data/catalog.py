@@ -155,9 +155,7 @@ def _resolve_entry(
         if key not in _KEYS:
             raise ConfigError(f"{where}: unknown key {key}.", suggest_key(key, list(_KEYS)))
     if entry.get("ranking") and not uses_chosen:
-        raise DataError(
-            f"{where}: preference rows (ranking), for preference tuning, which is not supported.", PREFERENCE_HINT
-        )
+        raise DataError(f"{where}: preference rows (ranking); stage sft trains on single answers.", PREFERENCE_HINT)
 
     columns = _parse_columns(where, entry)
     format = entry.get("formatting") or ("alpaca" if columns and "text" not in columns else None)

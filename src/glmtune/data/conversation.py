@@ -8,11 +8,11 @@ from typing import Any
 
 from glmtune.errors import DataError
 
-SKIPPED_KINDS = frozenset({"broken-json", "broken-csv", "broken-line", "not-an-object"})
+SKIPPED_KINDS = frozenset({"broken-json", "broken-csv", "broken-line", "not-an-object", "same-answers"})
 """Kinds of invalid lines that are skipped. Every other kind, except `WORSE_ANSWER`, stops the reading."""
 WORSE_ANSWER = "worse-answer"
 """Kind of rows with a worse answer alone (`label: false`), which `data.preference: chosen` leaves out."""
-PREFERENCE_HINT = "To train on the better answers alone: --set data.preference=chosen"
+PREFERENCE_HINT = "To train on both answers: --stage dpo; on the better answers alone: --set data.preference=chosen"
 """What to do with preference rows."""
 
 
@@ -35,6 +35,7 @@ class Conversation:
             column of questions. In a conversation it loses its start.
         unread_columns: columns of the row that hold something and are not read.
         unread_message_keys: such keys of its messages.
+        rejected: of a pair, the same conversation with the worse answer.
     """
 
     messages: list[dict[str, Any]]
@@ -45,6 +46,7 @@ class Conversation:
     keeps_question_start: bool = False
     unread_columns: tuple[str, ...] = ()
     unread_message_keys: tuple[str, ...] = ()
+    rejected: Conversation | None = None
 
 
 @dataclass(slots=True)

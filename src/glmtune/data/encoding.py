@@ -105,7 +105,7 @@ def encode_conversations(
     rules: EncodingRules,
     counts: EncodingCounts,
 ) -> Iterator[EncodedRow]:
-    """Encode conversations as they come, and update `counts`.
+    """Encode conversations as they come, and update `counts`. A pair gives two rows, the better one first.
 
     Raises:
         DataError: a conversation does not fit the family's roles, has nothing to train on, or (with
@@ -113,7 +113,10 @@ def encode_conversations(
     """
     for conversation in conversations:
         try:
-            rows = list(_encode_conversation(conversation, family, tokenizer, rules, counts))
+            if conversation.rejected is not None:
+                rows = _encode_pair(conversation, conversation.rejected, family, tokenizer, rules, counts)
+            else:
+                rows = list(_encode_conversation(conversation, family, tokenizer, rules, counts))
         except DataError as error:
             raise DataError(f"{conversation.where}: {error.message}", error.hint) from None
         counts.conversations += 1
@@ -134,6 +137,38 @@ def _encode_conversation(
         row = fit_example(example, conversation, family, tokenizer, rules, counts)
         if row is not None:
             yield row
+
+
+def _encode_pair(
+    better: Conversation,
+    worse: Conversation,
+    family: Family,
+    tokenizer: Any,
+    rules: EncodingRules,
+    counts: EncodingCounts,
+) -> list[EncodedSequence]:
+    """Encode both sides of a pair, with the same prompt; nothing if one of them does not fit the limits.
+
+    With one limit for prompt and answer together, the longer answer decides how much of the prompt both keep.
+    """
+    if family.one_answer_per_row:
+        rules = replace(rules, train_on="last")
+    before = asdict(counts)
+
+    def encode(limited: EncodingRules) -> list[list[EncodedSequence]]:
+        vars(counts).update(before)
+        return [list(_encode_conversation(side, family, tokenizer, limited, counts)) for side in (better, worse)]
+
+    rows = encode(rules)
+    prompts = [row.prompt_length for side in rows for row in side]
+    if rules.max_length and len(set(prompts)) > 1:
+        prompt = min(prompts)
+        answer = rules.max_length - prompt
+        rows = encode(replace(rules, max_length=None, max_source_length=prompt, max_target_length=answer))
+    if any(len(side) != 1 for side in rows):
+        counts.rows_dropped += sum(map(len, rows))
+        return []
+    return [row for side in rows for row in side]
 
 
 @dataclass

@@ -35,8 +35,8 @@ _ROLE_TAGS = {
 }
 TAGS = ("role_tag", "content_tag", *_ROLE_TAGS)
 
-Preference = Literal["refuse", "chosen"]
-"""What is done with preference rows: refuse them, or train on their better answer."""
+Preference = Literal["refuse", "chosen", "pairs"]
+"""What is done with preference rows: refuse them, train on their better answer, or read both answers."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,10 @@ def list_formats(options: FormatOptions) -> list[RowFormat]:
         if tag not in TAGS:
             raise ConfigError(f"data tags: unknown tag {tag!r}.", suggest_key(str(tag), list(TAGS)))
     formats = _select_formats(options)
-    return [make_preference_format(formats, columns, options.preference == "chosen"), *formats]
+    return [
+        make_preference_format(formats, columns, options.preference == "chosen", options.preference == "pairs"),
+        *formats,
+    ]
 
 
 def _select_formats(options: FormatOptions) -> list[RowFormat]:

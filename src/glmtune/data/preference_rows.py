@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -50,6 +50,7 @@ class PreferenceFormat(RowFormat):
         label: names of the column that says whether the answer is good.
         is_label_named: whether the user named that column: numbers and texts are then read too.
         uses_chosen: whether the better answer is trained on; otherwise the rows are refused.
+        reads_pairs: whether both answers are read.
         other_columns: names of columns that the user gave to other roles.
     """
 
@@ -61,6 +62,7 @@ class PreferenceFormat(RowFormat):
     label: tuple[str, ...] = _LABEL_COLUMNS
     is_label_named: bool = False
     uses_chosen: bool = False
+    reads_pairs: bool = field(default=False, repr=False)
     other_columns: tuple[str, ...] = ()
     name: str = "preference rows"
     formats: tuple[str, ...] = ()
@@ -70,6 +72,10 @@ class PreferenceFormat(RowFormat):
         if self._own_columns.isdisjoint(values) and not self._find_answer_list(values):
             return False
         return bool(self.describe_preference(values))
+
+    @property
+    def cache_key(self) -> str:
+        return super().cache_key + (" pairs" if self.reads_pairs else "")
 
     def get_columns(self) -> frozenset[str]:
         return frozenset((*self.chosen, *self.rejected, *self.label))
@@ -111,6 +117,8 @@ class PreferenceFormat(RowFormat):
 
     def parse_row(self, row: RawRow) -> Conversation:
         description = self.describe_preference(row.values)
+        if self.reads_pairs:
+            return self._parse_pair(row)
         if not self.uses_chosen and description:
             raise make_preference_error(description)
         better, row_format = self._make_better_row(row.values)
@@ -120,6 +128,53 @@ class PreferenceFormat(RowFormat):
         start = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=0)
         conversation.messages = [*exclude_answers(messages[:start]), *messages[start:]]
         return conversation
+
+    def _parse_pair(self, row: RawRow) -> Conversation:
+        """Both answers; only what follows the messages that the two conversations share is trained on."""
+        sides = []
+        for values in (row.values, self._exchange_answers(row.values)):
+            side_values, row_format = self._make_better_row(values)
+            sides.append(row_format.parse_row(RawRow(side_values, row.where)))
+        better, worse = sides
+        if better.messages == worse.messages:
+            raise InvalidRowError("same-answers", "the better and the worse answer are the same", "Remove the row.")
+        pairs = zip(better.messages, worse.messages, strict=False)
+        shared = next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), None)
+        if shared is None:
+            shared = min(len(better.messages), len(worse.messages))
+        for side in sides:
+            side.messages = [*exclude_answers(side.messages[:shared]), *side.messages[shared:]]
+        better.rejected = worse
+        return better
+
+    def _exchange_answers(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The row with its worse answer in the place of the better one."""
+        column = self._find_answer_list(values)
+        name = next((n for n in self.rejected if n not in self.other_columns and not is_empty(values.get(n))), None)
+        if name is not None:
+            worse = decode_json_text(values[name])
+            if isinstance(worse, list) and worse and isinstance(worse[0], str):
+                worse = worse[0]  # of several, the first
+            own = {*self.chosen, *self.rejected} - set(self.other_columns)
+            rest = {key: value for key, value in values.items() if key not in own}
+            return {**self._drop_answer(rest, worse), self.chosen[0]: worse}
+        if column:  # from the best to the worst
+            return {**values, column: [values[column][-1], values[column][0]]}
+        raise InvalidRowError(
+            "no-pair",
+            "no worse answer beside the better one",
+            "Preference tuning needs both in every row: columns chosen and rejected.",
+        )
+
+    def _drop_answer(self, values: dict[str, Any], worse: Any) -> dict[str, Any]:
+        """The row without the answer that its messages end with, where `worse` is an answer alone."""
+        column = self._find_messages(values)
+        if column is None or (isinstance(worse, list) and len(worse) > 1):
+            return values
+        messages = list(decode_json_text(values[column]))
+        while messages and convert_to_role_content(messages[-1])["role"] == "assistant":
+            messages.pop()
+        return {**values, column: messages}
 
     def _make_better_row(self, values: dict[str, Any]) -> tuple[dict[str, Any], RowFormat]:
         """The row as if it had its better answer alone, and the format of that."""
@@ -232,24 +287,28 @@ class PreferenceFormat(RowFormat):
 
 def make_preference_error(description: str) -> InvalidRowError:
     """The error for a preference row; `description` says what makes it one."""
-    problem = f"a preference row ({description}), for preference tuning, which is not supported"
+    problem = f"a preference row ({description}); stage sft trains on single answers"
     return InvalidRowError("preference-row", problem, PREFERENCE_HINT)
 
 
-def make_preference_format(inner: Iterable[RowFormat], columns: Columns, uses_chosen: bool) -> PreferenceFormat:
+def make_preference_format(
+    inner: Iterable[RowFormat], columns: Columns, uses_chosen: bool, reads_pairs: bool = False
+) -> PreferenceFormat:
     """The format with the user's names of columns.
 
     Args:
         inner: the formats of the same rows with one answer.
         columns: names by role.
         uses_chosen: whether the better answer is trained on.
+        reads_pairs: whether both answers are read.
     """
     own_roles = ("chosen", "rejected", "label")
     names = {role: (columns[role],) for role in ("chosen", "rejected") if role in columns}
     label = {"label": (columns["label"],), "is_label_named": True} if "label" in columns else {}
     others = tuple(name for role, name in columns.items() if role not in own_roles)
     answered = tuple(row_format for row_format in inner if not isinstance(row_format, TextFormat))
-    return PreferenceFormat(answered, **names, **label, uses_chosen=uses_chosen, other_columns=others)  # type: ignore[arg-type]
+    options: Any = {**names, **label, "uses_chosen": uses_chosen, "reads_pairs": reads_pairs, "other_columns": others}
+    return PreferenceFormat(answered, **options)
 
 
 def _split_transcript(text: str) -> list[Message]:

@@ -199,7 +199,7 @@ class DataSource:
             is_preference = self._preference.matches(row.values)
             if not self._format.matches(row.values) or is_preference != (self._format is self._preference):
                 other = detect_format(self._formats, row.values)
-                if other is self._preference and not self._preference.uses_chosen:
+                if other is self._preference and not (self._preference.uses_chosen or self._preference.reads_pairs):
                     read_conversation(other, row)  # raises: better advice than for a mixed file
                 if other is not None:
                     raise _make_mixed_error(other, row, self._format, self._first_row)
@@ -230,7 +230,7 @@ def open_source(
         ConfigError: an unknown column role, format or tag, or the hub's client is not installed.
     """
     source_spec = spec if isinstance(spec, SourceSpec) else SourceSpec(str(spec))
-    resolved, is_on_hub = resolve_source(source_spec, preference == "chosen")
+    resolved, is_on_hub = resolve_source(source_spec, preference != "refuse")
     resolved = replace(resolved, columns={**resolved.columns, **(columns or {}), **source_spec.columns})
     if source_spec.format is None and format is not None:
         resolved = replace(resolved, format=format)

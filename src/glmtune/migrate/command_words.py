@@ -16,6 +16,7 @@ KEY_OPTIONS = {
     "--data": "data.train",
     "--eval-data": "data.eval",
     "--method": "method",
+    "--stage": "stage",
     "--output": "output",
     "--family": "model.family",
 }
@@ -105,7 +106,7 @@ def parse_words(
             continue
         if own_options and name == "--resume":
             result.resume = True
-        elif own_options and _is_own_option(word):
+        elif own_options and _is_own_option(word) and _flag_name(name) not in flag_names:  # --stage is theirs too
             if not equals:
                 if not queue:
                     raise ConfigError(f"{source}: {word} needs a value.")

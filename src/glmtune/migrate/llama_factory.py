@@ -19,14 +19,11 @@ from glmtune.migrate.dialect import (
 )
 from glmtune.migrate.evaluation_lines import make_factory_evaluations
 from glmtune.migrate.factory_defaults import set_factory_defaults, split_names
+from glmtune.migrate.factory_preference import PREFERENCE_RULES, set_preference_loss
 from glmtune.migrate.translation import Translation, limit_rows
 from glmtune.utils.documents import parse_json, read_document
 
 _REMOVE_HINT = "Leave it out."
-_PREFERENCE_STAGES = {"rm": "reward models", "ppo": "PPO", "dpo": "preference tuning", "kto": "preference tuning"}
-_PREFERENCE_STAGES |= {"orpo": "preference tuning", "simpo": "preference tuning"}
-
-
 _NEW_TOKENS = "tokens are not added while training; those of the base (added_tokens.json) are read"
 _NEW_TOKENS_HINT = "Add them to the base first, or leave it out."
 
@@ -53,9 +50,8 @@ RULES: Rules = {
     "add_special_tokens": accept_values(note=_NEW_TOKENS, hint=_NEW_TOKENS_HINT),
     "add_tokens": accept_values(note=_NEW_TOKENS, hint=_NEW_TOKENS_HINT),
     "resize_vocab": ignore_key("no tokens are added while training, so nothing is resized", switch=True),
-    "stage": accept_values(
-        *("sft", "pt"), note="only supervised fine-tuning (sft) and plain text (pt) are trained", hint="Use sft or pt."
-    ),
+    "stage": map_key("stage", "pt: as plain text", values={"sft": "sft", "pt": "sft", "dpo": "dpo"}),
+    **PREFERENCE_RULES,
     "finetuning_type": map_key(
         "method", values={"lora": "lora", "full": "full", "freeze": "freeze", "p_tuning": "ptuning"}
     ),
@@ -182,22 +178,9 @@ RULES: Rules = {
 """Keys of LLaMA-Factory; it takes those of `TrainingArguments` too."""
 
 
-def refuse_preference_stages(values: Mapping[str, Any], label: str, source: str) -> None:
-    """Check that the stage is one that is trained here, before its own keys are called unknown.
-
-    Raises:
-        ConfigError: a stage of preference tuning or reinforcement learning.
-    """
-    stage = str(values.get("stage") or "")
-    if stage in _PREFERENCE_STAGES:
-        raise ConfigError(
-            f"{source}: {label} {stage}: {_PREFERENCE_STAGES[stage]} is not supported yet.",
-            "Supervised fine-tuning (sft) and plain text (pt) are trained.",
-        )
-
-
 def _set_defaults(translation: Translation, values: Mapping[str, Any]) -> None:
     set_factory_defaults(translation, values)
+    set_preference_loss(translation, values)
     folder = str(values.get("dataset_dir") or "data")
     is_text = values.get("stage") == "pt"
     for name, key in (("dataset", "data.train"), ("eval_dataset", "data.eval")):

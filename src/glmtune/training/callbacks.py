@@ -17,11 +17,15 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from glmtune.run_dir import RunDir
 from glmtune.training.distributed import any_rank
+from glmtune.training.objective import PAIR_METRICS
 from glmtune.utils.console import format_duration, get_console, is_main_process, print_message
 
 _LOGGED_KEYS = ("loss", "grad_norm", "learning_rate")
 _LOSS_NAMES = {"loss": "loss", "eval_loss": "eval loss"}
-_SCORE_NAMES = {"eval_rouge_l": "ROUGE-L", "eval_bleu4_characters": "BLEU-4"}
+_SCORE_NAMES = {
+    **{"accuracy": "accuracy", "margin": "margin", "eval_accuracy": "eval accuracy", "eval_margin": "eval margin"},
+    **{"eval_rouge_l": "ROUGE-L", "eval_bleu4_characters": "BLEU-4"},
+}
 # Seconds between two writes of progress.json.
 _PROGRESS_INTERVAL = 1.0
 
@@ -102,7 +106,7 @@ class MetricsCallback(TrainerCallback):
             return
         entry: dict[str, Any] = {"step": state.global_step, "epoch": round(float(state.epoch or 0), 4)}
         if "loss" in logs:
-            entry |= {key: logs[key] for key in _LOGGED_KEYS if key in logs}
+            entry |= {key: logs[key] for key in (*_LOGGED_KEYS, *PAIR_METRICS) if key in logs}
             entry["tokens_per_second"] = round(self._meter.tokens_per_second(state), 2)
         entry |= {key: value for key, value in logs.items() if key.startswith("eval_")}
         # An overflow in fp16 gives an infinite norm, which JSON has no number for.

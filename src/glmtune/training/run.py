@@ -64,6 +64,7 @@ from glmtune.training.distributed import (
 )
 from glmtune.training.generated import GeneratedScores, ScoreReplies, make_generated_scores
 from glmtune.training.memory import explain_out_of_memory, is_out_of_memory
+from glmtune.training.objective import Objective, TokenObjective
 from glmtune.training.plan.apply import PlanDecision, apply_plan
 from glmtune.training.resume import (
     has_result,
@@ -100,6 +101,7 @@ def train(
     resume: bool = False,
     checkpoint: str = "",
     score: ScoreReplies | None = None,
+    objective: Objective | None = None,
     force: bool = False,
 ) -> TrainingResult:
     """Train as `config` says and fill the run folder, alone or as one of the processes of a launcher.
@@ -109,17 +111,21 @@ def train(
         resume: continue the run in `config.output` from its last checkpoint.
         checkpoint: a path or name: continue from this checkpoint of the run instead; later ones are set aside.
         score: scores replies if `generate.rows` is set: `glmtune.evaluation.scoring.score_questions`.
+        objective: of a stage of preference tuning: `glmtune.preference.PreferenceObjective(config)`.
         force: train even if the memory plan says that the run cannot fit.
 
     Raises:
-        ValueError: `generate.rows` is set and `score` is not given.
+        ValueError: `generate.rows` is set and `score` is not given, or `stage` is not sft and `objective` is not given.
         GlmtuneError: anything a user can fix: config, data, checkpoint, run folder, a loss that is not finite.
     """
     with report_error_once():
         silence_libraries()
         check_config(config)
         init_process_group(config.training)
-        result = TrainingRun(resolve_deepspeed(config), resume, score, force, checkpoint).execute()
+        if objective is None and config.stage != "sft":
+            raise ValueError(f"stage {config.stage} needs an objective: glmtune.preference.PreferenceObjective(config)")
+        run = TrainingRun(resolve_deepspeed(config), resume, score, force, checkpoint, objective or TokenObjective())
+        result = run.execute()
         destroy_at_exit()
         return result
 
@@ -133,6 +139,7 @@ class TrainingRun:
         score: scores replies during evaluations.
         force: train even if the memory plan says that the run cannot fit.
         named_checkpoint: to resume from; empty for the newest.
+        objective: what its steps minimise.
     """
 
     config: RunConfig
@@ -141,10 +148,16 @@ class TrainingRun:
     trainer: GlmTrainer
 
     def __init__(
-        self, config: RunConfig, resume: bool, score: ScoreReplies | None, force: bool, named_checkpoint: str = ""
+        self,
+        config: RunConfig,
+        resume: bool,
+        score: ScoreReplies | None,
+        force: bool,
+        named_checkpoint: str,
+        objective: Objective,
     ):
         self.config, self.resume, self.score, self.force = config, resume, score, force
-        self.named_checkpoint = named_checkpoint
+        self.named_checkpoint, self.objective = named_checkpoint, objective
         self.summary: dict[str, Any] = {}
         self.is_sharded = shards_weights(config)  # no process has the complete model
 
@@ -190,6 +203,11 @@ class TrainingRun:
         self.precision = pick_precision(model.precision)
         self.arguments = make_arguments(self.config, self.run, self.precision)
         require_same_settings(self.config, self.arguments)
+        if self.is_sharded and self.objective.needs_reference:
+            raise ConfigError(
+                f"stage {self.config.stage} compares with the untrained model, which FSDP and ZeRO-3 do not keep.",
+                "Use stage orpo or simpo, or train without training.fsdp and training.deepspeed.",
+            )
         check_sharding(self.config, quantised=bool(getattr(self.base.config, "quantization_bit", None)))
 
         self.previous: dict[str, Any] | None = None
@@ -260,10 +278,15 @@ class TrainingRun:
             set_packed_attention(self.model)
             if not self.is_sharded:
                 self.base_logits = compute_probe_logits(self.model, self.probe, arguments)
+        if self.objective.needs_reference and not config.adapter:
+            self.objective.compute_reference(self.model, self.data, arguments)
+        with self._explain_memory("before the first step"):
             self.model = self.method.prepare(self.model)
         if config.adapter:
             folder = find_trained_folder(Path(config.adapter), self.method.output_kind)
             self.method.start_from(self.model, folder, self.base_info)
+            if self.objective.needs_reference:
+                self.objective.compute_reference(self.model, self.data, arguments)
 
     def find_checkpoint(self) -> None:
         """Find the checkpoint to resume from, and require that the run has steps left or a result to complete."""
@@ -333,6 +356,7 @@ class TrainingRun:
                 describe_eval_row=self.data.describe_eval_row,
                 method=self.method,
                 base_info=self.base_info,
+                objective=self.objective,
                 scores=self.scores,
             )
         if count_processes() > 1:

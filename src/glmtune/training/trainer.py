@@ -34,7 +34,8 @@ from glmtune.training.data_position import (
     write_position,
 )
 from glmtune.training.distributed import any_rank, barrier, count_processes
-from glmtune.training.loss import LossSettings, find_head, step_loss
+from glmtune.training.loss import LossSettings, find_head
+from glmtune.training.objective import PAIR_METRICS, Objective
 from glmtune.training.optimizer_state import OptimizerSettings, explain_load_errors
 from glmtune.training.samplers import (
     IdleBlockDataset,
@@ -60,6 +61,7 @@ class GlmTrainer(Trainer):
         describe_eval_row: Callable[[int], str],
         method: Method,
         base_info: BaseInfo,
+        objective: Objective,
         scores: Callable[[Any], dict[str, float]] | None = None,
         **kwargs: Any,
     ):
@@ -73,6 +75,7 @@ class GlmTrainer(Trainer):
         self._describe_eval_row = describe_eval_row
         self._method = method
         self._base_info = base_info
+        self._objective = objective
         self._scores = scores
         self._zero_losses = 0
         self._saving = False
@@ -182,12 +185,34 @@ class GlmTrainer(Trainer):
         if self._tokens_before is None:
             self._tokens_before = int(self.state.num_input_tokens_seen)
             keep_losses_fp32(model, find_head(model))
-        losses_N = step_loss(model, inputs, settings=self._loss_settings)
-        loss = losses_N.sum() / (len(losses_N) if num_items_in_batch is None else num_items_in_batch)
-        self._require_finite(loss, losses_N, inputs)
+        losses_M = self._objective.compute_losses(model, inputs, self._loss_settings)
+        loss = losses_M.sum() / (len(losses_M) if num_items_in_batch is None else num_items_in_batch)
+        self._require_finite(loss, losses_M, inputs)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # undoes the mean that data parallelism takes of gradients
-        return (loss, {"losses": losses_N}) if return_outputs else loss
+        return (loss, {"losses": losses_M}) if return_outputs else loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
+        """The targets, or pairs, of an optimiser step in all processes."""
+        if not batch_samples:
+            return None
+        count = torch.stack([self._objective.count_items(batch) for batch in batch_samples]).sum().to(device)
+        if self.args.average_tokens_across_devices and count_processes() > 1:
+            count = self.accelerator.reduce(count)
+        return count
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= self._average_metrics(is_evaluation=False)
+        super().log(logs, start_time)
+
+    def _average_metrics(self, is_evaluation: bool) -> dict[str, float]:
+        """Means over the pairs of all processes since the last call; empty without pairs."""
+        sums = self._objective.pop_metrics(is_evaluation)
+        if sums is None:
+            return {}
+        *values, count = self.accelerator.reduce(sums).tolist()
+        return dict(zip(PAIR_METRICS, (value / count for value in values), strict=True)) if count else {}
 
     def evaluation_loop(
         self,
@@ -197,8 +222,8 @@ class GlmTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Compute the mean loss over all targets, which unlike a mean of batch means does not depend on batching, and
-        the scores of replies if `generate.rows` is set, so that a checkpoint can be the best by any of them."""
+        """Compute the mean loss over all targets or pairs, which unlike a mean of batch means does not depend on
+        batching, and the scores of replies if `generate.rows` is set, so that a checkpoint can be the best by any."""
         model = self.model_wrapped
         model.eval()  # DeepSpeed's returns nothing
         keep_losses_fp32(model, find_head(model))
@@ -206,13 +231,15 @@ class GlmTrainer(Trainer):
         for batch in dataloader:
             batch = self._prepare_inputs(batch)
             with torch.no_grad(), self.compute_loss_context_manager():
-                losses_N = step_loss(model, batch)
-            self._require_finite(losses_N.sum(), losses_N, batch, is_evaluation=True)
-            sums = torch.stack([losses_N.double().sum(), torch.tensor(float(len(losses_N))).to(losses_N.device)])
+                losses_M = self._objective.compute_losses(model, batch, None)
+            self._require_finite(losses_M.sum(), losses_M, batch, is_evaluation=True)
+            sums = torch.stack([losses_M.double().sum(), torch.tensor(float(len(losses_M))).to(losses_M.device)])
             sums = self.accelerator.reduce(torch.cat([sums, (batch["rows"] >= 0).sum()[None]]))
             total, count, rows = total + float(sums[0]), count + int(sums[1]), rows + int(sums[2])
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         metrics = {f"{metric_key_prefix}_loss": total / count if count else float("nan")}
+        pair_metrics = self._average_metrics(is_evaluation=True)
+        metrics |= {f"{metric_key_prefix}_{name}": value for name, value in pair_metrics.items()}
         if self._scores is not None:
             with self.compute_loss_context_manager():
                 scores = self._scores(self.model)
@@ -398,15 +425,14 @@ class GlmTrainer(Trainer):
         )
 
     def _require_finite(
-        self, loss: torch.Tensor, losses_N: torch.Tensor, inputs: dict[str, Any], is_evaluation: bool = False
+        self, loss: torch.Tensor, losses_M: torch.Tensor, inputs: dict[str, Any], is_evaluation: bool = False
     ) -> None:
         value = float(loss.detach())  # waits for the GPU, once a batch
         if math.isfinite(value):
-            if len(losses_N) and not is_evaluation:  # idle blocks have none
+            if len(losses_M) and not is_evaluation:  # idle blocks have none
                 self._require_not_always_zero(value, inputs)
             return
-        positions = inputs["target_positions"][~torch.isfinite(losses_N)]
-        rows_R = inputs["rows"][torch.bucketize(positions, inputs["row_lengths"].cumsum(0), right=True).unique()]
+        rows_R = self._objective.find_rows(inputs, ~torch.isfinite(losses_M))
         cause = "fp16 overflowed: use bf16 or fp32" if self.args.fp16 else "the learning rate is too high for this data"
         if is_evaluation:
             where = f"The evaluation loss became {value} at step {self.state.global_step}"

@@ -83,25 +83,29 @@ def prepare_data(config: RunConfig, family: Family, tokenizer: Any) -> TrainingD
         _require_uncut_rows(replay, replay_rules, config.replay.data)
         train_store, train_rows = _mix_replay(train_store, train_rows, replay.rows, config.replay.share, seed)
 
-    longest = [int(max(store.lengths, default=1)) for store in (train_store, eval_store)]
+    group = 2 if data.preference == "pairs" else 1  # rows that stay together
+    longest = [int(max(_sum_lengths(store.lengths, group), default=1)) for store in (train_store, eval_store)]
     capacity = max(rules.max_row_length, *longest)
 
     def make_blocks(store: RowStore, rows: np.ndarray) -> BlockDataset:
-        lengths = store.lengths[rows]
+        groups = rows.reshape(-1, group)
+        lengths = _sum_lengths(store.lengths[rows], group)
         if data.packing:
-            blocks = [[int(rows[row]) for row in block] for block in pack_rows(lengths, capacity)]
+            blocks = [groups[block].flatten().tolist() for block in pack_rows(lengths, capacity)]
         else:  # sorted by length, so that an evaluation batch holds little padding; training shuffles
-            blocks = [[int(row)] for row in rows[np.argsort(lengths, kind="stable")]]
+            blocks = groups[np.argsort(lengths, kind="stable")].tolist()
         return BlockDataset(store, blocks)
 
     train_blocks, eval_blocks = make_blocks(train_store, train_rows), make_blocks(eval_store, eval_rows)
     packed = f", packed into {len(train_blocks)} blocks of up to {capacity} tokens" if data.packing else ""
-    print_message(f"Data: {len(train_rows)} training and {len(eval_rows)} evaluation rows{packed}")
+    kind = "rows" if group == 1 else "pairs"
+    counts = f"{len(train_rows) // group} training and {len(eval_rows) // group} evaluation {kind}"
+    print_message(f"Data: {counts}{packed}")
 
     sets = [train, evaluation] if replay is None else [train, evaluation, replay]
     summary = {
-        "train_rows": len(train_rows),
-        "eval_rows": len(eval_rows),
+        "train_rows": len(train_rows) // group,
+        "eval_rows": len(eval_rows) // group,
         "sources": train.info.sources,
         "content": [each.info.content if each else None for each in sets],
         "reading": f"{READING_RULES}.{CACHE_VERSION}",
@@ -112,6 +116,11 @@ def prepare_data(config: RunConfig, family: Family, tokenizer: Any) -> TrainingD
         "blocks": len(train_blocks) if data.packing else None,
     }
     return TrainingData(train_blocks, eval_blocks if len(eval_rows) else None, BlockCollator(family), summary)
+
+
+def _sum_lengths(lengths: np.ndarray, group: int) -> np.ndarray:
+    """Tokens of each group of consecutive rows."""
+    return lengths.reshape(-1, group).sum(1)
 
 
 def make_encoding_rules(data: DataConfig) -> EncodingRules:
