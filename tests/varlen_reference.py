@@ -52,3 +52,38 @@ def varlen_attn(
             scores = scores.masked_fill(~seen, float("-inf"))
         outputs.append((scores.softmax(-1) @ v).transpose(0, 1))
     return torch.cat(outputs).to(query_THD.dtype)
+
+
+def make_device_kernel(fakecuda):
+    """`varlen_attn` for tensors of the simulated CUDA device, counted as the kernel is: one launch, and one backward."""
+
+    class Kernel(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, options, cu_seq_q, cu_seq_k, max_q, max_k, *states):
+            assert all(x.dtype in (torch.float16, torch.bfloat16) for x in states)
+            assert fakecuda.SM >= (8, 0)
+            ends = [x.elem for x in (cu_seq_q, cu_seq_k)]
+            with torch.enable_grad():
+                inputs = [x.elem.detach().requires_grad_() for x in states]
+                output = varlen_attn(*inputs, *ends, max_q, max_k, **options)
+            ctx.tensors = inputs, output
+            Kernel.count("varlen_attn", *states, output)
+            return fakecuda.Cuda(output.detach())
+
+        @staticmethod
+        def backward(ctx, gradient):
+            inputs, output = ctx.tensors
+            gradients = torch.autograd.grad(output, inputs, gradient.elem)
+            Kernel.count("varlen_attn_backward", *inputs, gradient, *gradients)
+            return (None,) * 5 + tuple(fakecuda.Cuda(x) for x in gradients)
+
+        @staticmethod
+        def count(name, *tensors):
+            if fakecuda.SYNC.on:
+                fakecuda.SYNC.ops[name] += 1
+                fakecuda.SYNC.bytes[name] += sum(x.numel() * x.element_size() for x in tensors)
+
+    def call(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, **options):
+        return Kernel.apply(options, cu_seq_q, cu_seq_k, max_q, max_k, query, key, value)
+
+    return call
