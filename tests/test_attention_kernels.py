@@ -12,7 +12,7 @@ from torch.nn.attention import varlen
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import glmtune
-from glmtune.config import PTuningConfig
+from glmtune.config import PTuningConfig, load_config
 from glmtune.data.batches import BlockCollator
 from glmtune.data.encoding import EncodedRow
 from glmtune.families import get_family
@@ -24,6 +24,7 @@ from glmtune.models.attention_kernels import (
     FLASH,
     MATH,
     TURING,
+    VARLEN,
     Card,
     attend_sdpa,
     find_kernel,
@@ -32,6 +33,9 @@ from glmtune.models.attention_kernels import (
 )
 from glmtune.models.packed_attention import make_packed_rows, set_packed_attention
 from glmtune.training.loss import step_loss
+from glmtune.training.plan.device import PlanDevice
+from glmtune.training.plan.plan_report import format_attention
+from glmtune.training.plan.planner import make_plan
 from tiny import FAMILIES
 
 FP16, BF16, FP32 = torch.float16, torch.bfloat16, torch.float32
@@ -212,3 +216,48 @@ def test_rows_together_equal_rows_alone(name, method, path, lengths, models, mon
         torch.testing.assert_close(found[key], gradient, atol=1e-4, rtol=1e-4)
     layers = model.config.num_hidden_layers
     assert len(calls) == {"varlen": layers * (2 if name == "chatglm" else 1), "groups": 0}[path]
+
+
+# --- the memory plan ---
+
+
+@pytest.fixture
+def plan_run(tiny, adgen_file, monkeypatch):
+    def make(family, *settings, card=None):
+        if card is not None:
+            device = PlanDevice("a GPU", 2**34, True, False, 0, 0.0, card)
+            monkeypatch.setattr("glmtune.training.plan.planner.pick_device", lambda *_: device)
+        options = [f"model.path={tiny(family)}", f"data.train={adgen_file(24)}", "data.max_length=200", *settings]
+        return make_plan(load_config(None, options), None if card else "24GB")
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "card", "kernel"),
+    [
+        ("chatglm", ("method=ptuning",), None, VARLEN),
+        ("chatglm3", (), None, VARLEN),
+        ("chatglm", ("model.precision=fp16",), None, EFFICIENT),
+        ("chatglm3", ("training.fp16=true",), None, EFFICIENT),
+        ("chatglm3", ("model.precision=fp32",), None, EFFICIENT),
+        ("chatglm3", (), Card((7, 5)), MATH),
+        ("chatglm3", (), Card((8, 6)), FLASH),  # torch without varlen_attn
+        ("chatglm3", ("method=ptuning",), Card((8, 6)), EFFICIENT),
+        ("chatglm3", ("model.attention=eager",), None, "eager"),
+    ],
+)
+def test_a_plan_says_the_kernel_of_its_card(family, settings, card, kernel, plan_run):
+    plan = plan_run(family, *settings, card=card)
+    assert plan.attention == (kernel,)
+    assert plan.attention[0] in format_attention(plan)[0]
+
+
+def test_the_math_kernel_is_planned_with_its_scores(plan_run):
+    """In the first layer's forward pass: fp32 scores of all heads, beside those that are computed from them."""
+    settings = ("data.packing=false", "training.per_device_train_batch_size=1", "method=full")
+    other = plan_run("chatglm3", *settings, card=AMPERE).estimate.parts["activations"]
+    plan = plan_run("chatglm3", *settings, card=Card((7, 5)))
+    length = plan.largest_batch["positions"]
+    assert plan.estimate.parts["activations"] - other > 4 * 4 * length**2
+    assert "all scores in fp32" in format_attention(plan)[1]

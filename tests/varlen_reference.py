@@ -55,7 +55,7 @@ def varlen_attn(
 
 
 def make_device_kernel(fakecuda):
-    """`varlen_attn` for tensors of the simulated CUDA device, counted as the kernel is: one launch, and one backward."""
+    """`varlen_attn` for tensors of the simulated device, counted as the kernel is: one launch, and one backward."""
 
     class Kernel(torch.autograd.Function):
         @staticmethod

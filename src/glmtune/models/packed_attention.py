@@ -98,7 +98,9 @@ class PackedRows:
         classes: dict[int, list[int]] = defaultdict(list)
         for row, length in enumerate(self.lengths):
             classes[row if self.single else max(4, (length - 1).bit_length())].append(row)
-        groups, order, offset = [], torch.empty(starts[-1], dtype=torch.long), 0
+        groups: list[RowGroup] = []
+        places: list[tuple[int, int]] = []  # of each row: its first position, and that in the groups' outputs
+        offset = 0
         for members in classes.values():
             longest = max(self.lengths[row] for row in members)
             first, contexts = starts[members[0]], tuple(self.contexts[row] for row in members)
@@ -108,11 +110,12 @@ class PackedRows:
                 last_R1 = torch.tensor([[starts[row + 1] - 1] for row in members])
                 positions = index_Rt.minimum(last_R1).flatten().to(self.device)
             groups.append(RowGroup(positions, longest, contexts, self.device))
-            for place, row in enumerate(members):
-                order[starts[row] : starts[row + 1]] = offset + place * longest + torch.arange(self.lengths[row])
+            places += [(starts[row], offset + number * longest) for number, row in enumerate(members)]
             offset += len(members) * longest
-        in_order = offset == starts[-1] and bool((order == torch.arange(offset)).all())
-        return groups, None if in_order else order.to(self.device)
+        if all(start == place for start, place in places) and offset == starts[-1]:
+            return groups, None
+        order = [torch.arange(place, place + n) for (_, place), n in zip(sorted(places), self.lengths, strict=True)]
+        return groups, torch.cat(order).to(self.device)
 
     def find_varlen_rows(self, prefix: int) -> VarlenRows:
         """The rows for `attend_varlen`, made once for all layers; `prefix` virtual tokens are in front of each."""

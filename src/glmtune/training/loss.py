@@ -100,7 +100,8 @@ def _head_computes_losses(
     own_loss = vars(owner).get("_loss_function")
 
     def compute_losses(hidden_1TH: torch.Tensor) -> torch.Tensor:
-        return compute_head_losses(head, forward, hidden_1TH.flatten(0, 1)[positions_N], targets_N, smoothing)
+        hidden_NH = hidden_1TH.flatten(0, 1).index_select(0, positions_N)  # its backward pass does not sort
+        return compute_head_losses(head, forward, hidden_NH, targets_N, smoothing)
 
     def return_losses(logits: torch.Tensor, **_: Any) -> torch.Tensor:
         return logits
