@@ -26,6 +26,8 @@ from glmtune.models.varlen_attention import runs_varlen
 
 FLASH, EFFICIENT, MATH, VARLEN = "flash", "memory-efficient", "math", "flash, rows of varying length"
 
+_MASK_ALIGNMENT = 8
+"""Numbers to whose multiple the memory-efficient kernel wants each line of a mask; it copies others."""
 _HALVES = frozenset({torch.float16, torch.bfloat16})
 
 
@@ -99,8 +101,13 @@ def plan_for_card(card: Card | None, half: torch.dtype | None = None) -> Iterato
         _planned = before
 
 
-def find_card(device: torch.device) -> Card | None:
-    """The card of a device; None for anything but a CUDA device, where torch's choice is left alone."""
+def find_card(device: torch.device, *, try_varlen: bool = False) -> Card | None:
+    """The card of a device; None for anything but a CUDA device, where torch's choice is left alone.
+
+    Args:
+        device: of the tensors.
+        try_varlen: find out whether `varlen_attn` runs on it, with a small product the first time.
+    """
     if _planned is not None:
         return _planned.card
     if device.type != "cuda":
@@ -111,8 +118,8 @@ def find_card(device: torch.device) -> Card | None:
     }
     disabled = frozenset(name for name, is_on in switches.items() if not is_on)
     capability = torch.cuda.get_device_capability(device)
-    varlen = capability >= (8, 0) and FLASH not in disabled and runs_varlen(device)
-    return Card(capability, varlen, disabled)
+    may_run = try_varlen and capability >= AMPERE.capability and FLASH not in disabled
+    return Card(capability, may_run and runs_varlen(device), disabled)
 
 
 def find_kernel(card: Card, dtype: torch.dtype, *, masked: bool, grouped: bool) -> str:
@@ -145,10 +152,24 @@ def choose_kernel(states: torch.Tensor, *, masked: bool, grouped: bool) -> str |
 
 def takes_varlen(states: torch.Tensor, dropout: float) -> bool:
     """Whether rows that are laid end to end go to `varlen_attn`: 16 bits, Ampere or later, no dropout."""
-    card, size = find_card(states.device), states.shape[-1]
-    if card is None or not card.varlen or dropout or size % 8 or size > 256:
+    size = states.shape[-1]
+    if dropout or size % 8 or size > 256 or find_compute_dtype(states) not in _HALVES:
         return False
-    return find_compute_dtype(states) in _HALVES
+    card = find_card(states.device, try_varlen=True)
+    return card is not None and card.varlen
+
+
+def make_additive_mask(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A bool mask as the memory-efficient kernel computes with it, which else converts and pads it in every layer.
+
+    Args:
+        mask: True where a key is seen, (..., T, S).
+        dtype: of the queries.
+    """
+    keys = mask.shape[-1]
+    line = -(-keys // _MASK_ALIGNMENT) * _MASK_ALIGNMENT
+    additive = torch.zeros((*mask.shape[:-1], line), dtype=dtype, device=mask.device)[..., :keys]
+    return additive.masked_fill_(~mask, float("-inf"))
 
 
 def note_kernel(name: str) -> None:

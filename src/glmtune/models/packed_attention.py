@@ -22,15 +22,19 @@ import torch
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from glmtune.models.attention_kernels import VARLEN, attend_sdpa, find_compute_dtype, note_kernel, takes_varlen
+from glmtune.models.attention_kernels import (
+    VARLEN,
+    attend_sdpa,
+    find_compute_dtype,
+    make_additive_mask,
+    note_kernel,
+    takes_varlen,
+)
 from glmtune.models.varlen_attention import VarlenRows, attend_varlen, make_varlen_rows
 
 SEPARATE = "rows_"
 """Prefix of the names of attention implementations that take `rows`; a prefix encoder's own prefix is before it."""
 Attention = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
-
-_MASK_ALIGNMENT = 8
-"""Numbers to whose multiple the memory-efficient kernel wants each line of a mask; it copies others."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +55,13 @@ class RowGroup:
 
         Args:
             prefix: number of virtual tokens that every row sees.
-            dtype: of an additive mask, which is what kernels of a GPU compute with; None: a bool one.
+            dtype: of an additive mask (`make_additive_mask`); None: a bool one.
         """
         if (prefix, dtype) not in self._masks:
             key_S = torch.arange(-prefix, self.length, device=self.device)
             contexts_R11 = torch.tensor(self.contexts).to(self.device)[:, None, None]
             mask_R1tS = ((key_S <= key_S[prefix:, None]) | (key_S < contexts_R11))[:, None]
-            if dtype is not None:
-                lines = -(-mask_R1tS.shape[-1] // _MASK_ALIGNMENT) * _MASK_ALIGNMENT
-                additive = mask_R1tS.new_zeros((*mask_R1tS.shape[:-1], lines), dtype=dtype)[..., : mask_R1tS.shape[-1]]
-                mask_R1tS = additive.masked_fill_(~mask_R1tS, float("-inf"))
-            self._masks[prefix, dtype] = mask_R1tS
+            self._masks[prefix, dtype] = mask_R1tS if dtype is None else make_additive_mask(mask_R1tS, dtype)
         return self._masks[prefix, dtype]
 
     def select(self, x_1HTD: torch.Tensor) -> torch.Tensor:
@@ -204,7 +204,6 @@ def attend_by_rows(attend: Attention, *, fused: bool) -> Attention:
             group_states = (group.select(x_1HTD) for x_1HTD in (query_1HTD, key_1NTD, value_1NTD))
             mask = None
             if prefix or not fused or not module.is_causal:
-                # A GPU's kernel would convert a bool mask, and pad it, in every layer.
                 is_additive = fused and not rows.single
                 mask = group.find_mask(prefix, find_compute_dtype(query_1HTD) if is_additive else None)
             parts.append(attend(module, *group_states, mask, **kwargs)[0])

@@ -94,7 +94,7 @@ def pick_device(gpu_memory: str | None, use_cpu: bool = False) -> PlanDevice:
         # The context is in use already and counted in `context_bytes`.
         memory = min(free + CUDA_CONTEXT_BYTES + torch.cuda.memory_reserved(), total)
         name = torch.cuda.get_device_name()
-        card = find_card(torch.device("cuda"))
+        card = find_card(torch.device("cuda"), try_varlen=True)
         return PlanDevice(name, memory, True, True, CUDA_CONTEXT_BYTES, CUDA_ALLOCATOR_SHARE, card)
     resident = read_resident_bytes()
     memory = read_free_memory() + resident
