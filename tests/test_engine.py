@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from transformers import DynamicCache
 import glmtune
 from glmtune.generation import cpu_prepack
 from glmtune.generation.cpu_prepack import PrepackedLinear, pick_format, prepack_weights, prepacked, restore_weights
-from glmtune.generation.engine import _DecodeState, _run_forward, decode_tokens, pick_greedy
+from glmtune.generation.engine import decode_tokens, pick_greedy
 from glmtune.generation.kv_cache import new_preallocated_cache
 from glmtune.generation.sampling import Sampling, make_sampler
 from glmtune.quantization import kernels
@@ -264,25 +263,6 @@ def test_half_precision_with_an_infinity_keeps_it():
         assert model[0] is linear
         assert pick_format(torch.float16) is None or isinstance(model[1], PrepackedLinear)
     assert linear.weight[3, 5] == float("-inf")
-
-
-@pytest.mark.parametrize(("device", "masked"), [("cpu", True), ("meta", False)])
-def test_the_mask_for_the_processors_attention_is_made_there_alone(device, masked):
-    class Bare:
-        config = SimpleNamespace(_attn_implementation="sdpa")
-
-        def prepare_inputs_for_generation(self, *args, **kwargs):
-            return {"attention_mask": None}
-
-        def __call__(self, *, attention_mask, **kwargs):
-            seen.append(attention_mask)
-            return SimpleNamespace(logits=torch.zeros(1, 1, 5, device=device))
-
-    seen = []
-    work = _DecodeState.begin([[5, 6]], 0, torch.device(device), new_preallocated_cache())
-    for first in (True, False):
-        _run_forward(Bare(), work, first)
-    assert [mask is not None for mask in seen] == [False, masked]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

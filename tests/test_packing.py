@@ -71,7 +71,7 @@ def test_a_position_sees_its_own_row_and_no_other(single):
         visible.scatter_add_(
             2,
             keys_Rt.long()[:, None].expand(-1, group.length, -1),
-            group.mask_R1tt[:, 0].expand(len(keys_Rt), -1, -1).float(),
+            group.find_mask()[:, 0].expand(len(keys_Rt), -1, -1).float(),
         )
         seen.append(visible[:, :, None])  # R, t, one head, every position
     visible_TT = rows.join(seen)[0, :, 0] > 0
@@ -177,7 +177,11 @@ def test_flash_attention_finds_the_rows_by_their_positions(loaded):
     batch = BlockCollator(get_family("chatglm3"))([list(enumerate(_rows("chatglm3", tokenizer, 1, 3)))])
     flash = SimpleNamespace(config=SimpleNamespace(_attn_implementation="flash_attention_2"))
     inputs = loss_module.select_model_inputs(flash, batch)
-    assert set(inputs) == {"input_ids", "position_ids"}  # with a mask transformers would not look at the positions
+    assert "attention_mask" not in inputs  # with one transformers would not keep rows apart
+    ends = [0, *batch["row_lengths"].cumsum(0).tolist()]
+    assert inputs["cu_seq_lens_q"].tolist() == inputs["cu_seq_lens_k"].tolist() == ends
+    assert inputs["cu_seq_lens_q"].dtype is torch.int32
+    assert inputs["max_length_q"] == inputs["max_length_k"] == max(batch["row_lengths"].tolist())
     starts = (inputs["position_ids"][0] == 0).nonzero()[:, 0].tolist()
     assert starts == [0, *batch["row_lengths"].cumsum(0)[:-1].tolist()]
 

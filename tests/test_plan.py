@@ -13,6 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from glmtune.config import RunConfig, load_config
 from glmtune.config_parsing import build_dataclass
 from glmtune.errors import ConfigError
+from glmtune.models.attention_kernels import AMPERE
 from glmtune.training.plan import apply as plan_application
 from glmtune.training.plan.device import PlanDevice, parse_memory
 from glmtune.training.plan.estimate import PlanRequest, estimate_memory
@@ -76,7 +77,7 @@ def test_depth_carried_over_is_depth_traced(small_folder, adgen_file, method, mo
     request = requests[0]
     batches = tuple(request.collate(items) for items in (request.batch, request.eval_batch))
     trained = 2 if method == "freeze" else 7
-    tracer = StepTracer(request.spec, request.run, request.arguments, request.precision, *batches, on_gpu=True)
+    tracer = StepTracer(request.spec, request.run, request.arguments, request.precision, *batches, True, AMPERE)
     trace = tracer.trace_layers(7 - trained, trained)
     parts = trace.phases[plan.estimate.phase]
     for name in ("weights", "adapter", "gradients", "optimizer", "activations", "logits"):

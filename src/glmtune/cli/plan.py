@@ -68,7 +68,7 @@ def plan(
 def _print_plan(result: Plan) -> None:
     from rich.table import Table
 
-    from glmtune.training.plan.plan_report import format_parts, format_verdict, format_workload
+    from glmtune.training.plan.plan_report import format_attention, format_parts, format_verdict, format_workload
     from glmtune.utils.console import get_console, print_message
 
     table = Table(title=f"Memory at the peak ({result.estimate.phase})", title_justify="left")
@@ -78,7 +78,7 @@ def _print_plan(result: Plan) -> None:
     for row in format_parts(result):
         table.add_row(*row)
     get_console().print(table)
-    for line in format_workload(result):
+    for line in (*format_attention(result), *format_workload(result)):
         print_message(line)
     for line in format_verdict(result):
         print_message(line, "green" if result.verdict == "fits" else "yellow")

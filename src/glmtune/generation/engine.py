@@ -168,11 +168,6 @@ def _run_forward(bare: Any, state: _DecodeState, first: bool, compiled: Compiled
         use_cache=True,  # training switches it off in the config
         is_first_iteration=first,
     )
-    on_cpu = state.ids_BS.device.type == "cpu"
-    if on_cpu and not first and not compiled and bare.config._attn_implementation.endswith("sdpa"):
-        # Without a mask, transformers asks sdpa to share key-value heads among queries, which its CPU kernel does by
-        # going through them one by one; with one it stacks the queries of a head, which takes a fraction of the time.
-        inputs["attention_mask"] = state.mask_BS[:, None, None].bool()
     return step(**inputs, logits_to_keep=1, return_dict=True).logits[:, -1].float()
 
 

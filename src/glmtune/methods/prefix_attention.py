@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from glmtune.errors import ConfigError
 from glmtune.methods.prefix_encoder import PrefixEncoder
+from glmtune.models.attention_kernels import attend_sdpa
 from glmtune.models.packed_attention import SEPARATE, attend_by_rows, attend_eagerly
 
 _PREFIXED = "prefix_"
@@ -157,6 +157,8 @@ def _extend_mask(
     No mask means what it means without a prefix: all keys are seen, or the earlier ones where attention is causal.
     """
     queries, keys = query_BHTD.shape[2], key_BNSD.shape[2]
+    if mask is not None and mask.shape[-1] == keys:  # made for rows, with the prefix
+        return mask
     if mask is not None:
         # True where a mask is bool; an additive one is 0 where a key is seen.
         return F.pad(mask, (prefix_kv.shape[-2], 0), value=mask.dtype is torch.bool)
@@ -167,12 +169,12 @@ def _extend_mask(
     return torch.ones(1, 1, queries, keys, dtype=torch.bool, device=key_BNSD.device).tril(prefix_length)
 
 
-# Masks are made as for the attention without a prefix and widened here, layer by layer.
-_sdpa = partial(sdpa_attention_forward, is_causal=False)  # the extended mask says what is hidden
+# Masks are made as for the attention without a prefix and widened here, layer by layer; those of packed rows once.
+_sdpa = partial(attend_sdpa, is_causal=False)  # the extended mask says what is hidden
 for name, attend, make_mask in (("sdpa", _sdpa, sdpa_mask), ("eager", attend_eagerly, eager_mask)):
     for variant, attention in (
         ("", _make_prefix_attention(attend)),
-        (SEPARATE, attend_by_rows(_make_prefix_attention(attend), masked=True)),
+        (SEPARATE, attend_by_rows(_make_prefix_attention(attend), fused=name == "sdpa")),
     ):
         ALL_ATTENTION_FUNCTIONS.register(f"{_PREFIXED}{variant}{name}", attention)
         ALL_MASK_ATTENTION_FUNCTIONS.register(f"{_PREFIXED}{variant}{name}", make_mask)

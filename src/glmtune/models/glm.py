@@ -9,6 +9,7 @@ from transformers.conversion_mapping import register_checkpoint_conversion_mappi
 
 from glmtune.errors import ModelError
 from glmtune.families import FAMILY_KEY, Family
+from glmtune.models import attention_kernels  # noqa: F401 (chooses the attention of GLM's layers)
 from glmtune.models.weight_names import COMPUTED, PREFIX_ENCODER, make_conversions
 
 # What GlmForCausalLM computes; with other values a published config would load and give wrong numbers.

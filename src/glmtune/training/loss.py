@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from glmtune.models.packed_attention import finds_rows_by_positions, has_packed_attention, make_packed_rows
+from glmtune.models.varlen_attention import make_varlen_rows
 from glmtune.training.head import compute_head_losses
 
 
@@ -66,7 +67,10 @@ def select_model_inputs(model: nn.Module, batch: dict[str, Any], single_rows: bo
     unwrapped = getattr(model, "module", model)
     inputs = {key: batch[key] for key in ("input_ids", "position_ids")}
     if finds_rows_by_positions(unwrapped):
-        return inputs
+        # Without these transformers finds the rows in the positions, which waits for the GPU in every layer.
+        rows = make_varlen_rows(batch["row_lengths"].tolist(), [0], 0, batch["input_ids"].device).rows
+        ends = {"cu_seq_lens_q": rows.query_ends, "cu_seq_lens_k": rows.key_ends}
+        return inputs | ends | {"max_length_q": rows.longest_query, "max_length_k": rows.longest_keys}
     if not has_packed_attention(unwrapped):
         raise ValueError("the model's attention does not keep rows apart: call set_packed_attention(model) first")
     ids_1T = batch["input_ids"]
@@ -96,7 +100,8 @@ def _head_computes_losses(
     own_loss = vars(owner).get("_loss_function")
 
     def compute_losses(hidden_1TH: torch.Tensor) -> torch.Tensor:
-        return compute_head_losses(head, forward, hidden_1TH.flatten(0, 1)[positions_N], targets_N, smoothing)
+        hidden_NH = hidden_1TH.flatten(0, 1).index_select(0, positions_N)  # its backward pass does not sort
+        return compute_head_losses(head, forward, hidden_NH, targets_N, smoothing)
 
     def return_losses(logits: torch.Tensor, **_: Any) -> torch.Tensor:
         return logits

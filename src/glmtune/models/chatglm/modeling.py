@@ -21,6 +21,8 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from glmtune.models.attention_kernels import find_card, find_compute_dtype, make_additive_mask
+
 from .configuration import ChatGLMConfig
 from .layers import ChatGLMAttention, ChatGLMBlock, ChatGLMRotaryEmbedding
 from .prefix_lm import answer_flags, prefix_attention_mask, prefix_position_ids, widen_keys
@@ -131,6 +133,8 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         if mask is not None and mask.is_floating_point():
             # A mask written in fp32 overflows to -inf in fp16, and a row of nothing but -inf is NaN.
             mask = mask.clamp(min=torch.finfo(dtype).min).to(dtype)
+        elif mask is not None and find_card(mask.device) is not None:
+            mask = make_additive_mask(mask, find_compute_dtype(inputs_embeds))
         position_embeddings = self.rotary_emb(position_ids_B2T, dtype)
 
         hidden_states_BTH = inputs_embeds

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from glmtune.errors import ConfigError
+from glmtune.models.attention_kernels import AMPERE, TURING, Card, find_card
 from glmtune.utils.console import format_bytes
 
 # On a CPU: libraries that a training imports after its plan, and buffers of torch's threads and matrix products. From
@@ -52,6 +53,18 @@ class PlanDevice:
     """Bytes used by the process or the CUDA context itself."""
     allocator_factor: float
     """What the allocator adds: a share of short-lived bytes on a GPU, a multiple of a layer's working set on a CPU."""
+    card: Card | None = None
+    """What decides the attention kernel; None: a CPU, or a GPU elsewhere."""
+
+    def find_card(self, half: torch.dtype | None) -> Card | None:
+        """The card, or the one that is assumed of a GPU elsewhere: with fp16 one before Ampere, which has no bf16.
+
+        Args:
+            half: 16-bit precision of the run, if it has one.
+        """
+        if self.card is None and self.is_gpu:
+            return TURING if half is torch.float16 else AMPERE
+        return self.card
 
 
 def parse_memory(text: str) -> int:
@@ -81,7 +94,8 @@ def pick_device(gpu_memory: str | None, use_cpu: bool = False) -> PlanDevice:
         # The context is in use already and counted in `context_bytes`.
         memory = min(free + CUDA_CONTEXT_BYTES + torch.cuda.memory_reserved(), total)
         name = torch.cuda.get_device_name()
-        return PlanDevice(name, memory, True, True, CUDA_CONTEXT_BYTES, CUDA_ALLOCATOR_SHARE)
+        card = find_card(torch.device("cuda"), try_varlen=True)
+        return PlanDevice(name, memory, True, True, CUDA_CONTEXT_BYTES, CUDA_ALLOCATOR_SHARE, card)
     resident = read_resident_bytes()
     memory = read_free_memory() + resident
     return PlanDevice("this machine's free memory", memory, False, True, resident + CPU_LATE_BYTES, CPU_HEAP_FACTOR)

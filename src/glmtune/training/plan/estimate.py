@@ -53,6 +53,13 @@ class PlanRequest:
     checkpointed_layers: int | None = None
     """Number of layers, from the first, that are checkpointed where checkpointing is on. None: all."""
 
+    @property
+    def half(self) -> torch.dtype | None:
+        """The 16-bit precision that the run computes in; the trace for a GPU elsewhere computes in bf16."""
+        if self.arguments.fp16 or (self.run.model.precision == "fp16" and not self.device.is_local):
+            return torch.float16
+        return torch.bfloat16 if self.arguments.bf16 else None
+
     def with_arguments(self, **values: Any) -> PlanRequest:
         """The same with other training arguments."""
         arguments = copy.copy(self.arguments)
@@ -79,6 +86,8 @@ class MemoryEstimate:
     """Bytes that there are."""
     flops: float
     """Floating-point operations of the micro-batch."""
+    kernels: frozenset[str] = frozenset()
+    """Attention kernels that the GPU takes."""
 
     @property
     def total(self) -> int:
@@ -104,7 +113,7 @@ def estimate_memory(request: PlanRequest) -> MemoryEstimate:
         without = _trace_on_device(request.with_arguments(activation_checkpointing=False))
         trace = interpolate_traces(without, trace, request.checkpointed_layers / request.spec.layers)
     peak = max(trace.phases, key=lambda name: trace.phases[name].total())
-    return MemoryEstimate(dict(trace.phases[peak]), peak, request.device.memory, trace.flops)
+    return MemoryEstimate(dict(trace.phases[peak]), peak, request.device.memory, trace.flops, trace.kernels)
 
 
 def interpolate_traces(without: StepTrace, full: StepTrace, share: float) -> StepTrace:
@@ -124,7 +133,7 @@ def interpolate_traces(without: StepTrace, full: StepTrace, share: float) -> Ste
         phases[name] = Counter(
             {part: size + int(max(more[part] - size, 0) * (1 - share)) for part, size in parts.items()}
         )
-    return StepTrace(phases, full.flops + (without.flops - full.flops) * (1 - share))
+    return StepTrace(phases, full.flops + (without.flops - full.flops) * (1 - share), full.kernels)
 
 
 def find_parallelism(run: RunConfig) -> str:
@@ -140,7 +149,9 @@ def _trace_on_device(request: PlanRequest) -> StepTrace:
     batch, eval_batch = (
         collate(blocks) if collate and blocks else None for blocks in (request.batch, request.eval_batch)
     )
-    tracer = StepTracer(request.spec, run, request.arguments, request.precision, batch, eval_batch, device.is_gpu)
+    model = request.spec, run, request.arguments, request.precision
+    card = device.find_card(request.half)
+    tracer = StepTracer(*model, batch, eval_batch, device.is_gpu, card, request.half)
     trace = tracer.trace_model()
 
     # On a CPU the allocator keeps a multiple of the activations of one layer, most of it where short-lived tensors lie
@@ -167,7 +178,7 @@ def _trace_on_device(request: PlanRequest) -> StepTrace:
         # Weights are read through the page cache: the files' pages count as the process's own until they are released.
         weights = next(iter(phases.values()))["weights"]
         phases["loading"] = Counter({"weights": weights, "own": device.context_bytes, "files": request.spec.file_bytes})
-    return StepTrace(phases, trace.flops)
+    return StepTrace(phases, trace.flops, trace.kernels)
 
 
 def _take_share(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from glmtune.models.attention_kernels import AMPERE, MATH
 from glmtune.training.plan.changes import SettingsChange
 from glmtune.training.plan.planner import Plan
 from glmtune.utils.console import format_bytes, format_duration
@@ -43,6 +44,23 @@ def format_workload(plan: Plan) -> list[str]:
     if plan.seconds is not None:
         time = format_duration(plan.seconds)
         lines.append(f"Time: at least {time} (a lower bound: matrix products alone, at the rate measured here).")
+    return lines
+
+
+def format_attention(plan: Plan) -> list[str]:
+    """A line about the attention kernels of a GPU; none for a CPU."""
+    if plan.card is None or not plan.attention:
+        return []
+    capability = "{}.{}".format(*plan.card.capability)
+    if plan.device.is_local:
+        card = f"compute capability {capability}"
+    elif plan.card.capability < AMPERE.capability:
+        card = "a card before Ampere is assumed, because of fp16"
+    else:
+        card = "a card from Ampere on is assumed; with model.precision=fp16 an older one"
+    lines = [f"Attention: {' and '.join(plan.attention)} ({card})."]
+    if MATH in plan.attention:
+        lines.append("The math kernel writes all scores in fp32: before Ampere, fp16 takes far less memory than bf16.")
     return lines
 
 
@@ -100,6 +118,7 @@ def plan_to_dict(plan: Plan) -> dict[str, Any]:
         "device": plan.device.name,
         "moment": estimate.phase,
         "parts": {name: size for name, size in estimate.parts.items() if size},
+        "attention": list(plan.attention),
         "processes": plan.num_processes,
         "sharing": plan.parallelism if plan.num_processes > 1 else None,
         "precision": str(plan.precision).removeprefix("torch."),

@@ -11,6 +11,7 @@ import torch
 from transformers import TrainingArguments
 
 from glmtune.config import RunConfig
+from glmtune.models.attention_kernels import Card
 from glmtune.models.tokenizers import load_tokenizer
 from glmtune.run_dir import RunDir
 from glmtune.training.arguments import make_arguments, pick_precision, read_checkpointing
@@ -54,6 +55,10 @@ class Plan:
     seconds: float | None = None
     change: SettingsChange | None = None
     """The cheapest that makes the run fit, where it does not."""
+    attention: tuple[str, ...] = ()
+    """Attention kernels that the GPU takes, or the one that the run asks for."""
+    card: Card | None = None
+    """The GPU that they are of, or the one that is assumed."""
 
     @property
     def verdict(self) -> str:
@@ -174,6 +179,9 @@ def plan_run(
         workload,
         precision,
     )
+    asked = run.model.attention
+    plan.card = device.find_card(request.half)
+    plan.attention = tuple(sorted(estimate.kernels)) if asked in ("auto", "sdpa") else (asked,)
     if workload and training_data:
         batch = training_data.collate(workload.batch)
         plan.largest_batch = {
@@ -209,7 +217,8 @@ def _adapt_to_device(run: RunConfig, device: PlanDevice) -> tuple[RunConfig, tor
         return run, pick_precision(run.model.precision)
     training = {key: value for key, value in run.training.items() if key not in ("tf32", "fp16")}
     training["use_cpu"] = True
+    precision = torch.float32 if run.model.precision == "fp32" else torch.bfloat16
     if run.training.get("fp16"):
         training["bf16"] = True
-    precision = torch.float32 if run.model.precision == "fp32" else torch.bfloat16
+        run = replace(run, model=replace(run.model, precision="fp16"))  # what the card is assumed by
     return replace(run, training=training), precision

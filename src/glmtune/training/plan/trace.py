@@ -23,6 +23,7 @@ from transformers import Trainer, TrainingArguments
 
 from glmtune.config import RunConfig
 from glmtune.methods import make_method
+from glmtune.models.attention_kernels import Card, plan_for_card
 from glmtune.quantization.packed_linear import DEVICE_CHUNK, PackedLinear
 from glmtune.training.loss import step_loss
 from glmtune.training.plan.memory_tracker import PARTS, MemoryTracker, track_layers
@@ -53,6 +54,8 @@ class StepTrace:
     """Bytes by part at the peak of each phase."""
     flops: float
     """Floating-point operations of a micro-batch in matrix products."""
+    kernels: frozenset[str] = frozenset()
+    """Attention kernels that the card takes."""
 
     def extrapolate(self, more: StepTrace, less: StepTrace, times: int) -> StepTrace:
         """Add `times` the difference between two traces."""
@@ -62,7 +65,7 @@ class StepTrace:
             )
             for name, parts in self.phases.items()
         }
-        return StepTrace(phases, self.flops + times * (more.flops - less.flops))
+        return StepTrace(phases, self.flops + times * (more.flops - less.flops), self.kernels)
 
 
 _CACHE: dict[str, StepTrace] = {}
@@ -83,6 +86,10 @@ class StepTracer:
     """The largest batch of an evaluation; None: no evaluation."""
     on_gpu: bool
     """Whether to autocast and to group rows as on a GPU."""
+    card: Card | None = None
+    """The GPU whose attention kernels are traced; None: those of a CPU."""
+    half: torch.dtype | None = None
+    """The 16-bit precision of the run, where the trace computes in the other one."""
 
     def trace_model(self) -> StepTrace:
         """Trace with few layers and extrapolate to the model's number of layers.
@@ -110,7 +117,7 @@ class StepTracer:
         ]
         settings = (run.model, run.method, run.lora, run.ptuning, arguments.to_json_string())
         model_key = (self.spec.folder, self.spec.config, settings, self.precision)
-        key = repr((*model_key, shapes, self.on_gpu, frozen, trained))
+        key = repr((*model_key, shapes, self.on_gpu, self.card, self.half, frozen, trained))
         if key in _CACHE:
             return _CACHE[key]
 
@@ -123,7 +130,11 @@ class StepTracer:
             model = build_meta_model(self.spec, run, self.precision, mixed, frozen + trained, trained)
             # Tensors made here have shapes, dtypes and storages of the right size, but no memory. Batches stay real:
             # the ends of rows are read from them.
-            with FakeTensorMode(allow_non_fake_inputs=True), autocast_mode():
+            with (
+                FakeTensorMode(allow_non_fake_inputs=True),
+                autocast_mode(),
+                plan_for_card(self.card, self.half) as plan,
+            ):
                 _move_to_fake_cpu(model)
                 if self.on_gpu:
                     for module in model.modules():
@@ -139,7 +150,7 @@ class StepTracer:
                     single_rows=not self.on_gpu,
                     recompute=autocast_mode,
                 )
-        _CACHE[key] = StepTrace(tracker.phases, tracker.flops)
+        _CACHE[key] = StepTrace(tracker.phases, tracker.flops, frozenset(plan.kernels))
         return _CACHE[key]
 
 
