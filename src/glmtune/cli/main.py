@@ -26,6 +26,7 @@ from glmtune.cli.ui import ui
 from glmtune.errors import GlmtuneError
 from glmtune.utils.console import silence_advice
 from glmtune.utils.documents import shorten_path
+from glmtune.utils.gpu_allocator import set_allocator_defaults
 from glmtune.utils.streams import flush_streams, prepare_streams
 
 # Raised while a file is written, without its name.
@@ -82,6 +83,7 @@ def main() -> None:
     """Run a command. Errors that a user can fix are printed without a traceback."""
     prepare_streams()
     silence_advice()
+    set_allocator_defaults()
     code = _run()
     flush_streams()
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:

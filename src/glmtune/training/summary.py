@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from glmtune.config import RunConfig
 from glmtune.models.checkpoints import Checkpoint
 from glmtune.models.loading import DTYPES
-from glmtune.training.memory import read_peak_rss
+from glmtune.training.memory import PeakMemory, read_peak_memory
 from glmtune.training.training_data import TrainingData
 
 
@@ -36,7 +36,12 @@ def describe_run(
     }
 
 
-SPEED_KEYS = ("seconds", "samples_per_second", "tokens_per_second", "peak_memory_bytes")
+SPEED_KEYS = (
+    "seconds",
+    "samples_per_second",
+    "tokens_per_second",
+    *(field.name for field in fields(PeakMemory)),
+)
 
 
 def describe_result(trainer: Any, seconds: float, entries: list[dict[str, Any]]) -> dict[str, Any]:
@@ -57,20 +62,13 @@ def describe_result(trainer: Any, seconds: float, entries: list[dict[str, Any]])
         "seconds": seconds,
         "samples_per_second": round(trainer.samples_seen / max(seconds, 1e-9), 3),
         "tokens_per_second": round(trainer.tokens_seen / max(seconds, 1e-9), 2),
-        "peak_memory_bytes": measure_peak_memory(),
+        **asdict(read_peak_memory(trainer.args.device.type == "cuda")),
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
         "kept_step": kept_step,
         "eval_loss": kept[-1] if kept else None,
         "best_eval_loss": min(eval_losses) if eval_losses else None,
     }
-
-
-def measure_peak_memory() -> int | None:
-    """Peak memory in bytes: of torch on the GPU if there is one, else of the process; None if neither is known."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return read_peak_rss()
 
 
 def collect_versions() -> dict[str, str]:
@@ -115,8 +113,15 @@ class RunSummary:
     samples_per_second: float | None
     tokens_per_second: float | None
     peak_memory_bytes: int | None
+    peak_reserved_bytes: int | None
+    outside_allocator_bytes: int | None
     first_loss: float | None
     last_loss: float | None
     eval_loss: float | None
     best_eval_loss: float | None
     finished_at: str | None
+
+    @property
+    def peak_device_bytes(self) -> int | None:
+        """What `nvidia-smi` showed at the peak; None on a CPU."""
+        return PeakMemory(self.peak_memory_bytes, self.peak_reserved_bytes, self.outside_allocator_bytes).on_device
