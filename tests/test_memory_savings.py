@@ -1,18 +1,30 @@
 """What saves memory on a GPU, and that the memory plan counts it."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 import report_folders
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+import glmtune
 from glmtune.config import RunConfig
 from glmtune.config_parsing import build_dataclass
 from glmtune.data.batches import BlockCollator
 from glmtune.data.encoding import EncodedRow
+from glmtune.export.export_request import ExportRequest
+from glmtune.export.exporter import export_model
+from glmtune.generation.cpu_prepack import prepacked
+from glmtune.methods import make_method
+from glmtune.methods.base_info import BaseInfo
+from glmtune.methods.lora_merge import merge_adapter
+from glmtune.models.checkpoints import inspect_checkpoint
+from glmtune.models.loading import load_base
+from glmtune.models.shared_head import share_equal_head
 from glmtune.quantization.packed_linear import PackedLinear, pick_device_chunk
 from glmtune.report.contents import read_contents
 from glmtune.report.page import render_page
@@ -22,7 +34,7 @@ from glmtune.training.arguments import make_arguments
 from glmtune.training.plan.device import pick_device
 from glmtune.training.plan.estimate import PlanRequest, _trace_on_device
 from glmtune.training.plan.memory_tracker import MemoryTracker
-from glmtune.training.plan.model_spec import inspect_model
+from glmtune.training.plan.model_spec import build_meta_model, inspect_model
 from glmtune.utils import gpu_allocator
 
 
@@ -151,3 +163,97 @@ def test_a_report_shows_the_peak_on_the_card(tmp_path):
     (run / "summary.json").write_text(json.dumps(summary), "utf-8")
     assert "In use on the GPU" in render_page(read_contents(run), "en")
     assert "In use on the GPU" not in plain
+
+
+# --- equal head and embedding ---
+
+
+@pytest.fixture
+def equal_head(tiny, tmp_path):
+    """ChatGLM-6B with a head that equals the embedding, as it is published."""
+    folder = tmp_path / "equal"
+    shutil.copytree(tiny("chatglm"), folder)
+    (file,) = folder.glob("*.safetensors")
+    state = load_file(file)
+    state["lm_head.weight"] = state["transformer.word_embeddings.weight"].clone()
+    save_file(state, file, metadata={"format": "pt"})
+    return folder
+
+
+def test_equal_head_and_embedding_are_one_matrix(equal_head, tiny):
+    model = glmtune.load_model(equal_head)
+    assert model.lm_head.weight is model.transformer.word_embeddings.weight
+    other = glmtune.load_model(tiny("chatglm"))
+    assert other.lm_head.weight is not other.transformer.word_embeddings.weight
+    # Zeros of both signs are equal numbers, but other bits.
+    with torch.no_grad():
+        other.lm_head.weight.copy_(other.transformer.word_embeddings.weight)
+        other.lm_head.weight[-1, 0], other.transformer.word_embeddings.weight[-1, 0] = 0.0, -0.0
+    assert not share_equal_head(other)
+
+
+def test_what_is_saved_has_both(equal_head, tmp_path):
+    model = glmtune.load_model(equal_head)
+    model.save_pretrained(tmp_path / "hf")
+    export_model(str(equal_head), tmp_path / "official", ExportRequest(layout="official"))
+    before = load_file(next(equal_head.glob("*.safetensors")))
+    for name in ("hf", "official"):
+        after = load_file(next((tmp_path / name).glob("*.safetensors")))
+        assert set(before) == set(after)
+        assert torch.equal(after["lm_head.weight"], before["lm_head.weight"])
+    assert model.lm_head.weight is model.transformer.word_embeddings.weight
+
+
+@pytest.mark.parametrize("method", ["full", "freeze"])
+def test_what_trains_one_of_them_has_two(equal_head, method, tmp_path):
+    base = inspect_checkpoint(equal_head)
+    run = build_dataclass(RunConfig, {"method": method, "freeze": {"trainable_layers": 1}}, "test")
+    tuner = make_method(run, base.family, torch.float32)
+    model = tuner.prepare(load_base(base, dtype=tuner.load_dtype(torch.float32), device="cpu"))
+    separate = model.lm_head.weight is not model.transformer.word_embeddings.weight
+    assert separate == (method == "full")  # freeze trains layers alone
+    tuner.save(model, tmp_path / "result", BaseInfo(str(equal_head), base.fingerprint, "chatglm"))
+    saved = glmtune.load_model(tmp_path / "result").state_dict()
+    before = load_base(base).state_dict()
+    assert saved.keys() == before.keys()
+    assert all(torch.equal(saved[name], before[name]) for name in before)
+
+
+def test_an_adapter_of_the_head_is_merged_into_the_head_alone(equal_head):
+    base = inspect_checkpoint(equal_head)
+    run = build_dataclass(RunConfig, {"method": "lora", "lora": {"targets": ["lm_head"]}}, "test")
+    model = make_method(run, base.family, torch.float32).prepare(load_base(base, device="cpu"))
+    torch.nn.init.normal_(model.base_model.model.lm_head.lora_B["default"].weight)
+    embedding = model.get_input_embeddings().weight.clone()
+    merged = merge_adapter(model)
+    assert torch.equal(merged.get_input_embeddings().weight, embedding)
+    assert not torch.equal(merged.get_output_embeddings().weight, embedding)
+
+
+def test_prepacking_for_a_cpu_leaves_the_embedding_alone(equal_head):
+    model = glmtune.load_model(equal_head, dtype="bf16")
+    ids = torch.tensor([[9, 8, 7, model.config.gmask_token_id, model.config.bos_token_id]])
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+        with prepacked(model):
+            assert torch.allclose(model(input_ids=ids).logits, before, atol=0.02)
+        assert torch.equal(model(input_ids=ids).logits, before)
+    assert model.lm_head.weight is model.transformer.word_embeddings.weight
+
+
+def test_the_plan_counts_one_matrix(equal_head, tiny):
+    sizes = {}
+    for name, folder in {"equal": equal_head, "own": tiny("chatglm")}.items():
+        spec = inspect_model(str(folder), None, "huggingface")
+        run = build_dataclass(RunConfig, {"model": {"path": str(folder)}, "method": "lora"}, "test")
+        model = build_meta_model(spec, run, torch.float32, False, spec.layers, spec.layers)
+        sizes[name] = sum(p.nbytes for p in model.parameters())
+        full = build_dataclass(RunConfig, {"model": {"path": str(folder)}, "method": "full"}, "test")
+        model = build_meta_model(spec, full, torch.float32, False, spec.layers, spec.layers)
+        sizes[name, "full"] = sum(p.nbytes for p in model.parameters())
+    head = spec.config.vocab_size * spec.config.hidden_size * 4
+    assert sizes["own"] - sizes["equal"] == head
+    assert sizes["own", "full"] == sizes["equal", "full"]
+    for file in equal_head.glob("*.safetensors"):  # not downloaded: as it is published
+        file.unlink()
+    assert inspect_model(str(equal_head), None, "huggingface").shares_head

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from glmtune import __version__
 from glmtune.config import RunConfig
 from glmtune.models.checkpoints import Checkpoint
 from glmtune.models.loading import DTYPES
@@ -73,8 +74,10 @@ def describe_result(trainer: Any, seconds: float, entries: list[dict[str, Any]])
 
 def collect_versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the numbers."""
-    names = ("glmtune", "torch", "transformers", "peft", "accelerate", "tokenizers")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    names = ("torch", "transformers", "peft", "accelerate", "tokenizers")
+    # Our own is not looked up: a source tree that is not installed has no metadata.
+    own = {"python": platform.python_version(), "glmtune": __version__}
+    return own | {name: version(name) for name in names}
 
 
 def name_precision(precision: torch.dtype) -> str:
