@@ -30,7 +30,8 @@ def print_results(results: Sequence[dict[str, Any]]) -> None:
         title=f"{first['prompt_tokens']} prompt tokens, {first['new_tokens']} new, medians of {first['repeats']}; "
         "ms, tokens/s of all rows, share of the bandwidth limit, GB",
     )
-    for heading in ("rows", "first", "prefill", "decode", "limit", "weights", "peak"):
+    on_gpu = any(result.get("peak_on_device") for result in results)
+    for heading in ("rows", "first", "prefill", "decode", "limit", "weights", "peak", *(["on device"] * on_gpu)):
         table.add_column(heading, justify="right")
     for result in results:
         for measurement in result["measured"]:
@@ -42,6 +43,7 @@ def print_results(results: Sequence[dict[str, Any]]) -> None:
                 f"{measurement['limit_share']:.0%}",
                 f"{result['weights'] / _GB:.2f}",
                 f"{result['peak'] / _GB:.2f}",
+                *([f"{result['peak_on_device'] / _GB:.2f}"] if on_gpu else []),
             )
     get_console().print(table)
 

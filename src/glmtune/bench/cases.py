@@ -22,7 +22,7 @@ from glmtune.methods.ptuning import is_prefix_folder
 from glmtune.methods.tuned_model import load_with_adapter, resolve_target
 from glmtune.models.checkpoints import inspect_checkpoint
 from glmtune.models.loading import parse_device
-from glmtune.training.memory import read_peak_rss
+from glmtune.training.memory import PeakMemory, read_peak_memory, read_peak_rss
 from glmtune.utils.console import print_warning, silence_libraries
 
 VARIANTS = {"fp32": None, "16-bit": None, "packed8": "packed8", "packed4": "packed4", "nf4": "nf4"}
@@ -186,8 +186,8 @@ def measure_case(case: BenchmarkCase, sizes: BenchmarkSizes) -> dict[str, Any]:
     """Load and measure a model in this process.
 
     Returns:
-        The case, its measurements, and bytes: `weights`, `loaded` and `peak` (growth of this process, or memory
-        allocated on the GPU).
+        The case, its measurements, and bytes: `weights`, `loaded`, `peak` (growth of this process, or memory
+        allocated on the GPU) and `peak_on_device` (what the GPU had in use; None on a CPU).
     """
     memory = _MemoryMeter(case.device)
     resolved = resolve_target(case.target, base=case.base)
@@ -212,11 +212,13 @@ def measure_case(case: BenchmarkCase, sizes: BenchmarkSizes) -> dict[str, Any]:
         )
         for size in sizes.batch_sizes
     ]
+    peak = memory.read_peak()
     return {
         **{key: value for key, value in asdict(case).items() if value is not None},
         "weights": weights,
         "loaded": loaded,
-        "peak": memory.read_peak(),
+        "peak": peak.peak_memory_bytes,
+        "peak_on_device": peak.on_device,
         "measured": [asdict(measurement) for measurement in measurements],
     }
 
@@ -233,10 +235,10 @@ class _MemoryMeter:
             return torch.cuda.memory_allocated()
         return psutil.Process().memory_info().rss - self._start
 
-    def read_peak(self) -> int:
+    def read_peak(self) -> PeakMemory:
         if self._on_gpu:
-            return torch.cuda.max_memory_allocated()
-        return max((read_peak_rss() or 0) - self._start, self.read_current())
+            return read_peak_memory(on_gpu=True)
+        return PeakMemory(max((read_peak_rss() or 0) - self._start, self.read_current()))
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ from glmtune.cli.ui import ui
 from glmtune.errors import GlmtuneError, ReportedInterrupt
 from glmtune.utils.console import silence_advice
 from glmtune.utils.documents import shorten_path
+from glmtune.utils.gpu_allocator import set_allocator_defaults
 from glmtune.utils.streams import flush_streams, prepare_streams
 
 # Raised while a file is written, without its name.
@@ -84,6 +85,7 @@ def main() -> None:
     prepare_streams()
     silence_advice()
     repeat_lost_interrupts()
+    set_allocator_defaults()
     code = _run()
     flush_streams()
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:

@@ -21,6 +21,7 @@ class ChatGLM(Family):
     stop_tokens = ("<eop>",)
     one_answer_per_row = True
     position_streams = 2
+    published_head_is_embedding = True
 
     def render_prompt(self, messages: Sequence[Message], tools: list | None = None) -> str:
         """The text before `[gMASK]`: the question alone, or with a history, rounds counted from 0."""

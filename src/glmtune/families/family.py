@@ -74,6 +74,8 @@ class Family(ABC):
     """Number of position ids per token: ChatGLM-6B has separate ones for context and answer."""
     positions_scaled = False
     """Whether a published `rope_ratio` divides the positions (ChatGLM2-6B-32k) instead of scaling the rotary base."""
+    published_head_is_embedding = False
+    """Whether the published head equals the embedding, bit for bit."""
 
     @abstractmethod
     def encode_prompt(

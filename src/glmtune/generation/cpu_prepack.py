@@ -22,11 +22,14 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from glmtune.generation.compiled_step import find_compiled_step
+from glmtune.models.shared_head import separate_head, share_equal_head
 from glmtune.quantization.packed_linear import PackedLinear
 from glmtune.training.memory import is_out_of_memory
 
 # Narrower matrices gain nothing.
 _MIN_WIDTH = 32
+
+_SHARED_BEFORE = "_shared_head_before_prepacking"
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ def prepack_weights(model: nn.Module) -> list[nn.Module]:
     changed: list[nn.Module] = []
     if find_compiled_step(model):
         return changed
+    _separate_head(model)
     try:
         _prepack_linears(model, changed)
     except BaseException:
@@ -133,6 +137,22 @@ def restore_weights(model: nn.Module, changed: list[nn.Module]) -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, PrepackedLinear) and id(module) in remaining:
             _replace_weight(model, name, module.restore_linear())
+    base: Any = _get_base(model)
+    if base.__dict__.pop(_SHARED_BEFORE, False):
+        share_equal_head(base)
+
+
+def _separate_head(model: nn.Module) -> None:
+    """Give a head on the CPU a matrix of its own to prepack; `restore_weights` undoes it."""
+    base: Any = _get_base(model)
+    if getattr(base, "writes_shared_head", False) and base.device.type == "cpu" and pick_format(base.dtype):
+        base.__dict__[_SHARED_BEFORE] = separate_head(base)
+
+
+def _get_base(model: Any) -> nn.Module:
+    """The model inside an adapter."""
+    base: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return base
 
 
 @contextmanager

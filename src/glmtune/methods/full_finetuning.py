@@ -22,6 +22,7 @@ from glmtune.methods.lora_sources import require_finite_weights
 from glmtune.methods.method import Method, StateDict
 from glmtune.models.checkpoints import inspect_checkpoint
 from glmtune.models.loading import load_base
+from glmtune.models.shared_head import separate_head
 from glmtune.models.tokenizers.tokenizer_files import write_tokenizer
 
 SHARD_SIZE = "5GB"
@@ -40,6 +41,7 @@ class Full(Method):
 
     def prepare(self, model: Any) -> Any:
         _require_plain(model)
+        separate_head(model)
         # Optimisers lose small steps in 16 bits; mixed precision computes in them all the same.
         return model.float().requires_grad_(True)
 
@@ -144,6 +146,7 @@ class Freeze(Full):
         """As `Full.save`; the layers that were not trained are read from the base again, for the run may have held
         them in a precision that rounded them."""
         base: Any = load_base(inspect_checkpoint(base_info.path, family=base_info.family), dtype=dtype, device="cpu")
+        separate_head(base)
         super().save(base, folder, base_info, dtype, base.state_dict() | self.trained_state(model, state))
 
 

@@ -11,6 +11,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from glmtune.errors import ModelError
+from glmtune.models.shared_head import separate_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,6 +43,9 @@ def merge_adapter(model: PeftModel) -> PreTrainedModel:
                 f"An adapter cannot be merged into a quantised base ({path} holds integers).",
                 "Load the base in full precision, merge there and quantise the result.",
             )
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    if any(layer in ends for _, layer in layers):
+        separate_head(base)  # else the update would be added to both
     for path, layer in layers:
         layer.merge()  # the adapter is in fp32, so peft's sum is too, until it is stored
         _replace_module(base, path, layer.get_base_layer())

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from glmtune.errors import ModelError, summarize_error
 from glmtune.models.checkpoints import Checkpoint, require_bitsandbytes
+from glmtune.models.shared_head import share_equal_head
 from glmtune.models.weight_files import check_finite, check_finite_on_disk, open_loadable_folder
 from glmtune.quantization.quantizer import PackedQuantizationConfig, cast_unpacked
 
@@ -31,6 +32,7 @@ def load_base(
 
     A checkpoint in the official quantised layout stays in it. A full-precision one can be quantised during loading, one
     weight at a time, so that there is never a full-precision copy; embeddings, norms and head stay as they are.
+    ChatGLM-6B's embedding and head are equal, and one matrix in memory (`shared_head`).
 
     Args:
         base: from `inspect_checkpoint`.
@@ -49,6 +51,7 @@ def load_base(
     if target.type != "cpu" or quantization in BITSANDBYTES or base.stored_quantization:
         arguments["device_map"] = {"": target}
     model: Any = load_weights(base, quantization, precision, arguments)
+    share_equal_head(model)
     # Absolute, because an adapter records it as the path of its base.
     model.config._name_or_path = model.name_or_path = str(base.folder.resolve())
     return model.eval()

@@ -25,6 +25,9 @@ from glmtune.utils.io import read_json_object
 
 _KINDS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+# Native names, which are the published ones of ChatGLM-6B.
+_EMBEDDING_AND_HEAD = ("transformer.word_embeddings.weight", "lm_head.weight")
+_SAMPLE_ROWS = 64
 _DOWNLOAD_AGAIN = "Download the file again (compare its SHA-256 with the hub's)"
 
 
@@ -157,6 +160,20 @@ def read_tensors(inventory: WeightInventory) -> Iterator[tuple[str, torch.Tensor
     with _RowReader(inventory) as rows:
         for name in inventory.weights:
             yield name, rows.open(name)[:]
+
+
+def has_equal_head(inventory: WeightInventory) -> bool:
+    """Whether ChatGLM-6B's embedding and head have equal rows at their beginning, middle and end."""
+    if not all(name in inventory.weights for name in _EMBEDDING_AND_HEAD):
+        return False
+    embedding, head = (inventory.weights[name] for name in _EMBEDDING_AND_HEAD)
+    if (embedding.shape, embedding.dtype) != (head.shape, head.dtype):
+        return False
+    rows = embedding.shape[0]
+    with _RowReader(inventory) as reader:
+        first, second = (reader.open(name) for name in _EMBEDDING_AND_HEAD)
+        starts = (0, rows // 2, max(rows - _SAMPLE_ROWS, 0))
+        return all(torch.equal(first[i : i + _SAMPLE_ROWS], second[i : i + _SAMPLE_ROWS]) for i in starts)
 
 
 class _RowReader:

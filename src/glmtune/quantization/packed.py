@@ -85,7 +85,12 @@ def dequantize(packed: torch.Tensor, scale_O: torch.Tensor, bits: int, dtype: to
     if packed.device.type == "cpu" or torch.compiler.is_compiling():
         # On a CPU separate steps are vectorised, which one with a cast inside is not; a compiler fuses them.
         return scale_rows(unpack_int4(packed) if bits == 4 else packed, scale_O, dtype)
-    # Elsewhere bytes moved are what counts: 6 per weight for int4, 3 for int8, at 16 bits.
+    return dequantize_into(packed, scale_O, bits, dtype)
+
+
+def dequantize_into(packed: torch.Tensor, scale_O: torch.Tensor, bits: int, dtype: torch.dtype) -> torch.Tensor:
+    """As `dequantize`, with every product written into the result: little memory beside it, and few bytes moved (6 per
+    weight for int4, 3 for int8, at 16 bits)."""
     weight_OI = torch.empty(len(packed), packed.shape[1] * 8 // bits, dtype=dtype, device=packed.device)
     scale_O1 = scale_O.float()[:, None]
     if bits == 8:

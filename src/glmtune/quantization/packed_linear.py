@@ -6,6 +6,7 @@ Shapes: M rows of input (all dimensions but the last), O outputs, I inputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,10 +15,28 @@ from torch.nn import functional as F
 
 from glmtune.quantization import kernels
 from glmtune.quantization.device_kernels import dequantize_on_device, is_product_fused, multiply_packed
-from glmtune.quantization.packed import count_packed_columns, dequantize, quantize, scale_rows
+from glmtune.quantization.packed import count_packed_columns, dequantize, dequantize_into, quantize, scale_rows
 
-# Numbers unpacked at a time: what fits a CPU's cache, and on other devices what keeps them busy.
-_CPU_CHUNK, DEVICE_CHUNK = 1 << 20, 1 << 25
+# Numbers unpacked at a time: what fits a CPU's cache, and on a GPU a thousandth of its memory (in 16 bits), within
+# what keeps it busy.
+_CPU_CHUNK = 1 << 20
+_LEAST_DEVICE_CHUNK, _MOST_DEVICE_CHUNK = 1 << 22, 1 << 25
+
+
+def pick_device_chunk(memory: int) -> int:
+    """Numbers to unpack at a time on a GPU.
+
+    Args:
+        memory: bytes of the GPU.
+    """
+    return min(max(memory // 1024 // 2, _LEAST_DEVICE_CHUNK), _MOST_DEVICE_CHUNK)
+
+
+@cache
+def _read_device_chunk(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _MOST_DEVICE_CHUNK
+    return pick_device_chunk(torch.cuda.get_device_properties(device).total_memory)
 
 
 class PackedLinear(nn.Module):
@@ -49,6 +68,7 @@ class PackedLinear(nn.Module):
         self.weight_scale = nn.Parameter(torch.empty(out_features, dtype=dtype), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(out_features, dtype=dtype)) if bias else None
         self.unpack_chunk: int | None = None  # numbers unpacked at a time; None: by device
+        self.traces_gpu = False  # unpacked on the CPU as on a GPU, for the memory plan
         self._in_kernel_order = False
         self._prepacked: torch.Tensor | None = None  # the numbers, while `weight` is empty
         self._prepacked_scale: torch.Tensor | None = None
@@ -132,6 +152,8 @@ class PackedLinear(nn.Module):
             packed, scale = weight[rows], self.weight_scale[rows]
             if self._in_kernel_order:
                 yield rows, scale_rows(kernels.unpack_kernel_order(packed), scale, dtype)
+            elif self.traces_gpu:
+                yield rows, dequantize_into(packed, scale, self.bits, dtype)
             else:
                 yield rows, dequantize_on_device(packed, scale, self.bits, dtype)
 
@@ -173,7 +195,8 @@ class PackedLinear(nn.Module):
             self.weight.data[rows] = change(self.weight.data[rows])
 
     def _iterate_chunks(self) -> Iterator[slice]:
-        most = self.unpack_chunk or (_CPU_CHUNK if self.weight.device.type == "cpu" else DEVICE_CHUNK)
+        device = self.weight.device
+        most = self.unpack_chunk or (_CPU_CHUNK if device.type == "cpu" else _read_device_chunk(device))
         # Whole blocks of the int4 kernel.
         step = max(most // self.in_features // kernels.ROWS, 1) * kernels.ROWS
         for start in range(0, self.out_features, step):
@@ -206,6 +229,7 @@ class _UnpackAndMultiply(torch.autograd.Function):
         outputs_MO = inputs_MI.new_empty(inputs_MI.shape[0], layer.out_features)
         for rows, weight in layer.iterate_dequantized(inputs_MI.dtype):
             outputs_MO[:, rows] = F.linear(inputs_MI, weight)
+            del weight  # else there are two chunks while the next is unpacked
         return outputs_MO
 
     @staticmethod
@@ -215,4 +239,5 @@ class _UnpackAndMultiply(torch.autograd.Function):
         total_MI = gradient_MO.new_zeros(gradient_MO.shape[0], ctx.layer.in_features, dtype=torch.float32)
         for rows, weight in ctx.layer.iterate_dequantized(gradient_MO.dtype):
             total_MI += gradient_MO[:, rows] @ weight
+            del weight
         return total_MI.to(gradient_MO.dtype), None

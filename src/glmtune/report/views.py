@@ -89,6 +89,7 @@ def view_run(contents: ReportContents) -> dict[str, Any]:
     if contents.forgetting:
         tiles.append(_make_verdict_tile(contents.forgetting))
 
+    on_device = summary.peak_device_bytes
     folder = contents.folder.resolve()
     output = folder.with_name(f"{folder.name}-again")
     return {
@@ -112,6 +113,7 @@ def view_run(contents: ReportContents) -> dict[str, Any]:
             ("report.speed.tokens", show_number(summary.tokens_per_second, ",.1f")),
             ("report.speed.samples", show_number(summary.samples_per_second, ",.2f")),
             ("report.speed.memory", show_memory(summary.peak_memory_bytes)),
+            *([("report.speed.device_memory", show_memory(on_device))] if on_device else []),
             ("report.speed.trainable", show_number(summary.trainable_parameters)),
         ],
         "limits": {

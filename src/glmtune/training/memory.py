@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -55,6 +56,37 @@ def _suggest_changes(config: RunConfig) -> list[str]:
     elif not config.model.quantization and config.method in ("lora", "ptuning"):
         changes.append("model.quantization=nf4 (a quarter of the weights' memory)")
     return changes
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """Bytes at the peak of a process, as they are named in summary.json."""
+
+    peak_memory_bytes: int | None
+    """Of live tensors on the GPU, or of the process on a CPU; None if the system does not say."""
+    peak_reserved_bytes: int | None = None
+    """What torch's allocator had taken from the GPU for them; None on a CPU."""
+    outside_allocator_bytes: int | None = None
+    """What is in use on the GPU beside it now: the CUDA context, libraries, other programs."""
+
+    @property
+    def on_device(self) -> int | None:
+        """What `nvidia-smi` shows at the peak; None on a CPU."""
+        if self.peak_reserved_bytes is None:
+            return None
+        return self.peak_reserved_bytes + (self.outside_allocator_bytes or 0)
+
+
+def read_peak_memory(on_gpu: bool) -> PeakMemory:
+    """Read the peak memory of this process on its GPU, or in the machine's memory."""
+    if not on_gpu:
+        return PeakMemory(read_peak_rss())
+    free, total = torch.cuda.mem_get_info()
+    return PeakMemory(
+        torch.cuda.max_memory_allocated(),
+        torch.cuda.max_memory_reserved(),
+        max(total - free - torch.cuda.memory_reserved(), 0),
+    )
 
 
 def read_peak_rss() -> int | None:

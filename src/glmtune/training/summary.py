@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
+from glmtune import __version__
 from glmtune.config import RunConfig
 from glmtune.models.checkpoints import Checkpoint
 from glmtune.models.loading import DTYPES
-from glmtune.training.memory import read_peak_rss
+from glmtune.training.memory import PeakMemory, read_peak_memory
 from glmtune.training.training_data import TrainingData
 
 
@@ -36,7 +37,12 @@ def describe_run(
     }
 
 
-SPEED_KEYS = ("seconds", "samples_per_second", "tokens_per_second", "peak_memory_bytes")
+SPEED_KEYS = (
+    "seconds",
+    "samples_per_second",
+    "tokens_per_second",
+    *(field.name for field in fields(PeakMemory)),
+)
 
 
 def describe_result(trainer: Any, seconds: float, entries: list[dict[str, Any]]) -> dict[str, Any]:
@@ -57,7 +63,7 @@ def describe_result(trainer: Any, seconds: float, entries: list[dict[str, Any]])
         "seconds": seconds,
         "samples_per_second": round(trainer.samples_seen / max(seconds, 1e-9), 3),
         "tokens_per_second": round(trainer.tokens_seen / max(seconds, 1e-9), 2),
-        "peak_memory_bytes": measure_peak_memory(),
+        **asdict(read_peak_memory(trainer.args.device.type == "cuda")),
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
         "kept_step": kept_step,
@@ -66,17 +72,12 @@ def describe_result(trainer: Any, seconds: float, entries: list[dict[str, Any]])
     }
 
 
-def measure_peak_memory() -> int | None:
-    """Peak memory in bytes: of torch on the GPU if there is one, else of the process; None if neither is known."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return read_peak_rss()
-
-
 def collect_versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the numbers."""
-    names = ("glmtune", "torch", "transformers", "peft", "accelerate", "tokenizers")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    names = ("torch", "transformers", "peft", "accelerate", "tokenizers")
+    # Our own is not looked up: a source tree that is not installed has no metadata.
+    own = {"python": platform.python_version(), "glmtune": __version__}
+    return own | {name: version(name) for name in names}
 
 
 def name_precision(precision: torch.dtype) -> str:
@@ -115,8 +116,15 @@ class RunSummary:
     samples_per_second: float | None
     tokens_per_second: float | None
     peak_memory_bytes: int | None
+    peak_reserved_bytes: int | None
+    outside_allocator_bytes: int | None
     first_loss: float | None
     last_loss: float | None
     eval_loss: float | None
     best_eval_loss: float | None
     finished_at: str | None
+
+    @property
+    def peak_device_bytes(self) -> int | None:
+        """What `nvidia-smi` showed at the peak; None on a CPU."""
+        return PeakMemory(self.peak_memory_bytes, self.peak_reserved_bytes, self.outside_allocator_bytes).on_device

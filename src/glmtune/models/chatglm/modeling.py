@@ -23,6 +23,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from glmtune.models.attention_kernels import find_card, find_compute_dtype, make_additive_mask
 
+from ..shared_head import separate_state
 from .configuration import ChatGLMConfig
 from .layers import ChatGLMAttention, ChatGLMBlock, ChatGLMRotaryEmbedding
 from .prefix_lm import answer_flags, prefix_attention_mask, prefix_position_ids, widen_keys
@@ -205,6 +206,8 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
     # Only if the configuration has it; published checkpoints are untied.
     _tied_weights_keys = {"lm_head.weight": "transformer.word_embeddings.weight"}  # noqa: RUF012
     _fsdp_plan = {"lm_head": "keep_full_weight"}  # noqa: RUF012
+    writes_shared_head = True
+    """As of `glmtune.models.shared_head`."""
 
     def __init__(self, config: ChatGLMConfig):
         super().__init__(config)
@@ -223,6 +226,15 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.lm_head = new_embeddings
+
+    def save_pretrained(
+        self, save_directory: Any, is_main_process: bool = True, state_dict: Any = None, **kwargs: Any
+    ) -> None:
+        """As transformers', which would leave out a head that shares the embedding's matrix; the config says that there
+        are two."""
+        if state_dict is None:
+            state_dict = separate_state(self, self.state_dict())
+        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
 
     @can_return_tuple
     def forward(

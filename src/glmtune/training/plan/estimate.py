@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from glmtune.config import RunConfig
 from glmtune.data.batches import Block, BlockCollator
 from glmtune.methods import make_method
+from glmtune.quantization.packed_linear import pick_device_chunk
 from glmtune.training.deepspeed import find_zero_stage
 from glmtune.training.plan.device import CPU_HEAP_FACTOR_16_BITS, CPU_HEAP_SHARE_OTHERS, PlanDevice
 from glmtune.training.plan.model_spec import ModelSpec, build_meta_model
@@ -149,9 +150,10 @@ def _trace_on_device(request: PlanRequest) -> StepTrace:
     batch, eval_batch = (
         collate(blocks) if collate and blocks else None for blocks in (request.batch, request.eval_batch)
     )
+    unpack_chunk = pick_device_chunk(device.memory) if device.is_gpu else None
     model = request.spec, run, request.arguments, request.precision
     card = device.find_card(request.half)
-    tracer = StepTracer(*model, batch, eval_batch, device.is_gpu, card, request.half)
+    tracer = StepTracer(*model, batch, eval_batch, device.is_gpu, card, request.half, unpack_chunk)
     trace = tracer.trace_model()
 
     # On a CPU the allocator keeps a multiple of the activations of one layer, most of it where short-lived tensors lie

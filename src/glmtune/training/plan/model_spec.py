@@ -22,8 +22,9 @@ from glmtune.models.auto import find_family, make_native_config, read_packed_bit
 from glmtune.models.checkpoints import Checkpoint, read_stored_quantization
 from glmtune.models.loading import BITSANDBYTES, PACKED
 from glmtune.models.packed_attention import set_packed_attention
-from glmtune.models.weight_files import read_inventory
+from glmtune.models.weight_files import has_equal_head, read_inventory
 from glmtune.quantization.quantizer import replace_linears
+from glmtune.training.sharding import shards_weights
 from glmtune.utils.io import read_json_object
 
 _INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -45,6 +46,8 @@ class ModelSpec:
     """`nf4`, `int8`, `packed4` or `packed8` where the checkpoint itself is quantised."""
     file_bytes: int
     """Bytes of the weight files; 0 where they are absent."""
+    shares_head: bool = False
+    """Whether embedding and head are equal, and so one matrix in memory."""
 
     @property
     def layers(self) -> int:
@@ -56,7 +59,8 @@ class ModelSpec:
         """The spec of a base that was inspected."""
         files = sorted({weight.file for weight in base.inventory.weights.values()})
         quantization, size = _find_quantization(base.config), _count_file_bytes(base.folder, files)
-        return cls(base.folder, base.family, base.config, base.inventory.dtype, quantization, size)
+        shares_head = has_equal_head(base.inventory)
+        return cls(base.folder, base.family, base.config, base.inventory.dtype, quantization, size, shares_head)
 
 
 def inspect_model(path: str, family: str | None, hub: str) -> ModelSpec:
@@ -70,15 +74,17 @@ def inspect_model(path: str, family: str | None, hub: str) -> ModelSpec:
     config = make_native_config(folder, model_family)
     files = [file for pattern in ("*.safetensors", "pytorch_model*.bin") for file in folder.glob(pattern)]
     dtype: Any = getattr(config, "dtype", None) or torch.float16
+    shares_head = model_family.published_head_is_embedding
     if files:
         try:
-            dtype = read_inventory(folder).dtype
+            inventory = read_inventory(folder)
+            dtype, shares_head = inventory.dtype, has_equal_head(inventory)
         except ModelError:  # an incomplete download: a plan does not need it
             files = []
     if isinstance(dtype, str):
         dtype = getattr(torch, dtype)
     size = _count_file_bytes(folder, files)
-    return ModelSpec(folder, model_family, config, dtype, _find_quantization(config), size)
+    return ModelSpec(folder, model_family, config, dtype, _find_quantization(config), size, shares_head)
 
 
 def _count_file_bytes(folder: Path, files: list[Path]) -> int:
@@ -128,6 +134,8 @@ def build_meta_model(
     config.quantization_config = None
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        if spec.shares_head and not shards_weights(run):
+            model.get_output_embeddings().weight = model.get_input_embeddings().weight
         if quantization in PACKED:
             replace_linears(model, PACKED[quantization])
         elif quantization in BITSANDBYTES:

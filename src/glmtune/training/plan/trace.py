@@ -6,6 +6,7 @@ In every phase a step's memory is affine in the number of layers, so two traces 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from transformers import Trainer, TrainingArguments
 from glmtune.config import RunConfig
 from glmtune.methods import make_method
 from glmtune.models.attention_kernels import Card, plan_for_card
-from glmtune.quantization.packed_linear import DEVICE_CHUNK, PackedLinear
+from glmtune.quantization.packed_linear import PackedLinear
 from glmtune.training.loss import step_loss
 from glmtune.training.plan.memory_tracker import PARTS, MemoryTracker, track_layers
 from glmtune.training.plan.model_spec import ModelSpec, build_meta_model, find_layers
@@ -90,6 +91,8 @@ class StepTracer:
     """The GPU whose attention kernels are traced; None: those of a CPU."""
     half: torch.dtype | None = None
     """The 16-bit precision of the run, where the trace computes in the other one."""
+    unpack_chunk: int | None = None
+    """Packed numbers that the GPU unpacks at a time."""
 
     def trace_model(self) -> StepTrace:
         """Trace with few layers and extrapolate to the model's number of layers.
@@ -117,7 +120,7 @@ class StepTracer:
         ]
         settings = (run.model, run.method, run.lora, run.ptuning, arguments.to_json_string())
         model_key = (self.spec.folder, self.spec.config, settings, self.precision)
-        key = repr((*model_key, shapes, self.on_gpu, self.card, self.half, frozen, trained))
+        key = repr((*model_key, shapes, self.on_gpu, self.card, self.half, self.unpack_chunk, frozen, trained))
         if key in _CACHE:
             return _CACHE[key]
 
@@ -139,7 +142,7 @@ class StepTracer:
                 if self.on_gpu:
                     for module in model.modules():
                         if isinstance(module, PackedLinear):
-                            module.unpack_chunk = DEVICE_CHUNK
+                            module.unpack_chunk, module.traces_gpu = self.unpack_chunk, True
                 batches = self.batch, self.eval_batch
                 run_steps(
                     tracker,
@@ -197,7 +200,7 @@ def run_steps(
         state = None
         if batch is not None:
             model.train()
-            state = _step_optimizer(tracker, model, arguments)
+            state = _step_optimizer(tracker, model, arguments, on_gpu=single_rows is False)
             tracker.enter_phase("before the first layer")
             losses_N = step_loss(model, batch, single_rows)
             loss = losses_N.sum() / len(losses_N)
@@ -213,14 +216,14 @@ def run_steps(
         del state  # the optimiser's state is in memory during evaluations too
 
 
-def _step_optimizer(tracker: MemoryTracker, model: Any, arguments: TrainingArguments) -> Any:
-    """Step the run's optimiser on gradients of zero.
+def _step_optimizer(tracker: MemoryTracker, model: Any, arguments: TrainingArguments, on_gpu: bool) -> Any:
+    """Step the run's optimiser on gradients of zero, with its state in place.
 
     Returns:
         The owner of the optimiser's state.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = _make_optimizer(arguments, parameters)
+    optimizer = _make_optimizer(arguments, parameters, on_gpu)
     state = None
     if optimizer is None:  # count a tensor as large as its state
         name = str(getattr(arguments.optim, "value", arguments.optim))
@@ -231,28 +234,37 @@ def _step_optimizer(tracker: MemoryTracker, model: Any, arguments: TrainingArgum
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
         tracker.add_tensor(parameter.grad, "gradients")
-    tracker.enter_phase("optimiser step")
-    if arguments.max_grad_norm:
-        nn.utils.clip_grad_norm_(parameters, arguments.max_grad_norm)
     if optimizer is not None:
+        tracker.enter_phase()  # the first step makes the state, which would be counted as temporary tensors
         optimizer.step()
         for values in optimizer.state.values():
             for value in values.values():
                 if isinstance(value, torch.Tensor):
                     tracker.add_tensor(value, "optimizer")
+    tracker.enter_phase("optimiser step")
+    if arguments.max_grad_norm:
+        nn.utils.clip_grad_norm_(parameters, arguments.max_grad_norm)
+    if optimizer is not None:
+        optimizer.step()
     if arguments.gradient_accumulation_steps == 1:  # else those of earlier micro-batches are in memory
         for parameter in parameters:
             parameter.grad = None
     return optimizer or state
 
 
-def _make_optimizer(arguments: TrainingArguments, parameters: list[nn.Parameter]) -> torch.optim.Optimizer | None:
+def _make_optimizer(
+    arguments: TrainingArguments, parameters: list[nn.Parameter], on_gpu: bool
+) -> torch.optim.Optimizer | None:
     """The run's optimiser if it is one of torch's; others read values of tensors or need a GPU."""
     try:
         optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
     except (ImportError, ValueError, RuntimeError):
         return None
-    return optimizer_class(parameters, **options) if optimizer_class.__module__.startswith("torch.optim") else None
+    if not optimizer_class.__module__.startswith("torch.optim"):
+        return None
+    if on_gpu and not options.get("fused") and "foreach" in inspect.signature(optimizer_class).parameters:
+        options = {"foreach": True, **options}  # torch's choice on a GPU: temporary tensors of all weights at a time
+    return optimizer_class(parameters, **options)
 
 
 @contextlib.contextmanager

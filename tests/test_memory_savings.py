@@ -1,0 +1,259 @@
+"""What saves memory on a GPU, and that the memory plan counts it."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import report_folders
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import glmtune
+from glmtune.config import RunConfig
+from glmtune.config_parsing import build_dataclass
+from glmtune.data.batches import BlockCollator
+from glmtune.data.encoding import EncodedRow
+from glmtune.export.export_request import ExportRequest
+from glmtune.export.exporter import export_model
+from glmtune.generation.cpu_prepack import prepacked
+from glmtune.methods import make_method
+from glmtune.methods.base_info import BaseInfo
+from glmtune.methods.lora_merge import merge_adapter
+from glmtune.models.checkpoints import inspect_checkpoint
+from glmtune.models.loading import load_base
+from glmtune.models.shared_head import share_equal_head
+from glmtune.quantization.packed_linear import PackedLinear, pick_device_chunk
+from glmtune.report.contents import read_contents
+from glmtune.report.page import render_page
+from glmtune.run_dir import RunDir
+from glmtune.training import memory
+from glmtune.training.arguments import make_arguments
+from glmtune.training.plan.device import pick_device
+from glmtune.training.plan.estimate import PlanRequest, _trace_on_device
+from glmtune.training.plan.memory_tracker import MemoryTracker
+from glmtune.training.plan.model_spec import build_meta_model, inspect_model
+from glmtune.utils import gpu_allocator
+
+
+@pytest.fixture
+def trace(tiny, tmp_path):
+    """A run's phases on a GPU of 12 GB, in MiB by part."""
+
+    def trace_run(family, **settings):
+        tree = {"model": {"path": str(tiny(family)), "precision": "bf16"}, "training": {"use_cpu": True}}
+        for key, value in settings.items():
+            section, _, name = key.partition("__")
+            tree[section] = {**tree.get(section, {}), name: value} if name else value
+        run = build_dataclass(RunConfig, tree, "test")
+        arguments = make_arguments(run, RunDir(tmp_path / "run"), torch.bfloat16)
+        spec = inspect_model(str(tiny(family)), None, "huggingface")
+        ids = [9] * 10 + [spec.config.bos_token_id or 1, 8, 7] + [5] * 6
+        row = EncodedRow(ids, [-100] * 13 + [5] * 6, 0, 0, "row")
+        batch = [[(0, row)], [(1, row)]]
+        request = PlanRequest(
+            spec, run, arguments, torch.bfloat16, BlockCollator(spec.family), batch, None, pick_device("12GB"), 1
+        )
+        return _trace_on_device(request).phases
+
+    return trace_run
+
+
+# --- the optimiser's state in the plan ---
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_torch", "adamw_torch_fused"])
+def test_the_state_of_the_optimiser_is_not_counted_as_temporary_tensors(trace, optimizer):
+    phases = trace("chatglm3", method="full", training__optim=optimizer)
+    step = phases["optimiser step"]
+    state = 2 * step["weights"]  # two moments in fp32 of weights in fp32
+    assert step["optimizer"] == pytest.approx(state, rel=0.01)
+    # Beside it, what an optimiser that takes all weights at a time makes; the fused one makes nothing.
+    temporary = 1.1 * step["weights"] if optimizer == "adamw_torch" else 0.02 * step["weights"]
+    assert step["activations"] <= temporary
+    # The allocator keeps a share of what is short-lived only.
+    assert step["kept"] <= 0.05 * (step["gradients"] + step["activations"]) + 1
+
+
+# --- unpacking ---
+
+
+def test_a_small_card_unpacks_less_at_a_time():
+    assert pick_device_chunk(6 * 2**30) * 2 == 8 * 2**20
+    assert pick_device_chunk(2**30) < pick_device_chunk(12 * 2**30) < pick_device_chunk(24 * 2**30)
+    assert pick_device_chunk(80 * 2**30) == pick_device_chunk(400 * 2**30) == 2**25
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_unpacking_holds_one_chunk_at_a_time(bits):
+    layer = PackedLinear.from_linear(nn.Linear(256, 4096, bias=False), bits)
+    layer.unpack_chunk, layer.traces_gpu = 256 * 256, True
+    inputs = torch.randn(2, 256, requires_grad=True)
+    tracker = MemoryTracker(vocab_size=7)
+    for tensor in (layer.weight, layer.weight_scale):
+        tracker.add_tensor(tensor, "weights")
+    with tracker:
+        tracker.enter_phase("forward")
+        output = layer(inputs)
+        tracker.enter_phase("backward")
+        output.sum().backward()
+    chunk = layer.unpack_chunk * 4  # fp32
+    for name in ("forward", "backward"):
+        # One chunk, and of 4 bits a byte for every two numbers; the rest is inputs and outputs.
+        assert chunk <= tracker.phases[name]["activations"] < 1.5 * chunk, name
+    exact = layer.dequantize_weight(torch.float32)
+    assert torch.allclose(output, inputs @ exact.T, atol=1e-4)
+
+
+# --- the allocator ---
+
+
+def test_segments_grow_unless_the_user_has_said_otherwise(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(gpu_allocator, "version", lambda name: "2.13.0+cu130")
+    environment = {"HOME": "/root"}
+    gpu_allocator.set_allocator_defaults(environment)
+    assert environment["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    monkeypatch.setattr(gpu_allocator, "version", lambda name: "2.6.0")
+    old = {}
+    gpu_allocator.set_allocator_defaults(old)
+    assert old == {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"):
+        own = {name: "max_split_size_mb:64"}
+        gpu_allocator.set_allocator_defaults(own)
+        assert own == {name: "max_split_size_mb:64"}
+    monkeypatch.setattr(sys, "platform", "win32")
+    windows = {}
+    gpu_allocator.set_allocator_defaults(windows)
+    assert not windows
+
+
+def test_the_command_sets_it_before_torch_is_imported():
+    code = (
+        "import os, sys; from glmtune.cli import main; main._run = lambda: print("
+        "'torch' in sys.modules, os.environ.get('PYTORCH_ALLOC_CONF') or os.environ.get('PYTORCH_CUDA_ALLOC_CONF'))"
+        "; main.main()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    expected = "expandable_segments:True" if sys.platform == "linux" else "None"
+    assert result.stdout.split() == ["False", expected], result.stderr
+
+
+# --- peaks ---
+
+
+def test_the_peak_on_a_card_is_what_was_reserved_and_the_context(monkeypatch):
+    figures = {"max_memory_allocated": 300, "max_memory_reserved": 400, "memory_reserved": 350}
+    for name, value in figures.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1000, 1900))
+    peak = memory.read_peak_memory(on_gpu=True)
+    assert (peak.peak_memory_bytes, peak.peak_reserved_bytes, peak.outside_allocator_bytes) == (300, 400, 550)
+    assert peak.on_device == 950
+    assert memory.read_peak_memory(on_gpu=False).on_device is None
+
+
+def test_a_report_shows_the_peak_on_the_card(tmp_path):
+    run = report_folders.write_run(tmp_path / "run")
+    plain = render_page(read_contents(run), "en")
+    summary = json.loads((run / "summary.json").read_text("utf-8"))
+    summary |= {"peak_reserved_bytes": 14 * 2**30, "outside_allocator_bytes": 2**30}
+    (run / "summary.json").write_text(json.dumps(summary), "utf-8")
+    assert "In use on the GPU" in render_page(read_contents(run), "en")
+    assert "In use on the GPU" not in plain
+
+
+# --- equal head and embedding ---
+
+
+@pytest.fixture
+def equal_head(tiny, tmp_path):
+    """ChatGLM-6B with a head that equals the embedding, as it is published."""
+    folder = tmp_path / "equal"
+    shutil.copytree(tiny("chatglm"), folder)
+    (file,) = folder.glob("*.safetensors")
+    state = load_file(file)
+    state["lm_head.weight"] = state["transformer.word_embeddings.weight"].clone()
+    save_file(state, file, metadata={"format": "pt"})
+    return folder
+
+
+def test_equal_head_and_embedding_are_one_matrix(equal_head, tiny):
+    model = glmtune.load_model(equal_head)
+    assert model.lm_head.weight is model.transformer.word_embeddings.weight
+    other = glmtune.load_model(tiny("chatglm"))
+    assert other.lm_head.weight is not other.transformer.word_embeddings.weight
+    # Zeros of both signs are equal numbers, but other bits.
+    with torch.no_grad():
+        other.lm_head.weight.copy_(other.transformer.word_embeddings.weight)
+        other.lm_head.weight[-1, 0], other.transformer.word_embeddings.weight[-1, 0] = 0.0, -0.0
+    assert not share_equal_head(other)
+
+
+def test_what_is_saved_has_both(equal_head, tmp_path):
+    model = glmtune.load_model(equal_head)
+    model.save_pretrained(tmp_path / "hf")
+    export_model(str(equal_head), tmp_path / "official", ExportRequest(layout="official"))
+    before = load_file(next(equal_head.glob("*.safetensors")))
+    for name in ("hf", "official"):
+        after = load_file(next((tmp_path / name).glob("*.safetensors")))
+        assert set(before) == set(after)
+        assert torch.equal(after["lm_head.weight"], before["lm_head.weight"])
+    assert model.lm_head.weight is model.transformer.word_embeddings.weight
+
+
+@pytest.mark.parametrize("method", ["full", "freeze"])
+def test_what_trains_one_of_them_has_two(equal_head, method, tmp_path):
+    base = inspect_checkpoint(equal_head)
+    run = build_dataclass(RunConfig, {"method": method, "freeze": {"trainable_layers": 1}}, "test")
+    tuner = make_method(run, base.family, torch.float32)
+    model = tuner.prepare(load_base(base, dtype=tuner.load_dtype(torch.float32), device="cpu"))
+    separate = model.lm_head.weight is not model.transformer.word_embeddings.weight
+    assert separate == (method == "full")  # freeze trains layers alone
+    tuner.save(model, tmp_path / "result", BaseInfo(str(equal_head), base.fingerprint, "chatglm"))
+    saved = glmtune.load_model(tmp_path / "result").state_dict()
+    before = load_base(base).state_dict()
+    assert saved.keys() == before.keys()
+    assert all(torch.equal(saved[name], before[name]) for name in before)
+
+
+def test_an_adapter_of_the_head_is_merged_into_the_head_alone(equal_head):
+    base = inspect_checkpoint(equal_head)
+    run = build_dataclass(RunConfig, {"method": "lora", "lora": {"targets": ["lm_head"]}}, "test")
+    model = make_method(run, base.family, torch.float32).prepare(load_base(base, device="cpu"))
+    torch.nn.init.normal_(model.base_model.model.lm_head.lora_B["default"].weight)
+    embedding = model.get_input_embeddings().weight.clone()
+    merged = merge_adapter(model)
+    assert torch.equal(merged.get_input_embeddings().weight, embedding)
+    assert not torch.equal(merged.get_output_embeddings().weight, embedding)
+
+
+def test_prepacking_for_a_cpu_leaves_the_embedding_alone(equal_head):
+    model = glmtune.load_model(equal_head, dtype="bf16")
+    ids = torch.tensor([[9, 8, 7, model.config.gmask_token_id, model.config.bos_token_id]])
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+        with prepacked(model):
+            assert torch.allclose(model(input_ids=ids).logits, before, atol=0.02)
+        assert torch.equal(model(input_ids=ids).logits, before)
+    assert model.lm_head.weight is model.transformer.word_embeddings.weight
+
+
+def test_the_plan_counts_one_matrix(equal_head, tiny):
+    sizes = {}
+    for name, folder in {"equal": equal_head, "own": tiny("chatglm")}.items():
+        spec = inspect_model(str(folder), None, "huggingface")
+        run = build_dataclass(RunConfig, {"model": {"path": str(folder)}, "method": "lora"}, "test")
+        model = build_meta_model(spec, run, torch.float32, False, spec.layers, spec.layers)
+        sizes[name] = sum(p.nbytes for p in model.parameters())
+        full = build_dataclass(RunConfig, {"model": {"path": str(folder)}, "method": "full"}, "test")
+        model = build_meta_model(spec, full, torch.float32, False, spec.layers, spec.layers)
+        sizes[name, "full"] = sum(p.nbytes for p in model.parameters())
+    head = spec.config.vocab_size * spec.config.hidden_size * 4
+    assert sizes["own"] - sizes["equal"] == head
+    assert sizes["own", "full"] == sizes["equal", "full"]
+    for file in equal_head.glob("*.safetensors"):  # not downloaded: as it is published
+        file.unlink()
+    assert inspect_model(str(equal_head), None, "huggingface").shares_head
