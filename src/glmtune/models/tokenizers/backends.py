@@ -26,7 +26,7 @@ CHATGLM_NAMED = ("<sop>", "<eop>", "<pad>", "[MASK]")
 """ChatGLM-6B's control pieces that a tokenizer's own attributes name (`bos_token` and so on)."""
 
 # GLM-4's cutting rule: contractions, words, numbers of up to three digits, punctuation, line ends, spaces.
-_GLM4_PATTERN = (
+GLM4_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -216,7 +216,7 @@ def build_tiktoken_backend(ranks: dict[bytes, int]) -> Tokenizer:
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_GLM4_PATTERN), behavior="isolated"),
+            pre_tokenizers.Split(Regex(GLM4_PATTERN), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
