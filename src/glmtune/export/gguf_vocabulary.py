@@ -7,6 +7,7 @@ llama.cpp cuts text by itself, so the file has what that takes. What differs fro
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,7 +69,9 @@ def make_vocabulary(tokenizer: PreTrainedTokenizerBase, family: Family, folder: 
     else:
         _require_known_cutting(described, folder)
         merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in described["model"]["merges"]]
-    template = str(tokenizer.chat_template or "")
+    # Marks for training: not every reader of templates knows them.
+    template = re.sub(r"(\{%-?\s*)generation\b", r"\1if true", str(tokenizer.chat_template or ""))
+    template = re.sub(r"(\{%-?\s*)endgeneration\b", r"\1endif", template)
     for name, renamed in RENAMES.items():
         if name in tokens and renamed not in tokens:
             tokens[tokens.index(name)] = renamed

@@ -65,13 +65,12 @@ def build_bpe_backend(model: SentencePieceModel, specials: tuple[str, ...]) -> T
 
 
 def _make_dummy_prefix() -> normalizers.Normalizer:
-    """A space in front of any text that is not empty.
+    """A space in front of any text that is not empty; it has the offsets of the first letter.
 
-    Not `Prepend`: that gives the prefix the offsets of the first letter, so a prefix that stays a token of its own
-    would claim that letter. Inserted this way it spans nothing. Only `Replace` may follow it: the normalisers that
-    rewrite a whole text (`NFC`, `Precompiled`) panic on a letter that spans nothing.
+    So a mask by letters, such as that of the chat templates' `{% generation %}`, covers the prefix where it stays a
+    token of its own. Only `Replace` may follow it, not the normalisers that rewrite a whole text (`NFC`, `Precompiled`).
     """
-    return normalizers.Replace(Regex(r"\A(?!\z)"), _SPACE)
+    return normalizers.Prepend(_SPACE)
 
 
 def order_bpe_merges(pieces: list[tuple[str, float]]) -> list[tuple[str, str]]:
