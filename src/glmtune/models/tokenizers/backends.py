@@ -68,7 +68,7 @@ def _make_dummy_prefix() -> normalizers.Normalizer:
     """A space in front of any text that is not empty; it has the offsets of the first letter.
 
     So a mask by letters, such as that of the chat templates' `{% generation %}`, covers the prefix where it stays a
-    token of its own. Only `Replace` may follow it, not the normalisers that rewrite a whole text (`NFC`, `Precompiled`).
+    token of its own. Only `Replace` may follow it: the normalisers that rewrite a whole text panic on it.
     """
     return normalizers.Prepend(_SPACE)
 
