@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glmtune.errors import ConfigError, ModelError
+from glmtune.export.gguf_export import choose_type, require_gguf
+from glmtune.export.gguf_types import estimate_gguf_bytes
 from glmtune.export.published_config import has_published_layout
 from glmtune.export.shards import parse_shard_size
 from glmtune.methods.base_info import require_same_base
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-LAYOUTS = ("hf", "official")
+LAYOUTS = ("hf", "official", "gguf")
 BITS = (16, 8, 4)
 BITSANDBYTES = {8: "int8", 4: "nf4"}
 """bitsandbytes' type for the bits of `hf` folders."""
@@ -42,6 +44,8 @@ class ExportRequest:
     max_shard_size: str = "5GB"
     dtype: str | None = None
     device: str | None = None
+    gguf_type: str | None = None
+    """Number format of a GGUF file; None for the usual one."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,8 @@ def require_possible(source: ExportSource, request: ExportRequest, out: Path) ->
         raise ConfigError(f"--format {request.layout}: no such layout.", f"Known: {', '.join(LAYOUTS)}.")
     if request.bits not in BITS:
         raise ConfigError(f"--bits {request.bits}: not possible.", f"Known: {', '.join(map(str, BITS))}.")
+    if request.gguf_type and request.layout != "gguf":
+        raise ConfigError(f"--type {request.gguf_type}: for --format gguf only.", "Use --bits, or --format gguf.")
     if request.adapter_only and source.adapter is None:
         raise ConfigError("--adapter-only: there is no adapter here.", "Leave it out to write the whole model.")
     parse_shard_size(request.max_shard_size)
@@ -104,6 +110,8 @@ def require_possible(source: ExportSource, request: ExportRequest, out: Path) ->
         raise ConfigError(f"--dtype {str(dtype).removeprefix('torch.')}: not possible.", f"Known: {', '.join(DTYPES)}.")
     if request.layout == "official":
         _require_official(source.base)
+    if request.layout == "gguf":
+        require_gguf(source, request)
     if not request.adapter_only:
         if request.layout == "official":
             require_published_tokenizer(source.base.folder)
@@ -113,6 +121,13 @@ def require_possible(source: ExportSource, request: ExportRequest, out: Path) ->
 
 def estimate_bytes(source: ExportSource, request: ExportRequest) -> int:
     """How much disk the export takes at its largest, from shapes alone."""
+    if request.layout == "gguf":
+        packed = 2 if source.base.packed_bits == 4 else 1  # a byte holds two numbers
+        shapes = {
+            name: (shape[0], shape[1] * packed) if len(shape) > 1 and ".layers." in name else shape
+            for name, shape in source.base.native_shapes.items()
+        }
+        return estimate_gguf_bytes(shapes, choose_type(request), source.dtype(request)) + _SPARE
     wide = source.dtype(request).itemsize
     full_bytes = written_bytes = 0
     for name, shape in source.base.native_shapes.items():
@@ -143,7 +158,7 @@ def _require_bits(source: ExportSource, request: ExportRequest) -> None:
             f"{base.folder}: its weights are int{packed}; an adapter cannot be merged into them.",
             "Give the full-precision repository of the same model with --base, or use --adapter-only.",
         )
-    if packed and (request.layout, request.bits) not in (("official", packed), ("hf", 16)):
+    if packed and (request.layout, request.bits) not in (("official", packed), ("hf", 16), ("gguf", 16)):
         raise ModelError(
             f"{base.folder}: its weights are int{packed} already.",
             f"Use --format official --bits {packed}, or --format hf --bits 16, which does not bring back what is lost.",

@@ -35,6 +35,8 @@ from glmtune.export.export_checks import (
 )
 from glmtune.export.export_request import BITSANDBYTES, ExportRequest, ExportSource, open_source, require_possible
 from glmtune.export.folder import create_folder, require_free_folder
+from glmtune.export.gguf_adapter import ADAPTER_FILE, write_gguf_adapter
+from glmtune.export.gguf_export import GgufModelWriter, choose_type
 from glmtune.export.layouts import find_main_dtype, list_pieces, write_hf_files, write_official_files
 from glmtune.export.published_config import make_published_config
 from glmtune.export.shards import parse_shard_size, write_shards
@@ -115,6 +117,9 @@ class _Exporter:
         """The model, its files, and the prefix where there is one."""
         source, request = self._source, self._request
         logits, tuned = self._load_full_model()
+        if request.layout == "gguf":
+            self._write_gguf(logits)
+            return
         quantises = request.bits < 16 and not source.base.packed_bits
         if quantises:
             self._quantise()
@@ -138,6 +143,10 @@ class _Exporter:
         """Write the adapter without its base, and compare it with the original on the base."""
         source = self._source
         assert source.adapter is not None
+        if self._request.layout == "gguf":
+            path = self._folder / ADAPTER_FILE
+            self.messages.append(write_gguf_adapter(source.adapter, source.base, choose_type(self._request), path))
+            return
         if source.is_prefix:
             base = source.base
             self._write_prefix(self._folder, make_base_info(base, base.folder))
@@ -149,6 +158,13 @@ class _Exporter:
         self.messages.append(
             require_same_logits(exported, original, MERGE_TOLERANCE[source.dtype(self._request)], "the adapter")
         )
+
+    def _write_gguf(self, logits: torch.Tensor) -> None:
+        writer = GgufModelWriter(self._model, self._source, self._request, self._folder, self._steps)
+        writer.write(self._out.name)
+        self._steps.begin("Reading what was written")
+        self.messages += writer.verify(self._rows, logits)
+        self._free()
 
     def _compute_logits_with(self, adapter: Path) -> torch.Tensor:
         base = load_base(self._source.base, dtype=self._request.dtype, device=self._device)

@@ -13,6 +13,8 @@ from glmtune.export.exporter import ExportResult
 
 def format_result(result: ExportResult, request: ExportRequest) -> list[str]:
     """Sentences: the folder, its size, how to serve it and how to talk to it."""
+    if request.layout == "gguf":
+        return _describe_gguf(result, request)
     form = "adapter" if request.adapter_only else f"{request.bits} bits"
     lines = [f"Done: {result.folder} ({request.layout} layout, {form}, {_measure_folder(result.folder)})."]
     if request.adapter_only:
@@ -31,6 +33,24 @@ def _describe_hf(result: ExportResult, request: ExportRequest) -> list[str]:
     if result.source.is_prefix:
         return []
     return [f"Serve it: vllm serve {_quote_path(result.folder)}"]
+
+
+def _describe_gguf(result: ExportResult, request: ExportRequest) -> list[str]:
+    path = next(result.folder.glob("*.gguf"))
+    done = f"Done: {path} ({_measure_folder(result.folder)})."
+    if request.adapter_only:
+        base = shlex.join(["glmtune", "export", str(result.source.base.folder), "BASE", "--format", "gguf"])
+        return [
+            done,
+            f"Its base as a GGUF file: {base}",
+            f"Serve both: llama-server --jinja -m BASE/model-f16.gguf --lora {_quote_path(path)}",
+        ]
+    modelfile = _quote_path(result.folder / "Modelfile")
+    return [
+        done,
+        f"Serve it: llama-server --jinja -m {_quote_path(path)}",
+        f"With Ollama: ollama create {shlex.quote(result.folder.name.lower())} -f {modelfile}",
+    ]
 
 
 def _describe_official(result: ExportResult, request: ExportRequest) -> list[str]:

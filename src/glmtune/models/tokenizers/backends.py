@@ -26,7 +26,7 @@ CHATGLM_NAMED = ("<sop>", "<eop>", "<pad>", "[MASK]")
 """ChatGLM-6B's control pieces that a tokenizer's own attributes name (`bos_token` and so on)."""
 
 # GLM-4's cutting rule: contractions, words, numbers of up to three digits, punctuation, line ends, spaces.
-_GLM4_PATTERN = (
+GLM4_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -65,13 +65,12 @@ def build_bpe_backend(model: SentencePieceModel, specials: tuple[str, ...]) -> T
 
 
 def _make_dummy_prefix() -> normalizers.Normalizer:
-    """A space in front of any text that is not empty.
+    """A space in front of any text that is not empty; it has the offsets of the first letter.
 
-    Not `Prepend`: that gives the prefix the offsets of the first letter, so a prefix that stays a token of its own
-    would claim that letter. Inserted this way it spans nothing. Only `Replace` may follow it: the normalisers that
-    rewrite a whole text (`NFC`, `Precompiled`) panic on a letter that spans nothing.
+    So a mask by letters, such as that of the chat templates' `{% generation %}`, covers the prefix where it stays a
+    token of its own. Only `Replace` may follow it: the normalisers that rewrite a whole text panic on it.
     """
-    return normalizers.Replace(Regex(r"\A(?!\z)"), _SPACE)
+    return normalizers.Prepend(_SPACE)
 
 
 def order_bpe_merges(pieces: list[tuple[str, float]]) -> list[tuple[str, str]]:
@@ -216,7 +215,7 @@ def build_tiktoken_backend(ranks: dict[bytes, int]) -> Tokenizer:
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_GLM4_PATTERN), behavior="isolated"),
+            pre_tokenizers.Split(Regex(GLM4_PATTERN), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
