@@ -124,7 +124,8 @@ def test_tokens_of_a_transformers_folder_are_exported_to_the_published_layout(ti
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        (lambda free: {"<ENTITY>": free + 5}, "has id {0}, but the next one of this vocabulary is {1}"),
+        (lambda free: {"<ENTITY>": free + 5}, "has id {0}, but the embedding has {1} rows \\(the weights\\)"),
+        (lambda free: {"<ENTITY>": free - 5}, "which is that of '"),
         (lambda free: {"<ENTITY>": str(free)}, "'<ENTITY>' with id '[0-9]+' is not valid"),
         (lambda free: {f"<{i}>": free + i for i in range(5000)}, "but the embedding has"),
         (lambda free: ["<ENTITY>"], "added_tokens.json"),

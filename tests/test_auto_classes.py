@@ -411,7 +411,7 @@ def test_arguments_by_position_and_their_effects(tiny):
         ({"temperature": 0}, ConfigError, "temperature is 0.*\nGive do_sample=False"),
         ({"temperature": float("nan")}, ConfigError, "temperature is nan"),
         ({"top_p": 1.5}, ConfigError, r"top_p is 1\.5"),
-        ({"max_length": 3}, DataError, "has .* tokens; max_length, 3, counts them too"),
+        ({"max_length": 3}, DataError, "query does not fit; max_length, 3, counts"),
         ({"history": "你好"}, DataError, "the history is a str"),
         ({"history": [("a",)]}, DataError, "entry 1 of the history is no turn"),
         ({"query": None}, DataError, "the query is a NoneType"),

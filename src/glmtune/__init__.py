@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from glmtune._transformers_hook import install as _install_hook
+from glmtune.utils.console import silence_advice as _silence_advice
 
 if TYPE_CHECKING:
     from glmtune.families import detect_family
@@ -33,4 +34,5 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_LAZY_IMPORTS[name]), name)
 
 
+_silence_advice()  # before the libraries are imported that give it
 _install_hook()

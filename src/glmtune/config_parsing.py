@@ -7,7 +7,7 @@ import difflib
 import math
 import os
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -26,7 +26,7 @@ from glmtune.utils.documents import (
 _LARGEST = 10**300
 
 
-def suggest_key(name: str, known: list[str]) -> str:
+def suggest_key(name: str, known: Sequence[str]) -> str:
     """A hint for an error: the known name most similar to `name`, or all known names if none is similar."""
     matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"Did you mean {matches[0]}?" if matches else f"Known: {', '.join(sorted(known))}."

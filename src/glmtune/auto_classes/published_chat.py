@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor, TopKLogitsWarper
 
-from glmtune.errors import ConfigError, DataError
-from glmtune.families import FAMILY_KEY, Family, family_from_config, get_family
+from glmtune.errors import ConfigError, DataError, ModelError
+from glmtune.families import FAMILY_KEY, Family, Message, family_from_config, get_family
+from glmtune.generation.context_window import fit_prompt, get_context_window, get_default_reply_length
 from glmtune.generation.engine import stream_tokens
 from glmtune.generation.sampling import Sampling, make_sampler
 
@@ -247,14 +249,7 @@ def _generate(model: Any, turn: _ChatTurn) -> Iterator[list[int]]:
     """The ids of the reply, longer by one each time, without the stop id."""
     family, settings = turn.family, turn.settings
     tokenizer: Any = turn.tokenizer
-    messages, tools = _separate_tools(turn)
-    prompt = family.encode_prompt(messages, tokenizer, tools)
-    limit = settings.max_new_tokens or settings.max_length - len(prompt)
-    if limit < 1:
-        raise DataError(
-            f"chat: the conversation has {len(prompt)} tokens; max_length, {settings.max_length}, counts them too.",
-            "Raise max_length, or drop the oldest turns of the history.",
-        )
+    prompt, limit = _fit_history(model, turn)
     stops = family.get_stop_ids(tokenizer)
     ids: list[int] = []
     for new in stream_tokens(
@@ -269,6 +264,50 @@ def _generate(model: Any, turn: _ChatTurn) -> Iterator[list[int]]:
             return
         ids = [*ids, new[0]]
         yield ids
+
+
+def _fit_history(model: Any, turn: _ChatTurn) -> tuple[list[int], int]:
+    """Encode the conversation, without its oldest turns where it would not fit, and count the tokens of its reply.
+
+    Returns:
+        The ids of the prompt, and the most tokens that the reply may have.
+
+    Raises:
+        ModelError: the query alone does not fit into the context window.
+        DataError: it does not fit into `max_length`.
+    """
+    settings = turn.settings
+    messages, tools = _separate_tools(turn)
+
+    def encode(turns: Sequence[Message]) -> list[int]:
+        return turn.family.encode_prompt(turns, turn.tokenizer, tools)
+
+    window = get_context_window(model)
+    # As in `generate`, max_new_tokens comes before max_length.
+    longest = window if settings.max_new_tokens else min(window, settings.max_length)
+    # A max_length within the window is the caller's, and as published the reply has what the prompt leaves of it.
+    reply_length = settings.max_new_tokens or (get_default_reply_length(model) if longest == window else 1)
+    try:
+        fitted = fit_prompt(messages, encode, longest, reply_length)
+    except ModelError:
+        if settings.max_new_tokens:
+            raise
+        try:  # a long query may have a short reply
+            fitted = fit_prompt(messages, encode, longest, 1)
+        except ModelError:
+            if longest == window:
+                raise
+            raise DataError(
+                f"chat: the query does not fit; max_length, {settings.max_length}, counts prompt and reply together.",
+                "Raise max_length, or shorten the query.",
+            ) from None
+    if fitted.dropped:
+        warnings.warn(
+            f"chat: {fitted.dropped} oldest messages of the history are left out; prompt and reply may have "
+            f"{longest:,} tokens together.",
+            stacklevel=2,
+        )
+    return fitted.ids, settings.max_new_tokens or longest - len(fitted.ids)
 
 
 def _make_choice(settings: _ChatSettings, device: torch.device) -> Any:

@@ -167,6 +167,7 @@ def _choose_config(base: Checkpoint, options: dict[str, Any]) -> PreTrainedConfi
             "Make it with AutoConfig.from_pretrained of the same folder.",
         )
     config = copy.deepcopy(base.config if given is None else given)
+    config.vocab_size = base.config.vocab_size  # the weights' number of rows
     names = [key for key in options if key in PUBLISHED_OPTIONS or key in config.to_dict()]
     for key in names:
         if key not in ("dtype", "torch_dtype", "quantization_config"):

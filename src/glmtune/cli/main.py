@@ -19,13 +19,13 @@ from glmtune.cli.eval import eval_
 from glmtune.cli.export import export
 from glmtune.cli.interrupts import repeat_lost_interrupts
 from glmtune.cli.migrate import register as register_migrate
+from glmtune.cli.option_spellings import normalize_words
 from glmtune.cli.plan import plan
 from glmtune.cli.report import report
 from glmtune.cli.run_script import register as register_run
 from glmtune.cli.train import train
 from glmtune.cli.ui import ui
 from glmtune.errors import GlmtuneError, ReportedInterrupt
-from glmtune.utils.console import silence_advice
 from glmtune.utils.documents import shorten_path
 from glmtune.utils.gpu_allocator import set_allocator_defaults
 from glmtune.utils.streams import flush_streams, prepare_streams
@@ -83,9 +83,9 @@ def version() -> None:
 def main() -> None:
     """Run a command. Errors that a user can fix are printed without a traceback."""
     prepare_streams()
-    silence_advice()
     repeat_lost_interrupts()
     set_allocator_defaults()
+    sys.argv[1:] = normalize_words(app, sys.argv[1:])  # in place: train reads the words of other projects from there
     code = _run()
     flush_streams()
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:

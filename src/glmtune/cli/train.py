@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from glmtune.training.objective import Objective
     from glmtune.training.run import TrainingResult
 
+_CHECKPOINT = r"checkpoint-\d+"
+
 
 def train(
     context: typer.Context,
@@ -72,12 +74,15 @@ def train(
         # The options of other projects are unknown to typer, so they are read from the raw command line.
         translation = translate_command(sys.argv[sys.argv.index("train") + 1 :])
         if translation is None:
-            if context.args:
+            paths = [Path(word) for word in (config, *context.args) if word is not None]
+            if resume and len(paths) == 2 and not context.args[0].startswith("-"):
+                config, output, checkpoint = _resolve_two_paths(paths, output)
+            elif context.args:
                 options = [option for parameter in context.command.params for option in parameter.opts]
                 raise ConfigError(
                     f"glmtune train: unknown option {context.args[0]}.", suggest_key(context.args[0], options)
                 )
-            if resume:
+            elif resume:
                 config, output, checkpoint = _resolve_resumption(config, output)
             values = {
                 "model.path": model,
@@ -177,7 +182,7 @@ def _resolve_resumption(path: Path | None, output: str | None) -> tuple[Path | N
         ConfigError: the run folder is not given, or is none.
     """
     checkpoint = ""
-    if path is not None and re.fullmatch(r"checkpoint-\d+", path.name) and not path.is_file():
+    if path is not None and re.fullmatch(_CHECKPOINT, path.name) and not path.is_file():
         checkpoint = str(path)
         output = output or (str(path.parent.parent) if path.parent.name == "checkpoints" else None)
         path = None
@@ -194,6 +199,31 @@ def _resolve_resumption(path: Path | None, output: str | None) -> tuple[Path | N
     if not config.is_file():
         raise ConfigError(f"{output}: not a run folder (no config.yaml).", "Give an existing run.")
     return config, output, checkpoint
+
+
+def _resolve_two_paths(paths: list[Path], output: str | None) -> tuple[Path | None, str | None, str]:
+    """Find what is resumed where a config file and a run or checkpoint are given.
+
+    Returns:
+        As `_resolve_resumption`.
+
+    Raises:
+        ConfigError: neither is a config file, or both are.
+    """
+    files = [path for path in paths if path.is_file()]
+    places = [path for path in paths if path not in files]
+    is_checkpoint = bool(places) and re.fullmatch(_CHECKPOINT, places[0].name) is not None
+    if len(files) != 1 or not (is_checkpoint or places[0].is_dir()):
+        raise ConfigError(
+            f"--resume with {paths[0]} and {paths[1]}: one should be a config file, the other a run or a checkpoint.",
+            "glmtune train CONFIG --resume RUN/checkpoints/checkpoint-N",
+        )
+    (place,) = places
+    if not is_checkpoint:
+        return files[0], output or str(place), ""
+    if place.parent.name == "checkpoints":
+        output = output or str(place.parent.parent)
+    return files[0], output, str(place)
 
 
 def _print_notes(notes: list[str]) -> None:

@@ -4,21 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-QUALITY = (
-    "bleu4_characters",
-    "rouge_1",
-    "rouge_2",
-    "rouge_l",
-    "bleu4_words",
-    "exact_match",
-    "tool_decision",
-    "tool_name",
-    "tool_arguments",
-    "tool_argument_keys",
-)
-"""0 to 100, more is better."""
-FAULTS = ("tool_parse_failure", "empty", "truncated", "repeated_tail", "repeated_4grams")
-"""0 to 100, less is better."""
+from glmtune.training.best_metric import FAULTS, QUALITY
+
 RATIO = "length_ratio"
 """Neither more nor less is better."""
 SIGNIFICANT = 0.05

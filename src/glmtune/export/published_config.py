@@ -46,6 +46,8 @@ def make_published_config(
     # Both ways of writing ChatGLM-6B have the published keys; what libraries add to them goes.
     if own["model_type"] == ChatGLMConfig.model_type:
         published = {key: value for key, value in own.items() if key not in _NOT_PUBLISHED}
+        # The weights' number of rows, which a resized base's own file may not have.
+        published["padded_vocab_size" if "padded_vocab_size" in own else "vocab_size"] = config.vocab_size
         code = own.get("auto_map", _CODE)
     else:
         assert isinstance(config, GlmConfig)

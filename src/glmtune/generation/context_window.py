@@ -8,6 +8,7 @@ from typing import Any
 
 from glmtune.errors import ModelError
 from glmtune.families import Message
+from glmtune.methods.prefix_attention import find_prefix
 
 DEFAULT_REPLY_LENGTH = 512
 # No token of the published vocabularies has more characters.
@@ -26,8 +27,11 @@ class FittedPrompt:
 
 
 def get_context_window(model: Any) -> int:
-    """The number of tokens, prompt and reply together, that a model was trained for, from its config."""
-    return int(getattr(model.config, "max_position_embeddings", None) or 2048)
+    """The number of tokens, prompt and reply together, for which a model has room: those that its config says it was
+    trained for, less the virtual tokens of a P-Tuning prefix, which every token attends to as well."""
+    prefix = find_prefix(model)
+    longest = int(getattr(model.config, "max_position_embeddings", None) or 2048)
+    return max(0, longest - prefix.tokens) if prefix is not None else longest
 
 
 def get_default_reply_length(model: Any) -> int:

@@ -16,6 +16,7 @@ from glmtune.families import Family, family_from_folder, get_family
 from glmtune.hub import resolve_checkpoint
 from glmtune.models.auto import find_family, make_native_config, read_packed_bits
 from glmtune.models.glm import PublishedGlmConfig
+from glmtune.models.vocabulary_rows import fit_vocabulary_size
 from glmtune.models.weight_files import WeightInventory, check_shapes, compute_fingerprint, read_inventory
 from glmtune.models.weight_names import PREFIX_ENCODER, list_published_shapes
 from glmtune.quantization.quantizer import replace_linears
@@ -78,6 +79,7 @@ def inspect_checkpoint(
         )
     bits = read_packed_bits(config)
     check_packing(inventory, bits)
+    fit_vocabulary_size(config, inventory, known_family.name if known_family else None)
     native = _list_native_shapes(config)
     expected = list_published_shapes(native) if isinstance(config, PublishedGlmConfig) else native
     stored = None if bits else read_stored_quantization(config)

@@ -15,6 +15,7 @@ from glmtune.config import TRAINING_DEFAULTS, RunConfig
 from glmtune.config_parsing import suggest_key
 from glmtune.errors import ConfigError, summarize_error
 from glmtune.run_dir import RunDir
+from glmtune.training.best_metric import FAULTS, check_best_metric, get_metric_name
 from glmtune.training.distributed import count_processes
 from glmtune.training.optimizers import check_optimizer
 from glmtune.training.training_keys import TRAINING_KEY_CHOICES, TRAINING_KEY_USES
@@ -178,6 +179,7 @@ def make_arguments(config: RunConfig, run: RunDir, precision: torch.dtype) -> Tr
         ConfigError: an unknown key, or a value that transformers refuses (with its own message).
     """
     check_training_keys(config.training)
+    check_best_metric(config)
     for line in list_ineffective_keys(config.training):
         print_warning(line)
     check_reporters(config)
@@ -195,6 +197,8 @@ def make_arguments(config: RunConfig, run: RunDir, precision: torch.dtype) -> Tr
     if count_processes() == 1:
         values.pop("ddp_backend", None)  # torch would look for a process group
     _align_save_with_eval(values, config)
+    if get_metric_name(config) in FAULTS:  # transformers takes more of anything but a loss for better
+        values.setdefault("greater_is_better", False)
     values.pop("gradient_checkpointing", None)
     values |= {
         "activation_checkpointing": read_checkpointing(config) is True,  # auto is decided by the plan

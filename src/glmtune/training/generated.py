@@ -105,20 +105,14 @@ def make_generated_scores(
         data: of the run.
         family: the generation.
         tokenizer: its tokenizer.
-        arguments: with the metric of the best checkpoint and the evaluation batch size.
+        arguments: with the seed and the evaluation batch size.
         score: scores replies.
 
     Raises:
-        ConfigError: there are no rows to answer, or the metric of the best checkpoint is a score that is not computed.
+        ConfigError: there are no rows to answer.
         ValueError: `score` is missing.
     """
-    best = (arguments.metric_for_best_model or "loss").removeprefix("eval_")
     if not generate.rows:
-        if best != "loss":
-            raise ConfigError(
-                f"training.metric_for_best_model {best} is a score of replies, and none are generated.",
-                "Set generate.rows, say to 50, or use loss.",
-            )
         return None
     if score is None:
         raise ValueError("generate.rows needs a function that scores replies")

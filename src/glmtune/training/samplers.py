@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset, Sampler, SequentialSampler
+from transformers import TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from glmtune.data.batches import Block, BlockDataset
@@ -54,6 +55,11 @@ class EpochSampler(Sampler[int]):
 def name_order(strategy: str, group: int) -> str:
     """The order of an epoch as a text: `random`, `group_by_length:32` (blocks per optimiser step), or the strategy."""
     return f"{strategy}:{group}" if strategy == "group_by_length" else strategy
+
+
+def find_order_seed(arguments: TrainingArguments) -> int:
+    """The seed of the order of the blocks."""
+    return arguments.seed if arguments.data_seed is None else arguments.data_seed
 
 
 def make_epoch_sampler(order: str, lengths: Sequence[int], seed: int) -> Any:

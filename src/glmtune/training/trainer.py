@@ -41,6 +41,7 @@ from glmtune.training.samplers import (
     IdleBlockDataset,
     PaddedSampler,
     ResumedSampler,
+    find_order_seed,
     make_epoch_sampler,
     name_order,
 )
@@ -261,7 +262,7 @@ class GlmTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset: Any = train_dataset or self.train_dataset
         lengths = dataset.lengths
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        seed = find_order_seed(self.args)
         sampler = make_epoch_sampler(self._order, lengths, seed) or super()._get_train_sampler(train_dataset)
         if self._start is None:
             self._sampler = ResumedSampler(sampler, len(lengths))

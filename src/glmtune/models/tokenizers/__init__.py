@@ -16,7 +16,7 @@ from glmtune.families import family_from_folder, read_model_config
 from glmtune.families.family import OFFICIAL_ENCODER
 from glmtune.hub import resolve_checkpoint
 from glmtune.models.tokenizers import backends
-from glmtune.models.tokenizers.added_tokens import add_saved_tokens
+from glmtune.models.tokenizers.added_tokens import add_saved_tokens, match_special_tokens
 from glmtune.models.tokenizers.ids import count_image_tokens, require_matching_ids
 from glmtune.models.tokenizers.templates import CHATGLM, CHATGLM2, CHATGLM3, GLM4
 from glmtune.models.tokenizers.vocabulary_files import (
@@ -25,7 +25,7 @@ from glmtune.models.tokenizers.vocabulary_files import (
     read_sentencepiece,
     read_tiktoken,
 )
-from glmtune.utils.io import read_json_object
+from glmtune.utils.io import find_json_object, read_json_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -208,9 +208,12 @@ def _load_fast(folder: Path) -> PreTrainedTokenizerFast:
 
     # The generic class, not AutoTokenizer: a config.json with an `auto_map` must not lead to the repository's code.
     try:
-        return PreTrainedTokenizerFast.from_pretrained(folder)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     except Exception as error:  # the Rust parser and transformers raise a handful of unrelated kinds
         reason = summarize_error(error)
         raise ModelError(
             f"{folder}: tokenizer.json does not load ({reason}).", "It is corrupt or truncated: get it again."
         ) from None
+    match_special_tokens(tokenizer)
+    add_saved_tokens(tokenizer, folder, find_json_object(folder / "config.json") or {})
+    return tokenizer

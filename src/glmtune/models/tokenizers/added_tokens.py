@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glmtune.errors import ModelError
+from glmtune.models.tokenizers.backends import CONTROL_TOKENS
 from glmtune.utils.io import read_json_object
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ ADDED_TOKENS_FILE = "added_tokens.json"
 
 _CONFIG_FILE = "tokenizer_config.json"
 _ID = re.compile("[0-9]{1,9}")
+_LARGEST_GAP = 100_000
 _FLAGS = ("lstrip", "rstrip", "single_word")
 
 
@@ -24,7 +27,8 @@ def add_saved_tokens(tokenizer: PreTrainedTokenizerFast, folder: Path, config: d
     """Add the tokens of added_tokens.json and of `added_tokens_decoder` in tokenizer_config.json, with their ids.
 
     They are found in every text, also where special tokens stay text. Files may list tokens of the published
-    vocabulary too.
+    vocabulary too. Ids may leave rows of the embedding out, as after a resize to a padded size; those ids get
+    placeholders, which no text contains.
 
     Args:
         tokenizer: with the published vocabulary; gets the tokens.
@@ -35,8 +39,7 @@ def add_saved_tokens(tokenizer: PreTrainedTokenizerFast, folder: Path, config: d
         Whether there were any.
 
     Raises:
-        ModelError: a file that cannot be read, ids that are not those of the vocabulary or do not follow it, or an id
-            without an embedding.
+        ModelError: a file that cannot be read, ids that are not those of the vocabulary, or an id without an embedding.
     """
     from tokenizers import AddedToken
 
@@ -51,22 +54,86 @@ def add_saved_tokens(tokenizer: PreTrainedTokenizerFast, folder: Path, config: d
             )
     if not tokens:
         return False
-    rows = config.get("padded_vocab_size") or config.get("vocab_size")
+    _require_rows(tokens, folder, config)
     backend: Any = tokenizer.backend_tokenizer
     for token, (index, flags, path) in sorted(tokens.items(), key=lambda item: item[1][0]):
         following = backend.get_vocab_size(with_added_tokens=True)
-        if index != following:
+        if index < following:
             raise ModelError(
-                f"{path}: token {token!r} has id {index}, but the next one of this vocabulary is {following}.",
+                f"{path}: token {token!r} has id {index}, which is that of {tokenizer.convert_ids_to_tokens(index)!r}.",
                 "The file belongs to another tokenizer: put the one of this checkpoint there, or remove it.",
             )
-        if isinstance(rows, int) and index >= rows:
+        if index - following > _LARGEST_GAP:
             raise ModelError(
-                f"{path}: token {token!r} has id {index}, but the embedding has {rows} rows (config.json).",
-                "Use the config.json and the weights that were saved with these tokens.",
+                f"{path}: token {token!r} has id {index}, but the vocabulary ends at {following - 1}.",
+                f"At most {_LARGEST_GAP:,} ids may lie between; the file belongs to another tokenizer.",
             )
+        # A backend numbers its tokens in order, so the ids between need one each. Special: no text matches them.
+        gap = range(following, index)
+        backend.add_special_tokens([AddedToken(_name_placeholder(row), normalized=False) for row in gap])
         backend.add_tokens([AddedToken(token, normalized=False, special=False, **flags)])
     return True
+
+
+def match_special_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Let the tokens that a checkpoint's owner added as special ones match in text, as ordinary added tokens do.
+
+    A tokenizer.json does not say who marked a token as special. The family's role and control tokens are known by
+    name, or as pieces of the published vocabulary: they stay text wherever they are typed.
+
+    Args:
+        tokenizer: loaded from a tokenizer.json.
+    """
+    from tokenizers import Tokenizer
+
+    backend: Any = tokenizer.backend_tokenizer
+    pieces = backend.get_vocab_size(with_added_tokens=False)
+    # `bos_token`, `pad_token` and so on, without the list of further ones, which is where an owner's tokens are.
+    named = {str(value) for value in tokenizer.special_tokens_map.values() if not isinstance(value, list)}
+    added = {
+        token.content
+        for index, token in backend.get_added_tokens_decoder().items()
+        if token.special and index >= pieces
+        if token.content not in (*CONTROL_TOKENS, *named, _name_placeholder(index))
+    }
+    if not added:
+        return
+    content = json.loads(backend.to_str())
+    for entry in content["added_tokens"]:
+        entry["special"] = entry["special"] and entry["content"] not in added
+    # The flag of a token that a backend already has cannot be taken back.
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(content))
+    tokenizer._extra_special_tokens = [token for token in tokenizer._extra_special_tokens if str(token) not in added]
+
+
+def list_added_tokens(vocabulary: dict[str, int], published: dict[str, int]) -> dict[str, int]:
+    """The tokens of a vocabulary that a published one lacks, by id, without placeholders."""
+    tokens = {
+        token: index
+        for token, index in vocabulary.items()
+        if token not in published and token != _name_placeholder(index)
+    }
+    return dict(sorted(tokens.items(), key=lambda item: item[1]))
+
+
+def _name_placeholder(index: int) -> str:
+    return f"<|unused_row_{index}|>"
+
+
+def _require_rows(tokens: dict[str, tuple[int, dict[str, bool], Path]], folder: Path, config: dict[str, Any]) -> None:
+    """Require that the embedding has a row for the highest id; config.json may have the number before a resize."""
+    token, (index, _, path) = max(tokens.items(), key=lambda item: item[1][0])
+    rows, source = config.get("padded_vocab_size") or config.get("vocab_size"), "config.json"
+    if isinstance(rows, int) and index >= rows:
+        from glmtune.models.vocabulary_rows import count_embedding_rows
+
+        stored = count_embedding_rows(folder)
+        rows, source = (rows, source) if stored is None else (stored, "the weights")
+    if isinstance(rows, int) and index >= rows:
+        raise ModelError(
+            f"{path}: token {token!r} has id {index}, but the embedding has {rows} rows ({source}).",
+            "Use the config.json and the weights that were saved with these tokens.",
+        )
 
 
 def _read_saved_tokens(folder: Path) -> dict[str, tuple[int, dict[str, bool], Path]]:

@@ -22,6 +22,12 @@ GLM4_SPECIALS = (
     *("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
     *("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>"),
 )
+_LATER_SPECIALS = (
+    *("<|begin_of_audio|>", "<|end_of_audio|>", "<|begin_of_transcription|>", "<|end_of_transcription|>"),
+    *("<|code_prefix|>", "<|code_middle|>", "<|code_suffix|>"),
+)
+CONTROL_TOKENS = frozenset((*CHATGLM3_SPECIALS, *GLM4_SPECIALS, *_LATER_SPECIALS))
+"""Special tokens behind the pieces of any published vocabulary, those of GLM-4's later releases too."""
 CHATGLM_NAMED = ("<sop>", "<eop>", "<pad>", "[MASK]")
 """ChatGLM-6B's control pieces that a tokenizer's own attributes name (`bos_token` and so on)."""
 

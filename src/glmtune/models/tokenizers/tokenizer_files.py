@@ -9,7 +9,7 @@ from typing import Any
 from glmtune.errors import ModelError
 from glmtune.families import read_model_config
 from glmtune.models.tokenizers import build_tokenizer, load_tokenizer
-from glmtune.models.tokenizers.added_tokens import ADDED_TOKENS_FILE
+from glmtune.models.tokenizers.added_tokens import ADDED_TOKENS_FILE, list_added_tokens
 from glmtune.models.tokenizers.backends import UNIGRAM
 from glmtune.models.tokenizers.ids import count_image_tokens
 from glmtune.models.tokenizers.vocabulary_files import read_sentencepiece
@@ -95,9 +95,9 @@ def write_published_tokenizer(base: Path, family: str, folder: Path) -> None:
     # Tokens that were added to the base, wherever it lists them.
     written = build_tokenizer(folder, family, read_model_config(base)).get_vocab()
     vocabulary = load_tokenizer(base, family=family).get_vocab()
-    added = {token: index for token, index in vocabulary.items() if token not in written}
+    added = list_added_tokens(vocabulary, written)
     if added:
-        write_json(folder / ADDED_TOKENS_FILE, dict(sorted(added.items(), key=lambda item: item[1])))
+        write_json(folder / ADDED_TOKENS_FILE, added)
 
 
 def _write_published_config(base: Path, family: str, folder: Path) -> None:

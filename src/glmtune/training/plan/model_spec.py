@@ -22,6 +22,7 @@ from glmtune.models.auto import find_family, make_native_config, read_packed_bit
 from glmtune.models.checkpoints import Checkpoint, read_stored_quantization
 from glmtune.models.loading import BITSANDBYTES, PACKED
 from glmtune.models.packed_attention import set_packed_attention
+from glmtune.models.vocabulary_rows import fit_vocabulary_size
 from glmtune.models.weight_files import has_equal_head, read_inventory
 from glmtune.quantization.quantizer import replace_linears
 from glmtune.training.sharding import shards_weights
@@ -81,6 +82,8 @@ def inspect_model(path: str, family: str | None, hub: str) -> ModelSpec:
             dtype, shares_head = inventory.dtype, has_equal_head(inventory)
         except ModelError:  # an incomplete download: a plan does not need it
             files = []
+        else:
+            fit_vocabulary_size(config, inventory, model_family.name)
     if isinstance(dtype, str):
         dtype = getattr(torch, dtype)
     size = _count_file_bytes(folder, files)

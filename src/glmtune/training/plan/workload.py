@@ -11,7 +11,7 @@ from transformers import IntervalStrategy, TrainingArguments
 
 from glmtune.data.batches import Block, BlockDataset
 from glmtune.families import IGNORE_INDEX
-from glmtune.training.samplers import EpochSampler
+from glmtune.training.samplers import EpochSampler, find_order_seed, make_epoch_sampler, name_order
 from glmtune.training.training_data import TrainingData
 
 # Batches compared by their positions, and rows read to count their targets: both take a fraction of a second.
@@ -74,12 +74,12 @@ def _draw_batches(
 ) -> Iterator[list[int]]:
     """Micro-batches as `GlmTrainer` draws them, epoch after epoch."""
     size = arguments.per_device_train_batch_size
-    is_grouped = arguments.train_sampling_strategy == "group_by_length"
-    group = size * num_processes * arguments.gradient_accumulation_steps if is_grouped else None
-    sampler = EpochSampler(blocks.lengths, arguments.seed, group)
+    order = name_order(arguments.train_sampling_strategy, size * num_processes * arguments.gradient_accumulation_steps)
+    sampler = make_epoch_sampler(order, blocks.lengths, find_order_seed(arguments))
     epoch = 0
     while count > 0:
-        sampler.set_epoch(epoch)
+        if isinstance(sampler, EpochSampler):
+            sampler.set_epoch(epoch)
         for batch in _split_batches(list(sampler), size):
             yield batch
             count -= 1

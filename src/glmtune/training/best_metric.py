@@ -1,0 +1,54 @@
+"""Scores by which `training.metric_for_best_model` can choose a checkpoint."""
+
+from __future__ import annotations
+
+from glmtune.config import RunConfig
+from glmtune.config_parsing import suggest_key
+from glmtune.errors import ConfigError
+from glmtune.utils.documents import shorten_value
+
+QUALITY = (
+    "bleu4_characters",
+    "rouge_1",
+    "rouge_2",
+    "rouge_l",
+    "bleu4_words",
+    "exact_match",
+    "tool_decision",
+    "tool_name",
+    "tool_arguments",
+    "tool_argument_keys",
+)
+"""Scores of replies, 0 to 100, more is better."""
+FAULTS = ("tool_parse_failure", "empty", "truncated", "repeated_tail", "repeated_4grams")
+"""Scores of replies, 0 to 100, less is better."""
+
+_KEY = "training.metric_for_best_model"
+
+
+def check_best_metric(config: RunConfig) -> None:
+    """Check the metric of the best checkpoint before anything is loaded; the Trainer looks for it after an evaluation.
+
+    Raises:
+        ConfigError: an unknown one, or a score of replies where none are generated.
+    """
+    given = config.training.get("metric_for_best_model")
+    if given is None or get_metric_name(config) == "loss":
+        return
+    known = ("loss", *QUALITY, *FAULTS)
+    name = get_metric_name(config)
+    if name not in known:
+        raise ConfigError(
+            f"{_KEY}: there is no metric {shorten_value(given)}.",
+            suggest_key(name, known),
+        )
+    if not config.generate.rows:
+        raise ConfigError(
+            f"{_KEY} {name} is a score of replies, and none are generated.",
+            "Set generate.rows, say to 50, or use loss.",
+        )
+
+
+def get_metric_name(config: RunConfig) -> str:
+    """The name of the metric of the best checkpoint, without the prefix that transformers adds to it."""
+    return str(config.training.get("metric_for_best_model") or "loss").removeprefix("eval_")
