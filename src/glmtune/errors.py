@@ -47,6 +47,10 @@ class ReportedInterrupt(KeyboardInterrupt):
     """Ctrl-C, after the user was told what to do next."""
 
 
+class ServerError(GlmtuneError):
+    """A server that cannot start as it was asked to."""
+
+
 def summarize_error(error: BaseException, max_length: int | None = None) -> str:
     """The first line of an error's message, or the name of its type where the message is empty.
 
