@@ -115,9 +115,15 @@ class PrefixEncoder(nn.Module):
         """
         if torch.is_grad_enabled():
             return self._encode_prefix()
+        if torch.compiler.is_compiling() and self._cached is not None and not self.training:
+            # A compiler cannot compare addresses: what runs before its step (reading the prompt) has compared them.
+            return self._cached[1]
         weights = tuple((p.data_ptr(), p._version) for p in self.parameters())
         if self.training or self._cached is None or self._cached[0] != weights:
-            self._cached = weights, self._encode_prefix()
+            prefix_L2NPD = self._encode_prefix().contiguous()
+            if not torch.compiler.is_compiling():
+                torch._dynamo.mark_static_address(prefix_L2NPD)  # a CUDA graph reads it in place, and copies nothing
+            self._cached = weights, prefix_L2NPD
         return self._cached[1]
 
     def train(self, mode: bool = True) -> PrefixEncoder:
