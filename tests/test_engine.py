@@ -279,7 +279,7 @@ def test_the_mask_for_the_processors_attention_is_made_there_alone(device, maske
             return SimpleNamespace(logits=torch.zeros(1, 1, 5, device=device))
 
     seen = []
-    work = _DecodeState.begin([[5, 6]], 0, torch.device(device), new_preallocated_cache())
+    work = _DecodeState.begin([[5, 6]], 0, 2, torch.device(device), new_preallocated_cache())
     for first in (True, False):
         _run_forward(Bare(), work, first)
     assert [mask is not None for mask in seen] == [False, masked]
