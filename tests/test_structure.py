@@ -12,7 +12,18 @@ ROOT = Path(__file__).resolve().parent.parent / "src" / "glmtune"
 FILES = sorted(ROOT.rglob("*.py"))
 # Packages and top modules from the ground up; each may import lower layers and, without circles, its own layer.
 LAYERS = [
-    {"errors", "config", "config_parsing", "config_ranges", "run_dir", "hub", "utils", "html", "_transformers_hook"},
+    {
+        "errors",
+        "config",
+        "config_parsing",
+        "config_ranges",
+        "run_dir",
+        "hub",
+        "utils",
+        "html",
+        "_transformers_hook",
+        "__version__",
+    },
     {"families"},
     {"models", "quantization"},
     {"methods", "data"},

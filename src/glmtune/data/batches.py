@@ -35,11 +35,32 @@ class BlockDataset(Dataset):
         return [(row, self.rows[row]) for row in self.blocks[index]]
 
 
+class RowBatch(dict[str, torch.Tensor]):
+    """A batch of `BlockCollator`. What describes its rows stays on the CPU, where it is read: on a GPU every look at it
+    would wait for all work so far."""
+
+    _HOST_KEYS = frozenset({"row_lengths", "contexts", "rows", "tokens"})
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> RowBatch:
+        """The batch with tokens, positions and targets on the device.
+
+        Args:
+            device: of the model.
+            non_blocking: for accelerate, which passes it; copies never block.
+        """
+        return RowBatch(
+            {
+                key: value if key in self._HOST_KEYS else value.to(device, non_blocking=True)
+                for key, value in self.items()
+            }
+        )
+
+
 @dataclass
 class BlockCollator:
     """Concatenates blocks to one sequence without padding.
 
-    Calling it returns a batch of:
+    Calling it returns a `RowBatch` of:
         input_ids: (1, T).
         labels: (1, T).
         position_ids: (1, T) or (1, P, T); they start again with each row.
@@ -53,7 +74,7 @@ class BlockCollator:
 
     family: Family
 
-    def __call__(self, items: list[Block]) -> dict[str, torch.Tensor]:
+    def __call__(self, items: list[Block]) -> RowBatch:
         numbers, rows = zip(*(row for item in items for row in item), strict=True)
         lengths = [len(row.input_ids) for row in rows]
         labels_T = np.concatenate([np.asarray(row.labels, dtype=np.int64) for row in rows])
@@ -65,17 +86,17 @@ class BlockCollator:
         positions_1PT = torch.from_numpy(positions_PT)[None]
         input_ids_T = np.concatenate([np.asarray(row.input_ids, dtype=np.int64) for row in rows])
         target_positions_N = np.flatnonzero(labels_T[1:] != IGNORE_INDEX)
-        return {
-            "input_ids": torch.from_numpy(input_ids_T)[None],
-            "position_ids": positions_1PT if self.family.position_streams > 1 else positions_1PT[:, 0],
-            "labels": torch.from_numpy(labels_T)[None],
-            "row_lengths": torch.tensor(lengths),
-            "contexts": torch.tensor([row.context for row in rows]),
-            "rows": torch.tensor(numbers),
-            "tokens": torch.tensor([sum(n for number, n in zip(numbers, lengths, strict=True) if number >= 0)]),
-            "target_positions": torch.from_numpy(target_positions_N),
-            "targets": torch.from_numpy(labels_T[1:][target_positions_N]),
-        }
+        return RowBatch(
+            input_ids=torch.from_numpy(input_ids_T)[None],
+            position_ids=positions_1PT if self.family.position_streams > 1 else positions_1PT[:, 0],
+            labels=torch.from_numpy(labels_T)[None],
+            row_lengths=torch.tensor(lengths),
+            contexts=torch.tensor([row.context for row in rows]),
+            rows=torch.tensor(numbers),
+            tokens=torch.tensor([sum(n for number, n in zip(numbers, lengths, strict=True) if number >= 0)]),
+            target_positions=torch.from_numpy(target_positions_N),
+            targets=torch.from_numpy(labels_T[1:][target_positions_N]),
+        )
 
 
 def make_position_ids(length: int, context: int, family: Family) -> np.ndarray:

@@ -44,33 +44,56 @@ class NonFiniteLogitsError(ModelError):
 
 @dataclass
 class _DecodeState:
-    """The unfinished rows, left-padded."""
+    """The unfinished rows, left-padded, with room for the tokens to come, (B, L)."""
 
-    ids_BS: torch.Tensor
-    mask_BS: torch.Tensor
-    positions_BS: torch.Tensor
+    ids_BL: torch.Tensor
+    mask_BL: torch.Tensor
+    """True for every place but padding, those to come included."""
+    positions_BL: torch.Tensor
+    length: int
+    """Places in use, S."""
+    is_padded: bool
     cache: Cache
     rows: list[int]
     """Their numbers."""
 
     @classmethod
-    def begin(cls, prompts: Sequence[Sequence[int]], padding: int, device: torch.device, cache: Cache) -> _DecodeState:
+    def begin(
+        cls, prompts: Sequence[Sequence[int]], padding: int, new_tokens: int, device: torch.device, cache: Cache
+    ) -> _DecodeState:
         longest = max(map(len, prompts))
-        ids_BS = torch.tensor([[padding] * (longest - len(p)) + list(p) for p in prompts], device=device)
-        mask_BS = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
-        positions_BS = (mask_BS.cumsum(-1) - 1).clamp(min=0)
-        return cls(ids_BS, mask_BS, positions_BS, cache, list(range(len(prompts))))
+        pads_B1 = torch.tensor([[longest - len(prompt)] for prompt in prompts])
+        places_L = torch.arange(longest + new_tokens)
+        ids_BL = torch.full((len(prompts), len(places_L)), padding)
+        for row, prompt in enumerate(prompts):
+            ids_BL[row, longest - len(prompt) : longest] = torch.tensor(prompt)
+        positions_BL = (places_L - pads_B1).clamp(min=0)
+        tensors = (x.to(device, non_blocking=True) for x in (ids_BL, places_L >= pads_B1, positions_BL))
+        return cls(*tensors, longest, bool(pads_B1.any()), cache, list(range(len(prompts))))
+
+    @property
+    def ids_BS(self) -> torch.Tensor:
+        return self.ids_BL[:, : self.length]
+
+    @property
+    def mask_BS(self) -> torch.Tensor | None:
+        """None: no row is padded, which tensors on a GPU do not say without being waited for."""
+        return self.mask_BL[:, : self.length].long() if self.is_padded else None
+
+    @property
+    def positions_BS(self) -> torch.Tensor:
+        return self.positions_BL[:, : self.length]
 
     def append(self, next_B: torch.Tensor) -> None:
-        self.ids_BS = torch.cat((self.ids_BS, next_B[:, None]), dim=1)
-        self.mask_BS = torch.cat((self.mask_BS, torch.ones_like(next_B)[:, None]), dim=1)
-        self.positions_BS = torch.cat((self.positions_BS, self.positions_BS[:, -1:] + 1), dim=1)
+        self.ids_BL[:, self.length] = next_B
+        self.length += 1
 
     def select_rows(self, places: list[int]) -> None:
         """Keep the rows at these places alone."""
-        places_B = torch.tensor(places, device=self.ids_BS.device)
-        self.ids_BS, self.mask_BS = self.ids_BS[places_B], self.mask_BS[places_B]
-        self.positions_BS = self.positions_BS[places_B]
+        places_B = torch.tensor(places).to(self.ids_BL.device, non_blocking=True)
+        self.ids_BL, self.mask_BL, self.positions_BL = (
+            x_BL.index_select(0, places_B) for x_BL in (self.ids_BL, self.mask_BL, self.positions_BL)
+        )
         self.cache.batch_select_indices(places_B)
         self.rows = [self.rows[place] for place in places]
 
@@ -130,14 +153,15 @@ def stream_tokens(
     compiled = find_compiled_step(bare)
     longest = max(map(len, prompts)) + max_new_tokens
     cache = compiled.new_cache(len(prompts), longest) if compiled else new_preallocated_cache()
-    state = _DecodeState.begin(prompts, padding, bare.device, cache)
+    state = _DecodeState.begin(prompts, padding, max_new_tokens, bare.device, cache)
     ends, finished = set(stops), set()
     for step in range(max_new_tokens):
         logits_BV = _run_forward(bare, state, step == 0, compiled)
-        is_finite_B = logits_BV.sum(-1).isfinite()  # before `choose`, which may write into the logits
+        sums_B = logits_BV.sum(-1)  # before `choose`, which may write into the logits
         next_B = choose(_strip_padding(state), logits_BV, state.rows)
         # The ids have to come to the CPU anyway: a row of NaN shows in them as -1, without another synchronisation.
-        ids = torch.where(is_finite_B, next_B, -1).tolist()
+        # A sum that is infinite or NaN is the only one that differs from itself less itself.
+        ids = next_B.masked_fill(sums_B - sums_B != 0, -1).tolist()
         new = {row: token for row, token in zip(state.rows, ids, strict=True) if row not in finished}
         if -1 in new.values():
             raise NonFiniteLogitsError(step)
@@ -168,12 +192,16 @@ def _run_forward(bare: Any, state: _DecodeState, first: bool, compiled: Compiled
         use_cache=True,  # training switches it off in the config
         is_first_iteration=first,
     )
+    if state.is_padded and not first and not compiled and bare.config._attn_implementation.endswith("sdpa"):
+        # transformers would wait for a GPU to see whether a mask hides anything.
+        inputs["attention_mask"] = state.mask_BL[:, None, None, : state.length]
     return step(**inputs, logits_to_keep=1, return_dict=True).logits[:, -1].float()
 
 
 def _strip_padding(state: _DecodeState) -> torch.Tensor:
     """Rows with their first token in place of padding, for samplers that look at earlier tokens."""
-    if state.mask_BS[:, 0].all():
+    mask_BS = state.mask_BS
+    if mask_BS is None:
         return state.ids_BS
-    first_B1 = state.ids_BS.gather(1, state.mask_BS.argmax(-1, keepdim=True))
-    return torch.where(state.mask_BS.bool(), state.ids_BS, first_B1)
+    first_B1 = state.ids_BS.gather(1, mask_BS.argmax(-1, keepdim=True))
+    return torch.where(mask_BS.bool(), state.ids_BS, first_B1)

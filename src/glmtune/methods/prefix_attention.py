@@ -106,7 +106,9 @@ def _add_prefix(base: Any, arguments: tuple[Any, ...], keywords: dict[str, Any])
             "Reentrant gradient checkpointing gives a prefix no gradients.",
             'Leave out use_reentrant, or set training.gradient_checkpointing_kwargs={"use_reentrant": false}.',
         )
-    return arguments, {**keywords, "prefix_kv": base.prefix_encoder()}
+    # Cast once for all layers and tokens; autocast alone decides what the keys beside it are.
+    dtype = None if torch.is_autocast_enabled(base.device.type) else base.dtype
+    return arguments, {**keywords, "prefix_kv": base.prefix_encoder(dtype)}
 
 
 def _is_reentrant(base: Any) -> bool:

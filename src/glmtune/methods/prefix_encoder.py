@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -77,7 +77,7 @@ class PrefixEncoder(nn.Module):
                 nn.Linear(projection.hidden, shape.width, dtype=torch.float32),
             )
         self.dropout = nn.Dropout(dropout)
-        self._cached: tuple[tuple[tuple[int, int], ...], torch.Tensor] | None = None
+        self._cached: tuple[tuple[Any, ...], torch.Tensor] | None = None
 
     @classmethod
     def from_state(cls, state: Mapping[str, torch.Tensor], shape: PrefixShape, dropout: float) -> PrefixEncoder:
@@ -108,16 +108,25 @@ class PrefixEncoder(nn.Module):
         """Length of the prefix."""
         return self.embedding.num_embeddings
 
-    def forward(self) -> torch.Tensor:
+    def forward(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The prefix as (L, 2, N, P, D): of every layer its keys, then its values.
 
         Without gradients it is computed once and cached until a weight changes: generation needs it at every token.
+
+        Args:
+            dtype: of the cached prefix, fp32 when None; with gradients it is always fp32.
         """
         if torch.is_grad_enabled():
             return self._encode_prefix()
-        weights = tuple((p.data_ptr(), p._version) for p in self.parameters())
+        if torch.compiler.is_compiling() and self._cached is not None and not self.training:
+            # A compiler cannot compare addresses: what runs before its step (reading the prompt) has compared them.
+            return self._cached[1]
+        weights = dtype, *((p.data_ptr(), p._version) for p in self.parameters())
         if self.training or self._cached is None or self._cached[0] != weights:
-            self._cached = weights, self._encode_prefix()
+            prefix_L2NPD = self._encode_prefix().to(dtype or torch.float32, memory_format=torch.contiguous_format)
+            if not torch.compiler.is_compiling():
+                torch._dynamo.mark_static_address(prefix_L2NPD)  # a CUDA graph reads it in place, and copies nothing
+            self._cached = weights, prefix_L2NPD
         return self._cached[1]
 
     def train(self, mode: bool = True) -> PrefixEncoder:

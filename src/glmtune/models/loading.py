@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from glmtune.errors import ModelError, summarize_error
 from glmtune.models.checkpoints import Checkpoint, require_bitsandbytes
+from glmtune.models.glm_layers import fuse_layers
 from glmtune.models.shared_head import share_equal_head
 from glmtune.models.weight_files import check_finite, check_finite_on_disk, open_loadable_folder
 from glmtune.quantization.quantizer import PackedQuantizationConfig, cast_unpacked
@@ -89,6 +90,7 @@ def load_weights(
     if "nf4" in (quantization, base.stored_quantization) and model.device.type == "cpu":
         prepare_quantized_cpu(model)
     check_finite(model, base.inventory)
+    fuse_layers(model)
     return model
 
 

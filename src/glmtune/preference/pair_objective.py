@@ -16,6 +16,7 @@ from glmtune.data.batches import BlockCollator, BlockDataset
 from glmtune.preference.losses import AnswerScores, compute_pair_losses
 from glmtune.training.distributed import count_processes
 from glmtune.training.loss import LossSettings, step_loss
+from glmtune.training.objective import PAIR_METRICS
 from glmtune.training.training_data import TrainingData
 from glmtune.utils.console import show_status
 
@@ -59,23 +60,21 @@ class PreferenceObjective:
             settings: of training; None for an evaluation.
         """
         losses_N = step_loss(model, batch, settings=settings)
-        numbers_R = batch["rows"]
         sums_R, lengths_R = _sum_by_row(-losses_N, batch)
-        reference_R = None
-        if self.needs_reference:
-            table = self._references[settings is None]
-            reference_R = table.to(sums_R.device)[numbers_R.clamp(min=0)]
-        is_real_P = numbers_R[::2] >= 0
-        better, worse = (
-            AnswerScores(
-                sums_R[start::2][is_real_P],
-                lengths_R[start::2][is_real_P],
-                None if reference_R is None else reference_R[start::2][is_real_P],
-            )
-            for start in (0, 1)
-        )
-        if not len(better.sums_P):
+        # On the CPU, as the numbers of the rows are: what is chosen there is sent to the device without waiting for it.
+        numbers_R = batch["rows"].cpu()
+        places_P = (numbers_R[::2] >= 0).nonzero()[:, 0]
+        if not len(places_P):
             return losses_N  # an idle block has no target
+        table = self._references[settings is None] if self.needs_reference else None
+
+        def select_side(start: int) -> AnswerScores:
+            places = 2 * places_P + start
+            reference_P = None if table is None else table[numbers_R[places]].to(sums_R.device)
+            places = places.to(sums_R.device)
+            return AnswerScores(sums_R[places], lengths_R[places], reference_P)
+
+        better, worse = select_side(0), select_side(1)
         result = compute_pair_losses(self._stage, better, worse, self._options)
         better_P, worse_P = result.better_rewards_P, result.worse_rewards_P
         values = [(better_P > worse_P).float(), better_P - worse_P, better_P, worse_P, better.sums_P, worse.sums_P]
@@ -86,8 +85,8 @@ class PreferenceObjective:
 
     def find_rows(self, batch: dict[str, Any], is_bad_P: torch.Tensor) -> torch.Tensor:
         """The numbers of the better rows of the pairs that a mask selects."""
-        rows_P: torch.Tensor = batch["rows"][::2]
-        return rows_P[rows_P >= 0][is_bad_P]
+        rows_P: torch.Tensor = batch["rows"].cpu()[::2]
+        return rows_P[rows_P >= 0][is_bad_P.cpu()]
 
     def count_items(self, batch: dict[str, Any]) -> torch.Tensor:
         """The number of pairs of a batch, without those of idle blocks."""
@@ -96,7 +95,8 @@ class PreferenceObjective:
 
     def pop_metrics(self, is_evaluation: bool) -> torch.Tensor | None:
         """Sums of `PAIR_METRICS` and the number of pairs since the last call, (7,)."""
-        return self._sums.pop(is_evaluation, None)
+        none = torch.zeros(len(PAIR_METRICS) + 1, dtype=torch.float64)
+        return self._sums.pop(is_evaluation, none)
 
 
 @torch.no_grad()
@@ -124,10 +124,10 @@ def compute_answer_logps(
         for start in starts:
             status.update(f"Reference log-probabilities: {start:,} of {len(dataset):,} blocks")
             blocks = [dataset[index] for index in range(start, min(start + size, len(dataset)))]
-            batch = {key: value.to(device) for key, value in collate(blocks).items()}
+            batch = collate(blocks).to(device)
             with torch.autocast(device.type, dtype, enabled=arguments.fp16 or arguments.bf16):
                 losses_N = step_loss(model, batch)
-            table_R[batch["rows"].cpu()] = _sum_by_row(-losses_N, batch)[0].cpu()
+            table_R[batch["rows"]] = _sum_by_row(-losses_N, batch)[0].cpu()
     model.train(was_training)
     if count_processes() > 1:  # every process has computed the rows of its own batches
         shared_R = table_R.to(device)

@@ -130,7 +130,8 @@ def _add_embedding_noise(model: nn.Module, row_lengths_R: torch.Tensor, alpha: f
     unwrapped: Any = getattr(model, "module", model)
 
     def add_noise(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        lengths_T = row_lengths_R.to(output.device).repeat_interleave(row_lengths_R.to(output.device))
+        lengths_R = row_lengths_R.cpu()  # on a GPU, their sum would be waited for
+        lengths_T = lengths_R.repeat_interleave(lengths_R).to(output.device, non_blocking=True)
         magnitudes_T1 = (alpha / (lengths_T * output.shape[-1]).sqrt())[:, None].to(output.dtype)
         noise_TH = torch.empty_like(output.flatten(0, -2)).uniform_(-1, 1) * magnitudes_T1
         return output + noise_TH.view_as(output)

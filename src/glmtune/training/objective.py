@@ -57,9 +57,9 @@ class TokenObjective:
 
     def find_rows(self, batch: dict[str, Any], is_bad_N: torch.Tensor) -> torch.Tensor:
         """The numbers of the rows of targets."""
-        positions = batch["target_positions"][is_bad_N]
-        ends_R = batch["row_lengths"].to(positions.device).cumsum(0)
-        rows: torch.Tensor = batch["rows"][torch.bucketize(positions, ends_R, right=True).unique()]
+        positions = batch["target_positions"][is_bad_N].cpu()
+        places = torch.bucketize(positions, batch["row_lengths"].cpu().cumsum(0), right=True).unique()
+        rows: torch.Tensor = batch["rows"].cpu()[places]
         return rows
 
     def pop_metrics(self, is_evaluation: bool) -> None:

@@ -5,12 +5,11 @@ CONTRIBUTING.md lists the private methods of transformers that it overrides, and
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate.utils import save_fsdp_optimizer
@@ -22,6 +21,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
+from glmtune.data.batches import RowBatch
 from glmtune.errors import TrainingError
 from glmtune.methods.base_info import BaseInfo
 from glmtune.methods.method import Method, StateDict
@@ -35,6 +35,7 @@ from glmtune.training.data_position import (
 )
 from glmtune.training.distributed import any_rank, barrier, count_processes
 from glmtune.training.loss import LossSettings, find_head
+from glmtune.training.loss_checks import LossChecks, NonFiniteLoss, ScaleCheck
 from glmtune.training.objective import PAIR_METRICS, Objective
 from glmtune.training.optimizer_state import OptimizerSettings, explain_load_errors
 from glmtune.training.samplers import (
@@ -47,9 +48,6 @@ from glmtune.training.samplers import (
 )
 from glmtune.training.sharding import allow_fsdp_on_cpu, gather_weights, keep_losses_fp32, load_into_shards
 from glmtune.utils.console import print_warning
-
-# Micro-batches in a row with a loss of exactly 0 after which a run stops.
-_MAX_ZERO_LOSSES = 8
 
 
 class GlmTrainer(Trainer):
@@ -78,7 +76,10 @@ class GlmTrainer(Trainer):
         self._base_info = base_info
         self._objective = objective
         self._scores = scores
-        self._zero_losses = 0
+        self._loss_checks = LossChecks(self._describe_rows, objective.find_rows)
+        self._eval_checks = LossChecks(self._describe_rows, objective.find_rows, stops_at_zero=False)
+        self._scale_check, self._checked_step = ScaleCheck(), -1
+        self._last_skipped: NonFiniteLoss | None = None
         self._saving = False
         self._sampler: Any = None
         self._start: DataPosition | None = None
@@ -88,6 +89,7 @@ class GlmTrainer(Trainer):
         self._rng_checkpoint: str | None = None
         self._optimizer_settings: OptimizerSettings | None = None
         self.samples_seen = 0
+        self._uncounted = [0, 0]  # tokens and rows of this process since the counts were summed last
         self._tokens_before: int | None = None
         # Makes the Trainer count the targets of a whole optimiser step, however it is split into micro-batches.
         self.model_accepts_loss_kwargs = True
@@ -188,7 +190,8 @@ class GlmTrainer(Trainer):
             keep_losses_fp32(model, find_head(model))
         losses_M = self._objective.compute_losses(model, inputs, self._loss_settings)
         loss = losses_M.sum() / (len(losses_M) if num_items_in_batch is None else num_items_in_batch)
-        self._require_finite(loss, losses_M, inputs)
+        if self._loss_checks.add(self.state.global_step + 1, loss, losses_M, inputs):
+            self._check_losses()
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # undoes the mean that data parallelism takes of gradients
         return (loss, {"losses": losses_M}) if return_outputs else loss
@@ -212,7 +215,7 @@ class GlmTrainer(Trainer):
         sums = self._objective.pop_metrics(is_evaluation)
         if sums is None:
             return {}
-        *values, count = self.accelerator.reduce(sums).tolist()
+        *values, count = self.accelerator.reduce(sums.to(self.args.device)).tolist()
         return dict(zip(PAIR_METRICS, (value / count for value in values), strict=True)) if count else {}
 
     def evaluation_loop(
@@ -228,31 +231,62 @@ class GlmTrainer(Trainer):
         model = self.model_wrapped
         model.eval()  # DeepSpeed's returns nothing
         keep_losses_fp32(model, find_head(model))
-        total, count, rows = 0.0, 0, 0
+        # On the device until the end, so that no batch waits for it.
+        total, count, rows = torch.zeros((), dtype=torch.float64, device=self.args.device), 0, 0
         for batch in dataloader:
             batch = self._prepare_inputs(batch)
             with torch.no_grad(), self.compute_loss_context_manager():
                 losses_M = self._objective.compute_losses(model, batch, None)
-            self._require_finite(losses_M.sum(), losses_M, batch, is_evaluation=True)
-            sums = torch.stack([losses_M.double().sum(), torch.tensor(float(len(losses_M))).to(losses_M.device)])
-            sums = self.accelerator.reduce(torch.cat([sums, (batch["rows"] >= 0).sum()[None]]))
-            total, count, rows = total + float(sums[0]), count + int(sums[1]), rows + int(sums[2])
+            if self._eval_checks.add(self.state.global_step, losses_M.sum(), losses_M, batch):
+                self._check_eval_losses()
+            total += losses_M.double().sum()
+            count, rows = count + len(losses_M), rows + int((batch["rows"] >= 0).sum())
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        metrics = {f"{metric_key_prefix}_loss": total / count if count else float("nan")}
+        self._check_eval_losses()
+        counts_2 = torch.tensor([count, rows], dtype=torch.float64).to(total.device)
+        total_loss, count, rows = self.accelerator.reduce(torch.cat([total[None], counts_2])).tolist()
+        metrics = {f"{metric_key_prefix}_loss": total_loss / count if count else float("nan")}
         pair_metrics = self._average_metrics(is_evaluation=True)
         metrics |= {f"{metric_key_prefix}_{name}": value for name, value in pair_metrics.items()}
         if self._scores is not None:
             with self.compute_loss_context_manager():
                 scores = self._scores(self.model)
             metrics |= {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=rows)  # type: ignore[arg-type]
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=int(rows))  # type: ignore[arg-type]
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
         """Count tokens of rows; the Trainer would count those of idle blocks too."""
-        counts = self.accelerator.reduce(torch.stack([inputs["tokens"].sum(), (inputs["rows"] >= 0).sum()]))
-        self.state.num_input_tokens_seen += int(counts[0])
-        self.samples_seen += int(counts[1])
+        self._uncounted[0] += int(inputs["tokens"].sum())
+        self._uncounted[1] += int((inputs["rows"] >= 0).sum())
         self._batches += 1
+        if count_processes() == 1:
+            self._sum_counts()
+
+    def _sum_counts(self) -> None:
+        """Add what all processes have trained on since the last call; with several processes, it waits for them."""
+        counts = self._uncounted
+        if count_processes() > 1:
+            counts = self.accelerator.reduce(torch.tensor(counts).to(self.args.device)).tolist()
+        self.state.num_input_tokens_seen += counts[0]
+        self.samples_seen += counts[1]
+        self._uncounted = [0, 0]
+
+    def _prepare_input(self, data: Any) -> Any:
+        return data.to(self.args.device) if isinstance(data, RowBatch) else super()._prepare_input(data)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if self._loss_scaler is None:
+            return loss
+        # The step will be skipped: in the logged mean it counts as the others did.
+        mean = self._tr_loss / (1 + self.state.global_step - self._globalstep_last_logged)
+        return torch.where(loss.isfinite(), loss, mean)
+
+    @property
+    def _loss_scaler(self) -> Any:
+        """The scaler of a run in fp16, which skips steps with gradients that are not finite; None in other runs."""
+        scaler = getattr(self.accelerator, "scaler", None)
+        return scaler if scaler is not None and scaler.is_enabled() else None
 
     def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any) -> Any:
         if count_processes() > 1:
@@ -294,6 +328,10 @@ class GlmTrainer(Trainer):
         if self._epoch_batches and self._sampler.is_resumed_epoch:
             batches = self._count_batches(self._block_count)
             self.state.epoch = self._epoch + (batches - self._epoch_batches + self._batches) / batches
+        self._check_scale()
+        if self.control.should_log or self.control.should_evaluate or self.control.should_save:
+            self._check_losses()
+            self._sum_counts()
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _find_position(self) -> DataPosition:
@@ -353,6 +391,8 @@ class GlmTrainer(Trainer):
             super()._load_scaler(checkpoint)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        self._check_losses()
+        self._sum_counts()
         # With a limit of 1 the Trainer would remove the newest checkpoint, from which a run is resumed.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
@@ -425,26 +465,53 @@ class GlmTrainer(Trainer):
             use_mtime=False,  # a copied run, or a clock that was changed, has times in another order
         )
 
-    def _require_finite(
-        self, loss: torch.Tensor, losses_M: torch.Tensor, inputs: dict[str, Any], is_evaluation: bool = False
-    ) -> None:
-        value = float(loss.detach())  # waits for the GPU, once a batch
-        if math.isfinite(value):
-            if len(losses_M) and not is_evaluation:  # idle blocks have none
-                self._require_not_always_zero(value, inputs)
+    def _check_losses(self) -> None:
+        """Read the losses of the micro-batches since the last check; waits for the device once.
+
+        In fp16 with a loss scaler, a step with a loss that is not finite is skipped, and named.
+
+        Raises:
+            TrainingError: a loss is not finite.
+        """
+        for bad in self._loss_checks.read():
+            if self._loss_scaler is None:
+                self._raise_non_finite(bad)
+            self._last_skipped = bad
+            print_warning(
+                f"The loss became {bad.value} at step {bad.step} (rows {self._describe_rows(bad.rows)}): "
+                "this step is skipped, and the loss scale of fp16 halved."
+            )
+
+    def _check_eval_losses(self) -> None:
+        for bad in self._eval_checks.read():
+            where = f"The evaluation loss became {bad.value} at step {bad.step}"
+            rows = self._describe_rows(bad.rows, self._describe_eval_row)
+            raise TrainingError(f"{where} (rows {rows}).", self._explain_non_finite())
+
+    def _check_scale(self) -> None:
+        """Stop a run in fp16 whose loss scale does not settle."""
+        scaler, step = self._loss_scaler, self.state.global_step
+        if scaler is None or step == self._checked_step:
             return
-        rows_R = self._objective.find_rows(inputs, ~torch.isfinite(losses_M))
-        cause = "fp16 overflowed: use bf16 or fp32" if self.args.fp16 else "the learning rate is too high for this data"
-        if is_evaluation:
-            where = f"The evaluation loss became {value} at step {self.state.global_step}"
-            rows = self._describe_rows(rows_R, self._describe_eval_row)
-        else:
-            where = f"The loss became {value} at step {self.state.global_step + 1}"
-            rows = self._describe_rows(rows_R)
+        self._checked_step = step
+        if not self._scale_check.is_hopeless(self.accelerator.optimizer_step_was_skipped, scaler.get_scale):
+            return
+        self._check_losses()
+        if self._last_skipped is not None and self._last_skipped.step == step:
+            self._raise_non_finite(self._last_skipped)
         raise TrainingError(
-            f"{where} (rows {rows}).",
-            f"Likely cause: {cause}, or a weight of the base is not finite. Nothing of this step was saved.",
+            f"The gradients became infinite or NaN at step {step}, and the steps before it were skipped for the same "
+            f"reason: the loss scale is {scaler.get_scale():g}.",
+            self._explain_non_finite(),
         )
+
+    def _raise_non_finite(self, bad: NonFiniteLoss) -> NoReturn:
+        where = f"The loss became {bad.value} at step {bad.step}"
+        raise TrainingError(f"{where} (rows {self._describe_rows(bad.rows)}).", self._explain_non_finite())
+
+    def _explain_non_finite(self) -> str:
+        cause = "fp16 overflowed: use bf16 or fp32" if self.args.fp16 else "the learning rate is too high for this data"
+        return f"Likely cause: {cause}, or a weight of the base is not finite. Nothing of this step was saved."
 
     def _require_finite_weights(self) -> None:
         """Stop a run before weights that nothing can be trained from take the place of an older checkpoint."""
@@ -462,19 +529,7 @@ class GlmTrainer(Trainer):
                 f"Likely cause: {cause}. The earlier checkpoints are not touched.",
             )
 
-    def _require_not_always_zero(self, loss: float, inputs: dict[str, Any]) -> None:
-        """Stop a run whose loss stays exactly 0, which has no gradient; once may be a coincidence."""
-        self._zero_losses = self._zero_losses + 1 if loss == 0 else 0
-        if self._zero_losses < _MAX_ZERO_LOSSES:
-            return
-        raise TrainingError(
-            f"The loss is exactly 0 at step {self.state.global_step + 1}, {_MAX_ZERO_LOSSES} batches in a row "
-            f"(now rows {self._describe_rows(inputs['rows'])}).",
-            "Likely cause: the model has memorised the rows (too many epochs), or its output overflowed: "
-            "look at the rows with `glmtune data preview`, or use bf16 or fp32.",
-        )
-
-    def _describe_rows(self, rows_R: torch.Tensor, describe: Callable[[int], str] | None = None) -> str:
-        rows = [row for row in rows_R.tolist() if row >= 0]  # idle blocks have -1
+    def _describe_rows(self, rows: list[int], describe: Callable[[int], str] | None = None) -> str:
+        rows = [row for row in rows if row >= 0]  # idle blocks have -1
         more = f" and {len(rows) - 4} more" if len(rows) > 4 else ""
         return ", ".join((describe or self._describe_row)(row) for row in rows[:4]) + more

@@ -1,0 +1,106 @@
+"""Layers of `GlmForCausalLM` in fewer operations where no gradient is computed: their number bounds a decoded token.
+
+Results are those of transformers' layers, bit by bit in attention. The norm of a GPU is one kernel, which rounds once,
+after the product with its weight, as the published code of ChatGLM2 and ChatGLM3 does; transformers' rounds before.
+
+Shapes: B rows, T positions, N heads of queries and keys together, D head size, F rotated pairs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.glm.modeling_glm import (
+    GlmAttention,
+    GlmRMSNorm,
+    GlmRotaryEmbedding,
+    eager_attention_forward,
+)
+
+
+class RotaryTables(NamedTuple):
+    """Factors of a head's numbers, and of each pair's other number, (B, T, 1, D): 1 and 0 where nothing is rotated."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+
+class FusedGlmRotaryEmbedding(GlmRotaryEmbedding):
+    """Without gradients it makes `RotaryTables`, once for all layers."""
+
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> Any:
+        if torch.is_grad_enabled() or self.rope_type not in ("default", "linear"):
+            return super().forward(x, position_ids)
+        return self._make_tables(x, position_ids)
+
+    def _make_tables(self, x: torch.Tensor, position_ids: torch.Tensor) -> RotaryTables:
+        angles_BTF = position_ids[..., None].float() * self.inv_freq.to(device=x.device, dtype=torch.float)
+        cos, sin = angles_BTF.cos(), angles_BTF.sin()
+        if self.attention_scaling != 1:
+            cos, sin = cos * self.attention_scaling, sin * self.attention_scaling
+        head_dim = getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads
+        rest = (0, head_dim - 2 * cos.shape[-1])
+        cos_BTD = F.pad(torch.stack((cos, cos), dim=-1).flatten(-2), rest, value=1.0)
+        sin_BTD = F.pad(torch.stack((-sin, sin), dim=-1).flatten(-2), rest)
+        return RotaryTables(cos_BTD.to(x.dtype)[:, :, None], sin_BTD.to(x.dtype)[:, :, None])
+
+
+class FusedGlmAttention(GlmAttention):
+    """Rotates queries and keys together, with `RotaryTables`."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        if not isinstance(position_embeddings, RotaryTables):
+            return super().forward(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query_BTND = self.q_proj(hidden_states).view(shape)
+        key_BTND = self.k_proj(hidden_states).view(shape)
+        value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
+        cos, sin = position_embeddings
+        both_BTND = torch.cat((query_BTND, key_BTND), dim=2)
+        others_BTND = both_BTND.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+        both_BTND = both_BTND * cos + others_BTND * sin
+        heads = query_BTND.shape[2], key_BTND.shape[2]
+        query, key = (states.transpose(1, 2) for states in both_BTND.split(heads, dim=2))
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        dropout = self.attention_dropout if self.training else 0.0
+        output, weights = attend(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+        )
+        return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1).contiguous()), weights
+
+
+class FusedGlmRMSNorm(GlmRMSNorm):
+    """One kernel on a GPU."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        is_mixed = hidden_states.dtype != self.weight.dtype
+        if torch.is_grad_enabled() or hidden_states.device.type == "cpu" or is_mixed:
+            return super().forward(hidden_states)
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
+
+
+_FUSED: dict[type[nn.Module], type[nn.Module]] = {
+    GlmRotaryEmbedding: FusedGlmRotaryEmbedding,
+    GlmAttention: FusedGlmAttention,
+    GlmRMSNorm: FusedGlmRMSNorm,
+}
+
+
+def fuse_layers(model: nn.Module) -> None:
+    """Let the layers that have one use their fused form. Weights and names stay, so that saving writes the same."""
+    for module in model.modules():
+        module.__class__ = _FUSED.get(type(module), type(module))
