@@ -118,9 +118,8 @@ class JsonConstraint:
     def advance(self, token: int) -> None:
         """Take the token that was chosen, one of the allowed ones."""
         if self._state != END:
-            following = advance_json(self._state, self._table.bytes[token])
-            assert following is not None
-            self._state = following
+            # None only if the vocabulary lacks all bytes that may follow: the reply then ends.
+            self._state = advance_json(self._state, self._table.bytes[token]) or END
 
 
 class ToolCallConstraint:
