@@ -7,6 +7,7 @@ import json
 import threading
 import time
 
+import numpy as np
 import pytest
 
 pytest.importorskip("fastapi", reason="fastapi is not installed (extra: serve)")
@@ -234,7 +235,7 @@ def test_logprobs_name_tokens_and_bytes(server, parts):
 @pytest.mark.parametrize("family", ["chatglm", "chatglm2", "chatglm3", "glm4"])
 def test_the_bytes_of_tokens_together_are_the_text(parts, family):
     from glmtune.families.family import tokenize_text
-    from glmtune.serve.token_logprobs import get_token_bytes
+    from glmtune.models.tokenizers.token_bytes import get_token_bytes
 
     tokenizer, _ = parts[family]
     text = "你好, hello 🙂 ok"
@@ -485,10 +486,48 @@ def test_a_choice_of_a_tool_is_kept(server, parts):
     ask(client)
     assert client.engine.requests[-1].input_ids == client.engine.requests[-2].input_ids
     require_error(ask(client, tools=[WEATHER], tool_choice=other), 400, "tool_choice", match="'other'")
-    require_error(ask(client, tools=[WEATHER, other], tool_choice="required"), 400, "tool_choice", match="single tool")
+    assert client.engine.requests[-3].constraint is not None
+    assert client.engine.requests[-1].constraint is None
     require_error(ask(client, tool_choice=named), 400, "tool_choice", match="needs tools")
     require_error(ask(client, tools=[WEATHER, WEATHER]), 400, match="twice")
     require_error(ask(client, tools=[{"type": "retrieval"}]), 400, match='"retrieval"')
+
+
+@pytest.mark.parametrize("family", ["chatglm3", "glm4"])
+def test_a_required_call_names_one_of_the_tools(server, family):
+    client = server(family)
+    other = {"type": "function", "function": {"name": "get_time"}}
+    ask(client, tools=[WEATHER, other], tool_choice="required", n=2)
+    table = client.context.get_token_table()
+    ends = set()
+    for request, name in zip(client.engine.requests, ("get_weather", "get_time"), strict=True):
+        text = b""
+        while not text.endswith(b"\n"):
+            allowed = np.flatnonzero(request.constraint.list_allowed())
+            token = next(token for token in allowed if f"{name}\n".encode().startswith(text + table.bytes[token]))
+            request.constraint.advance(int(token))
+            text += table.bytes[token]
+        allowed = request.constraint.list_allowed()
+        ends.add(text)
+        if family == "glm4":  # then a JSON object
+            assert {table.bytes[token].strip()[:1] for token in np.flatnonzero(allowed)} == {b"", b"{"}
+        else:
+            assert allowed is None
+    assert ends == {b"get_weather\n", b"get_time\n"}
+
+
+def test_a_json_object_is_asked_for(server):
+    client = server("chatglm2")
+    assert ask(client, response_format={"type": "json_object"}, n=2).status_code == 200
+    first, second = (request.constraint for request in client.engine.requests)
+    assert first is not second
+    allowed = {client.context.get_token_table().bytes[token][:1] for token in np.flatnonzero(first.list_allowed())}
+    assert b"{" in allowed
+    assert b"[" not in allowed
+    tools = ask(client, response_format={"type": "json_object"}, tools=[WEATHER])
+    require_error(tools, 400, "response_format", match="tools")
+    ask(client, response_format={"type": "text"})
+    assert client.engine.requests[-1].constraint is None
 
 
 def test_a_generation_without_tools_refuses_them(server):

@@ -23,6 +23,7 @@ from glmtune.cli.option_spellings import normalize_words
 from glmtune.cli.plan import plan
 from glmtune.cli.report import report
 from glmtune.cli.run_script import register as register_run
+from glmtune.cli.serve import serve
 from glmtune.cli.train import train
 from glmtune.cli.ui import ui
 from glmtune.errors import GlmtuneError, ReportedInterrupt
@@ -56,6 +57,7 @@ app.command()(forget)
 app.command()(export)
 app.command()(bench)
 app.command()(report)
+app.command()(serve)
 app.command()(ui)
 register_migrate(app)
 register_run(app)

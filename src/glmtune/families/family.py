@@ -70,6 +70,8 @@ class Family(ABC):
     """Modules that LoRA adapts by default: the query, key and value projections."""
     stop_tokens: tuple[str, ...]
     """Tokens that end a reply; the first one ends a training row."""
+    has_json_calls = False
+    """Whether the arguments of a tool call are written as a JSON object."""
     one_answer_per_row = False
     """Whether a row can train its last answer only: a conversation then becomes one row per answer."""
     position_streams = 1

@@ -175,6 +175,32 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, name: str = "default",
     return wrapped
 
 
+def add_adapter(model: PeftModel, folder: Path, name: str) -> None:
+    """Load one more adapter onto a model that has some, for generation; the active one stays active.
+
+    Args:
+        model: with adapters of other names.
+        folder: a peft folder; it is only read.
+        name: what peft is to call the adapter.
+
+    Raises:
+        ModelError: the folder holds no LoRA adapter, a broken one, or one for other modules.
+    """
+    config, state = _open_adapter(folder, model.get_base_model(), trainable=False)
+    active = model.active_adapter
+    try:
+        model.add_adapter(name, config)
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise _explain_misfit(folder, summarize_error(error, 200)) from None
+    model.requires_grad_(False)
+    faults = load_state(model, state, name)
+    if faults:
+        model.delete_adapter(name)
+        raise _explain_misfit(folder, "; ".join(faults))
+    model.set_adapter(active)
+    model.requires_grad_(False)
+
+
 def read_base_path(folder: Path) -> str:
     """The path of the adapter's base when it was saved."""
     return str(read_config(folder).get("base_model_name_or_path") or "")

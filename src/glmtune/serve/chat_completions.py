@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from glmtune.families import ToolCall
-from glmtune.generation.batch_requests import FinishEvent, TokenEvent
+from glmtune.generation.batch_requests import BatchRequest, FinishEvent, TokenEvent
 from glmtune.serve.api_errors import ApiError
 from glmtune.serve.context import ServeContext
 from glmtune.serve.http_messages import (
@@ -47,7 +47,7 @@ async def complete_chat(request: Request, context: ServeContext) -> Response:
     """Answer a request, in one piece or as a stream."""
     body, unused = await read_body(request, ChatCompletionBody)
     model = context.find_model(body.model)
-    _check_response_format(body)
+    wants_json = _wants_json(body)
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true.", param="top_logprobs")
     prompt = read_chat_prompt(body)
@@ -57,6 +57,7 @@ async def complete_chat(request: Request, context: ServeContext) -> Response:
         max_new_tokens=_read_max_new_tokens(body, len(ids)),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
+    await _add_constraints(context, requests, prompt, wants_json)
     headers = make_warning_headers(unused + prompt.unused)
     completion = ChatCompletion(context, body, prompt, ReplyGroup(context, requests))
     if body.stream:
@@ -180,17 +181,40 @@ def _read_max_new_tokens(body: ChatCompletionBody, prompt_tokens: int) -> int | 
     return min(limits, default=None)
 
 
-def _check_response_format(body: ChatCompletionBody) -> None:
-    """Refuse formats that the reply would not be held to."""
+def _wants_json(body: ChatCompletionBody) -> bool:
+    """Whether the reply has to be a JSON object.
+
+    Raises:
+        ApiError: another format, or tools besides.
+    """
     if body.response_format is None:
-        return
+        return False
     kind = body.response_format.get("type")
-    if kind != "text":
+    if kind not in ("text", "json_object"):
         shown = json.dumps(kind, ensure_ascii=False)[:80]
         raise ApiError(
             400,
-            f"response_format: type {shown} is not supported, since replies are not constrained. Ask for JSON in the "
-            "message, or use a tool, whose arguments are JSON.",
+            f"response_format: type {shown} is not supported; one of text, json_object.",
             code="unsupported_value",
             param="response_format",
         )
+    if kind == "json_object" and (body.tools or body.functions):
+        raise ApiError(400, "response_format json_object cannot be used with tools.", param="response_format")
+    return kind == "json_object"
+
+
+async def _add_constraints(
+    context: ServeContext, requests: Sequence[BatchRequest], prompt: ChatPrompt, wants_json: bool
+) -> None:
+    """Restrict the tokens of replies that have to be JSON or a call."""
+    if not wants_json and not prompt.must_call:
+        return
+    from glmtune.generation.token_constraint import JsonConstraint, ToolCallConstraint
+
+    table = await context.run_encoder(context.get_token_table)
+    names = [] if prompt.call_name else prompt.tool_names
+    for request in requests:
+        if wants_json:
+            request.constraint = JsonConstraint(table)
+        else:
+            request.constraint = ToolCallConstraint(table, names, context.family.has_json_calls)

@@ -16,6 +16,8 @@ from glmtune.serve.prometheus import ServerMetrics
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from glmtune.generation.token_constraint import TokenTable
+
 Result = TypeVar("Result")
 
 
@@ -82,6 +84,7 @@ class ServeContext:
     metrics: ServerMetrics = field(default_factory=ServerMetrics)
     is_draining: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
+    _token_table: TokenTable | None = None
     # One thread: tokenizers have state that a second one would change under way, and a long text must not stop the
     # others' streams.
     _encoder: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "encode"))
@@ -103,6 +106,15 @@ class ServeContext:
     async def run_encoder(self, function: Callable[[], Result]) -> Result:
         """Call a function that uses the tokenizer, outside the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._encoder, function)
+
+    def get_token_table(self) -> TokenTable:
+        """The bytes of the vocabulary, for constraints; made once, on the encoder's thread."""
+        if self._token_table is None:
+            from glmtune.generation.token_constraint import TokenTable
+
+            stops = self.family.get_stop_ids(self.tokenizer)
+            self._token_table = TokenTable(self.tokenizer, len(self.tokenizer), stops)
+        return self._token_table
 
     def close(self) -> None:
         """Stop the thread of the tokenizer."""

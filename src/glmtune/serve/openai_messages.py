@@ -40,7 +40,8 @@ class ChatPrompt:
         messages: see `Family.encode_prompt`.
         tools: shown to the model; None if there are none.
         tool_names: that the model may call.
-        call_name: the tool that it must call; None if it may answer.
+        must_call: whether the reply has to be a call.
+        call_name: the tool that it must call, if there is one alone; the prompt ends with it.
         is_legacy_call: the request has `functions`; its reply has `function_call` in place of `tool_calls`.
         unused: keys without effect.
     """
@@ -48,6 +49,7 @@ class ChatPrompt:
     messages: Sequence[Message]
     tools: list[dict[str, Any]] | None = None
     tool_names: list[str] = field(default_factory=list)
+    must_call: bool = False
     call_name: str | None = None
     is_legacy_call: bool = False
     unused: list[str] = field(default_factory=list)
@@ -191,16 +193,9 @@ def _apply_choice(prompt: ChatPrompt, choice: Any, key: str) -> None:
         return
     if not prompt.tool_names:
         raise ApiError(400, f"{key} needs tools.", param=key)
+    prompt.must_call = True
     if choice == "required":
-        if len(prompt.tool_names) > 1:
-            raise ApiError(
-                400,
-                f"{key}: required is supported with a single tool. Name the one to call: "
-                '{"type": "function", "function": {"name": ...}}.',
-                code="unsupported_value",
-                param=key,
-            )
-        prompt.call_name = prompt.tool_names[0]
+        prompt.call_name = prompt.tool_names[0] if len(prompt.tool_names) == 1 else None
         return
     function = choice if key == "function_call" else choice.get("function")
     is_known_kind = key == "function_call" or choice.get("type") == "function"

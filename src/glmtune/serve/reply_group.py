@@ -38,6 +38,8 @@ class ReplyGroup:
                 self._handles.append(context.engine.submit(request, self._make_callback(index)))
         except Exception as error:
             self.cancel()
+            if isinstance(error, ValueError):  # what the engine says of a request
+                raise ApiError(400, f"{error}.", code="invalid_value") from error
             raise make_submit_error(error) from error
 
     def cancel(self) -> None:

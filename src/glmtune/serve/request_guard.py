@@ -22,6 +22,8 @@ from glmtune.utils.network import get_hostname, is_loopback
 LOGGER = logging.getLogger("glmtune.serve")
 CLIENT_CLOSED = 499
 """Status under which requests are counted whose client left (nginx's number)."""
+# A larger body is dropped up to this many times the limit.
+_DROPPED_SHARE = 16
 _HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
 
 
@@ -108,7 +110,11 @@ class RequestGuard:
 
 
 class _LimitedBody:
-    """Receives a request's body in limited size and time."""
+    """Receives a request's body in limited size and time.
+
+    What is too much is read and dropped before the answer, up to a limit: a client that is still sending when the
+    connection is closed would see that alone, and not the answer.
+    """
 
     def __init__(self, scope: Scope, receive: Receive, context: ServeContext):
         self._receive = receive
@@ -116,13 +122,23 @@ class _LimitedBody:
         self._deadline = time.monotonic() + self._limits.body_timeout_s
         self._size = 0
         self._is_complete = False
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared[:20]) > self._limits.body_bytes:
+        headers = dict(scope["headers"])
+        declared = headers.get(b"content-length", b"0")
+        is_large = declared.isdigit() and int(declared[:20]) > self._limits.body_bytes
+        if is_large and headers.get(b"expect", b"").lower() == b"100-continue":  # the client asks before it sends
             raise self._make_size_error()
 
     async def __call__(self) -> Message:
         if self._is_complete:
             return await self._receive()
+        message = await self._receive_part()
+        if self._size <= self._limits.body_bytes:
+            return message
+        while not self._is_complete and self._size < _DROPPED_SHARE * self._limits.body_bytes:
+            await self._receive_part()
+        raise self._make_size_error()
+
+    async def _receive_part(self) -> Message:
         try:
             message = await asyncio.wait_for(self._receive(), max(self._deadline - time.monotonic(), 0.001))
         except asyncio.TimeoutError:
@@ -135,8 +151,6 @@ class _LimitedBody:
             raise ClientDisconnectError
         self._size += len(message.get("body", b""))
         self._is_complete = not message.get("more_body", False)
-        if self._size > self._limits.body_bytes:
-            raise self._make_size_error()
         return message
 
     def _make_size_error(self) -> BodyLimitError:
