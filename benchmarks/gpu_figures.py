@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import resource
 import tempfile
@@ -9,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import decoding as decoding_benchmark
@@ -17,6 +19,23 @@ import torch
 from gpu_results import DTYPES, MIB, Setup, figure, proof
 from machine import CUBE, measure_matmul_rate, measure_read_rate, synchronize
 from models import SHAPES, build_model, published_config
+
+from glmtune.models.attention_kernels import (
+    EFFICIENT,
+    FLASH,
+    MATH,
+    find_card,
+    find_kernel,
+    plan_for_card,
+    takes_varlen,
+)
+
+KERNEL_NAMES = {
+    "FLASH_ATTENTION": FLASH,
+    "CUDNN_ATTENTION": FLASH,  # the plan makes no difference
+    "EFFICIENT_ATTENTION": EFFICIENT,
+    "MATH": MATH,
+}
 
 # --- 0: what all figures are a share of ---
 
@@ -30,7 +49,17 @@ def limits(setup: Setup) -> None:
     figure("limits", device=device, **rates, **{"read GB/s": measure_read_rate(setup.device) / 1e9})
     for name, dtype in DTYPES.items():
         for case in ("causal", "causal, grouped queries", "mask"):
-            figure(f"attention kernel, {name}, {case}", kernel=find_attention_kernel(setup.device, dtype, case))
+            kernel = find_attention_kernel(setup.device, dtype, case)
+            figure(f"attention kernel, {name}, {case}", kernel=kernel)
+            if on_gpu:
+                card = find_card(torch.device("cuda"))
+                assert card is not None
+                planned = find_kernel(card, dtype, masked=case == "mask", grouped="grouped" in case)
+                proof(
+                    f"attention kernel, {name}, {case}: as planned",
+                    KERNEL_NAMES.get(kernel) == planned,
+                    planned=planned,
+                )
 
 
 def find_attention_kernel(device: str, dtype: torch.dtype, case: str) -> str:
@@ -315,54 +344,105 @@ def loading(setup: Setup) -> None:
 
 
 def attention(setup: Setup) -> None:
-    """Rows laid end to end: one call per class of length, one call per row, and one masked call."""
+    """Rows laid end to end, with the functions that training calls: outputs, gradients and time of each way.
+
+    Causal rows with grouped queries (ChatGLM2 and later), rows with a context (ChatGLM-6B), and both behind a prefix.
+    """
+    on_gpu = setup.device == "cuda"
+    heads, size, prefix = (32, 128, 128) if on_gpu else (4, 16, 5)
+    lengths = [768, 700, 512, 300, 128, 90, 64, 33] if on_gpu else [24, 17, 9]
+    dtype = torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    for groups, contexts in ((2 if on_gpu else 1, [0] * len(lengths)), (heads, [length // 2 for length in lengths])):
+        for virtual_tokens in (0, prefix):
+            kind = "rows with a context" if contexts[0] else "causal rows"
+            name = f"attention, {kind}{', prefix' if virtual_tokens else ''}"
+            shape = heads, groups, size, virtual_tokens
+            compare_attention(name, setup.device, lengths, contexts, shape, dtype if on_gpu else torch.float32)
+
+
+def compare_attention(
+    name: str,
+    device: str,
+    lengths: list[int],
+    contexts: list[int],
+    shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+) -> None:
+    """Compare the ways to attend within rows with one masked call in fp32.
+
+    Args:
+        name: of the case.
+        device: `cuda` or `cpu`.
+        lengths: tokens of each row.
+        contexts: tokens at the start of each that see each other in both directions.
+        shape: query heads, key-value heads, size of a head, virtual tokens.
+        dtype: of the ways that are compared.
+    """
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    from glmtune.methods import prefix_attention  # noqa: F401 (registers its functions)
     from glmtune.models.packed_attention import make_packed_rows
 
-    heads, groups, size = (32, 2, 128) if setup.device == "cuda" else (4, 2, 16)
-    lengths = [768, 700, 512, 300, 128, 90, 64, 33] if setup.device == "cuda" else [24, 17, 9]
-    dtype = torch.bfloat16 if setup.device == "cuda" else torch.float32
+    heads, groups, size, prefix = shape
     total = sum(lengths)
     torch.manual_seed(0)
-    query = torch.randn(1, heads, total, size, device=setup.device, dtype=dtype)
-    key, value = (torch.randn(1, groups, total, size, device=setup.device, dtype=dtype) for _ in range(2))
-    row_T = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(setup.device)
-    position_T = torch.arange(total, device=setup.device)
-    mask_TT = (row_T[:, None] == row_T) & (position_T[:, None] >= position_T)
-    attend = torch.nn.functional.scaled_dot_product_attention
+    query, key, value = (
+        torch.randn(1, count, total, size, device=device, dtype=dtype, requires_grad=True)
+        for count in (heads, groups, groups)
+    )
+    prefix_kv = torch.randn(1, 2, groups, max(prefix, 1), size, device=device, dtype=dtype, requires_grad=True)
+    module = SimpleNamespace(is_causal=not contexts[0], layer_idx=0, num_key_value_groups=heads // groups)
+    attend = ALL_ATTENTION_FUNCTIONS["prefix_rows_sdpa" if prefix else "rows_sdpa"]
+    options: dict[str, Any] = {"scaling": size**-0.5} | ({"prefix_kv": prefix_kv} if prefix else {})
 
-    def attend_masked() -> torch.Tensor:
-        return attend(query, key, value, attn_mask=mask_TT, enable_gqa=True)
+    counts = torch.tensor(lengths)
+    row_T = torch.repeat_interleave(torch.arange(len(lengths)), counts).to(device)
+    place_T = torch.cat([torch.arange(length) for length in lengths]).to(device)
+    context_T = torch.tensor(contexts).to(device)[row_T]
+    mask_TT = (row_T[:, None] == row_T) & ((place_T <= place_T[:, None]) | (place_T < context_T))
+    mask_TS = torch.nn.functional.pad(mask_TT, (prefix, 0), value=True)
 
-    def attend_rows() -> torch.Tensor:
-        parts = [part.split(lengths, dim=2) for part in (query, key, value)]
-        return torch.cat([attend(q, k, v, is_causal=True, enable_gqa=True) for q, k, v in zip(*parts, strict=True)], 2)
+    def attend_masked(convert: Callable[[torch.Tensor], torch.Tensor] = lambda x: x) -> torch.Tensor:
+        parts = (
+            (key, value)
+            if not prefix
+            else (torch.cat([p[None], x], 2) for p, x in zip(prefix_kv[0], (key, value), strict=True))
+        )
+        k, v = (convert(x).repeat_interleave(heads // groups, 1) for x in parts)
+        output = torch.nn.functional.scaled_dot_product_attention(convert(query), k, v, attn_mask=mask_TS)
+        return output.transpose(1, 2)
 
-    def attend_groups() -> torch.Tensor:
-        packed = make_packed_rows(lengths, [0] * len(lengths), torch.device(setup.device), False)
-        parts = [
-            attend(
-                *(group.select(x) for x in (query, key, value)), attn_mask=group.mask_R1tt, enable_gqa=True
-            ).transpose(1, 2)
-            for group in packed.groups
-        ]
-        return packed.join(parts).transpose(1, 2)
+    def attend_rows(single: bool | None) -> torch.Tensor:
+        rows = make_packed_rows(lengths, contexts, torch.device(device), single)
+        output: torch.Tensor = attend(module, query, key, value, None, rows=rows, **options)[0]
+        return output
 
-    def attend_varlen() -> torch.Tensor:
-        from torch.nn.attention.varlen import varlen_attn
+    def attend_groups(single: bool = False) -> torch.Tensor:
+        card = find_card(torch.device(device))
+        with plan_for_card(card and dataclasses.replace(card, varlen=False)):
+            return attend_rows(single)
 
-        ends = torch.tensor([0, *lengths], device=setup.device).cumsum(0).int()
-        flat = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
-        options = {"window_size": (-1, 0), "enable_gqa": True}  # causal
-        return varlen_attn(*flat, ends, ends, max(lengths), max(lengths), **options).transpose(0, 1)[None]
+    ways: dict[str, Callable[[], torch.Tensor]] = {
+        "masked": attend_masked,
+        "by row": lambda: attend_groups(True),
+        "by class of length": attend_groups,
+    }
+    if takes_varlen(query, 0.0):
+        ways["of varying length"] = lambda: attend_rows(None)
+    inputs = [query, key, value, *([prefix_kv] if prefix else [])]
+    weights = torch.randn(1, total, heads, size, device=device)
 
-    reference = attend_masked()
-    ways = {"masked": attend_masked, "by row": attend_rows, "by class of length": attend_groups}
-    if setup.device == "cuda":
-        ways["of varying length"] = attend_varlen
-    for name, function in ways.items():
-        error = (function() - reference).abs().max().item()
-        proof(f"attention {name}", error <= (2e-2 if dtype == torch.bfloat16 else 1e-5), error=error)
-        figure(f"attention {name}", ms=time_milliseconds(function, setup.device))
+    def compute(function: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        output = function()
+        return output, *torch.autograd.grad((output.float() * weights).sum(), inputs)
+
+    expected = compute(lambda: attend_masked(torch.Tensor.float))
+    allowed = 1e-5 if dtype == torch.float32 else 2e-2  # of the largest value: two roundings to 16 bits
+    for way, function in ways.items():
+        pairs = zip(compute(function), expected, strict=True)
+        error = max(((a.float() - b.float()).abs().max() / b.float().abs().max()).item() for a, b in pairs)
+        proof(f"{name} {way}", error <= allowed, error=error)
+        figure(f"{name} {way}, forward and backward", ms=time_milliseconds(lambda f=function: compute(f), device))
 
 
 def time_milliseconds(function: Callable[[], object], device: str) -> float:

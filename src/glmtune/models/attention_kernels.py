@@ -25,6 +25,8 @@ from transformers.models.glm4 import modeling_glm4
 from glmtune.models.varlen_attention import runs_varlen
 
 FLASH, EFFICIENT, MATH, VARLEN = "flash", "memory-efficient", "math", "flash, rows of varying length"
+CUDNN = "cuDNN"
+"""May be taken in place of flash or the memory-efficient kernel, with the same memory."""
 
 _MASK_ALIGNMENT = 8
 """Numbers to whose multiple the memory-efficient kernel wants each line of a mask; it copies others."""
@@ -51,8 +53,7 @@ KERNELS = (
     AttentionKernel(EFFICIENT, (5, 0), frozenset({torch.float16, torch.float32}), masks=True, grouped=False),
     AttentionKernel(MATH, (0, 0), _HALVES | {torch.float32, torch.float64}, masks=True, grouped=True),
 )
-"""In the order in which torch tries them. Fourth-generation tensor cores and later may take cuDNN's kernel in place of
-flash: the same memory, the same conditions."""
+"""In the order in which torch tries them."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ def find_card(device: torch.device, *, try_varlen: bool = False) -> Card | None:
     switches = {
         FLASH: torch.backends.cuda.flash_sdp_enabled(),
         EFFICIENT: torch.backends.cuda.mem_efficient_sdp_enabled(),
+        CUDNN: torch.backends.cuda.cudnn_sdp_enabled(),
     }
     disabled = frozenset(name for name, is_on in switches.items() if not is_on)
     capability = torch.cuda.get_device_capability(device)
@@ -191,10 +193,10 @@ def attend_sdpa(
 ) -> tuple[torch.Tensor, None]:
     """transformers' `sdpa_attention_forward`, with grouped queries laid out for the best kernel of the card.
 
-    Where only the math kernel takes grouped queries (cards before Ampere, fp32 on any, and with a mask), key-value
-    heads become rows of the batch, and the query heads of a group see them through a stride of 0: keys and values are
-    not copied, forward or for the backward pass, which sums over the group. A single query per row needs not even
-    that: the heads of a group are its queries.
+    Where only the math kernel takes grouped queries (cards before Ampere, and fp32 on any), key-value heads become rows
+    of the batch, and the query heads of a group see them through a stride of 0: keys and values are not copied, forward
+    or for the backward pass, which sums over the group. A single query per row needs not even that: the heads of a
+    group are its queries.
 
     Returns:
         (B, T, H, D), and None for the weights.
@@ -225,16 +227,25 @@ def attend_sdpa(
     is_causal = (module.is_causal if is_causal is None else is_causal) and not masked and queries > 1
     if is_causal:  # the places of a fixed-size cache after these queries are empty
         key_BNSD, value_BNSD = key_BNSD[:, :, :queries], value_BNSD[:, :, :queries]
-    # B * N rows of G heads; of a single row, all of these are views.
-    query = query_BHTD.unflatten(1, (-1, groups)).flatten(0, 1)
-    key, value = (x_BNSD.flatten(0, 1)[:, None].expand(-1, groups, -1, -1) for x_BNSD in (key_BNSD, value_BNSD))
-    if attention_mask is not None and len(attention_mask) > 1:
-        attention_mask = attention_mask.repeat_interleave(key_BNSD.shape[1], 0)
+    if _may_take_cudnn(query_BHTD):  # not known to take a stride of 0
+        query, key, value = query_BHTD, *(x_BNSD.repeat_interleave(groups, 1) for x_BNSD in (key_BNSD, value_BNSD))
+    else:
+        # B * N rows of G heads; of a single row, all of these are views.
+        query = query_BHTD.unflatten(1, (-1, groups)).flatten(0, 1)
+        key, value = (x_BNSD.flatten(0, 1)[:, None].expand(-1, groups, -1, -1) for x_BNSD in (key_BNSD, value_BNSD))
+        if attention_mask is not None and len(attention_mask) > 1:
+            attention_mask = attention_mask.repeat_interleave(key_BNSD.shape[1], 0)
     with _apply_plan(query_BHTD, masked, grouped=False):
         output = F.scaled_dot_product_attention(
             query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling, is_causal=is_causal
         )
     return output.unflatten(0, (batch, -1)).flatten(1, 2).transpose(1, 2).contiguous(), None
+
+
+def _may_take_cudnn(states: torch.Tensor) -> bool:
+    card = find_card(states.device)
+    is_half = find_compute_dtype(states) in _HALVES
+    return card is not None and is_half and card.capability >= AMPERE.capability and CUDNN not in card.disabled
 
 
 def _takes_groups(query_BHTD: torch.Tensor) -> bool:
