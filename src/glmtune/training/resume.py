@@ -209,7 +209,7 @@ def _resolve_entry(entry: Any) -> Any:
 def _list_fixed_keys(config: RunConfig) -> list[str]:
     """Settings that cannot change when a run is resumed."""
     sections = [config.method] if hasattr(config, config.method) else []
-    model = ["model.quantization", "model.double_quantization"]
+    model = ["model.quantization", "model.double_quantization", "model.head_quantization"]
     return ["method", *sections, "data", "replay", "adapter", *model, *(f"training.{key}" for key in _FIXED_TRAINING)]
 
 
