@@ -23,8 +23,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import FOLDER, describe_environment, format_footer, format_table, make_pythonpath, print_progress
+from harness import (
+    FOLDER,
+    REPOSITORY,
+    describe_environment,
+    format_footer,
+    format_table,
+    make_pythonpath,
+    print_progress,
+)
 from models import SHAPES
+
+sys.path.append(str(REPOSITORY / "src"))
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,7 @@ class Part:
 
 PARTS = [
     Part("limits", "limits", 10),
+    Part("limits", "software", 3),
     Part("parity", "golden_parity", 15),
     Part("parity", "packed_parity", 15),
     Part("parity", "bitsandbytes_parity", 10),
@@ -69,6 +80,7 @@ PARTS = [
     Part("old card", "memory", 15, ("lora", "none", "4", "768", "checkpointing", "all", "old-card")),
     Part("loading", "loading", 45),
     Part("peers", "bare_loop", 40),
+    Part("peers", "trl", 45),
     Part("attention", "attention", 15),
     *(
         Part("full", "memory", 12, ("full", "none", "4", "512", "plain", "all", shape))
@@ -114,7 +126,10 @@ def run_parts(parts: list[Part], budget: float, device: str, shape: str, lines: 
 def run_part(part: Part, device: str, shape: str, timeout: float) -> Iterator[dict[str, Any]]:
     """Run one process and yield its lines; a process that fails ends in a line with its error."""
     command = [sys.executable, str(FOLDER / "gpu_cells.py"), part.function, *part.arguments]
+    from glmtune.utils.gpu_allocator import set_allocator_defaults
+
     environment = {**os.environ, "PYTHONPATH": make_pythonpath()}
+    set_allocator_defaults(environment)  # as the command `glmtune` does
     start = time.monotonic()
     process = subprocess.Popen(
         [*command, "--device", device, "--shape", shape],

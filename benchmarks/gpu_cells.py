@@ -10,7 +10,9 @@ import sys
 from collections.abc import Callable
 
 import gpu_figures
+import gpu_peers
 import gpu_proofs
+import gpu_software
 from gpu_results import Setup
 from models import SHAPES
 
@@ -31,6 +33,8 @@ CELLS: dict[str, Callable[..., None]] = {
         gpu_figures.decoding_transformers,
         gpu_figures.loading,
         gpu_figures.bare_loop,
+        gpu_peers.trl,
+        gpu_software.software,
         gpu_figures.attention,
     )
 }

@@ -1,15 +1,20 @@
 #!/usr/bin/env bash
-# gpu_wheels.sh FOLDER [PYTHON_VERSION]: the wheels that gpu.py needs beside torch, for a machine without network.
-# bitsandbytes is cut down to the library of CUDA 13: 4 MB instead of 43.
+# gpu_wheels.sh FOLDER [PYTHON_VERSION] [PACKAGE]...: the wheels that gpu.py needs beside torch, for a machine without
+# network. The machine is expected to have torch and what an older transformers brings (numpy, tqdm, regex, PyYAML,
+# requests); what else it lacks is named by the first lines of gpu.py (cell limits, "missing") and can be added here as
+# PACKAGE: pyarrow (45 MB) and matplotlib, for example. bitsandbytes is cut down to the library of CUDA 13: 4 MB, not 43.
 set -euo pipefail
 folder=${1:?a folder for the wheels}
 version=${2:-3.12}
+shift $(($# < 2 ? $# : 2))
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$folder"
-packages=(transformers peft accelerate tokenizers huggingface_hub safetensors bitsandbytes datasets dill multiprocess sentencepiece filelock)
+packages=(transformers peft accelerate tokenizers huggingface_hub safetensors bitsandbytes sentencepiece filelock
+  typer rich pygments markdown_it_py mdurl psutil jinja2 markupsafe protobuf
+  trl==1.16.0 datasets dill multiprocess xxhash) # the last line: TRL, for the cell of peers
 python -m pip download --quiet --no-deps --only-binary=:all: --python-version "$version" --platform manylinux2014_x86_64 \
   --platform manylinux_2_17_x86_64 --platform manylinux_2_24_x86_64 --platform manylinux_2_28_x86_64 --implementation cp \
-  -c "$here/../constraints.txt" -d "$folder" "${packages[@]}"
+  -c "$here/../constraints.txt" -d "$folder" "${packages[@]}" "$@"
 python - "$folder" <<'P'
 import glob, os, sys, zipfile
 

@@ -54,3 +54,21 @@ def test_a_part_that_fails_is_a_line_and_the_next_one_runs(tmp_path, monkeypatch
     assert "| ERROR |" in table
     assert "| not run |" in table
     assert "| WRONG | device x, error 0.5 |" in table
+
+
+def test_peers_that_are_not_installed_are_a_line_with_the_reason(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
+    gpu_cells.CELLS["trl"](SETUP)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "trl and datasets cannot be imported" in json.loads(line)["figures"]["note"]
+
+
+def test_processes_have_the_setting_of_the_allocator(monkeypatch):
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    (figures,) = [
+        r["figures"]
+        for r in gpu.run_part(gpu.Part("limits", "software", 1), "cpu", "tiny", 60)
+        if r.get("name") == "allocator"
+    ]
+    assert figures["setting"] == ("expandable_segments:True" if sys.platform == "linux" else "not set")

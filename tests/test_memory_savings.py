@@ -1,5 +1,6 @@
 """What saves memory on a GPU, and that the memory plan counts it."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -12,18 +13,22 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import glmtune
-from glmtune.config import RunConfig
+from glmtune.config import RunConfig, check_config
 from glmtune.config_parsing import build_dataclass
 from glmtune.data.batches import BlockCollator
 from glmtune.data.encoding import EncodedRow
+from glmtune.errors import ConfigError
 from glmtune.export.export_request import ExportRequest
 from glmtune.export.exporter import export_model
 from glmtune.generation.cpu_prepack import prepacked
 from glmtune.methods import make_method
 from glmtune.methods.base_info import BaseInfo
 from glmtune.methods.lora_merge import merge_adapter
+from glmtune.methods.lora_targets import resolve_modules_to_save
 from glmtune.models.checkpoints import inspect_checkpoint
+from glmtune.models.embedding_and_head import HostEmbedding, move_embedding_to_host, quantize_head
 from glmtune.models.loading import load_base
+from glmtune.models.packed_attention import set_packed_attention
 from glmtune.models.shared_head import share_equal_head
 from glmtune.quantization.packed_linear import PackedLinear, pick_device_chunk
 from glmtune.report.contents import read_contents
@@ -31,6 +36,8 @@ from glmtune.report.page import render_page
 from glmtune.run_dir import RunDir
 from glmtune.training import memory
 from glmtune.training.arguments import make_arguments
+from glmtune.training.loss import step_loss
+from glmtune.training.plan.changes import _list_steps
 from glmtune.training.plan.device import pick_device
 from glmtune.training.plan.estimate import PlanRequest, _trace_on_device
 from glmtune.training.plan.memory_tracker import MemoryTracker
@@ -39,10 +46,10 @@ from glmtune.utils import gpu_allocator
 
 
 @pytest.fixture
-def trace(tiny, tmp_path):
-    """A run's phases on a GPU of 12 GB, in MiB by part."""
+def make_request(tiny, tmp_path):
+    """The request of a plan for a GPU of 12 GB."""
 
-    def trace_run(family, **settings):
+    def make(family, **settings):
         tree = {"model": {"path": str(tiny(family)), "precision": "bf16"}, "training": {"use_cpu": True}}
         for key, value in settings.items():
             section, _, name = key.partition("__")
@@ -53,12 +60,16 @@ def trace(tiny, tmp_path):
         ids = [9] * 10 + [spec.config.bos_token_id or 1, 8, 7] + [5] * 6
         row = EncodedRow(ids, [-100] * 13 + [5] * 6, 0, 0, "row")
         batch = [[(0, row)], [(1, row)]]
-        request = PlanRequest(
-            spec, run, arguments, torch.bfloat16, BlockCollator(spec.family), batch, None, pick_device("12GB"), 1
-        )
-        return _trace_on_device(request).phases
+        device = pick_device("12GB")
+        return PlanRequest(spec, run, arguments, torch.bfloat16, BlockCollator(spec.family), batch, None, device, 1)
 
-    return trace_run
+    return make
+
+
+@pytest.fixture
+def trace(make_request):
+    """A run's phases on it, in bytes by part."""
+    return lambda family, **settings: _trace_on_device(make_request(family, **settings)).phases
 
 
 # --- the optimiser's state in the plan ---
@@ -257,3 +268,116 @@ def test_the_plan_counts_one_matrix(equal_head, tiny):
     for file in equal_head.glob("*.safetensors"):  # not downloaded: as it is published
         file.unlink()
     assert inspect_model(str(equal_head), None, "huggingface").shares_head
+
+
+# --- the embedding on the host, the head in fewer bits ---
+
+
+@pytest.mark.parametrize("family", ["chatglm", "chatglm3"])
+def test_an_embedding_on_the_host_gives_the_same_numbers(tiny, family):
+    model = glmtune.load_model(tiny(family), device="cpu")
+    ids = torch.tensor([[9, 8, 7, getattr(model.config, "gmask_token_id", 6), model.config.bos_token_id or 5]])
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+        names = set(model.state_dict())
+        move_embedding_to_host(model)
+        assert torch.equal(model(input_ids=ids).logits, expected)
+    embedding = model.get_input_embeddings()
+    assert isinstance(embedding, HostEmbedding)
+    assert not any(embedding.weight is p for p in model.parameters())
+    assert set(model.state_dict()) == names
+    model.load_state_dict({name: value.clone().zero_() for name, value in model.state_dict().items()})
+    assert not embedding.weight.any()
+
+
+def test_a_model_that_moves_leaves_its_embedding(tiny):
+    model = glmtune.load_model(tiny("chatglm3"), device="cpu")
+    move_embedding_to_host(model)
+    model.to("meta")
+    assert model.device.type == "meta"  # not that of the embedding
+    assert model.get_input_embeddings().weight.device.type == "cpu"
+    model.get_input_embeddings().to(torch.bfloat16)
+    assert model.get_input_embeddings().weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("quantization", "worst"), [("packed8", 0.02), ("packed4", 0.3)])
+def test_a_quantised_head_trains_nearly_the_same(tiny, quantization, worst):
+    base = inspect_checkpoint(tiny("chatglm3"))
+    losses = {}
+    for name in (None, quantization):
+        run = build_dataclass(RunConfig, {"method": "lora"}, "test")
+        model = load_base(base, dtype="fp32", device="cpu")
+        set_packed_attention(model)
+        if name:
+            error = quantize_head(model, name)
+            assert 0 < error < worst
+        model = make_method(run, base.family, torch.float32).prepare(model)
+        row = EncodedRow(list(range(20)), [-100] * 8 + list(range(8, 20)), 0, 0, "row")
+        losses[name] = step_loss(model, BlockCollator(base.family)([[(0, row)]]))
+        losses[name].sum().backward()
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        assert grads
+        assert all(grad.isfinite().all() for grad in grads)
+    difference = (losses[None] - losses[quantization]).abs().max()
+    assert 0 < difference < worst
+
+
+def test_the_plan_counts_the_keys(trace):
+    plain = trace("chatglm3")["forward, loss"]["weights"]
+    host = trace("chatglm3", model__embedding_on_host=True)["forward, loss"]["weights"]
+    head = trace("chatglm3", model__head_quantization="packed8")["forward, loss"]["weights"]
+    nf4 = trace("chatglm3", model__head_quantization="nf4")["forward, loss"]["weights"]
+    assert nf4 < head < plain
+    assert plain - head < plain - host < 2.2 * (plain - head)  # 16 bits go, against 8 of them
+
+
+def test_both_keys_train_a_run(glmtune_command, tiny, adgen_file, tmp_path):
+    settings = [
+        "model.embedding_on_host=true",
+        "model.head_quantization=packed8",
+        "training.max_steps=2",
+        "training.save_steps=1",
+        "data.eval_fraction=0",
+    ]
+    options = [word for setting in settings for word in ("--set", setting)]
+    run = tmp_path / "run"
+    result = glmtune_command("train", "--model", tiny("chatglm3"), "--data", adgen_file(8), "--output", run, *options)
+    assert "The head is in packed8" in result.out
+    assert (run / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"method": "full", "model": {"path": "m", "embedding_on_host": True}}, "method full trains the embedding"),
+        ({"method": "freeze", "model": {"path": "m", "head_quantization": "packed8"}}, "saves a complete model"),
+    ],
+)
+def test_keys_that_cannot_work_are_refused(settings, words):
+    config = build_dataclass(RunConfig, {"data": "d", **settings}, "test")
+    with pytest.raises(ConfigError, match=words):
+        check_config(config)
+
+
+def test_what_is_on_the_host_or_quantised_cannot_be_trained_whole(tiny):
+    model = glmtune.load_model(tiny("chatglm3"), device="cpu")
+    move_embedding_to_host(model)
+    quantize_head(model, "packed8")
+    for name, key in {"embed_tokens": "embedding_on_host", "output_layer": "head_quantization"}.items():
+        with pytest.raises(ConfigError) as caught:
+            resolve_modules_to_save(model, [name], [])
+        assert f"model.{key}" in str(caught.value)
+
+
+def test_the_plan_advises_them_where_they_save(make_request):
+    request = make_request("chatglm", model__quantization="nf4", training__activation_checkpointing=True)
+    host, head = "model.embedding_on_host=true", "model.head_quantization=packed8"
+    steps = [step.settings for step in _list_steps(request)]
+    assert (host,) in steps
+    assert (head,) in steps
+    shared = dataclasses.replace(request, spec=dataclasses.replace(request.spec, shares_head=True))
+    steps = [step for step in _list_steps(shared) if head in step.settings or host in step.settings]
+    assert [step.settings for step in steps] == [(head, host)]  # one alone would add a matrix
+    before, after = _trace_on_device(shared), _trace_on_device(steps[0].apply(shared))
+    assert after.phases["forward, loss"]["weights"] < before.phases["forward, loss"]["weights"]
+    assert not any(host in step.settings for step in _list_steps(dataclasses.replace(request, num_processes=2)))

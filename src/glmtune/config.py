@@ -56,6 +56,16 @@ class ModelConfig:
         "packed4 and packed8: the format of the published int4 and int8 repositories.",
     )
     double_quantization: bool = _option(True, "With nf4: quantize the scales too, which saves 0.4 bits per weight.")
+    head_quantization: Literal["nf4", "packed8", "packed4"] | None = _option(
+        None,
+        "Store the frozen head in fewer bits while training with lora or ptuning. The gradients are those of a rounded "
+        "head: packed8 is nearly exact, nf4 coarser, packed4 the coarsest. Results are used with the exact head.",
+    )
+    embedding_on_host: bool = _option(
+        False,
+        "Keep the frozen embedding in the machine's memory and copy the rows of each micro-batch to the GPU: as exact, "
+        "a little slower; one process, not with method full.",
+    )
 
 
 @dataclass
@@ -381,6 +391,16 @@ def check_config(config: RunConfig) -> None:
         raise ConfigError(
             f"method {config.method} trains the base's own weights, which cannot be quantized to {quantization}.",
             "Use method lora or ptuning on a quantized base, or remove model.quantization.",
+        )
+    if config.model.head_quantization and config.method in ("freeze", "full"):
+        raise ConfigError(
+            f"model.head_quantization: method {config.method} saves a complete model, head included.",
+            "Use method lora or ptuning, or remove model.head_quantization.",
+        )
+    if config.model.embedding_on_host and config.method == "full":
+        raise ConfigError(
+            "model.embedding_on_host: method full trains the embedding, which must be on the GPU.",
+            "Use another method, or remove model.embedding_on_host.",
         )
 
 

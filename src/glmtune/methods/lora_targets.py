@@ -13,6 +13,7 @@ from torch import nn
 
 from glmtune.config_parsing import suggest_key
 from glmtune.errors import ConfigError
+from glmtune.models.embedding_and_head import HostEmbedding
 from glmtune.models.weight_names import group_by_published
 
 ALL_LINEAR = "all-linear"
@@ -51,6 +52,13 @@ def resolve_modules_to_save(model: Any, names: list[str], targets: list[str]) ->
     Raises:
         ConfigError: an unknown name, a module that has an adapter already, or one that cannot be trained whole.
     """
+    on_host = [path for path, module in model.named_modules() if isinstance(module, HostEmbedding)]
+    for path in on_host:
+        if any(_is_or_ends(path, name) or group_by_published([path]).keys() & {name} for name in names):
+            raise ConfigError(
+                f"lora.modules_to_save: {path} is kept on the host, so it cannot be trained.",
+                "Leave out model.embedding_on_host.",
+            )
     paths = [path for path, module in model.named_modules() if dict(module.named_parameters(recurse=False))]
     matches = sorted({path for name in names for path in _find_modules(name, paths, "lora.modules_to_save")})
     for path in matches:
@@ -68,7 +76,7 @@ def _require_trainable(model: Any, path: str) -> None:
     if not all(parameter.is_floating_point() for parameter in module.parameters()):
         raise ConfigError(
             f"lora.modules_to_save: {path} is quantised, so it cannot be trained whole.",
-            "Name it in lora.targets, or leave out model.quantization.",
+            "Name it in lora.targets, or leave out model.quantization and model.head_quantization.",
         )
     tied = getattr(model.config, "tie_word_embeddings", False)
     if tied and module in (model.get_input_embeddings(), model.get_output_embeddings()):

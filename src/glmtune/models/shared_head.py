@@ -16,9 +16,10 @@ _SAMPLE_ROWS = 64
 
 
 def share_equal_head(model: Any) -> bool:
-    """Let the head use the embedding's matrix if the two are frozen or not yet trained, and equal bit for bit.
+    """Let the head use the embedding's matrix if the two are equal bit for bit.
 
-    Only of models whose `save_pretrained` writes both all the same (`writes_shared_head`).
+    For a model that was just loaded; and only for models whose `save_pretrained` writes both all the same
+    (`writes_shared_head`).
 
     Returns:
         Whether they share it now.
@@ -47,25 +48,33 @@ def separate_head(model: Any) -> bool:
     """
     if getattr(model.config, "tie_word_embeddings", False):
         return False
-    embedding, head = (
-        getattr(module, "base_layer", module)
-        for module in (model.get_input_embeddings(), model.get_output_embeddings())
-    )
-    if getattr(head, "weight", None) is None or head.weight is not getattr(embedding, "weight", None):
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding, head = (getattr(module, "base_layer", module) for module in ends)
+    if not _share_weight(embedding, head):
         return False
     head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
     return True
+
+
+def has_shared_head(model: Any) -> bool:
+    """Whether embedding and head are one matrix in memory."""
+    return _share_weight(model.get_input_embeddings(), model.get_output_embeddings())
 
 
 def separate_state(model: Any, state: dict[str, Any]) -> dict[str, Any]:
     """A state dict in which the head is a tensor of its own, on the CPU: files cannot hold one tensor twice."""
     if getattr(model.config, "tie_word_embeddings", False):
         return state
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if getattr(head, "weight", None) is None or head.weight is not getattr(embedding, "weight", None):
+    head = model.get_output_embeddings()
+    if not _share_weight(model.get_input_embeddings(), head):
         return state
     (name,) = (name for name, module in model.named_modules() if module is head)
     return state | {f"{name}.weight": head.weight.detach().to("cpu", copy=True)}
+
+
+def _share_weight(embedding: Any, head: Any) -> bool:
+    weight = getattr(head, "weight", None)
+    return weight is not None and weight is getattr(embedding, "weight", None)
 
 
 def _are_equal(first: torch.Tensor, second: torch.Tensor) -> bool:

@@ -36,7 +36,8 @@ def pick_device_chunk(memory: int) -> int:
 def _read_device_chunk(device: torch.device) -> int:
     if device.type != "cuda":
         return _MOST_DEVICE_CHUNK
-    return pick_device_chunk(torch.cuda.get_device_properties(device).total_memory)
+    _, total = torch.cuda.mem_get_info(device)
+    return pick_device_chunk(total)
 
 
 class PackedLinear(nn.Module):

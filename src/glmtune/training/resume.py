@@ -218,18 +218,9 @@ def _resolve_entry(entry: Any) -> Any:
 def _list_fixed_keys(config: RunConfig) -> list[str]:
     """Settings that cannot change when a run is resumed."""
     sections = [config.method] if hasattr(config, config.method) else []
-    model = ["model.quantization", "model.double_quantization"]
-    return [
-        "method",
-        "stage",
-        "preference",
-        *sections,
-        "data",
-        "replay",
-        "adapter",
-        *model,
-        *(f"training.{key}" for key in _FIXED_TRAINING),
-    ]
+    model = ["model.quantization", "model.double_quantization", "model.head_quantization"]
+    keys = ["method", "stage", "preference", *sections, "data", "replay", "adapter"]
+    return [*keys, *model, *(f"training.{key}" for key in _FIXED_TRAINING)]
 
 
 def _get_value(config: RunConfig, key: str) -> Any:

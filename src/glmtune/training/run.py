@@ -30,9 +30,11 @@ from glmtune.methods import make_method
 from glmtune.methods.base_info import BaseInfo
 from glmtune.methods.method import count_trainable_parameters
 from glmtune.methods.tuned_model import find_trained_folder
-from glmtune.models.checkpoints import inspect_checkpoint
+from glmtune.models.checkpoints import inspect_checkpoint, require_bitsandbytes
+from glmtune.models.embedding_and_head import move_embedding_to_host, quantize_head
 from glmtune.models.loading import load_base
 from glmtune.models.packed_attention import set_packed_attention
+from glmtune.models.shared_head import has_shared_head
 from glmtune.models.tokenizers import load_tokenizer
 from glmtune.run_dir import RunDir, default_root
 from glmtune.training.arguments import finish_arguments, list_reporters, make_arguments, pick_precision
@@ -197,6 +199,8 @@ class TrainingRun:
                 f"{main_fingerprint} on the first one.",
                 "Copy the same checkpoint to every machine.",
             )
+        if model.head_quantization == "nf4":
+            require_bitsandbytes("nf4")
         self.run = RunDir(
             broadcast_object(self.config.output or default_root(str(self.base.folder), self.config.method))
         )
@@ -276,6 +280,7 @@ class TrainingRun:
                 except (ImportError, ValueError) as error:
                     raise ConfigError(f"model.attention: {summarize_error(error)}", "Use sdpa or eager.") from None
             set_packed_attention(self.model)
+            self._save_memory_of_ends()  # before the logits that training is compared with
             if not self.is_sharded:
                 self.base_logits = compute_probe_logits(self.model, self.probe, arguments)
         if self.objective.needs_reference and not config.adapter:
@@ -287,6 +292,25 @@ class TrainingRun:
             self.method.start_from(self.model, folder, self.base_info)
             if self.objective.needs_reference:
                 self.objective.compute_reference(self.model, self.data, arguments)
+
+    def _save_memory_of_ends(self) -> None:
+        """Quantise the head and keep the embedding on the host, where the config says so."""
+        model = self.config.model
+        if model.head_quantization:
+            error = quantize_head(self.model, model.head_quantization, model.double_quantization)
+            print_message(
+                f"The head is in {model.head_quantization}: its weights are off by {error:.1%} (root mean square)."
+            )
+        if not model.embedding_on_host:
+            return
+        if self.arguments.device.type == "cpu":
+            print_warning("model.embedding_on_host saves nothing here: the training is on the CPU.")
+        elif has_shared_head(self.model):
+            print_warning(
+                "model.embedding_on_host saves nothing here: this head is the same matrix, unless "
+                "model.head_quantization gives it another."
+            )
+        move_embedding_to_host(self.model)
 
     def find_checkpoint(self) -> None:
         """Find the checkpoint to resume from, and require that the run has steps left or a result to complete."""

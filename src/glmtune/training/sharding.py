@@ -52,6 +52,13 @@ def check_sharding(config: RunConfig, quantised: bool) -> None:
         raise ConfigError("training.fsdp needs several processes.", "Start them: glmtune train --nproc 2 ...")
     if shards_weights(config) and (config.model.quantization or quantised):
         raise ConfigError(f"{kind} cannot shard the packed weights of a quantised base.", _ALTERNATIVE)
+    if count_processes() > 1 and config.model.embedding_on_host:
+        raise ConfigError(
+            "model.embedding_on_host is for one process: data parallelism needs all weights on one kind of device.",
+            "Leave it out, or train on one GPU.",
+        )
+    if shards_weights(config) and config.model.head_quantization:
+        raise ConfigError(f"{kind} cannot shard a quantised head.", "Leave model.head_quantization out.")
     if shards_weights(config) and config.generate.rows:
         raise ConfigError(
             f"generate.rows: no process has the complete model under {kind}, so none can generate replies.",

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from glmtune import __version__
+import glmtune
 from glmtune.config import RunConfig
 from glmtune.models.checkpoints import Checkpoint
 from glmtune.models.loading import DTYPES
@@ -76,7 +76,7 @@ def collect_versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the numbers."""
     names = ("torch", "transformers", "peft", "accelerate", "tokenizers")
     # Our own is not looked up: a source tree that is not installed has no metadata.
-    own = {"python": platform.python_version(), "glmtune": __version__}
+    own = {"python": platform.python_version(), "glmtune": glmtune.__version__}
     return own | {name: version(name) for name in names}
 
 

@@ -227,14 +227,12 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.lm_head = new_embeddings
 
-    def save_pretrained(
-        self, save_directory: Any, is_main_process: bool = True, state_dict: Any = None, **kwargs: Any
-    ) -> None:
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """As transformers', which would leave out a head that shares the embedding's matrix; the config says that there
         are two."""
-        if state_dict is None:
-            state_dict = separate_state(self, self.state_dict())
-        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+        if len(args) < 3 and kwargs.get("state_dict") is None:
+            kwargs["state_dict"] = separate_state(self, self.state_dict())
+        super().save_pretrained(*args, **kwargs)
 
     @can_return_tuple
     def forward(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from glmtune.errors import GlmtuneError
 from glmtune.training.plan.estimate import PlanRequest, estimate_memory
 from glmtune.training.plan.workload import truncate_blocks
+from glmtune.training.sharding import shards_weights
 
 _MIN_LENGTH = 64  # tokens; a change does not shorten rows below it
 
@@ -39,8 +40,8 @@ class _Step:
 def find_cheapest_change(request: PlanRequest) -> SettingsChange | None:
     """The first single change that makes a run fit, else the first combination, else the change that saves most.
 
-    In order of cost: a smaller evaluation batch, gradient checkpointing, half the batch with twice the accumulation, a
-    base in 4 bits, an adapter instead of the full model, shorter rows.
+    In order of cost: a smaller evaluation batch, gradient checkpointing, half the batch with twice the accumulation,
+    the embedding on the host, a base in 4 bits, a head in 8, an adapter instead of the full model, shorter rows.
 
     Returns:
         None where there is nothing to change.
@@ -97,10 +98,22 @@ def _list_steps(request: PlanRequest) -> Iterator[_Step]:
         size //= 2
         rows_per_step = arguments.gradient_accumulation_steps * arguments.per_device_train_batch_size
         yield _halve_batch(size, -(-rows_per_step // size))
+    on_host = ("model.embedding_on_host=true",) if _can_be_on_host(request) else ()
+    is_shared = request.spec.shares_head and run.model.head_quantization is None  # the head needs the same matrix
+    if on_host and not is_shared:
+        yield _Step(on_host, "a little slower", _move_embedding)
 
     quantization = request.spec.quantization or run.model.quantization
     if quantization is None and run.method in ("lora", "ptuning"):
         yield _Step(("model.quantization=nf4",), "a base in 4 bits", _quantize_base)
+    if run.model.head_quantization is None and run.method in ("lora", "ptuning") and not shards_weights(run):
+        head = ("model.head_quantization=packed8",)
+        if is_shared and on_host:
+            yield _Step(
+                (*head, *on_host), "a rounded head while training", lambda r: _move_embedding(_quantize_head(r))
+            )
+        elif not is_shared:
+            yield _Step(head, "a rounded head while training", _quantize_head)
     if run.method in ("full", "freeze"):
         yield _Step(("method=lora",), "an adapter", _use_lora)
         yield _Step(("method=qlora",), "an adapter on a base in 4 bits", lambda r: _quantize_base(_use_lora(r)))
@@ -109,6 +122,25 @@ def _list_steps(request: PlanRequest) -> Iterator[_Step]:
     for limit in (max_length // 2, max_length // 4):
         if request.batch and limit >= _MIN_LENGTH:
             yield _limit_length(limit)
+
+
+def _can_be_on_host(request: PlanRequest) -> bool:
+    """Whether the embedding is on the GPU and need not be."""
+    run = request.run
+    return (
+        request.device.is_gpu
+        and request.num_processes == 1
+        and run.method != "full"
+        and not run.model.embedding_on_host
+    )
+
+
+def _move_embedding(request: PlanRequest) -> PlanRequest:
+    return replace(request, run=replace(request.run, model=replace(request.run.model, embedding_on_host=True)))
+
+
+def _quantize_head(request: PlanRequest) -> PlanRequest:
+    return replace(request, run=replace(request.run, model=replace(request.run.model, head_quantization="packed8")))
 
 
 def _quantize_base(request: PlanRequest) -> PlanRequest:

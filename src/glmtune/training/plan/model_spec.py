@@ -24,6 +24,7 @@ from glmtune.models.loading import BITSANDBYTES, PACKED
 from glmtune.models.packed_attention import set_packed_attention
 from glmtune.models.vocabulary_rows import fit_vocabulary_size
 from glmtune.models.weight_files import has_equal_head, read_inventory
+from glmtune.quantization.packed_linear import PackedLinear
 from glmtune.quantization.quantizer import replace_linears
 from glmtune.training.sharding import shards_weights
 from glmtune.utils.io import read_json_object
@@ -143,10 +144,33 @@ def build_meta_model(
             replace_linears(model, PACKED[quantization])
         elif quantization in BITSANDBYTES:
             replace_with_meta_linears(model, quantization, dtype, run.model.double_quantization)
+        if run.model.head_quantization:
+            model.set_output_embeddings(_quantize_meta_head(model, run))
+        if run.model.embedding_on_host:
+            model.set_input_embeddings(_MetaHostEmbedding(model.get_input_embeddings()))
         if run.model.attention == "eager":
             model.set_attn_implementation("eager")
         set_packed_attention(model)
         return method.prepare(model)
+
+
+def _quantize_meta_head(model: Any, run: RunConfig) -> nn.Module:
+    head, quantization = model.get_output_embeddings(), run.model.head_quantization
+    assert quantization is not None
+    if quantization in PACKED:
+        return PackedLinear(head.in_features, head.out_features, PACKED[quantization], False, head.weight.dtype)
+    return MetaLinear(head, quantization, head.weight.dtype, run.model.double_quantization)
+
+
+class _MetaHostEmbedding(nn.Module):
+    """As `HostEmbedding`, for tracing: rows of the right size on the device of the ids."""
+
+    def __init__(self, embedding: nn.Embedding):
+        super().__init__()
+        self._size, self._dtype = embedding.embedding_dim, embedding.weight.dtype
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return torch.empty(*ids.shape, self._size, dtype=self._dtype, device=ids.device)
 
 
 def replace_with_meta_linears(model: Any, quantization: str, dtype: torch.dtype, double: bool) -> None:

@@ -119,13 +119,13 @@ class StepTracer:
             for batch in (self.batch, self.eval_batch)
         ]
         settings = (run.model, run.method, run.lora, run.ptuning, arguments.to_json_string())
-        model_key = (self.spec.folder, self.spec.config, settings, self.precision)
+        model_key = (self.spec.folder, self.spec.config, self.spec.shares_head, settings, self.precision)
         key = repr((*model_key, shapes, self.on_gpu, self.card, self.half, self.unpack_chunk, frozen, trained))
         if key in _CACHE:
             return _CACHE[key]
 
         mixed = arguments.bf16 or arguments.fp16
-        autocast_mode = _CudaAutocast if self.on_gpu and mixed else nullcontext
+        autocast_mode = _CudaFunctions if self.on_gpu else nullcontext
         is_adapter = make_method(run, self.spec.family, self.precision).output_kind == "adapter"
         tracker = MemoryTracker(int(self.spec.config.vocab_size))
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
@@ -297,12 +297,19 @@ def _move_to_fake_cpu(model: nn.Module) -> None:
                 tensors[name] = fakes[id(tensor)]  # type: ignore[assignment]
 
 
-class _CudaAutocast(TorchFunctionMode):
-    """Compute in fp32 what CUDA's autocast does and the CPU's does not, of the functions that these models call."""
+class _CudaFunctions(TorchFunctionMode):
+    """What CUDA does and the CPU does not, of the functions that these models call: autocast computes some in fp32, and
+    dropout keeps a mask of bytes."""
 
     _IN_FP32 = (F.layer_norm, torch.layer_norm, F.softmax, torch.softmax, torch.Tensor.softmax)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.dropout:
+            return _drop_as_cuda(*args, **(kwargs or {}))
         if func in self._IN_FP32 and torch.is_autocast_enabled("cpu"):
             args = tuple(a.float() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args)
         return func(*args, **(kwargs or {}))
+
+
+def _drop_as_cuda(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+    return torch.native_dropout(input, p, training)[0] if training and p else input
