@@ -45,7 +45,13 @@ def print_results(results: Sequence[dict[str, Any]]) -> None:
                 f"{result['peak'] / _GB:.2f}",
                 *([f"{result['peak_on_device'] / _GB:.2f}"] if on_gpu else []),
             )
-    get_console().print(table)
+    console = get_console()
+    console.print(table)
+    for result in results:
+        for measurement in result["measured"]:
+            label = f"{_format_label(result, results)}, batch size {measurement['batch_size']}"
+            for text in measurement.get("paths", {}).values():
+                console.print(f"{label}: {text}", highlight=False, markup=False)
 
 
 def describe_results(results: Sequence[dict[str, Any]], command: str) -> dict[str, Any]:

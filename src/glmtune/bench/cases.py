@@ -16,12 +16,15 @@ import torch
 from glmtune.bench.measure import check_sizes, count_weight_bytes, measure_model
 from glmtune.errors import ConfigError, GlmtuneError, ModelError
 from glmtune.evaluation.candidates import list_names
-from glmtune.generation.compiled_step import compile_step, require_gpu
+from glmtune.generation.compiled_step import compile_step, find_compiled_step, require_gpu, unwrap_model
+from glmtune.generation.graph_step import describe_graph
 from glmtune.methods.lora_merge import merge_adapter
 from glmtune.methods.ptuning import is_prefix_folder
 from glmtune.methods.tuned_model import load_with_adapter, resolve_target
 from glmtune.models.checkpoints import inspect_checkpoint
 from glmtune.models.loading import parse_device
+from glmtune.quantization.device_kernels import pick_path
+from glmtune.quantization.packed_linear import PackedLinear
 from glmtune.training.memory import PeakMemory, read_peak_memory, read_peak_rss
 from glmtune.utils.console import print_warning, silence_libraries
 
@@ -202,16 +205,16 @@ def measure_case(case: BenchmarkCase, sizes: BenchmarkSizes) -> dict[str, Any]:
         compile_step(model)
     weights = count_weight_bytes(model)
     loaded = memory.read_current()
-    measurements = [
-        measure_model(
+    measured = []
+    for size in sizes.batch_sizes:
+        measurement = measure_model(
             model,
             prompt_tokens=sizes.prompt_tokens,
             new_tokens=sizes.new_tokens,
             batch_size=size,
             repeats=sizes.repeats,
         )
-        for size in sizes.batch_sizes
-    ]
+        measured.append({**asdict(measurement), "paths": describe_paths(model)})
     peak = memory.read_peak()
     return {
         **{key: value for key, value in asdict(case).items() if value is not None},
@@ -219,8 +222,17 @@ def measure_case(case: BenchmarkCase, sizes: BenchmarkSizes) -> dict[str, Any]:
         "loaded": loaded,
         "peak": peak.peak_memory_bytes,
         "peak_on_device": peak.on_device,
-        "measured": [asdict(measurement) for measurement in measurements],
+        "measured": measured,
     }
+
+
+def describe_paths(model: Any) -> dict[str, str]:
+    """What decoding chose by measuring on this GPU, in words: a recorded step, and kernels for packed weights."""
+    if model.device.type != "cuda":
+        return {}
+    paths = {} if find_compiled_step(model) else {"graph": describe_graph(unwrap_model(model))}
+    bits = {module.bits for module in model.modules() if isinstance(module, PackedLinear)}
+    return paths | {f"packed{n}": pick_path(model.device, n, unwrap_model(model).dtype).reason for n in sorted(bits)}
 
 
 class _MemoryMeter:

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from glmtune.errors import ConfigError
-from glmtune.generation.compiled_step import find_compiled_step
+from glmtune.generation.compiled_step import find_compiled_step, unwrap_model
 from glmtune.generation.cpu_prepack import prepacked
 from glmtune.generation.engine import decode_tokens, pick_greedy
+from glmtune.generation.graph_step import find_graph_decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,7 +72,7 @@ def measure_model(
         prompt_tokens: of each row.
         new_tokens: of each row, at least 2.
         batch_size: rows.
-        repeats: after a short warm-up, or two complete replies where the step is compiled.
+        repeats: after a short warm-up, or two complete replies where the step is compiled or recorded.
         on_repeat: called after each.
 
     Raises:
@@ -88,8 +89,9 @@ def measure_model(
     first_seconds, token_seconds, bandwidths = [], [], []
     read_bytes = count_read_bytes(model)
     with prepacked(model):
-        # A compiled step is compiled for the cache of the longest reply, and recorded after it has run once.
-        for length in [max(new_tokens, 3)] * 2 if find_compiled_step(model) else [2]:
+        # A step is compiled or recorded for the cache of the longest reply, after it has run a few times.
+        has_fixed_cache = find_compiled_step(model) or find_graph_decoder(unwrap_model(model))
+        for length in [max(new_tokens, 3)] * 2 if has_fixed_cache else [2]:
             _time_steps(model, prompts, length)
         for _ in range(repeats):
             bandwidths.append(measure_bandwidth(model.device))

@@ -10,9 +10,11 @@ import torch
 
 from glmtune.errors import ModelError, summarize_error
 from glmtune.families import Family
+from glmtune.generation.compiled_step import unwrap_model
 from glmtune.generation.context_window import get_context_window
 from glmtune.generation.cpu_prepack import prepacked
 from glmtune.generation.engine import decode_tokens
+from glmtune.generation.graph_step import release_graph
 from glmtune.generation.sampling import Sampling, make_sampler
 from glmtune.training.memory import is_out_of_memory
 
@@ -90,11 +92,14 @@ def generate_batched(
 
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     replies: dict[int, GeneratedReply] = {}
-    with prepacked(model):
-        for batch in run_in_batches(order, batch_size, answer, warn):
-            replies |= {reply.index: reply for reply in batch}
-            if on_done:
-                on_done(batch)
+    try:
+        with prepacked(model):
+            for batch in run_in_batches(order, batch_size, answer, warn):
+                replies |= {reply.index: reply for reply in batch}
+                if on_done:
+                    on_done(batch)
+    finally:
+        release_graph(unwrap_model(model))  # a training that generates between its steps needs the memory
     return [replies[i] for i in range(len(prompts))]
 
 

@@ -17,13 +17,14 @@ from transformers.cache_utils import Cache
 
 from glmtune.errors import ModelError
 from glmtune.generation.compiled_step import CompiledStep, find_compiled_step, unwrap_model
+from glmtune.generation.graph_step import GraphDecoder, find_graph_decoder
 from glmtune.generation.kv_cache import new_preallocated_cache
 
 Choose = Callable[[torch.Tensor, torch.Tensor, Sequence[int]], torch.Tensor]
 """From ids (B, S), logits (B, V) in fp32 and the numbers of the rows to the next ids, (B,)."""
 
 # Finished rows leave the batch once they are this share of it: moving the others copies their keys and values.
-# A compiled step keeps its rows: another number of them is another step.
+# A compiled or recorded step keeps its rows: another number of them is another step.
 _DONE_SHARE = 0.25
 
 
@@ -152,27 +153,39 @@ def stream_tokens(
     bare = unwrap_model(model)
     compiled = find_compiled_step(bare)
     longest = max(map(len, prompts)) + max_new_tokens
-    cache = compiled.new_cache(len(prompts), longest) if compiled else new_preallocated_cache()
+    graph = None if compiled else find_graph_decoder(bare)
+    if graph and not (max_new_tokens > 1 and graph.begin(len(prompts), longest)):
+        graph = None
+    cache: Any = graph.cache if graph else None
+    if not graph:
+        cache = compiled.new_cache(len(prompts), longest) if compiled else new_preallocated_cache()
     state = _DecodeState.begin(prompts, padding, max_new_tokens, bare.device, cache)
     ends, finished = set(stops), set()
-    for step in range(max_new_tokens):
-        logits_BV = _run_forward(bare, state, step == 0, compiled)
-        sums_B = logits_BV.sum(-1)  # before `choose`, which may write into the logits
-        next_B = choose(_strip_padding(state), logits_BV, state.rows)
-        # The ids have to come to the CPU anyway: a row of NaN shows in them as -1, without another synchronisation.
-        # A sum that is infinite or NaN is the only one that differs from itself less itself.
-        ids = next_B.masked_fill(sums_B - sums_B != 0, -1).tolist()
-        new = {row: token for row, token in zip(state.rows, ids, strict=True) if row not in finished}
-        if -1 in new.values():
-            raise NonFiniteLogitsError(step)
-        yield new
-        finished |= {row for row, token in new.items() if token in ends}
-        remaining = [place for place, row in enumerate(state.rows) if row not in finished]
-        if not remaining or step == max_new_tokens - 1:
-            break
-        state.append(next_B)
-        if not compiled and len(state.rows) - len(remaining) >= _DONE_SHARE * len(state.rows):
-            state.select_rows(remaining)
+    try:
+        for step in range(max_new_tokens):
+            logits_BV = _run_forward(bare, state, step == 0, compiled, graph, max_new_tokens - step)
+            sums_B = logits_BV.sum(-1)  # before `choose`, which may write into the logits
+            next_B = choose(_strip_padding(state), logits_BV, state.rows)
+            # The ids have to come to the CPU anyway: a row of NaN shows in them as -1, without another synchronisation.
+            # A sum that is infinite or NaN is the only one that differs from itself less itself.
+            ids = next_B.masked_fill(sums_B - sums_B != 0, -1).tolist()
+            new = {row: token for row, token in zip(state.rows, ids, strict=True) if row not in finished}
+            if -1 in new.values():
+                if graph:
+                    graph.drop()  # NaN in its cache would reach the next reply
+                raise NonFiniteLogitsError(step)
+            yield new
+            finished |= {row for row, token in new.items() if token in ends}
+            remaining = [place for place, row in enumerate(state.rows) if row not in finished]
+            if not remaining or step == max_new_tokens - 1:
+                break
+            state.append(next_B)
+            has_fixed_rows = compiled or graph
+            if not has_fixed_rows and len(state.rows) - len(remaining) >= _DONE_SHARE * len(state.rows):
+                state.select_rows(remaining)
+    finally:
+        if graph:
+            graph.end()
 
 
 def pick_greedy(ids_BS: torch.Tensor, logits_BV: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
@@ -180,7 +193,14 @@ def pick_greedy(ids_BS: torch.Tensor, logits_BV: torch.Tensor, rows: Sequence[in
     return logits_BV.argmax(-1)
 
 
-def _run_forward(bare: Any, state: _DecodeState, first: bool, compiled: CompiledStep | None = None) -> torch.Tensor:
+def _run_forward(
+    bare: Any,
+    state: _DecodeState,
+    first: bool,
+    compiled: CompiledStep | None = None,
+    graph: GraphDecoder | None = None,
+    remaining: int = 1,
+) -> torch.Tensor:
     """Logits (B, V) after the last tokens, fp32."""
     step = compiled if compiled and not first else bare
     inputs = bare.prepare_inputs_for_generation(
@@ -195,6 +215,9 @@ def _run_forward(bare: Any, state: _DecodeState, first: bool, compiled: Compiled
     if state.is_padded and not first and not compiled and bare.config._attn_implementation.endswith("sdpa"):
         # transformers would wait for a GPU to see whether a mask hides anything.
         inputs["attention_mask"] = state.mask_BL[:, None, None, : state.length]
+    if graph and not first:
+        del inputs["past_key_values"], inputs["use_cache"]
+        return graph.compute_logits(inputs, state.length - 1, state.mask_BL[:, : state.length], remaining)
     return step(**inputs, logits_to_keep=1, return_dict=True).logits[:, -1].float()
 
 

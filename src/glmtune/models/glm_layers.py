@@ -1,4 +1,4 @@
-"""Layers of `GlmForCausalLM` in fewer operations where no gradient is computed: their number bounds a decoded token.
+"""Layers of `GlmForCausalLM` in fewer operations, without gradients: a decoded token is bound by their number.
 
 Results are those of transformers' layers, bit by bit in attention. The norm of a GPU is one kernel, which rounds once,
 after the product with its weight, as the published code of ChatGLM2 and ChatGLM3 does; transformers' rounds before.
