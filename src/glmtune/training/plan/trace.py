@@ -109,7 +109,7 @@ class StepTracer:
             for batch in (self.batch, self.eval_batch)
         ]
         settings = (run.model, run.method, run.lora, run.ptuning, arguments.to_json_string())
-        model_key = (self.spec.folder, self.spec.config, settings, self.precision)
+        model_key = (self.spec.folder, self.spec.config, self.spec.new_tokens, settings, self.precision)
         key = repr((*model_key, shapes, self.on_gpu, frozen, trained))
         if key in _CACHE:
             return _CACHE[key]
