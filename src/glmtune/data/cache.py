@@ -172,6 +172,7 @@ def hash_tokenizer(tokenizer: PreTrainedTokenizerBase, *, with_added: bool = Tru
     """
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     if not with_added:
+        backend["decoder"] = None
         backend["added_tokens"] = [token for token in backend["added_tokens"] if token["special"]]
     for key in ("padding", "truncation"):  # state of the last call, which does not affect the ids
         backend.pop(key, None)

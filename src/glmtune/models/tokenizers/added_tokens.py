@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,24 @@ def add_saved_tokens(
         gap = range(following, index)
         backend.add_special_tokens([AddedToken(_name_placeholder(row), normalized=False) for row in gap])
         backend.add_tokens([AddedToken(token, normalized=False, special=False, **flags)])
+    join_after_tokens(backend, list(tokens))
     return True
+
+
+def join_after_tokens(backend: Any, tokens: Sequence[str]) -> None:
+    """Leave out, when ids are decoded, the space that SentencePiece puts in front of the text after an added token.
+
+    A text is cut at added tokens, and every part gets a dummy prefix; without this "<A>text" would become "<A> text".
+
+    Args:
+        backend: of the tokenizers library, which has the tokens.
+        tokens: the added ones.
+    """
+    from tokenizers import Regex, decoders
+
+    if isinstance(backend.decoder, decoders.Sequence) and tokens:  # tiktoken has no prefix
+        names = "|".join(map(re.escape, tokens))
+        backend.decoder = decoders.Sequence([backend.decoder, decoders.Replace(Regex(f"(?= )(?<={names}) "), "")])
 
 
 def match_special_tokens(tokenizer: PreTrainedTokenizerFast) -> None:

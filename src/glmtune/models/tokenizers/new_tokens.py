@@ -13,6 +13,7 @@ from glmtune.families.family import OFFICIAL_ENCODER, tokenize_text
 from glmtune.models.tokenizers.added_tokens import (
     ADDED_TOKENS_FILE,
     add_saved_tokens,
+    join_after_tokens,
     list_added_tokens,
     read_saved_tokens,
 )
@@ -122,6 +123,7 @@ def add_new_tokens(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> 
     backend: Any = tokenizer.backend_tokenizer
     following = backend.get_vocab_size(with_added_tokens=True)
     backend.add_tokens([AddedToken(text, normalized=False, special=False) for text in added])
+    join_after_tokens(backend, added)
     if added:
         drop_official_encoder(tokenizer)
     ids = {text: following + number for number, text in enumerate(added)}
