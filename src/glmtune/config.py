@@ -110,6 +110,11 @@ class DataConfig:
         "stages but sft do.",
     )
     prefix: str = _option("", "Text inserted before the first question of every conversation, in training and in chat.")
+    new_tokens: str | list[str] = _option(
+        "",
+        "Tokens to add to the base's vocabulary: a list, or a file with one per line. Each is one id, whose rows of "
+        "embedding and head are trained. With methods lora, qlora and full.",
+    )
     packing: bool = _option(
         True, "Pack several rows into one block of the maximum length; rows do not attend to each other."
     )
@@ -381,6 +386,11 @@ def check_config(config: RunConfig) -> None:
             raise ConfigError(f"{key} is not set.", f"Give {option}, or set it in the config file.")
     _check_ranges(config)
     _check_stage(config)
+    if config.data.new_tokens and config.method in ("ptuning", "freeze"):
+        raise ConfigError(
+            f"data.new_tokens: method {config.method} does not train the embedding, so new tokens would mean nothing.",
+            "Use method lora, qlora or full, or leave it out.",
+        )
     quantization = config.model.quantization
     if quantization in ("packed4", "packed8") and config.method == "lora":
         raise ConfigError(

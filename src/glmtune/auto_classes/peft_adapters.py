@@ -15,6 +15,7 @@ from glmtune.methods.lora import list_module_rows, load_adapter
 from glmtune.methods.lora_files import list_stored_names, read_config, read_weights
 from glmtune.methods.lora_official import convert_to_native
 from glmtune.methods.lora_sources import CONFIG
+from glmtune.methods.lora_tokens import list_trained_ids
 from glmtune.methods.ptuning import is_prefix_folder, load_prefix
 
 
@@ -41,8 +42,10 @@ def load_foreign_adapter(model: Any, path: Any, adapter_name: str, is_trainable:
         # What callers read of a wrapped model; in __dict__, for it is no module.
         model.__dict__["peft_config"] = {adapter_name: PeftConfig.from_pretrained(str(folder))}
         return model.eval()
-    _, native = convert_to_native(read_config(folder), read_weights(folder), list_module_rows(model))
-    if set(native) == set(list_stored_names(folder)):
+    raw = read_config(folder)
+    _, native = convert_to_native(raw, read_weights(folder), list_module_rows(model))
+    has_rows = list_trained_ids(raw)[-1:] < [model.config.vocab_size]  # else embedding and head must grow
+    if has_rows and set(native) == set(list_stored_names(folder)):
         return None
     wrapped = load_adapter(model, folder, name=adapter_name, trainable=is_trainable)
     return wrapped if is_trainable else wrapped.eval()

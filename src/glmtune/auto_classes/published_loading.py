@@ -117,7 +117,7 @@ def load_published_tokenizer(path: str | os.PathLike[str], **options: Any) -> An
             f"Known: {', '.join((*_TOKENIZER_SETTINGS, 'encode_special_tokens'))}.",
         )
     family = find_family(folder, name=str(path)) if target.family is None else get_family(target.family)
-    tokenizer: Any = load_tokenizer(folder, family=family.name if family else None)
+    tokenizer: Any = load_tokenizer(folder, family=family.name if family else None, adapter=target.adapter)
     for key, value in options.items():
         setattr(tokenizer, key, value)
     tokenizer.name_or_path = target.base

@@ -214,11 +214,12 @@ def _open_sources(run: RunConfig, entries: Any) -> list[DataSource]:
 def _load_model_checker(run: RunConfig) -> ModelChecker:
     from glmtune.data.check_rows import ModelChecker
     from glmtune.families import detect_family, get_family
-    from glmtune.models.tokenizers import load_tokenizer
+    from glmtune.methods.run_tokenizer import load_run_tokenizer
     from glmtune.training.training_data import make_encoding_rules
     from glmtune.utils.console import silence_libraries
 
     silence_libraries()
     model = run.model
     family = get_family(model.family) if model.family else detect_family(model.path, model.hub)
-    return ModelChecker(family, load_tokenizer(model.path, model.hub, family.name), make_encoding_rules(run.data))
+    tokenizer, _ = load_run_tokenizer(run, model.path, family.name)
+    return ModelChecker(family, tokenizer, make_encoding_rules(run.data))

@@ -172,9 +172,17 @@ _SAME_IDS = (
 """Steps of a tokenizer that differ in offsets only, and those of earlier releases, with which data was encoded."""
 
 
-def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A short hash of everything that affects the ids of a tokenizer."""
+def hash_tokenizer(tokenizer: PreTrainedTokenizerBase, *, with_added: bool = True) -> str:
+    """A short hash of everything that affects the ids of a tokenizer.
+
+    Args:
+        tokenizer: a fast one.
+        with_added: include tokens that were added to the published vocabulary.
+    """
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    if not with_added:
+        backend["decoder"] = None
+        backend["added_tokens"] = [token for token in backend["added_tokens"] if token["special"]]
     for key in ("padding", "truncation"):  # state of the last call, which does not affect the ids
         backend.pop(key, None)
     text = json.dumps(backend, sort_keys=True)

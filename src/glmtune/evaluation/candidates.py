@@ -49,8 +49,8 @@ class Candidate:
 
     @property
     def vocabulary(self) -> str:
-        """Candidates that share it read and write the same ids."""
-        return hash_tokenizer(self.tokenizer)
+        """Candidates that share it have the same ids, but for tokens that were added to the published vocabulary."""
+        return hash_tokenizer(self.tokenizer, with_added=False)
 
     def info(self, dtype: torch.dtype) -> ModelInfo:
         """How results name it, once the precision is known."""
@@ -149,7 +149,7 @@ def _inspect_candidate(
         config,
         replace(resolved, quantization=quantization or resolved.quantization),
         inspected,
-        load_tokenizer(inspected.folder, family=inspected.family.name),
+        load_tokenizer(inspected.folder, family=inspected.family.name, adapter=resolved.adapter),
         hash_folder(resolved.adapter) if resolved.adapter else None,
     )
 

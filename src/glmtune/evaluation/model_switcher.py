@@ -16,6 +16,7 @@ from glmtune.generation.load import LoadedModel
 from glmtune.methods.lora import load_adapter
 from glmtune.methods.ptuning import is_prefix_folder, load_prefix, remove_prefix
 from glmtune.methods.tuned_model import load_with_adapter
+from glmtune.models.embedding_rows import set_vocabulary_size
 
 
 class ModelSwitcher:
@@ -70,12 +71,13 @@ class ModelSwitcher:
             model = load_prefix(base, adapter).eval()
             self._take_off = lambda: _drop_prefix(base)
             return model
-        # peft leaves `modules_to_save` in place when an adapter is removed, and trained biases, which it writes
-        # over the base's own.
+        # When an adapter is removed, peft leaves `modules_to_save` in place, and trained biases, which it writes over
+        # the base's own; embedding and head stay as large as the adapter's tokens made them.
         modules = dict(base.named_modules())
         biases = {name: p.detach().clone() for name, p in base.named_parameters() if name.endswith("bias")}
+        rows = base.config.vocab_size
         wrapped = load_adapter(base, adapter).eval()
-        self._take_off = lambda: _drop_lora(wrapped, modules, biases)
+        self._take_off = lambda: _drop_lora(wrapped, modules, biases, rows)
         return wrapped
 
 
@@ -83,11 +85,13 @@ def _drop_prefix(model: Any) -> None:
     remove_prefix(model)
 
 
-def _drop_lora(wrapped: Any, modules: dict[str, nn.Module], biases: dict[str, torch.Tensor]) -> None:
+def _drop_lora(wrapped: Any, modules: dict[str, nn.Module], biases: dict[str, torch.Tensor], rows: int) -> None:
     base = wrapped.unload()
     for name, module in modules.items():
         if base.get_submodule(name) is not module:
             base.set_submodule(name, module)
+    if base.config.vocab_size != rows:  # the adapter had rows for tokens of its own
+        set_vocabulary_size(base, rows)
     own = dict(base.named_parameters())
     with torch.no_grad():
         for name, value in biases.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glmtune.methods.base_info import BaseInfo, write_base_info
 from glmtune.methods.lora_files import make_peft_config, read_config, read_weights, write_files
@@ -12,13 +12,26 @@ from glmtune.methods.lora_official import convert_to_native, write_official_adap
 from glmtune.methods.prefix_encoder import PrefixEncoder, PrefixShape
 from glmtune.methods.prefix_files import make_published_state, read_prefix, write_official, write_prefix
 from glmtune.models.checkpoints import Checkpoint
+from glmtune.models.tokenizers import load_tokenizer
+from glmtune.models.tokenizers.added_tokens import list_added_tokens
+from glmtune.models.tokenizers.new_tokens import NewTokens, write_added_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PREFIX_FOLDER = "ptuning"
 """Folder of the prefix inside the folder of its base."""
 
 
-def write_lora(adapter: Path, base: Checkpoint, layout: str, folder: Path) -> None:
+def write_lora(adapter: Path, base: Checkpoint, tokenizer: PreTrainedTokenizerBase, layout: str, folder: Path) -> None:
     """Write a LoRA adapter of either naming for the native model (`hf`) or for the published code (`official`).
+
+    Args:
+        adapter: the folder to copy.
+        base: that it belongs to.
+        tokenizer: of base and adapter; the tokens that the base does not have are listed beside the adapter.
+        layout: `hf` or `official`.
+        folder: where to.
 
     Raises:
         ModelError: it is broken, or cannot be written under the published names.
@@ -31,6 +44,8 @@ def write_lora(adapter: Path, base: Checkpoint, layout: str, folder: Path) -> No
         raw, state = convert_to_native(read_config(adapter), read_weights(adapter), rows)
         write_files(folder, make_peft_config(raw, trainable=False), state)
     write_base_info(folder, make_base_info(base, base.folder))
+    own = load_tokenizer(base.folder, family=base.family.name)
+    write_added_tokens(folder, NewTokens(list_added_tokens(tokenizer.get_vocab(), own.get_vocab())))
 
 
 def write_prefix_folder(

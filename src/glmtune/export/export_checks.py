@@ -70,13 +70,18 @@ def compare_logits(logits: torch.Tensor, reference: torch.Tensor) -> LogitDiffer
     )
 
 
+def _compare_with_base(tuned: torch.Tensor, base: torch.Tensor) -> LogitDifference:
+    """Over the tokens of the base: an adapter may add some."""
+    return compare_logits(tuned[:, : base.shape[1]], base)
+
+
 def require_effect(tuned: torch.Tensor, base: torch.Tensor, adapter: object) -> None:
     """Require that an adapter changes the logits.
 
     Raises:
         ModelError: base and adapter give the logits of the base alone.
     """
-    if not compare_logits(tuned, base).largest:
+    if not _compare_with_base(tuned, base).largest:
         raise ModelError(
             f"{adapter}: does not change the output of the base, so there is nothing to export.",
             "Was it trained at all? A fresh adapter changes nothing.",
@@ -95,7 +100,7 @@ def require_merged(merged: torch.Tensor, tuned: torch.Tensor, base: torch.Tensor
     Raises:
         ModelError: the merged model is another one than base and adapter, or is the base.
     """
-    error, effect = compare_logits(merged, tuned), compare_logits(tuned, base)
+    error, effect = compare_logits(merged, tuned), _compare_with_base(tuned, base)
     allowed = MERGE_TOLERANCE[dtype]
     if not error.relative <= allowed:
         raise ModelError(
@@ -103,7 +108,7 @@ def require_merged(merged: torch.Tensor, tuned: torch.Tensor, base: torch.Tensor
             f"{allowed:.0e} is allowed in {_name_dtype(dtype)}.",
             "Merge in a finer precision: --dtype fp32.",
         )
-    if not compare_logits(merged, base).largest:
+    if not _compare_with_base(merged, base).largest:
         raise ModelError(
             f"Merged into {_name_dtype(dtype)}, the adapter's change is lost by rounding.",
             "Merge in a finer precision: --dtype fp32. Or train longer.",

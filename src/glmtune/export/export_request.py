@@ -81,7 +81,7 @@ def open_source(target: str, base: str | None, family: str | None, hub: str) -> 
         require_same_base(model_target.adapter, inspected.fingerprint, inspected.folder)
     return ExportSource(
         inspected,
-        load_tokenizer(inspected.folder, family=inspected.family.name),
+        load_tokenizer(inspected.folder, family=inspected.family.name, adapter=model_target.adapter),
         model_target.adapter,
         model_target.adapter is not None and is_prefix_folder(model_target.adapter),
         model_target.quantization,

@@ -151,7 +151,7 @@ class _Exporter:
             base = source.base
             self._write_prefix(self._folder, make_base_info(base, base.folder))
         else:
-            write_lora(source.adapter, source.base, self._request.layout, self._folder)
+            write_lora(source.adapter, source.base, source.tokenizer, self._request.layout, self._folder)
         self._steps.begin("Comparing it with the original")
         original, exported = (self._compute_logits_with(adapter) for adapter in (source.adapter, self._folder))
         # Published matrices are fused, so the adapter's sums may run in another order.
@@ -247,7 +247,7 @@ class _Exporter:
             write_hf_files(model, source.base, source.tokenizer, folder)
         else:
             bits = request.bits if request.bits < 16 else None
-            write_official_files(source.base, find_main_dtype(model), bits, folder)
+            write_official_files(model, source.base, source.tokenizer, bits, folder)
 
     def _reload(self) -> Any:
         if self._request.layout == "hf" and self._request.bits < 16:

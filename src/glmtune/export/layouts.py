@@ -55,13 +55,18 @@ def write_hf_files(model: PreTrainedModel, base: Checkpoint, tokenizer: PreTrain
     generation.pad_token_id = tokenizer.pad_token_id
     # Written as it is: the library's own writer refuses some published files, such as a temperature without sampling.
     generation.to_json_file(str(folder / "generation_config.json"))
-    write_tokenizer(base.folder, base.family.name, folder)
+    write_tokenizer(base.folder, base.family.name, folder, tokenizer)
 
 
-def write_official_files(base: Checkpoint, dtype: torch.dtype, bits: int | None, folder: Path) -> None:
+def write_official_files(
+    model: PreTrainedModel, base: Checkpoint, tokenizer: PreTrainedTokenizerBase, bits: int | None, folder: Path
+) -> None:
     """config.json, the tokenizer, and what the base has of generation_config.json and code (copied, never run)."""
-    write_json(folder / "config.json", make_published_config(base.folder, base.config, base.family, dtype, bits))
-    write_published_tokenizer(base.folder, base.family.name, folder)
+    config = copy.copy(base.config)
+    config.vocab_size = model.config.vocab_size  # it grows with tokens that were added
+    published = make_published_config(base.folder, config, base.family, find_main_dtype(model), bits)
+    write_json(folder / "config.json", published)
+    write_published_tokenizer(base.folder, base.family.name, folder, tokenizer)
     for path in (base.folder / "generation_config.json", *sorted(base.folder.glob("*.py"))):
         if path.is_file():
             shutil.copyfile(path, folder / path.name)

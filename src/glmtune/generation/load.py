@@ -78,7 +78,7 @@ def load_parts(
     model_target = resolve_target(target, base=base, family=family, hub=hub)
     model_target = replace(model_target, quantization=quantization or model_target.quantization)
     inspected = inspect_checkpoint(model_target.base, family=model_target.family, hub=model_target.hub)
-    tokenizer = load_tokenizer(inspected.folder, family=inspected.family.name)
+    tokenizer = load_tokenizer(inspected.folder, family=inspected.family.name, adapter=model_target.adapter)
     model = load_with_adapter(
         inspected,
         model_target.adapter,

@@ -10,24 +10,28 @@ if TYPE_CHECKING:
     from glmtune.config import RunConfig
     from glmtune.families import Family
     from glmtune.methods.method import Method
+    from glmtune.models.tokenizers.new_tokens import NewTokens
 
 
-def make_method(config: RunConfig, family: Family, precision: torch.dtype) -> Method:
+def make_method(
+    config: RunConfig, family: Family, precision: torch.dtype, new_tokens: NewTokens | None = None
+) -> Method:
     """Make the method of a run's config, with its settings.
 
     Args:
         config: the run.
         family: the base's generation.
         precision: of the frozen weights.
+        new_tokens: that the run adds to the base's vocabulary.
     """
     from glmtune.methods.full_finetuning import Freeze, Full
     from glmtune.methods.lora import Lora
     from glmtune.methods.ptuning import PTuning
 
     methods = {
-        "lora": lambda: Lora(config.lora, family),
+        "lora": lambda: Lora(config.lora, family, new_tokens),
         "ptuning": lambda: PTuning(config.ptuning),
         "freeze": lambda: Freeze(config.freeze, precision),
-        "full": Full,
+        "full": lambda: Full(new_tokens),
     }
     return methods[config.method]()

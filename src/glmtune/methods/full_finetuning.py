@@ -23,15 +23,24 @@ from glmtune.methods.method import Method, StateDict
 from glmtune.models.checkpoints import inspect_checkpoint
 from glmtune.models.loading import load_base
 from glmtune.models.shared_head import separate_head
+from glmtune.models.tokenizers import load_tokenizer
+from glmtune.models.tokenizers.new_tokens import NewTokens, add_new_tokens
 from glmtune.models.tokenizers.tokenizer_files import write_tokenizer
 
 SHARD_SIZE = "5GB"
 
 
 class Full(Method):
-    """Every weight is trained."""
+    """Every weight is trained.
+
+    Args:
+        new_tokens: that the run adds to the base's vocabulary.
+    """
 
     output_kind: ClassVar[str] = "model"
+
+    def __init__(self, new_tokens: NewTokens | None = None):
+        self._new_tokens = new_tokens
 
     def load_dtype(self, precision: torch.dtype) -> torch.dtype | None:
         return torch.float32  # by way of bf16, weights published in fp16 would lose three bits
@@ -68,7 +77,11 @@ class Full(Method):
         cast = {name: value.to("cpu", dtype or value.dtype) for name, value in full_state.items()}
         model.config.use_cache = True  # the Trainer turns it off
         model.save_pretrained(str(folder), state_dict=_copy_storage(cast), max_shard_size=SHARD_SIZE)
-        write_tokenizer(Path(base_info.path), base_info.family, folder)
+        base = Path(base_info.path)
+        tokenizer = load_tokenizer(base, family=base_info.family)
+        if self._new_tokens:
+            add_new_tokens(tokenizer, list(self._new_tokens.ids))
+        write_tokenizer(base, base_info.family, folder, tokenizer)
         write_base_info(folder, base_info)
 
     def read(self, model: Any, folder: Path) -> None:
@@ -111,6 +124,7 @@ class Freeze(Full):
     """
 
     def __init__(self, config: FreezeConfig, precision: torch.dtype):
+        super().__init__()
         self._count = config.trainable_layers
         self._precision = precision
 

@@ -26,7 +26,10 @@ from glmtune.methods.lora_fused import fuse_updates
 from glmtune.methods.lora_official import convert_to_native, list_module_rows
 from glmtune.methods.lora_sources import ASSUMED_ALPHA, CONFIG, find_bare_weights, has_no_effect
 from glmtune.methods.lora_targets import resolve_modules_to_save, resolve_targets
+from glmtune.methods.lora_tokens import count_needed_rows, list_trained_ids, make_token_indices, patch_token_rows
 from glmtune.methods.method import Method, StateDict
+from glmtune.models.embedding_rows import grow_vocabulary
+from glmtune.models.tokenizers.new_tokens import NewTokens, read_saved_ids, write_added_tokens
 from glmtune.utils.console import print_warning
 
 if TYPE_CHECKING:
@@ -44,13 +47,15 @@ class Lora(Method):
     Args:
         config: the options of method lora.
         family: gives the targets when the config names none.
+        new_tokens: that the run adds to the base's vocabulary; their rows of embedding and head are trained.
     """
 
     output_kind: ClassVar[str] = "adapter"
 
-    def __init__(self, config: LoraConfig, family: Family):
+    def __init__(self, config: LoraConfig, family: Family, new_tokens: NewTokens | None = None):
         self._config = config
         self._family = family
+        self._new_tokens = new_tokens or NewTokens()
 
     def prepare(self, model: PreTrainedModel) -> PeftModel:
         """Wrap `model` with fresh adapters: B is zero, so the logits are the base's until a step is taken.
@@ -76,9 +81,11 @@ class Lora(Method):
                 modules_to_save=saved or None,
                 task_type="CAUSAL_LM",
                 base_model_name_or_path=model.name_or_path,
+                **make_token_indices(model, self._new_tokens.trained_ids, targets, saved),
             ),
         )
         fuse_updates(wrapped)
+        patch_token_rows(wrapped)
         return _cast_to_fp32(wrapped)
 
     def optimizer_groups(self, model: Any, learning_rate: float, weight_decay: float) -> list[dict[str, Any]] | None:
@@ -104,6 +111,7 @@ class Lora(Method):
         assert isinstance(config, PeftLoraConfig)
         write_files(folder, config, {name: value.to(dtype or value.dtype) for name, value in trained.items()})
         write_base_info(folder, base_info)
+        write_added_tokens(folder, self._new_tokens)
 
     def read(self, model: PeftModel, folder: Path) -> None:
         """Load an adapter into a prepared model, also one that was trained on the published code.
@@ -126,6 +134,11 @@ class Lora(Method):
             raise RunError(
                 f"{folder}: some modules have a scale of their own (alpha_pattern), which a run cannot have.",
                 "Merge it into the base and train on that.",
+            )
+        if list_trained_ids(saved_config.to_dict()) != list_trained_ids(config.to_dict()):
+            raise RunError(
+                f"{folder}: its rows of new tokens are not those of this run.",
+                "Give the data.new_tokens that it was trained with.",
             )
         faults = load_state(model, state)
         if faults:
@@ -159,11 +172,13 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, name: str = "default",
     """
     _require_adaptable(model)
     config, state = _open_adapter(folder, model, trainable=trainable)
+    _make_room_for_tokens(model, folder, config, state)
     config.base_model_name_or_path = model.name_or_path
     try:
         wrapped = get_peft_model(model, config, adapter_name=name)
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
         raise _explain_misfit(folder, summarize_error(error, 200)) from None
+    patch_token_rows(wrapped)
     if trainable:
         _cast_to_fp32(wrapped)
     else:
@@ -221,6 +236,24 @@ def _open_adapter(folder: Path, base: nn.Module, *, trainable: bool) -> tuple[Pe
         return make_peft_config(raw, trainable=trainable), state
     except ModelError as error:
         raise ModelError(f"{folder}: {error.message}", error.hint) from None
+
+
+def _make_room_for_tokens(model: Any, folder: Path, config: PeftLoraConfig, state: StateDict) -> None:
+    """Give embedding and head the rows that the adapter has for tokens of its own.
+
+    Raises:
+        ModelError: the tokenizer beside the adapter has a token without a row.
+    """
+    modules = {id(module): path for path, module in model.named_modules()}
+    paths = [modules[id(module)] for module in (model.get_input_embeddings(), model.get_output_embeddings())]
+    grow_vocabulary(model, count_needed_rows(config.to_dict(), state, paths))
+    rows = len(model.get_input_embeddings().weight)
+    for token, index in read_saved_ids(folder).items():
+        if index >= rows:
+            raise ModelError(
+                f"{folder}: its token {token!r} has id {index}, but the embedding of base and adapter has {rows} rows.",
+                "It was trained on a base with more rows: give that one with --base.",
+            )
 
 
 def _explain_misfit(folder: Path, why: str) -> ModelError:

@@ -8,9 +8,11 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
+from peft.utils.other import TrainableTokensWrapper
 from torch import nn
 
 from glmtune.errors import ModelError
+from glmtune.methods.lora_tokens import merge_token_rows
 from glmtune.models.shared_head import separate_head
 
 if TYPE_CHECKING:
@@ -52,6 +54,8 @@ def merge_adapter(model: PeftModel) -> PreTrainedModel:
     for path, module in list(base.named_modules()):
         if isinstance(module, ModulesToSaveWrapper):
             _replace_module(base, path, _get_trained_module(module))
+        elif isinstance(module, TrainableTokensWrapper):
+            _replace_module(base, path, merge_token_rows(module))
     for module in base.modules():
         _cast_bias(module)
     base.__dict__.pop("peft_config", None)

@@ -24,6 +24,7 @@ from glmtune.methods.base_info import read_base_info, write_base_info
 from glmtune.methods.lora_files import CONFIG, read_config, read_weights, write_weights
 from glmtune.methods.lora_sources import expand_merged_matrices
 from glmtune.methods.lora_targets import shorten_names
+from glmtune.methods.lora_tokens import CONFIG_KEY, ROWS, rename_token_modules
 from glmtune.methods.method import StateDict
 from glmtune.models.weight_names import FUSED, group_by_published
 from glmtune.utils.io import write_json
@@ -31,7 +32,8 @@ from glmtune.utils.io import write_json
 A, B = "lora_A.weight", "lora_B.weight"
 _PREFIX = "base_model.model."
 _KEY = re.compile(
-    r"^base_model\.model\.(.+?)\.((?:lora_[AB]|base_layer)\.(?:weight|bias)|lora_magnitude_vector|weight|bias)$"
+    r"^base_model\.model\.(.+?)\."
+    r"((?:lora_[AB]|base_layer)\.(?:weight|bias)|lora_magnitude_vector|token_adapter\.trainable_tokens_delta|weight|bias)$"
 )
 _MODULE_KEYS = ("layers_to_transform", "layers_pattern", "exclude_modules", "rank_pattern", "alpha_pattern")
 """Keys of a config that name modules; the target's names say all of it here."""
@@ -87,6 +89,8 @@ def convert_to_native(raw: dict[str, Any], state: StateDict, rows: Rows) -> tupl
     config = _strip_layer_numbers(raw)
     config["target_modules"] = shorten_names({part for path in adapted for part in published[path]}, rows.keys())
     saved_modules = _select_whole_modules(raw, paths - adapted)
+    token_modules = {path: published[path][0] for path, kind in keys.values() if kind == ROWS}
+    config[CONFIG_KEY] = rename_token_modules(raw, token_modules)
     config["modules_to_save"] = sorted({part for path in saved_modules for part in published[path]}) or None
     for pattern, default in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
         if raw.get(pattern):
@@ -191,6 +195,8 @@ def _make_published_config(
     config |= {"r": usual, "lora_alpha": alpha(usual)}
     config["target_modules"] = shorten_names(ranks.keys(), groups.keys())
     config["modules_to_save"] = sorted(path for path in kinds if "weight" in kinds[path]) or None
+    token_modules = {parts[0]: path for path, parts in groups.items() if ROWS in kinds.get(path, ())}
+    config[CONFIG_KEY] = rename_token_modules(raw, token_modules)
     others = {path: rank for path, rank in ranks.items() if rank != usual}
     config["rank_pattern"] = others
     config["alpha_pattern"] = {path: alpha(rank) for path, rank in others.items()}

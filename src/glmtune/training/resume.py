@@ -10,6 +10,7 @@ from typing import Any
 from glmtune.config import RunConfig, load_config
 from glmtune.errors import RunError
 from glmtune.methods.base_info import read_base_info
+from glmtune.models.tokenizers.new_tokens import read_new_tokens
 from glmtune.run_dir import RunDir, is_run
 from glmtune.training.data_position import POSITION_FILE
 from glmtune.utils.console import print_warning
@@ -191,9 +192,13 @@ def _agrees(previous: Any, current: Any) -> bool:
 
 
 def resolve_paths(config: RunConfig) -> RunConfig:
-    """Make local paths of a config absolute, so that the run can be used from any directory."""
+    """Make local paths of a config absolute, and read the file of new tokens, so that the run can be used from any
+    directory."""
     data = dataclasses.replace(
-        config.data, train=_resolve_entry(config.data.train), eval=_resolve_entry(config.data.eval)
+        config.data,
+        train=_resolve_entry(config.data.train),
+        eval=_resolve_entry(config.data.eval),
+        new_tokens=read_new_tokens(config.data.new_tokens) or "",
     )
     replay = dataclasses.replace(config.replay, data=_resolve_entry(config.replay.data))
     return dataclasses.replace(

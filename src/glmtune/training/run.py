@@ -29,13 +29,14 @@ from glmtune.html.plots import make_loss_chart, save_line_charts
 from glmtune.methods import make_method
 from glmtune.methods.base_info import BaseInfo
 from glmtune.methods.method import count_trainable_parameters
+from glmtune.methods.run_tokenizer import load_run_tokenizer
 from glmtune.methods.tuned_model import find_trained_folder
 from glmtune.models.checkpoints import inspect_checkpoint, require_bitsandbytes
 from glmtune.models.embedding_and_head import move_embedding_to_host, quantize_head
+from glmtune.models.embedding_rows import grow_vocabulary, initialize_rows
 from glmtune.models.loading import load_base
 from glmtune.models.packed_attention import set_packed_attention
 from glmtune.models.shared_head import has_shared_head
-from glmtune.models.tokenizers import load_tokenizer
 from glmtune.run_dir import RunDir, default_root
 from glmtune.training.arguments import finish_arguments, list_reporters, make_arguments, pick_precision
 from glmtune.training.callbacks import (
@@ -76,7 +77,7 @@ from glmtune.training.resume import (
     require_same_data,
     resolve_paths,
 )
-from glmtune.training.sharding import check_sharding, shards_weights, sync_trained_only, uses_fsdp
+from glmtune.training.sharding import check_new_tokens, check_sharding, shards_weights, sync_trained_only, uses_fsdp
 from glmtune.training.summary import SPEED_KEYS, describe_result, describe_run, name_precision
 from glmtune.training.trainer import GlmTrainer
 from glmtune.training.training_data import TrainingData, prepare_data
@@ -228,7 +229,10 @@ class TrainingRun:
 
     def prepare_data(self) -> None:
         """Read, encode, split and pack the rows."""
-        self.tokenizer = load_tokenizer(self.base.folder, family=self.base.family.name)
+        self.tokenizer, self.new_tokens = load_run_tokenizer(self.config, self.base.folder, self.base.family.name)
+        if self.new_tokens:
+            check_new_tokens(self.config)
+            self._print_new_tokens()
         with main_process_first():  # the others then find the encoded rows in the cache
             self.data = prepare_data(self.config, self.base.family, self.tokenizer)
         if self.previous:
@@ -244,6 +248,7 @@ class TrainingRun:
             self.data,
             force=self.force,
             previous_summary=self.previous,
+            new_tokens=self.new_tokens,
         )
         finish_arguments(
             self.arguments,
@@ -261,7 +266,7 @@ class TrainingRun:
         set_seed(arguments.seed)
         # Without mixed precision a frozen layer in 16 bits cannot pass its output to a trained one in fp32.
         mixed_dtype = self.precision if arguments.bf16 or arguments.fp16 else torch.float32
-        self.method = make_method(config, self.base.family, mixed_dtype)
+        self.method = make_method(config, self.base.family, mixed_dtype, self.new_tokens)
         self.base_info = BaseInfo(str(self.base.folder.resolve()), self.base.fingerprint, self.base.family.name)
         self.probe = self.data.collate([self.data.train[0]])
         self.base_logits: torch.Tensor | None = None
@@ -280,6 +285,9 @@ class TrainingRun:
                 except (ImportError, ValueError) as error:
                     raise ConfigError(f"model.attention: {summarize_error(error)}", "Use sdpa or eager.") from None
             set_packed_attention(self.model)
+            if self.new_tokens:
+                grow_vocabulary(self.model, self.new_tokens.rows)
+                initialize_rows(self.model, self.new_tokens.ids, self.new_tokens.pieces)
             self._save_memory_of_ends()  # before the logits that training is compared with
             if not self.is_sharded:
                 self.base_logits = compute_probe_logits(self.model, self.probe, arguments)
@@ -464,6 +472,11 @@ class TrainingRun:
     def _method_title(self) -> str:
         quantization = self.config.model.quantization
         return f"{self.config.method} on {quantization}" if quantization else self.config.method
+
+    def _print_new_tokens(self) -> None:
+        ids, rows = list(self.new_tokens.ids.values()), int(self.base.config.vocab_size)
+        added = f"embedding and head grow from {rows} rows" if ids[-1] >= rows else "in free rows of embedding and head"
+        print_message(f"New tokens: {len(ids)}, ids {ids[0]} to {ids[-1]}, {added}.")
 
     @contextmanager
     def _explain_memory(self, moment: Any) -> Iterator[None]:

@@ -73,6 +73,20 @@ def check_sharding(config: RunConfig, quantised: bool) -> None:
         )
 
 
+def check_new_tokens(config: RunConfig) -> None:
+    """Require that the rows of new tokens can be trained.
+
+    Raises:
+        ConfigError: an adapter's rows of tokens cannot be sharded.
+    """
+    if config.method == "lora" and shards_weights(config):
+        kind = "training.fsdp" if uses_fsdp(config) else "training.deepspeed"
+        raise ConfigError(
+            f"data.new_tokens: {kind} cannot shard the rows of new tokens in an adapter.",
+            "Leave it out (every GPU then has the complete base), or use method full.",
+        )
+
+
 @contextmanager
 def allow_fsdp_on_cpu(arguments: TrainingArguments) -> Iterator[None]:
     """Let accelerate shard on CPUs: torch can, but accelerate's list of devices lacks them, and it then silently trains

@@ -47,14 +47,15 @@ def judge_of(run: RunConfig) -> ModelChecker | None:
     """
     if not run.model.path:
         return None
-    from glmtune.models.tokenizers import load_tokenizer
+    from glmtune.methods.run_tokenizer import load_run_tokenizer
     from glmtune.training.training_data import make_encoding_rules
     from glmtune.utils.console import silence_libraries
 
     silence_libraries()
     model = run.model
     family = get_family(model.family) if model.family else detect_family(model.path, model.hub)
-    return ModelChecker(family, load_tokenizer(model.path, model.hub, family.name), make_encoding_rules(run.data))
+    tokenizer, _ = load_run_tokenizer(run, model.path, family.name)
+    return ModelChecker(family, tokenizer, make_encoding_rules(run.data))
 
 
 def check_rows(run: RunConfig, lang: str) -> Iterator[tuple[str, bool]]:

@@ -121,12 +121,13 @@ def _sum_kl(head: nn.Module, before_NH: torch.Tensor, tuned_head: nn.Module, tun
     for one_NH, other_NH in zip(before_NH.split(_AT_ONCE), tuned_NH.split(_AT_ONCE), strict=True):
         before_NV = head(one_NH.to(other_NH.device)).float()
         tuned_NV = tuned_head(other_NH).float()
-        if before_NV.shape != tuned_NV.shape:
+        if before_NV.shape[-1] > tuned_NV.shape[-1]:
             raise ModelError(
                 f"The models' vocabularies differ in size ({before_NV.shape[-1]} and {tuned_NV.shape[-1]}).",
                 "Only models that were tuned from one base can be compared token by token.",
             )
         before_NV, tuned_NV = before_NV.log_softmax(-1), tuned_NV.log_softmax(-1)
+        tuned_NV = tuned_NV[:, : before_NV.shape[-1]]  # the base gives tokens that were added no probability
         kl_N = F.kl_div(tuned_NV, before_NV, reduction="none", log_target=True).sum(-1)
         total += float(kl_N.clamp(min=0).double().sum())  # rounding makes a hair less than 0 of none
     return total

@@ -18,6 +18,7 @@ from glmtune.hub import resolve_checkpoint
 from glmtune.models.tokenizers import backends
 from glmtune.models.tokenizers.added_tokens import add_saved_tokens, match_special_tokens
 from glmtune.models.tokenizers.ids import count_image_tokens, require_matching_ids
+from glmtune.models.tokenizers.new_tokens import add_adapter_tokens, drop_official_encoder
 from glmtune.models.tokenizers.templates import CHATGLM, CHATGLM2, CHATGLM3, GLM4
 from glmtune.models.tokenizers.vocabulary_files import (
     ChatGLMSentencePieceIds,
@@ -37,7 +38,11 @@ _LFS_POINTER = b"version https://git-lfs"
 
 
 def load_tokenizer(
-    path: str | os.PathLike[str], hub: str = "huggingface", family: str | None = None
+    path: str | os.PathLike[str],
+    hub: str = "huggingface",
+    family: str | None = None,
+    *,
+    adapter: Path | None = None,
 ) -> PreTrainedTokenizerFast:
     """The tokenizer of a checkpoint: an official folder, a transformers folder or a hub id.
 
@@ -49,15 +54,21 @@ def load_tokenizer(
         path: a folder or a hub id.
         hub: `huggingface` or `modelscope`, for a hub id.
         family: the generation, for folders that do not say it.
+        adapter: of this checkpoint; the tokens that were added while it was trained are added.
 
     Raises:
-        ModelError: the tokenizer's file is missing, broken, or does not fit config.json.
+        ModelError: the tokenizer's file is missing, broken, or does not fit config.json, or that of the adapter does
+            not fit the checkpoint.
     """
     folder = resolve_checkpoint(path, hub, parts="tokenizer")
     if (folder / "tokenizer.json").is_file():
-        return _load_fast(folder)
-    chosen = family or family_from_folder(folder, name=str(path)).name
-    return build_tokenizer(folder, chosen, read_model_config(folder))
+        tokenizer = _load_fast(folder)
+    else:
+        chosen = family or family_from_folder(folder, name=str(path)).name
+        tokenizer = build_tokenizer(folder, chosen, read_model_config(folder))
+    if adapter is not None:
+        add_adapter_tokens(tokenizer, adapter)
+    return tokenizer
 
 
 def build_tokenizer(folder: Path, family: str, config: dict[str, Any]) -> PreTrainedTokenizerFast:
@@ -74,8 +85,8 @@ def build_tokenizer(folder: Path, family: str, config: dict[str, Any]) -> PreTra
     if family not in _BUILDERS:
         raise ModelError(f"There is no tokenizer for {family!r}.", f"Known: {', '.join(_BUILDERS)}.")
     tokenizer = _BUILDERS[family](Path(folder), config)
-    if add_saved_tokens(tokenizer, Path(folder), config) and hasattr(tokenizer, OFFICIAL_ENCODER):
-        delattr(tokenizer, OFFICIAL_ENCODER)  # SentencePiece does not know them
+    if add_saved_tokens(tokenizer, Path(folder), config):
+        drop_official_encoder(tokenizer)
     return tokenizer
 
 

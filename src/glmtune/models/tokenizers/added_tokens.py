@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,9 @@ _LARGEST_GAP = 100_000
 _FLAGS = ("lstrip", "rstrip", "single_word")
 
 
-def add_saved_tokens(tokenizer: PreTrainedTokenizerFast, folder: Path, config: dict[str, Any]) -> bool:
+def add_saved_tokens(
+    tokenizer: PreTrainedTokenizerFast, folder: Path, config: dict[str, Any], *, reads_fast: bool = False
+) -> bool:
     """Add the tokens of added_tokens.json and of `added_tokens_decoder` in tokenizer_config.json, with their ids.
 
     They are found in every text, also where special tokens stay text. Files may list tokens of the published
@@ -34,6 +37,7 @@ def add_saved_tokens(tokenizer: PreTrainedTokenizerFast, folder: Path, config: d
         tokenizer: with the published vocabulary; gets the tokens.
         folder: of the checkpoint.
         config: the parsed config.json, which has the number of rows of the embedding.
+        reads_fast: read those of tokenizer.json too.
 
     Returns:
         Whether there were any.
@@ -44,7 +48,7 @@ def add_saved_tokens(tokenizer: PreTrainedTokenizerFast, folder: Path, config: d
     from tokenizers import AddedToken
 
     known, tokens = tokenizer.get_vocab(), {}
-    for token, saved in _read_saved_tokens(folder).items():
+    for token, saved in read_saved_tokens(folder, reads_fast=reads_fast).items():
         if token not in known:
             tokens[token] = saved
         elif known[token] != saved[0]:
@@ -72,7 +76,24 @@ def add_saved_tokens(tokenizer: PreTrainedTokenizerFast, folder: Path, config: d
         gap = range(following, index)
         backend.add_special_tokens([AddedToken(_name_placeholder(row), normalized=False) for row in gap])
         backend.add_tokens([AddedToken(token, normalized=False, special=False, **flags)])
+    join_after_tokens(backend, list(tokens))
     return True
+
+
+def join_after_tokens(backend: Any, tokens: Sequence[str]) -> None:
+    """Leave out, when ids are decoded, the space that SentencePiece puts in front of the text after an added token.
+
+    A text is cut at added tokens, and every part gets a dummy prefix; without this "<A>text" would become "<A> text".
+
+    Args:
+        backend: of the tokenizers library, which has the tokens.
+        tokens: the added ones.
+    """
+    from tokenizers import Regex, decoders
+
+    if isinstance(backend.decoder, decoders.Sequence) and tokens:  # tiktoken has no prefix
+        names = "|".join(map(re.escape, tokens))
+        backend.decoder = decoders.Sequence([backend.decoder, decoders.Replace(Regex(f"(?= )(?<={names}) "), "")])
 
 
 def match_special_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -136,9 +157,17 @@ def _require_rows(tokens: dict[str, tuple[int, dict[str, bool], Path]], folder: 
         )
 
 
-def _read_saved_tokens(folder: Path) -> dict[str, tuple[int, dict[str, bool], Path]]:
-    """Id, flags and file by token; tokenizer_config.json, which has the flags, before added_tokens.json."""
-    tokens: dict[str, tuple[int, dict[str, bool], Path]] = {}
+def read_saved_tokens(folder: Path, *, reads_fast: bool = False) -> dict[str, tuple[int, dict[str, bool], Path]]:
+    """Id, flags and file by token; tokenizer_config.json, which has the flags, before added_tokens.json.
+
+    Args:
+        folder: of a tokenizer.
+        reads_fast: read tokenizer.json first.
+
+    Raises:
+        ModelError: a file that is broken.
+    """
+    tokens = _read_fast_tokens(folder) if reads_fast else {}
     path = folder / ADDED_TOKENS_FILE
     if path.is_file():
         for token, index in _read_object(path).items():
@@ -156,6 +185,20 @@ def _read_saved_tokens(folder: Path) -> dict[str, tuple[int, dict[str, bool], Pa
         if not isinstance(saved, dict) or not isinstance(content, str) or not content or not _ID.fullmatch(index):
             raise ModelError(f"{path}: added_tokens_decoder[{index!r}] is not valid.", "Download the file again.")
         tokens[content] = int(index), {name: saved.get(name) is True for name in _FLAGS}, path
+    return tokens
+
+
+def _read_fast_tokens(folder: Path) -> dict[str, tuple[int, dict[str, bool], Path]]:
+    """What tokenizer.json lists as added tokens, in the form of `read_saved_tokens`."""
+    path = folder / "tokenizer.json"
+    entries = _read_object(path).get("added_tokens") if path.is_file() else None
+    tokens: dict[str, tuple[int, dict[str, bool], Path]] = {}
+    for entry in entries if isinstance(entries, list) else []:
+        index, content = (entry.get("id"), entry.get("content")) if isinstance(entry, dict) else (None, None)
+        if type(index) is not int or not isinstance(content, str) or not content:
+            raise ModelError(f"{path}: added_tokens has {entry!r}, which is not valid.", "Copy the file again.")
+        if content != _name_placeholder(index):
+            tokens[content] = index, {name: entry.get(name) is True for name in _FLAGS}, path
     return tokens
 
 

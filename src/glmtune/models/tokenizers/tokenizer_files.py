@@ -43,13 +43,16 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
 }
 
 
-def write_tokenizer(base: Path, family: str, folder: Path) -> None:
-    """Save the tokenizer of checkpoint folder `base` into `folder`.
+def write_tokenizer(base: Path, family: str, folder: Path, tokenizer: Any = None) -> None:
+    """Save the tokenizer of checkpoint folder `base` into `folder`, and beside it the published file.
 
-    Raises:
-        ModelError: see `load_tokenizer`.
+    Args:
+        base: the checkpoint folder.
+        family: the generation.
+        folder: where to.
+        tokenizer: of the base, with more tokens; the base's own when None.
     """
-    load_tokenizer(base, family=family).save_pretrained(str(folder))
+    (tokenizer or load_tokenizer(base, family=family)).save_pretrained(str(folder))
     _use_transformers_4_names(folder / _CONFIG)
     copy_published_tokenizer(base, folder)
 
@@ -79,8 +82,14 @@ def require_published_tokenizer(base: Path) -> None:
         )
 
 
-def write_published_tokenizer(base: Path, family: str, folder: Path) -> None:
+def write_published_tokenizer(base: Path, family: str, folder: Path, tokenizer: Any = None) -> None:
     """Write the published tokenizer: its file, and its own tokenizer_config.json, or an equivalent one if it has none.
+
+    Args:
+        base: the checkpoint folder.
+        family: the generation.
+        folder: where to.
+        tokenizer: of the base, with more tokens, which are listed in added_tokens.json; the base's own when None.
 
     Raises:
         ModelError: see `require_published_tokenizer`.
@@ -92,10 +101,9 @@ def write_published_tokenizer(base: Path, family: str, folder: Path) -> None:
         shutil.copyfile(base / _CONFIG, folder / _CONFIG)
     else:
         _write_published_config(base, family, folder)
-    # Tokens that were added to the base, wherever it lists them.
+    # Tokens that were added to the base, wherever they are listed.
     written = build_tokenizer(folder, family, read_model_config(base)).get_vocab()
-    vocabulary = load_tokenizer(base, family=family).get_vocab()
-    added = list_added_tokens(vocabulary, written)
+    added = list_added_tokens((tokenizer or load_tokenizer(base, family=family)).get_vocab(), written)
     if added:
         write_json(folder / ADDED_TOKENS_FILE, added)
 

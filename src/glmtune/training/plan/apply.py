@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from glmtune.config import RunConfig
 from glmtune.errors import GlmtuneError, TrainingError, summarize_error
 from glmtune.models.checkpoints import Checkpoint
+from glmtune.models.tokenizers.new_tokens import NewTokens
 from glmtune.training.arguments import read_checkpointing
 from glmtune.training.deepspeed import without_zero_init
 from glmtune.training.distributed import broadcast_object, count_processes, is_main_process
@@ -55,6 +56,7 @@ def apply_plan(
     *,
     force: bool,
     previous_summary: dict[str, Any] | None,
+    new_tokens: NewTokens | None = None,
 ) -> PlanDecision:
     """Plan a run before its weights are loaded, and decide which layers are checkpointed.
 
@@ -67,6 +69,7 @@ def apply_plan(
         force: train even if the run cannot fit.
         previous_summary: summary.json of the run that is resumed: its decision is kept, so that its numbers stay the
             same.
+        new_tokens: that the run adds to the base's vocabulary.
 
     Raises:
         TooLargeError: the estimate exceeds the memory by more than its error, and `force` is not set.
@@ -79,7 +82,7 @@ def apply_plan(
         config = replace(config, training={**config.training, "activation_checkpointing": is_on})
     decision: PlanDecision | TooLargeError | None = None
     if is_main_process():
-        decision = _decide(config, base, arguments, precision, training_data, force, layers)
+        decision = _decide(config, base, arguments, precision, training_data, force, layers, new_tokens)
     decision = broadcast_object(decision)
     if isinstance(decision, TooLargeError):
         raise decision
@@ -101,11 +104,12 @@ def _decide(
     training_data: TrainingData,
     force: bool,
     layers: int | None,
+    new_tokens: NewTokens | None,
 ) -> PlanDecision | TooLargeError | None:
     """Plan in the main process and print the result; None where no plan can be made."""
     try:
         device = pick_device(None, bool(arguments.use_cpu))
-        spec = ModelSpec.from_base(base)
+        spec = ModelSpec.from_base(base).with_tokens(new_tokens)
         with without_zero_init(arguments):  # one process plans: nothing may be sharded meanwhile
             plan, request = plan_run(
                 spec, config, arguments, precision, training_data, device, count_processes(), layers

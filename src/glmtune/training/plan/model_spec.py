@@ -22,6 +22,7 @@ from glmtune.models.auto import find_family, make_native_config, read_packed_bit
 from glmtune.models.checkpoints import Checkpoint, read_stored_quantization
 from glmtune.models.loading import BITSANDBYTES, PACKED
 from glmtune.models.packed_attention import set_packed_attention
+from glmtune.models.tokenizers.new_tokens import NewTokens
 from glmtune.models.vocabulary_rows import fit_vocabulary_size
 from glmtune.models.weight_files import has_equal_head, read_inventory
 from glmtune.quantization.packed_linear import PackedLinear
@@ -50,6 +51,8 @@ class ModelSpec:
     """Bytes of the weight files; 0 where they are absent."""
     shares_head: bool = False
     """Whether embedding and head are equal, and so one matrix in memory."""
+    new_tokens: NewTokens | None = None
+    """That the run adds to the base's vocabulary."""
 
     @property
     def layers(self) -> int:
@@ -63,6 +66,14 @@ class ModelSpec:
         quantization, size = _find_quantization(base.config), _count_file_bytes(base.folder, files)
         shares_head = has_equal_head(base.inventory)
         return cls(base.folder, base.family, base.config, base.inventory.dtype, quantization, size, shares_head)
+
+    def with_tokens(self, new_tokens: NewTokens | None) -> ModelSpec:
+        """The spec with tokens that a run adds, for which embedding and head may grow."""
+        if not new_tokens:
+            return self
+        config = copy.deepcopy(self.config)
+        config.vocab_size = max(config.vocab_size, new_tokens.rows)
+        return dataclasses.replace(self, config=config, new_tokens=new_tokens)
 
 
 def inspect_model(path: str, family: str | None, hub: str) -> ModelSpec:
@@ -132,7 +143,7 @@ def build_meta_model(
     config = copy.deepcopy(spec.config)
     config.num_hidden_layers = layers
     run = dataclasses.replace(run, freeze=dataclasses.replace(run.freeze, trainable_layers=trained))
-    method = make_method(run, spec.family, precision if mixed else torch.float32)
+    method = make_method(run, spec.family, precision if mixed else torch.float32, spec.new_tokens)
     dtype = method.load_dtype(precision) or spec.dtype
     quantization = spec.quantization or run.model.quantization
     config.quantization_config = None

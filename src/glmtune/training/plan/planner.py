@@ -11,8 +11,8 @@ import torch
 from transformers import TrainingArguments
 
 from glmtune.config import RunConfig
+from glmtune.methods.run_tokenizer import load_run_tokenizer
 from glmtune.models.attention_kernels import Card
-from glmtune.models.tokenizers import load_tokenizer
 from glmtune.run_dir import RunDir
 from glmtune.training.arguments import make_arguments, pick_precision, read_checkpointing
 from glmtune.training.plan.changes import SettingsChange, find_cheapest_change
@@ -89,7 +89,8 @@ def make_plan(run: RunConfig, gpu_memory: str | None = None, num_processes: int 
         arguments = make_arguments(without_launcher, RunDir(folder), precision)
     training_data = None
     if run.data.train:
-        tokenizer = load_tokenizer(spec.folder, family=spec.family.name)
+        tokenizer, new_tokens = load_run_tokenizer(run, spec.folder, spec.family.name)
+        spec = spec.with_tokens(new_tokens)
         training_data = prepare_data(run, spec.family, tokenizer)
     plan, request = plan_run(spec, run, arguments, precision, training_data, device, num_processes)
     if plan.verdict != "fits":

@@ -119,7 +119,8 @@ class StepTracer:
             for batch in (self.batch, self.eval_batch)
         ]
         settings = (run.model, run.method, run.lora, run.ptuning, arguments.to_json_string())
-        model_key = (self.spec.folder, self.spec.config, self.spec.shares_head, settings, self.precision)
+        spec_key = (self.spec.folder, self.spec.config, self.spec.shares_head, self.spec.new_tokens)
+        model_key = (*spec_key, settings, self.precision)
         key = repr((*model_key, shapes, self.on_gpu, self.card, self.half, self.unpack_chunk, frozen, trained))
         if key in _CACHE:
             return _CACHE[key]
