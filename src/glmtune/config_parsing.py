@@ -182,3 +182,20 @@ def set_key(tree: dict[str, Any], override: str) -> None:
         if not error.is_syntax:
             raise ConfigError(f"--set {key.strip()}: {error.problem}.") from None
         node[last] = text
+
+
+_SECRET_WORDS = ("token", "secret", "password", "passwd", "api_key", "apikey", "credential")
+
+
+def drop_secrets(value: Any) -> Any:
+    """The `training` section without access tokens and passwords: config files are copied into reports and given to
+    others."""
+    if isinstance(value, list):
+        return [drop_secrets(part) for part in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: drop_secrets(part)
+        for key, part in value.items()
+        if not (part and isinstance(part, str) and any(word in str(key).lower() for word in _SECRET_WORDS))
+    }

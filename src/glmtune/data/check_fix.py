@@ -12,7 +12,8 @@ from typing import IO, Any
 from glmtune.data.check_kinds import ERROR, Finding
 from glmtune.data.conversation import Conversation, InvalidRow, RawRow
 from glmtune.data.files import DataFile, open_data_file
-from glmtune.data.sources import DataSource, FileRows
+from glmtune.data.source_rows import FileRows
+from glmtune.data.sources import DataSource
 from glmtune.errors import ConfigError, DataError
 
 REFUSED_SUFFIX = ".refused.jsonl"

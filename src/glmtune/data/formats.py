@@ -9,7 +9,8 @@ from typing import Any, Literal
 from glmtune.config_parsing import suggest_key
 from glmtune.data.column_formats import COLUMN_FORMATS, COLUMN_ROLES, TextFormat, rename_columns
 from glmtune.data.conversation import Conversation, InvalidRowError, RawRow, check_message_order, describe_type
-from glmtune.data.message_reader import CONTENT_ROLES, FROM_VALUE, ROLE_CONTENT, VALUE_ROLES, MessageKeys, MessageReader
+from glmtune.data.message_keys import CONTENT_ROLES, FROM_VALUE, ROLE_CONTENT, VALUE_ROLES, MessageKeys
+from glmtune.data.message_reader import MessageReader
 from glmtune.data.preference_rows import make_preference_format
 from glmtune.data.row_format import (
     SYSTEM_COLUMNS,

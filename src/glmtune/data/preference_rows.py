@@ -17,7 +17,7 @@ from glmtune.data.conversation import (
     RawRow,
     describe_type,
 )
-from glmtune.data.message_reader import Message, convert_to_role_content, find_message_keys
+from glmtune.data.message_keys import Message, convert_to_role_content, find_message_keys
 from glmtune.data.row_format import (
     Columns,
     RowFormat,

@@ -8,17 +8,18 @@ import random
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from glmtune.config_parsing import build_dataclass
 from glmtune.data.catalog import SourceSpec, resolve_source
 from glmtune.data.conversation import WORSE_ANSWER, Conversation, InvalidRow, InvalidRowError, RawRow
-from glmtune.data.files import DataFile, find_files, open_data_file
+from glmtune.data.files import find_files, open_data_file
 from glmtune.data.formats import FormatOptions, Preference, detect_format, list_formats, read_conversation
 from glmtune.data.preference_rows import PreferenceFormat
 from glmtune.data.row_format import RowFormat, list_keys
+from glmtune.data.source_rows import FileRows, SourceRows, open_hub_dataset, require_same_schema
 from glmtune.data.unread_keys import UnreadKeys
-from glmtune.errors import ConfigError, DataError, summarize_error
+from glmtune.errors import ConfigError, DataError
 
 __all__ = ["Conversation", "DataSource", "InvalidRow", "SourceSpec", "open_source", "open_sources", "sample_sources"]
 
@@ -27,54 +28,6 @@ READING_RULES = 3
 # Rows of a file in which its format is looked for.
 _LOOK_AHEAD = 200
 _MAX_INVALID_LINES = 20
-
-
-class SourceRows(Protocol):
-    """The raw rows of a source."""
-
-    def read_rows(self) -> Iterator[RawRow | InvalidRow]:
-        """Read all rows in order."""
-
-    def update_hash(self, hasher: Any) -> None:
-        """Add the content to a hash."""
-
-
-class FileRows:
-    """The rows of several files in order."""
-
-    def __init__(self, files: list[DataFile]):
-        self.files = files
-
-    def read_rows(self) -> Iterator[RawRow | InvalidRow]:
-        for file in self.files:
-            yield from file.read_rows()
-
-    def update_hash(self, hasher: Any) -> None:
-        for file in self.files:
-            content = hashlib.sha256(file.suffix.encode())
-            file.check_unchanged()
-            with file.path.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    content.update(block)
-            file.check_unchanged()
-            hasher.update(content.digest())
-
-
-class HubRows:
-    """The rows of a hub data set, memory mapped by the hub's client."""
-
-    def __init__(self, name: str, rows: Any):
-        self.name = name
-        self._rows = rows
-
-    def read_rows(self) -> Iterator[RawRow | InvalidRow]:
-        for number, values in enumerate(self._rows, start=1):
-            yield RawRow(dict(values), f"{self.name}:row {number}")
-
-    def update_hash(self, hasher: Any) -> None:
-        # Not the client's own fingerprint, which also depends on its version and cache.
-        for values in self._rows:
-            hasher.update(hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).digest())
 
 
 class DataSource:
@@ -236,12 +189,12 @@ def open_source(
         resolved = replace(resolved, format=format)
     formats = list_formats(FormatOptions(resolved.columns, resolved.format, resolved.tags, preference))
     if is_on_hub:
-        hub_rows = _open_hub_dataset(resolved.path, resolved.hub, resolved.split or "train", resolved.subset)
+        hub_rows = open_hub_dataset(resolved.path, resolved.hub, resolved.split or "train", resolved.subset)
         return DataSource(source_spec.path, resolved, hub_rows, formats, seed)
     if resolved.split not in (None, "train"):
         raise ConfigError(f"{source_spec.path}: split is for hub data; this is a file.", "Give the file of that split.")
     files = [open_data_file(path, resolved.columns.values()) for path in find_files(resolved.path)]
-    _require_same_schema(files)
+    require_same_schema(files)
     source = DataSource(source_spec.path, resolved, FileRows(files), formats, seed)
     source.notes += [note for file in files for note in file.notes]
     return source
@@ -324,31 +277,6 @@ def _parse_entry(entry: Any, number: int) -> SourceSpec:
     return build_dataclass(SourceSpec, entry, where)
 
 
-def _open_hub_dataset(name: str, hub: str, split: str, subset: str | None) -> HubRows:
-    """Download a data set, or find it in the cache of the hub's client."""
-    try:
-        if hub == "modelscope":
-            from modelscope.msdatasets import MsDataset
-
-            dataset = MsDataset.load(name, subset_name=subset, split=split)
-            return HubRows(name, dataset.to_hf_dataset() if hasattr(dataset, "to_hf_dataset") else dataset)
-        from datasets import load_dataset
-
-        return HubRows(name, load_dataset(name, subset, split=split))
-    except ImportError as error:
-        extra = "hub,modelscope" if hub == "modelscope" else "hub"
-        raise ConfigError(
-            f"{name}: hub data needs the package {error.name or error}, which is not installed.",
-            f"Install it: pip install 'glmtune[{extra}]'",
-        ) from None
-    except Exception as error:  # the clients raise many types; each means that the data cannot be downloaded
-        reason = summarize_error(error)[:200].rstrip(".")
-        raise DataError(
-            f"{name}: no such file, and it cannot be downloaded from {hub} ({reason}).",
-            "Check the spelling, the split and the network, or download it and give the files.",
-        ) from None
-
-
 def _detect_source_format(name: str, rows: SourceRows, formats: list[RowFormat]) -> tuple[RowFormat, RawRow]:
     """Detect the common format of all files by the first rows of each; also return the first row of that format.
 
@@ -414,21 +342,3 @@ def _make_mixed_error(other: RowFormat, row: RawRow, row_format: RowFormat, firs
         f"(it has {list_keys(first.values)})",
         "Give files of different formats as separate entries of data.train.",
     )
-
-
-def _require_same_schema(files: list[DataFile]) -> None:
-    first: tuple[DataFile, dict[str, str]] | None = None
-    for file in files:
-        schema = file.read_schema()
-        if schema is None:
-            continue
-        if first is None:
-            first = file, schema
-            continue
-        for column in sorted(schema.keys() | first[1].keys()):
-            kind, first_kind = schema.get(column, "missing"), first[1].get(column, "missing")
-            if kind != first_kind and "null" not in (kind, first_kind):  # null: the column is empty in that file
-                raise DataError(
-                    f"{file.path}: column {column!r} is {kind}, but {first_kind} in {first[0].path}.",
-                    "Give files of different schemas as separate entries of data.train.",
-                )

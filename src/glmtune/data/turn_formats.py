@@ -8,13 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from glmtune.data.conversation import Conversation, InvalidRowError, RawRow, describe_type
-from glmtune.data.message_reader import (
-    ROLE_CONTENT,
-    Message,
-    MessageReader,
-    convert_to_role_content,
-    find_message_keys,
-)
+from glmtune.data.message_keys import ROLE_CONTENT, Message, convert_to_role_content, find_message_keys
+from glmtune.data.message_reader import MessageReader
 from glmtune.data.row_format import (
     SYSTEM_COLUMNS,
     TOOLS_COLUMNS,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from glmtune.data.conversation import InvalidRowError
-from glmtune.data.message_reader import Message, MessageReader, find_message_keys
+from glmtune.data.message_keys import Message, find_message_keys
+from glmtune.data.message_reader import MessageReader
 from glmtune.data.row_format import decode_json_text
 
 TURN_KEYS = (

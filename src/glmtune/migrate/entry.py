@@ -24,6 +24,7 @@ from glmtune.migrate.script_launches import (
 )
 from glmtune.migrate.shell import ShellCommand, read_commands, require_value, split_environment
 from glmtune.migrate.translation import Translation
+from glmtune.utils.documents import DocumentError, read_document
 
 _CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 _SHELL_SUFFIXES = (".sh", ".bash")
@@ -201,9 +202,9 @@ def _apply_options(words: CommandWords, step: Step) -> None:
 def _interpret_file(path: Path) -> list[Step]:
     """Translate what a shell script starts."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'}).") from None
+        text = read_document(path)
+    except DocumentError as error:
+        raise ConfigError(error.describe(path), "Give a shell script, a YAML or a JSON file.") from None
     return _interpret_script(text, str(path), path.parent)
 
 

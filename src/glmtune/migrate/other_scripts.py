@@ -329,7 +329,8 @@ def _read_device(arguments: ScriptArguments) -> str | None:
 def _read_model_name(path: str) -> str:
     """Return the first model that a script loads by a literal name; empty if there is none."""
     try:
-        match = _HUB_PATTERN.search(Path(path).read_text(encoding="utf-8", errors="replace")) if path else None
+        text = Path(path).read_text(encoding="utf-8", errors="replace") if path and Path(path).is_file() else ""
     except OSError:
         return ""
+    match = _HUB_PATTERN.search(text)
     return match[1] if match else ""

@@ -13,6 +13,7 @@ from glmtune.migrate.command_words import parse_words
 from glmtune.migrate.dialect import disable_evaluation_without_data, set_training_section
 from glmtune.migrate.replacement import ReplacementCommand, make_options
 from glmtune.migrate.translation import Translation
+from glmtune.utils.documents import read_document
 
 SETTINGS = {
     "pretrained_model_name_or_path": "model.path",
@@ -133,8 +134,8 @@ def _read_settings(path: Path) -> Iterator[tuple[str, Any]]:
         ConfigError: the file is no Python code.
     """
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8-sig"))
-    except (SyntaxError, ValueError, OSError) as error:
+        tree = ast.parse(read_document(path))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # MemoryError: nested too deeply
         line = getattr(error, "lineno", None)
         raise ConfigError(f"{path}{f':{line}' if line else ''}: cannot be read as a config of xtuner.") from None
     for node in tree.body:

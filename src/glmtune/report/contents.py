@@ -102,7 +102,7 @@ def _read_evaluation(folder: Path) -> Evaluation:
     result = EvaluationResult.load(folder / EVALUATION_FILE)
     rows = []
     path = folder / PREDICTIONS_FILE
-    for line in path.read_text("utf-8").split("\n") if path.is_file() else []:
+    for line in path.read_text("utf-8", errors="replace").split("\n") if path.is_file() else []:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):

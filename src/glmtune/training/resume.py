@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.config import RunConfig, load_config
+from glmtune.config_parsing import drop_secrets
 from glmtune.errors import RunError
 from glmtune.methods.base_info import read_base_info
 from glmtune.models.tokenizers.new_tokens import read_new_tokens
@@ -26,7 +27,6 @@ _FIXED_TRAINING = (
 _MEASURING_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
 _SCHEDULE_KEYS = ("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps")
 _BATCH_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps", "train_sampling_strategy")
-_SECRET_WORDS = ("token", "secret", "password", "passwd", "api_key", "apikey", "credential")
 
 
 def read_saved_run(
@@ -129,19 +129,7 @@ def _make_fixed_error(run: RunDir, key: str, before: RunConfig, now: RunConfig, 
 
 def remove_secrets(config: RunConfig) -> RunConfig:
     """Leave out access tokens and passwords: config.yaml is copied into reports and given to others."""
-    return dataclasses.replace(config, training=_drop_secrets(config.training))
-
-
-def _drop_secrets(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_drop_secrets(part) for part in value]
-    if not isinstance(value, dict):
-        return value
-    return {
-        key: _drop_secrets(part)
-        for key, part in value.items()
-        if not (part and isinstance(part, str) and any(word in str(key).lower() for word in _SECRET_WORDS))
-    }
+    return dataclasses.replace(config, training=drop_secrets(config.training))
 
 
 def _read_summary(path: Path) -> dict[str, Any]:

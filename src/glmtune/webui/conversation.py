@@ -15,6 +15,7 @@ from glmtune.errors import ConfigError
 from glmtune.families import Reply
 from glmtune.generation.load import LoadedModel
 from glmtune.generation.reply import Sampling, generate_reply
+from glmtune.utils.documents import DocumentError, parse_json
 
 Messages = list[dict[str, Any]]
 """Of the roles user, assistant and tool; a tool message is a call of the model, with its `observation` once known."""
@@ -96,9 +97,10 @@ def read_tools(text: str) -> list[Any] | None:
     if not text.strip():
         return None
     try:
-        tools = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"Tools, line {error.lineno}: not JSON ({error.msg}).", "Give a JSON list.") from None
+        tools = parse_json(text)
+    except DocumentError as error:
+        line = f", line {error.line}" if error.line else ""
+        raise ConfigError(f"Tools{line}: {error.problem}.", "Give a JSON list.") from None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise ConfigError("Tools: must be a JSON list of objects.", 'For example: [{"name": "weather", ...}]')
     return tools or None

@@ -12,8 +12,10 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from glmtune.config import TRAINING_DEFAULTS, RunConfig, check_config
-from glmtune.config_parsing import build_dataclass, parse_number, set_key, suggest_key
+from glmtune.config_parsing import build_dataclass, drop_secrets, parse_number, set_key, suggest_key
 from glmtune.errors import ConfigError
+from glmtune.training.best_metric import check_best_metric
+from glmtune.training.training_keys import TRAINING_KEY_USES
 from glmtune.utils.documents import DocumentError, parse_yaml
 
 Kind = Literal["text", "integer", "number", "flag", "choice", "list", "lines", "mapping"]
@@ -161,12 +163,14 @@ def checked(tree: Mapping[str, Any]) -> RunConfig:
             f"{run.model.quantization} needs bitsandbytes, which is not installed.", "pip install 'glmtune[qlora]'"
         )
     _check_training(run.training)
+    check_best_metric(run)
     return run
 
 
 def as_yaml(tree: Mapping[str, Any]) -> str:
-    """A tree as a config file."""
-    return yaml.safe_dump(dict(tree), allow_unicode=True, sort_keys=False)
+    """A tree as a config file, without access tokens and passwords."""
+    public = {key: drop_secrets(value) if key == "training" else value for key, value in tree.items()}
+    return yaml.safe_dump(public, allow_unicode=True, sort_keys=False)
 
 
 def _check_training(training: Mapping[str, Any]) -> None:
@@ -177,6 +181,9 @@ def _check_training(training: Mapping[str, Any]) -> None:
     for key in training:
         if key not in known:
             raise ConfigError(f"form: unknown key training.{key}.", suggest_key(key, known))
+        use = TRAINING_KEY_USES[key]
+        if use.status == "refused" and not use.accepts(training[key]):
+            raise ConfigError(f"form: training.{key} is not supported: {use.reason}.", f"Remove training.{key}.")
 
 
 def _fields(kind: Any, prefix: str) -> list[Field]:

@@ -7,7 +7,6 @@ not taken for them.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -17,21 +16,24 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import psutil
 from filelock import FileLock
 
 from glmtune.run_dir import RunDir, is_run
-from glmtune.utils.io import write_json
+from glmtune.utils.console import print_warning
+from glmtune.utils.documents import shorten_value
+from glmtune.utils.io import find_json_object, read_json_object, write_json
 from glmtune.webui.errors import JobError
 
 State = Literal["queued", "running", "finished", "failed", "stopped"]
 COMMAND = (sys.executable, "-m", "glmtune")
 _TICK_SECONDS = 1.0
 _TAIL_BYTES = 256 * 1024
+_BROKEN_HINT = "Remove the file: the result of the job is in its own folder."
 _INTERRUPTED = 130
 """Exit code of a training that was stopped cleanly."""
 
@@ -85,6 +87,7 @@ class Jobs:
         self._anyone_stops = anyone_stops
         self._thread_lock = threading.RLock()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._broken: set[str] = set()
         folder.mkdir(parents=True, exist_ok=True)
         # Two servers may share a root; the file lock keeps them from starting the same job.
         self._file_lock = FileLock(folder / ".lock")
@@ -229,11 +232,7 @@ class Jobs:
 
     def _exit(self, job: Job) -> dict[str, Any]:
         """What the runner wrote; nothing if it was killed itself."""
-        try:
-            left: dict[str, Any] = json.loads((self._folder / f"{job.id}.exit").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        return left
+        return find_json_object(self._folder / f"{job.id}.exit") or {}
 
     def _path(self, id: str) -> Path:
         path = self._folder / f"{id}.json"
@@ -242,13 +241,39 @@ class Jobs:
         return path
 
     def _read(self, id: str) -> Job:
-        return Job(**json.loads(self._path(id).read_text(encoding="utf-8")))
+        path = self._path(id)
+        content = read_json_object(path, JobError, _BROKEN_HINT)
+        hints = get_type_hints(Job)
+        wrong = [name for name, value in content.items() if name not in hints or not _has_type(value, hints[name])]
+        missing = [field.name for field in fields(Job) if field.default is MISSING and field.name not in content]
+        if wrong or missing:
+            raise JobError(f"{path}: not a job: {', '.join(map(shorten_value, wrong + missing))}.", _BROKEN_HINT)
+        return Job(**content)
 
     def _read_all(self) -> _Jobs:
-        return [self._read(path.stem) for path in self._folder.glob("[!.]*.json")]
+        """All jobs; a file that is none is named in the server's terminal, and harms no other job."""
+        jobs = []
+        for path in self._folder.glob("[!.]*.json"):
+            try:
+                jobs.append(self._read(path.stem))
+            except JobError as error:
+                if path.name not in self._broken:
+                    print_warning(str(error))
+                self._broken.add(path.name)
+        return jobs
 
     def _write(self, job: Job) -> None:
         write_json(self._folder / f"{job.id}.json", asdict(job))
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    """Whether a value of a JSON file is of the type of a field of `Job`."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    kinds = tuple(kind for kind in get_args(hint) or (hint,))
+    return isinstance(value, (*kinds, int) if float in kinds else kinds) and not isinstance(value, bool)
 
 
 def memory_of(job: Job) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from glmtune.evaluation.results import COMPARISON_FILE, EVALUATION_FILE, FORGETT
 from glmtune.html.builder import Html, el
 from glmtune.report.contents import read_contents
 from glmtune.report.page import render_page
+from glmtune.utils.io import find_json_object
 from glmtune.webui.context import Context
 from glmtune.webui.paths import listed
 
@@ -47,12 +47,9 @@ def _folders(context: Context) -> Iterator[Path]:
 def _in(folder: Path) -> Iterator[Result]:
     for name, kind in _KINDS.items():
         path = folder / name
-        try:
-            content, written = json.loads(path.read_text(encoding="utf-8")), path.stat().st_mtime
-        except (OSError, ValueError):  # not there, or being written by another hand
-            continue
-        if isinstance(content, dict) and content.get("kind") == kind:
-            yield Result(folder, kind, content, written)
+        content = find_json_object(path)  # None: not there, or being written by another hand
+        if content is not None and content.get("kind") == kind:
+            yield Result(folder, kind, content, path.stat().st_mtime)
 
 
 def report_frame(folder: Path, lang: str) -> Html:

@@ -12,6 +12,7 @@ from typing import Any
 from glmtune.config_parsing import read_config_file
 from glmtune.errors import ConfigError, RunError
 from glmtune.run_dir import RunDir, is_run
+from glmtune.utils.documents import DocumentError, read_document
 from glmtune.utils.io import find_json_object, is_locked, write_text
 
 NOTES = "notes.md"
@@ -102,9 +103,9 @@ def read_notes(path: Path) -> str:
     if not notes.is_file():
         return ""
     try:
-        return notes.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise RunError(f"{notes}: is not UTF-8 text.", "Save it as UTF-8, or remove it.") from None
+        return read_document(notes)
+    except DocumentError as error:
+        raise RunError(error.describe(notes), "Save it as UTF-8, or remove it.") from None
 
 
 def write_notes(path: Path, text: str) -> None:
