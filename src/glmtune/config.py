@@ -391,6 +391,12 @@ def check_config(config: RunConfig) -> None:
             f"data.new_tokens: method {config.method} does not train the embedding, so new tokens would mean nothing.",
             "Use method lora, qlora or full, or leave it out.",
         )
+    if config.data.new_tokens and (config.model.head_quantization or config.model.embedding_on_host):
+        key = "head_quantization" if config.model.head_quantization else "embedding_on_host"
+        raise ConfigError(
+            f"data.new_tokens trains rows of embedding and head, which model.{key} does not allow.",
+            f"Remove one of the two: --set model.{key}={'null' if key == 'head_quantization' else 'false'}",
+        )
     quantization = config.model.quantization
     if quantization in ("packed4", "packed8") and config.method == "lora":
         raise ConfigError(

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from glmtune.data.conversation import InvalidRowError
-from glmtune.data.message_reader import ROLE_CONTENT, MessageReader
+from glmtune.data.message_keys import ROLE_CONTENT
+from glmtune.data.message_reader import MessageReader
 from glmtune.families import Message
 from glmtune.serve.api_errors import ApiError
 from glmtune.serve.openai_schema import ChatCompletionBody

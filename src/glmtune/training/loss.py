@@ -68,9 +68,9 @@ def select_model_inputs(model: nn.Module, batch: dict[str, Any], single_rows: bo
     inputs = {key: batch[key] for key in ("input_ids", "position_ids")}
     if finds_rows_by_positions(unwrapped):
         # Without these transformers finds the rows in the positions, which waits for the GPU in every layer.
-        rows = make_varlen_rows(batch["row_lengths"].tolist(), [0], 0, batch["input_ids"].device).rows
-        ends = {"cu_seq_lens_q": rows.query_ends, "cu_seq_lens_k": rows.key_ends}
-        return inputs | ends | {"max_length_q": rows.longest_query, "max_length_k": rows.longest_keys}
+        segments = make_varlen_rows(batch["row_lengths"].tolist(), [0], 0, batch["input_ids"].device).rows
+        ends = {"cu_seq_lens_q": segments.query_ends, "cu_seq_lens_k": segments.key_ends}
+        return inputs | ends | {"max_length_q": segments.longest_query, "max_length_k": segments.longest_keys}
     if not has_packed_attention(unwrapped):
         raise ValueError("the model's attention does not keep rows apart: call set_packed_attention(model) first")
     ids_1T = batch["input_ids"]
