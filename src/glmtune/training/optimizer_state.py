@@ -5,13 +5,19 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainingArguments
 
+from glmtune.config import RunConfig
 from glmtune.errors import RunError, summarize_error
+from glmtune.training.checkpoint_files import describe_optimizer_state
 from glmtune.training.memory import is_out_of_memory
+from glmtune.training.sharding import uses_fsdp
+from glmtune.utils.console import print_warning
 
 # Settings of a parameter group that are no state. Others may be: some optimisers keep step counts in their groups.
 _GROUP_SETTINGS = ("weight_decay", "betas", "eps", "initial_lr")
@@ -76,3 +82,22 @@ def explain_load_errors(checkpoint: str | None) -> Iterator[None]:
             f"{checkpoint}: the state of the optimiser cannot be loaded ({summarize_error(error, 200)}).",
             "Resume from an earlier checkpoint: glmtune train --resume CHECKPOINT",
         ) from None
+
+
+def require_optimizer_state(checkpoint: Path, config: RunConfig, arguments: TrainingArguments) -> None:
+    """Require that the optimiser's state was saved as it is going to be read.
+
+    Raises:
+        RunError: it was sharded in another way.
+    """
+    now = "DeepSpeed" if arguments.deepspeed else "FSDP" if uses_fsdp(config) else "one file"
+    saved = describe_optimizer_state(checkpoint)
+    if saved is None and now == "one file":
+        print_warning(f"{checkpoint} has no optimiser state (training.save_only_model): its moments start from 0.")
+    elif saved != now:
+        names = {None: "no optimiser state", "one file": "the state of an optimiser that is not sharded"}
+        raise RunError(
+            f"{checkpoint}: holds {names.get(saved, f'the optimiser state of {saved}')}; "
+            f"this run uses {'neither FSDP nor DeepSpeed' if now == 'one file' else now}.",
+            "training.fsdp and training.deepspeed cannot change when a run is resumed.",
+        )

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState, set_seed
-from transformers.integrations import TensorBoardCallback, get_reporting_integration_callbacks
+from transformers import EarlyStoppingCallback, TrainerState, set_seed
 
 from glmtune.config import RunConfig, check_config, dump_yaml
 from glmtune.errors import (
     ConfigError,
-    GlmtuneError,
     ModelError,
-    ReportedInterrupt,
     RunError,
     TrainingError,
-    summarize_error,
 )
 from glmtune.html.plots import make_loss_chart, save_line_charts
 from glmtune.methods import make_method
@@ -32,13 +27,9 @@ from glmtune.methods.method import count_trainable_parameters
 from glmtune.methods.run_tokenizer import load_run_tokenizer
 from glmtune.methods.tuned_model import find_trained_folder
 from glmtune.models.checkpoints import inspect_checkpoint, require_bitsandbytes
-from glmtune.models.embedding_and_head import move_embedding_to_host, quantize_head
-from glmtune.models.embedding_rows import grow_vocabulary, initialize_rows
-from glmtune.models.loading import load_base
-from glmtune.models.packed_attention import set_packed_attention
-from glmtune.models.shared_head import has_shared_head
 from glmtune.run_dir import RunDir, default_root
-from glmtune.training.arguments import finish_arguments, list_reporters, make_arguments, pick_precision
+from glmtune.training.arguments import finish_arguments, make_arguments, pick_precision
+from glmtune.training.base_model import load_trainable_base, print_new_tokens
 from glmtune.training.callbacks import (
     CheckpointFirstLayers,
     MetricsCallback,
@@ -48,8 +39,6 @@ from glmtune.training.callbacks import (
 )
 from glmtune.training.checkpoint_files import (
     PARTIAL_FOLDER,
-    WRITE_ERRORS,
-    describe_optimizer_state,
     find_whole_checkpoint,
     read_step,
     require_whole_checkpoint,
@@ -65,10 +54,12 @@ from glmtune.training.distributed import (
     main_process_first,
     report_error_once,
 )
+from glmtune.training.failures import explain_memory, record_failure
 from glmtune.training.generated import GeneratedScores, ScoreReplies, make_generated_scores
-from glmtune.training.memory import explain_out_of_memory, is_out_of_memory
 from glmtune.training.objective import Objective, TokenObjective
+from glmtune.training.optimizer_state import require_optimizer_state
 from glmtune.training.plan.apply import PlanDecision, apply_plan
+from glmtune.training.reporters import build_reporters
 from glmtune.training.resume import (
     has_result,
     make_finished_error,
@@ -77,7 +68,7 @@ from glmtune.training.resume import (
     require_same_data,
     resolve_paths,
 )
-from glmtune.training.sharding import check_new_tokens, check_sharding, shards_weights, sync_trained_only, uses_fsdp
+from glmtune.training.sharding import check_new_tokens, check_sharding, shards_weights, sync_trained_only
 from glmtune.training.summary import SPEED_KEYS, describe_result, describe_run, name_precision
 from glmtune.training.trainer import GlmTrainer
 from glmtune.training.training_data import TrainingData, prepare_data
@@ -170,7 +161,10 @@ class TrainingRun:
         self.prepare_data()
         self.plan_memory()
         self.load_model()
-        with self.run.lock(new=self.previous is None) if is_main_process() else nullcontext(), self._record_failure():
+        with (
+            self.run.lock(new=self.previous is None) if is_main_process() else nullcontext(),
+            record_failure(self.run, self.summary),
+        ):
             self.find_checkpoint()
             self.write_start()
             self.build_trainer()
@@ -232,7 +226,7 @@ class TrainingRun:
         self.tokenizer, self.new_tokens = load_run_tokenizer(self.config, self.base.folder, self.base.family.name)
         if self.new_tokens:
             check_new_tokens(self.config)
-            self._print_new_tokens()
+            print_new_tokens(self.new_tokens, self.base)
         with main_process_first():  # the others then find the encoded rows in the cache
             self.data = prepare_data(self.config, self.base.family, self.tokenizer)
         if self.previous:
@@ -270,55 +264,21 @@ class TrainingRun:
         self.base_info = BaseInfo(str(self.base.folder.resolve()), self.base.fingerprint, self.base.family.name)
         self.probe = self.data.collate([self.data.train[0]])
         self.base_logits: torch.Tensor | None = None
-        with show_status("Loading the model"), self._explain_memory("before the first step"):
-            with without_zero_init(arguments):
-                self.model: Any = load_base(
-                    self.base,
-                    dtype=self.method.load_dtype(self.precision),
-                    device="cpu" if self.is_sharded else arguments.device,  # sharding moves each process's part
-                    quantization=config.model.quantization,
-                    double_quantization=config.model.double_quantization,
-                )
-            if config.model.attention != "auto":
-                try:
-                    self.model.set_attn_implementation(config.model.attention)
-                except (ImportError, ValueError) as error:
-                    raise ConfigError(f"model.attention: {summarize_error(error)}", "Use sdpa or eager.") from None
-            set_packed_attention(self.model)
-            if self.new_tokens:
-                grow_vocabulary(self.model, self.new_tokens.rows)
-                initialize_rows(self.model, self.new_tokens.ids, self.new_tokens.pieces)
-            self._save_memory_of_ends()  # before the logits that training is compared with
+        with show_status("Loading the model"), explain_memory(self.config, "before the first step"):
+            device = "cpu" if self.is_sharded else arguments.device  # sharding moves each process's part
+            dtype = self.method.load_dtype(self.precision)
+            self.model: Any = load_trainable_base(config, self.base, arguments, dtype, device, self.new_tokens)
             if not self.is_sharded:
                 self.base_logits = compute_probe_logits(self.model, self.probe, arguments)
         if self.objective.needs_reference and not config.adapter:
             self.objective.compute_reference(self.model, self.data, arguments)
-        with self._explain_memory("before the first step"):
+        with explain_memory(self.config, "before the first step"):
             self.model = self.method.prepare(self.model)
         if config.adapter:
             folder = find_trained_folder(Path(config.adapter), self.method.output_kind)
             self.method.start_from(self.model, folder, self.base_info)
             if self.objective.needs_reference:
                 self.objective.compute_reference(self.model, self.data, arguments)
-
-    def _save_memory_of_ends(self) -> None:
-        """Quantise the head and keep the embedding on the host, where the config says so."""
-        model = self.config.model
-        if model.head_quantization:
-            error = quantize_head(self.model, model.head_quantization, model.double_quantization)
-            print_message(
-                f"The head is in {model.head_quantization}: its weights are off by {error:.1%} (root mean square)."
-            )
-        if not model.embedding_on_host:
-            return
-        if self.arguments.device.type == "cpu":
-            print_warning("model.embedding_on_host saves nothing here: the training is on the CPU.")
-        elif has_shared_head(self.model):
-            print_warning(
-                "model.embedding_on_host saves nothing here: this head is the same matrix, unless "
-                "model.head_quantization gives it another."
-            )
-        move_embedding_to_host(self.model)
 
     def find_checkpoint(self) -> None:
         """Find the checkpoint to resume from, and require that the run has steps left or a result to complete."""
@@ -341,7 +301,7 @@ class TrainingRun:
         if has_ended and self.is_last_checkpoint and not self.named_checkpoint:
             raise make_finished_error(self.run, self.checkpoint_step)
         if not self.is_last_checkpoint:
-            self._require_optimizer_state(self.checkpoint)
+            require_optimizer_state(self.checkpoint, self.config, self.arguments)
         if is_main_process():
             shutil.rmtree(self.run.checkpoints / PARTIAL_FOLDER, ignore_errors=True)  # of a save that was killed
             set_aside_later(self.run, self.checkpoint_step)
@@ -370,13 +330,13 @@ class TrainingRun:
         callbacks: list[Any] = [MetricsCallback(self.run, ProgressDisplay()), self.stopper]
         if self.config.early_stopping:
             callbacks.append(EarlyStoppingCallback(self.config.early_stopping))
-        callbacks += self._build_reporters()
+        callbacks += build_reporters(self.config, self.run)
         if self.decision.checkpointed_layers:
             callbacks.append(CheckpointFirstLayers(self.decision.checkpointed_layers))
         if self.is_sharded and self.checkpoint is None:
             callbacks.append(ProbeBeforeFirstStep(self._probe_prepared_model))
         announce_compilation(self.config, on_gpu=self.arguments.device.type == "cuda")
-        with self._explain_memory("before the first step"):
+        with explain_memory(self.config, "before the first step"):
             self.trainer = GlmTrainer(
                 model=self.model,
                 args=self.arguments,
@@ -410,7 +370,7 @@ class TrainingRun:
             if self.checkpoint:
                 trainer.resume_at(self.position, self.checkpoint_step)
             try:
-                with self._explain_memory(lambda: f"at step {trainer.state.global_step + 1}"):
+                with explain_memory(self.config, lambda: f"at step {trainer.state.global_step + 1}"):
                     checkpoint = str(self.checkpoint) if self.checkpoint else None
                     seconds = trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"]
             finally:
@@ -473,39 +433,6 @@ class TrainingRun:
         quantization = self.config.model.quantization
         return f"{self.config.method} on {quantization}" if quantization else self.config.method
 
-    def _print_new_tokens(self) -> None:
-        ids, rows = list(self.new_tokens.ids.values()), int(self.base.config.vocab_size)
-        added = f"embedding and head grow from {rows} rows" if ids[-1] >= rows else "in free rows of embedding and head"
-        print_message(f"New tokens: {len(ids)}, ids {ids[0]} to {ids[-1]}, {added}.")
-
-    @contextmanager
-    def _explain_memory(self, moment: Any) -> Iterator[None]:
-        """Turn a lack of memory into advice in terms of the run's settings.
-
-        Args:
-            moment: "at step 3"; a function if it is known only when the error occurs.
-        """
-        try:
-            yield
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise explain_out_of_memory(error, moment() if callable(moment) else moment, self.config) from None
-
-    def _build_reporters(self) -> list[TrainerCallback]:
-        """Callbacks of `training.report_to`, which TrainingArguments are not given, so that they fail here, by name."""
-        names = list_reporters(self.config)
-        callbacks: list[TrainerCallback] = []
-        if "tensorboard" in names and is_main_process():
-            from torch.utils.tensorboard import SummaryWriter
-
-            callbacks.append(TensorBoardCallback(SummaryWriter(str(self.run.logs))))
-        try:
-            others = get_reporting_integration_callbacks([name for name in names if name != "tensorboard"])
-            return callbacks + [callback() for callback in others]
-        except (RuntimeError, ImportError, ValueError) as error:  # an unknown name, or its package is not installed
-            raise ConfigError(f"training.report_to: {summarize_error(error)}") from None
-
     def _probe_prepared_model(self, model: Any) -> None:
         """Compute the probe's logits by all processes before the first step: the base may not fit into one."""
         self.base_logits = compute_probe_logits(model, self.probe, self.arguments)
@@ -525,45 +452,3 @@ class TrainingRun:
         bad = self.run.drop_metrics_after(step)
         if bad:
             print_warning(f"{self.run.metrics}: {bad} lines cannot be read and are left out.")
-
-    def _require_optimizer_state(self, checkpoint: Path) -> None:
-        """Require that the optimiser's state was saved as it is going to be read."""
-        now = "DeepSpeed" if self.arguments.deepspeed else "FSDP" if uses_fsdp(self.config) else "one file"
-        saved = describe_optimizer_state(checkpoint)
-        if saved is None and now == "one file":
-            print_warning(f"{checkpoint} has no optimiser state (training.save_only_model): its moments start from 0.")
-        elif saved != now:
-            names = {None: "no optimiser state", "one file": "the state of an optimiser that is not sharded"}
-            raise RunError(
-                f"{checkpoint}: holds {names.get(saved, f'the optimiser state of {saved}')}; "
-                f"this run uses {'neither FSDP nor DeepSpeed' if now == 'one file' else now}.",
-                "training.fsdp and training.deepspeed cannot change when a run is resumed.",
-            )
-
-    @contextmanager
-    def _record_failure(self) -> Iterator[None]:
-        """Write into summary.json why a run ended; turn a disk that cannot be written to into advice."""
-        command = f"glmtune train --resume --output {shlex.quote(str(self.run.root))}"
-        try:
-            yield
-        except KeyboardInterrupt:
-            if is_main_process() and self.summary:
-                print_message(f"Interrupted. Resume: {command}")
-                raise ReportedInterrupt from None
-            raise
-        except GlmtuneError as error:
-            self._write_failure(error)
-            raise
-        except OSError as error:
-            if error.errno not in WRITE_ERRORS:
-                raise
-            place = error.filename or self.run.root
-            raise TrainingError(
-                f"{place}: cannot be written ({error.strerror}); the checkpoints are complete.",
-                f"Free some space, or make it writable, then: {command}",
-            ) from None
-
-    def _write_failure(self, error: GlmtuneError) -> None:
-        if is_main_process() and self.summary:  # else nothing was written yet
-            with suppress(OSError):
-                write_json(self.run.summary, self.summary | {"state": "stopped", "error": error.message})
