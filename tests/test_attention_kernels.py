@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import wraps
 
 import pytest
 import torch
@@ -157,31 +158,44 @@ def test_a_longer_cache_is_cut_to_the_queries():
 # --- whether varlen_attn serves on a card ---
 
 
-def _fail(*args, **options):
+def _fail(*args, window_size, scale, enable_gqa):
     raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.")
 
 
-def _count_from_the_start(*args, **options):
+def _count_from_the_start(*args, window_size, scale, enable_gqa):
     """An earlier convention: the causal mask of fewer queries than keys counts from the first key."""
     *states, ends_q, ends_k, _, _ = args
     parts = []
     for i in range(len(ends_q) - 1):
         (a, b), (c, d) = ends_q[i : i + 2].tolist(), ends_k[i : i + 2].tolist()
         q, k, v = (x[s] for x, s in zip(states, (slice(a, b), slice(c, d), slice(c, d)), strict=True))
-        is_causal = options["window_size"] == (-1, 0)
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-        parts.append(F.scaled_dot_product_attention(q, k, v, is_causal=is_causal, enable_gqa=True)[0].transpose(0, 1))
+        output = F.scaled_dot_product_attention(q, k, v, is_causal=window_size == (-1, 0), enable_gqa=True)
+        parts.append(output[0].transpose(0, 1))
     return torch.cat(parts)
 
 
-def _forget_gradients(query, key, value, *args, **options):
+def _forget_gradients(query, key, value, *args, window_size, scale, enable_gqa):
+    options = {"window_size": window_size, "scale": scale, "enable_gqa": enable_gqa}
     return varlen_reference.varlen_attn(query, key.detach(), value, *args, **options) + 0 * key.sum()
+
+
+def _of_torch_2_11(*args, return_aux=None, scale=None, window_size=(-1, -1)):
+    return varlen_reference.varlen_attn(*args, scale=scale, window_size=window_size, enable_gqa=True)
+
+
+def _of_torch_2_10(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None):
+    window = (-1, 0) if is_causal else (-1, -1)
+    ends = cu_seq_q, cu_seq_k, max_q, max_k
+    return varlen_reference.varlen_attn(query, key, value, *ends, window_size=window, enable_gqa=True)
 
 
 @pytest.mark.parametrize(
     ("kernel", "reason"),
     [
         (varlen_reference.varlen_attn, None),
+        (_of_torch_2_11, None),
+        (_of_torch_2_10, None),
         (_fail, "does not run here (RuntimeError: FlashAttention only supports Ampere"),
         (_count_from_the_start, "gives other numbers on this card"),
         (_forget_gradients, "gives other numbers on this card"),
@@ -265,7 +279,9 @@ def test_rows_together_equal_rows_alone(name, method, path, lengths, models, mon
         monkeypatch.setattr(
             varlen,
             "varlen_attn",
-            lambda *a, **k: calls.append(1) or varlen_reference.varlen_attn(*a, **k),
+            wraps(varlen_reference.varlen_attn)(
+                lambda *a, **k: calls.append(1) or varlen_reference.varlen_attn(*a, **k)
+            ),
         )
     monkeypatch.setattr("glmtune.training.loss.make_packed_rows", lambda *a: make_packed_rows(*a[:3], False))
     card = TURING if path == "groups" else None

@@ -192,9 +192,14 @@ def _call_kernel(
 ) -> Any:
     from torch.nn.attention import varlen  # since torch 2.10
 
-    options: dict[str, Any] = {"scale": scaling, "window_size": window}
-    if _has_group_option(varlen.varlen_attn):
+    names = _list_options(varlen.varlen_attn)
+    options: dict[str, Any] = {"window_size": window} if "window_size" in names else {"is_causal": window == _CAUSAL}
+    if "enable_gqa" in names:  # torch 2.11 and 2.10 take grouped queries without it
         options["enable_gqa"] = query_THD.shape[1] != key_SND.shape[1]
+    if "scale" in names:
+        options["scale"] = scaling
+    elif scaling is not None:  # torch 2.10 scales by the head size alone
+        query_THD = query_THD * (scaling * query_THD.shape[-1] ** 0.5)
     output: Any = varlen.varlen_attn(
         query_THD,
         key_SND,
@@ -209,10 +214,11 @@ def _call_kernel(
 
 
 @cache
-def _has_group_option(varlen_attn: Any) -> bool:
-    """Earlier versions take grouped queries without an option."""
+def _list_options(varlen_attn: Any) -> frozenset[str]:
     parameters = signature(varlen_attn).parameters.values()
-    return any(p.name == "enable_gqa" or p.kind is Parameter.VAR_KEYWORD for p in parameters)
+    if any(p.kind is Parameter.VAR_KEYWORD for p in parameters):  # a wrapper: of the newest torch
+        return frozenset({"window_size", "scale", "enable_gqa"})
+    return frozenset(p.name for p in parameters)
 
 
 def _make_segments(queries: Sequence[int], keys: Sequence[int], device: torch.device) -> Segments:
