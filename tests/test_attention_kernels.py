@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import wraps
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from glmtune.data.batches import BlockCollator
 from glmtune.data.encoding import EncodedRow
 from glmtune.families import get_family
 from glmtune.methods.ptuning import PTuning
-from glmtune.models import packed_attention
+from glmtune.models import attention_kernels, packed_attention, varlen_attention
 from glmtune.models.attention_kernels import (
     AMPERE,
     EFFICIENT,
@@ -27,6 +28,7 @@ from glmtune.models.attention_kernels import (
     VARLEN,
     Card,
     attend_sdpa,
+    find_card,
     find_kernel,
     make_additive_mask,
     plan_for_card,
@@ -153,6 +155,75 @@ def test_a_longer_cache_is_cut_to_the_queries():
         torch.testing.assert_close(attend_sdpa(module, query, key, value, None)[0], expected)
 
 
+# --- whether varlen_attn serves on a card ---
+
+
+def _fail(*args, window_size, scale, enable_gqa):
+    raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.")
+
+
+def _count_from_the_start(*args, window_size, scale, enable_gqa):
+    """An earlier convention: the causal mask of fewer queries than keys counts from the first key."""
+    *states, ends_q, ends_k, _, _ = args
+    parts = []
+    for i in range(len(ends_q) - 1):
+        (a, b), (c, d) = ends_q[i : i + 2].tolist(), ends_k[i : i + 2].tolist()
+        q, k, v = (x[s] for x, s in zip(states, (slice(a, b), slice(c, d), slice(c, d)), strict=True))
+        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+        output = F.scaled_dot_product_attention(q, k, v, is_causal=window_size == (-1, 0), enable_gqa=True)
+        parts.append(output[0].transpose(0, 1))
+    return torch.cat(parts)
+
+
+def _forget_gradients(query, key, value, *args, window_size, scale, enable_gqa):
+    options = {"window_size": window_size, "scale": scale, "enable_gqa": enable_gqa}
+    return varlen_reference.varlen_attn(query, key.detach(), value, *args, **options) + 0 * key.sum()
+
+
+def _of_torch_2_11(*args, return_aux=None, scale=None, window_size=(-1, -1)):
+    return varlen_reference.varlen_attn(*args, scale=scale, window_size=window_size, enable_gqa=True)
+
+
+def _of_torch_2_10(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None):
+    window = (-1, 0) if is_causal else (-1, -1)
+    ends = cu_seq_q, cu_seq_k, max_q, max_k
+    return varlen_reference.varlen_attn(query, key, value, *ends, window_size=window, enable_gqa=True)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "reason"),
+    [
+        (varlen_reference.varlen_attn, None),
+        (_of_torch_2_11, None),
+        (_of_torch_2_10, None),
+        (_fail, "does not run here (RuntimeError: FlashAttention only supports Ampere"),
+        (_count_from_the_start, "gives other numbers on this card"),
+        (_forget_gradients, "gives other numbers on this card"),
+    ],
+)
+def test_varlen_attention_is_tried_before_it_is_used(kernel, reason, monkeypatch, capsys):
+    monkeypatch.setattr(varlen, "varlen_attn", kernel)
+    varlen_attention.runs_varlen.cache_clear()
+    try:
+        assert varlen_attention.runs_varlen(torch.device("cpu")) is (reason is None)
+    finally:
+        varlen_attention.runs_varlen.cache_clear()
+    output = " ".join("".join(capsys.readouterr()).split())
+    assert (reason or "") in output
+    assert bool(output) is (reason is not None)
+
+
+def test_kernels_that_were_switched_off_are_not_expected(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    monkeypatch.setattr(attention_kernels, "runs_varlen", lambda device: True)
+    device = torch.device("cuda")
+    assert find_card(device, try_varlen=True) == Card((8, 6), varlen=True)
+    monkeypatch.setattr(torch.backends.cuda, "flash_sdp_enabled", lambda: False)
+    assert find_card(device, try_varlen=True) == Card((8, 6), disabled=frozenset({FLASH}))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert not find_card(device, try_varlen=True).varlen
+
+
 # --- rows together, on every path ---
 
 
@@ -208,7 +279,9 @@ def test_rows_together_equal_rows_alone(name, method, path, lengths, models, mon
         monkeypatch.setattr(
             varlen,
             "varlen_attn",
-            lambda *a, **k: calls.append(1) or varlen_reference.varlen_attn(*a, **k),
+            wraps(varlen_reference.varlen_attn)(
+                lambda *a, **k: calls.append(1) or varlen_reference.varlen_attn(*a, **k)
+            ),
         )
     monkeypatch.setattr("glmtune.training.loss.make_packed_rows", lambda *a: make_packed_rows(*a[:3], False))
     card = TURING if path == "groups" else None

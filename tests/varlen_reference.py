@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import wraps
+
 import torch
 
 
@@ -83,6 +85,7 @@ def make_device_kernel(fakecuda):
                 fakecuda.SYNC.ops[name] += 1
                 fakecuda.SYNC.bytes[name] += sum(x.numel() * x.element_size() for x in tensors)
 
+    @wraps(varlen_attn)
     def call(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, **options):
         return Kernel.apply(options, cu_seq_q, cu_seq_k, max_q, max_k, query, key, value)
 

@@ -48,7 +48,7 @@ class ModelConfig:
         "auto", "Precision of the frozen weights. auto: bf16, or fp16 on GPUs without bf16; fp32 on a CPU."
     )
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = _option(
-        "auto", "Attention implementation; auto lets transformers choose."
+        "auto", "Attention implementation; auto and sdpa: the best kernel of torch for the card and the precision."
     )
     quantization: Literal["nf4", "int8", "packed4", "packed8"] | None = _option(
         None,

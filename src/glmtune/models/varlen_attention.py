@@ -3,18 +3,18 @@
 Causal rows are one call. With a prefix in front of every row's keys they are one call too: where a row has more keys
 than queries, the kernel's causal mask counts from the end, so that the first query sees the prefix and itself.
 
-A prefix-LM mask (ChatGLM-6B: a context that sees itself in both directions, an answer that is causal) is two calls on
-the same tensors: all rows causally, and context and answer as segments of their own without a mask; each position
-takes the one that is right for it. Three launches a layer, and in the backward pass two kernels, two masks and three
-sums. What was counted against it:
+A prefix-LM mask (ChatGLM-6B: a context that sees itself in both directions, an answer that is causal) is two calls: the
+contexts' queries to the contexts' keys without a mask, the answers' queries to all keys of their rows causally. Queries
+are put in that order before and outputs back after; keys and values stay as they lie, because a segment may have keys
+and no queries. 7 launches a layer forward and 7 backward, and no score is computed for nothing. What was counted
+against it:
 
 - FlexAttention: 1 launch, but a block mask per micro-batch, Triton, and a compilation of a minute; where it cannot
   be compiled it writes all scores of the sequence.
-- Two attentions joined by log-sum-exp: 8 launches in fp32 for the join, and torch 2.13's `varlen_attn` ignores the
-  gradient of the log-sum-exp, so that the backward pass would have to be written on private operations.
-- Contexts and answers selected first: 5 gathers, and 5 scatters in the backward pass, to save scores that are computed
-  for nothing: c * c / 2 + a * a of a row with c tokens of context and a of answer. In ChatGLM-6B with c = a = 500 they
-  are 6 million operations a token and layer beside 400 million of the matrix products.
+- Two attentions joined by log-sum-exp: 8 more launches in fp32 for the join, and torch 2.13's `varlen_attn` ignores
+  the gradient of the log-sum-exp, so that the backward pass would have to be written on private operations.
+- Both calls with all queries, and each position takes the right output: 3 launches and 7, but twice the scores, and a
+  second output that is kept for the backward pass: 25 MiB a layer for 4 rows of 768 tokens.
 
 Shapes: T positions of the sequence, S key positions with prefixes, R rows, P virtual tokens, H query heads, N key-value
 heads, D head size.
@@ -61,13 +61,25 @@ class PrefixPlaces:
 
 
 @dataclass(frozen=True)
+class QueryOrder:
+    """Queries of contexts in front of those of answers."""
+
+    contexts: Segments
+    sizes: tuple[int, int]
+    """Tokens of all contexts and of all answers."""
+    order_T: torch.Tensor | None
+    """Positions of the sequence in this order; None: the sequence has it."""
+    inverse_T: torch.Tensor | None
+
+
+@dataclass(frozen=True)
 class VarlenRows:
     """The rows of a sequence as `attend_varlen` takes them."""
 
     rows: Segments
-    parts: Segments | None
-    """Contexts and answers apart; None where no row has a context."""
-    is_context_T11: torch.Tensor | None
+    """Whole rows; where rows have contexts, their queries are those of the answers."""
+    queries: QueryOrder | None
+    """None: no row has a context."""
     places: PrefixPlaces | None
     """None: no prefix, or a single row, which the prefix is put in front of."""
 
@@ -81,20 +93,27 @@ def make_varlen_rows(lengths: Sequence[int], contexts: Sequence[int], prefix: in
         prefix: number of virtual tokens in front of every row's keys.
         device: where attention is computed.
     """
-    rows = _make_segments(lengths, [prefix + length for length in lengths], device)
-    parts = is_context_T11 = places = None
-    if max(contexts) > 1:  # a single token sees what it sees in a causal row
-        queries, keys, flags = [], [], []
-        for length, context in zip(lengths, contexts, strict=True):
-            answer = length - context
-            flags += [True] * context + [False] * answer
-            queries += [size for size in (context, answer) if size]
-            keys += [prefix + context, answer] if context and answer else [prefix + length]
-        parts = _make_segments(queries, keys, device)
-        is_context_T11 = torch.tensor(flags)[:, None, None].to(device)
-    if prefix and len(lengths) > 1:
-        places = _find_prefix_places(lengths, prefix, device)
-    return VarlenRows(rows, parts, is_context_T11, places)
+    places = _find_prefix_places(lengths, prefix, device) if prefix and len(lengths) > 1 else None
+    keys = [prefix + length for length in lengths]
+    if max(contexts) < 2:  # a single token sees what it sees in a causal row
+        return VarlenRows(_make_segments(lengths, keys, device), None, places)
+    answers = [length - context for length, context in zip(lengths, contexts, strict=True)]
+    context_queries, context_keys = [], []
+    for context, answer in zip(contexts, answers, strict=True):
+        context_queries += [context, 0]
+        context_keys += [prefix + context, answer]
+    starts = [0, *accumulate(lengths)][:-1]
+    parts = [torch.arange(start, start + context) for start, context in zip(starts, contexts, strict=True)]
+    parts += [torch.arange(s + c, s + n) for s, c, n in zip(starts, contexts, lengths, strict=True)]
+    is_in_order = len(lengths) == 1
+    order_T = torch.cat(parts)
+    queries = QueryOrder(
+        _make_segments(context_queries, context_keys, device),
+        (sum(contexts), sum(answers)),
+        None if is_in_order else order_T.to(device),
+        None if is_in_order else order_T.argsort().to(device),
+    )
+    return VarlenRows(_make_segments(answers, keys, device), queries, places)
 
 
 def attend_varlen(
@@ -126,12 +145,41 @@ def attend_varlen(
             _insert_prefix(x_TND, prefix_NPD.transpose(0, 1).to(dtype), rows.places)
             for x_TND, prefix_NPD in zip((key, value), prefix_2NPD, strict=True)
         )
-    output_THD = _call_kernel(query, key, value, rows.rows, _CAUSAL, scaling)
-    if rows.parts is not None:
-        assert rows.is_context_T11 is not None
-        context_output_THD = _call_kernel(query, key, value, rows.parts, _FULL, scaling)
-        output_THD = torch.where(rows.is_context_T11, context_output_THD, output_THD)
+    else:
+        key, value = _own_storage(key), _own_storage(value)
+    queries = rows.queries
+    if queries is None:
+        return _call_kernel(_own_storage(query), key, value, rows.rows, _CAUSAL, scaling)[None]
+
+    if queries.order_T is not None:
+        query = _Reorder.apply(query, queries.order_T, queries.inverse_T)
+    context_query, answer_query = _own_storage(query).split(queries.sizes)
+    output_THD = _call_kernel(context_query, key, value, queries.contexts, _FULL, scaling)
+    if len(answer_query):
+        answer_output = _call_kernel(answer_query, key, value, rows.rows, _CAUSAL, scaling)
+        output_THD = torch.cat([output_THD, answer_output])
+    if queries.order_T is not None:
+        output_THD = _Reorder.apply(output_THD, queries.inverse_T, queries.order_T)
     return output_THD[None]
+
+
+def _own_storage(x_TND: torch.Tensor) -> torch.Tensor:
+    """States that keep no more than themselves for the backward pass: ChatGLM-6B's are parts of one tensor."""
+    is_part = x_TND.requires_grad and x_TND.untyped_storage().nbytes() > x_TND.numel() * x_TND.element_size()
+    return x_TND.contiguous() if is_part else x_TND
+
+
+class _Reorder(torch.autograd.Function):
+    """A gather of every position once, whose gradient is the gather of the inverse order."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TND: torch.Tensor, order_T: torch.Tensor, inverse_T: torch.Tensor) -> torch.Tensor:
+        ctx.inverse_T = inverse_T
+        return x_TND.index_select(0, order_T)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return gradients[0].index_select(0, ctx.inverse_T), None, None
 
 
 def _call_kernel(
@@ -144,9 +192,14 @@ def _call_kernel(
 ) -> Any:
     from torch.nn.attention import varlen  # since torch 2.10
 
-    options: dict[str, Any] = {"scale": scaling, "window_size": window}
-    if _has_group_option(varlen.varlen_attn):
+    names = _list_options(varlen.varlen_attn)
+    options: dict[str, Any] = {"window_size": window} if "window_size" in names else {"is_causal": window == _CAUSAL}
+    if "enable_gqa" in names:  # torch 2.11 and 2.10 take grouped queries without it
         options["enable_gqa"] = query_THD.shape[1] != key_SND.shape[1]
+    if "scale" in names:
+        options["scale"] = scaling
+    elif scaling is not None:  # torch 2.10 scales by the head size alone
+        query_THD = query_THD * (scaling * query_THD.shape[-1] ** 0.5)
     output: Any = varlen.varlen_attn(
         query_THD,
         key_SND,
@@ -161,10 +214,11 @@ def _call_kernel(
 
 
 @cache
-def _has_group_option(varlen_attn: Any) -> bool:
-    """Earlier versions take grouped queries without an option."""
+def _list_options(varlen_attn: Any) -> frozenset[str]:
     parameters = signature(varlen_attn).parameters.values()
-    return any(p.name == "enable_gqa" or p.kind is Parameter.VAR_KEYWORD for p in parameters)
+    if any(p.kind is Parameter.VAR_KEYWORD for p in parameters):  # a wrapper: of the newest torch
+        return frozenset({"window_size", "scale", "enable_gqa"})
+    return frozenset(p.name for p in parameters)
 
 
 def _make_segments(queries: Sequence[int], keys: Sequence[int], device: torch.device) -> Segments:
@@ -230,7 +284,7 @@ def runs_varlen(device: torch.device) -> bool:
 
 def _measure_error(device: torch.device) -> float:
     """The largest difference of outputs and gradients from attention row by row in fp32."""
-    lengths, contexts, prefix, groups = (9, 4, 17), (5, 0, 16), 3, 2
+    lengths, contexts, prefix, groups = (9, 4, 17, 3), (5, 0, 16, 3), 3, 2
     generator, total = torch.Generator().manual_seed(0), sum(lengths)
     with torch.enable_grad(), torch.inference_mode(False), torch.autocast(device.type, enabled=False):
         query, key, value = (
@@ -239,6 +293,9 @@ def _measure_error(device: torch.device) -> float:
         )
         prefix_2NPD = torch.randn(2, 2, prefix, 64, generator=generator).to(device, torch.float16).requires_grad_()
         inputs = [query, key, value, prefix_2NPD]
+        # Memory that a kernel leaves unwritten must not happen to be 0, as the gradient of unseen keys is.
+        freed = [torch.full_like(x, torch.nan) for x in inputs for _ in range(4)]
+        del freed
         rows = make_varlen_rows(lengths, contexts, prefix, device)
         output_THD = attend_varlen(query, key, value, rows, torch.float16, None, prefix_2NPD)[0]
         parts = []
