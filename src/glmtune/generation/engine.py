@@ -69,8 +69,12 @@ class _DecodeState:
         for row, prompt in enumerate(prompts):
             ids_BL[row, longest - len(prompt) : longest] = torch.tensor(prompt)
         positions_BL = (places_L - pads_B1).clamp(min=0)
-        tensors = (x.to(device, non_blocking=True) for x in (ids_BL, places_L >= pads_B1, positions_BL))
-        return cls(*tensors, longest, bool(pads_B1.any()), cache, list(range(len(prompts))))
+        ids_BL, mask_BL, positions_BL = (
+            x.to(device, non_blocking=True) for x in (ids_BL, places_L >= pads_B1, positions_BL)
+        )
+        return cls(
+            ids_BL, mask_BL, positions_BL, longest, bool(pads_B1.any()), cache, rows=list(range(len(prompts)))
+        )
 
     @property
     def ids_BS(self) -> torch.Tensor:
