@@ -1,4 +1,4 @@
-"""Training and decoding do not wait for the device: what describes rows stays on the CPU, losses are read when logging."""
+"""Training and decoding do not wait for the device: what describes rows is on the CPU, losses are read when logging."""
 
 from __future__ import annotations
 
@@ -72,13 +72,22 @@ def test_losses_of_zero_are_counted_over_reads():
 
 
 @pytest.mark.parametrize(
-    ("skipped", "scale", "stops_after"),
-    [([True] * 12, 4096.0, 10), ([True] * 9 + [False] + [True] * 9, 4096.0, None), ([False, True], 1.0, 2)],
+    ("scales", "is_hopeless"),
+    [
+        ([2.0**-n * 65536 for n in range(1, 11)], True),
+        ([2.0**-n * 65536 for n in range(1, 10)], False),
+        ([2.0**-n * 65536 for n in (*range(1, 10), 9, *range(10, 15))], False),  # one step was taken
+        ([4.0, 2.0, 1.0], True),
+        ([1.0, 1.0], False),  # it stays there
+        ([2.0**-n * 65536 for n in range(1, 11)] + [128.0], True),  # read later
+    ],
 )
-def test_a_loss_scale_that_does_not_settle(skipped, scale, stops_after):
+def test_a_loss_scale_that_does_not_settle(scales, is_hopeless):
     check = ScaleCheck()
-    stopped = [number for number, one in enumerate(skipped, 1) if check.is_hopeless(one, lambda: scale)]
-    assert (stopped[0] if stopped else None) == stops_after
+    assert not check.is_hopeless()
+    for scale in scales:
+        check.add(torch.tensor([scale]), 65536.0 if scales[0] > 100 else scales[0] * 2 if scales[0] > 1 else 1.0)
+    assert check.is_hopeless() is is_hopeless
 
 
 SCRIPT = """
@@ -98,11 +107,21 @@ with fake.world((8, 6)):
         found = {"token": token, "batch": batch, "step": step}
         print(json.dumps({"family": family} | {key: [c.launches.total(), dict(c.waits), dict(c.places)]
             for key, c in found.items()}), flush=True)
+    from glmtune.training import trainer
+    step_loss = trainer.step_loss
+    for bad in ([3], range(1, 100)):
+        numbers = iter(range(1, 100))
+        trainer.step_loss = lambda *a, **k: step_loss(*a, **k) * (float("nan") if next(numbers) in bad else 1)
+        try:
+            fake_counts.count_training(fake, "chatglm2", "lora", "fp16", steps=11, logging=4)
+        except trainer.TrainingError as error:
+            print(error)
 """
 
 
 def test_counts_on_a_device_that_is_not_there():
-    """A micro-batch between logs waits for nothing but small copies of masks; a token for its id."""
+    """A micro-batch between logs waits for nothing but small copies of masks; a token for its id. In fp16 a step with a
+    loss that is not finite is skipped, and a run without any other ends."""
     folder = find_asset("fake_cuda")
     if shutil.which("g++") is None:
         pytest.skip("no C++ compiler to build the simulated device with")
@@ -118,3 +137,10 @@ def test_counts_on_a_device_that_is_not_there():
         assert launches <= 3 * 25 + 45  # three layers; the rest are positions, head, sampling
         assert one["batch"][1].keys() <= {"tensor-from-python(H2D)"}, one["batch"][2]
         assert not one["step"][1], one["step"][2]
+    skipped, *_, ended, hint = [line for line in result.stdout.splitlines() if "loss" in line or "Likely" in line]
+    assert (
+        skipped
+        == "The loss became nan at step 2 (rows 0, 1, 2): skipped, with half the loss scale of fp16 from there on."
+    )
+    assert ended == "The loss became nan at step 9 (rows 0, 1, 2)."
+    assert "fp16 overflowed: use bf16 or fp32" in hint
