@@ -141,7 +141,8 @@ class GraphDecoder:
             self.drop()
             self._size, self._weights = size, weights
             self._places = _Places(size[1])
-            self.cache = Cache(layer_class_to_replicate=partial(_GraphLayer, self._places))  # type: ignore[arg-type]
+            make_layer: Any = partial(_GraphLayer, self._places)
+            self.cache = Cache(layer_class_to_replicate=make_layer)
         self._places.length, self._tokens, self._plain_seconds = 0, 0, []
         return True
 

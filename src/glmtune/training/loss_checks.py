@@ -107,23 +107,32 @@ class LossChecks:
 
 
 class ScaleCheck:
-    """Stops a run in fp16 whose loss scale does not settle."""
+    """Whether the loss scale of a run in fp16 settles; followed on the device, like the losses.
+
+    A fused optimiser skips its step on the device, so that nothing but the scale says that it did.
+    """
 
     def __init__(self) -> None:
-        self._halvings = 0
+        self._state_3: torch.Tensor | None = None
+        """The scale, its halvings in a row, and the most of them so far."""
 
-    def is_hopeless(self, was_skipped: bool, read_scale: Callable[[], float]) -> bool:
-        """Count an optimiser step.
+    def add(self, scale: torch.Tensor, initial: float) -> None:
+        """Add an optimiser step.
 
         Args:
-            was_skipped: whether gradients were not finite, so that the scale was halved and the step left out.
-            read_scale: reads the scale; called after a skipped step alone, since it waits for the device.
-
-        Returns:
-            Whether the scale was halved ten times in a row, or is at its floor.
+            scale: after it.
+            initial: before the first step.
         """
-        if not was_skipped:
-            self._halvings = 0
+        if self._state_3 is None:
+            self._state_3 = torch.tensor([initial, 0.0, 0.0]).to(scale.device, non_blocking=True)
+        last, halvings, most = self._state_3.unbind()
+        scale = scale.detach().reshape(())
+        halvings = (halvings + 1) * (scale < last)
+        self._state_3 = torch.stack([scale, halvings, most.maximum(halvings)])
+
+    def is_hopeless(self) -> bool:
+        """Whether the scale was halved ten times in a row, or to its floor; waits for the device."""
+        if self._state_3 is None:
             return False
-        self._halvings += 1
-        return self._halvings >= _MAX_HALVINGS or read_scale() <= _SMALLEST_SCALE
+        scale, halvings, most = self._state_3.tolist()
+        return most >= _MAX_HALVINGS or (halvings > 0 and scale <= _SMALLEST_SCALE)

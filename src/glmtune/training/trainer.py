@@ -78,8 +78,7 @@ class GlmTrainer(Trainer):
         self._scores = scores
         self._loss_checks = LossChecks(self._describe_rows, objective.find_rows)
         self._eval_checks = LossChecks(self._describe_rows, objective.find_rows, stops_at_zero=False)
-        self._scale_check, self._checked_step = ScaleCheck(), -1
-        self._last_skipped: NonFiniteLoss | None = None
+        self._scale_check, self._scaled_step = ScaleCheck(), -1
         self._saving = False
         self._sampler: Any = None
         self._start: DataPosition | None = None
@@ -328,7 +327,10 @@ class GlmTrainer(Trainer):
         if self._epoch_batches and self._sampler.is_resumed_epoch:
             batches = self._count_batches(self._block_count)
             self.state.epoch = self._epoch + (batches - self._epoch_batches + self._batches) / batches
-        self._check_scale()
+        if self._loss_scaler is not None and self.state.global_step != self._scaled_step:
+            self._scaled_step = self.state.global_step
+            # Private: the public method waits for the device.
+            self._scale_check.add(self._loss_scaler._scale, self._loss_scaler._init_scale)
         if self.control.should_log or self.control.should_evaluate or self.control.should_save:
             self._check_losses()
             self._sum_counts()
@@ -473,13 +475,24 @@ class GlmTrainer(Trainer):
         Raises:
             TrainingError: a loss is not finite.
         """
-        for bad in self._loss_checks.read():
-            if self._loss_scaler is None:
-                self._raise_non_finite(bad)
-            self._last_skipped = bad
+        found = self._loss_checks.read()
+        if not found and self._loss_scaler is None:
+            return
+        if found and self._loss_scaler is None:
+            self._raise_non_finite(found[0])
+        if self._scale_check.is_hopeless():
+            if found:
+                self._raise_non_finite(found[0])
+            raise TrainingError(
+                f"The gradients became infinite or NaN at many steps in a row, up to step {self.state.global_step}.",
+                self._explain_non_finite(),
+            )
+        if found:
+            steps = sorted({bad.step for bad in found})
+            more = f", and {len(steps) - 1} more up to step {steps[-1]}" if len(steps) > 1 else ""
             print_warning(
-                f"The loss became {bad.value} at step {bad.step} (rows {self._describe_rows(bad.rows)}): "
-                "this step is skipped, and the loss scale of fp16 halved."
+                f"The loss became {found[0].value} at step {steps[0]} (rows {self._describe_rows(found[0].rows)})"
+                f"{more}: skipped, with half the loss scale of fp16 from there on."
             )
 
     def _check_eval_losses(self) -> None:
@@ -487,23 +500,6 @@ class GlmTrainer(Trainer):
             where = f"The evaluation loss became {bad.value} at step {bad.step}"
             rows = self._describe_rows(bad.rows, self._describe_eval_row)
             raise TrainingError(f"{where} (rows {rows}).", self._explain_non_finite())
-
-    def _check_scale(self) -> None:
-        """Stop a run in fp16 whose loss scale does not settle."""
-        scaler, step = self._loss_scaler, self.state.global_step
-        if scaler is None or step == self._checked_step:
-            return
-        self._checked_step = step
-        if not self._scale_check.is_hopeless(self.accelerator.optimizer_step_was_skipped, scaler.get_scale):
-            return
-        self._check_losses()
-        if self._last_skipped is not None and self._last_skipped.step == step:
-            self._raise_non_finite(self._last_skipped)
-        raise TrainingError(
-            f"The gradients became infinite or NaN at step {step}, and the steps before it were skipped for the same "
-            f"reason: the loss scale is {scaler.get_scale():g}.",
-            self._explain_non_finite(),
-        )
 
     def _raise_non_finite(self, bad: NonFiniteLoss) -> NoReturn:
         where = f"The loss became {bad.value} at step {bad.step}"
