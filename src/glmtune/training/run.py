@@ -25,7 +25,7 @@ from glmtune.models.checkpoints import inspect_checkpoint, require_bitsandbytes
 from glmtune.models.embedding_and_head import move_embedding_to_host, quantize_head
 from glmtune.models.loading import load_base
 from glmtune.models.packed_attention import set_packed_attention
-from glmtune.models.shared_head import has_shared_head
+from glmtune.models.shared_head import has_shared_head, separate_head
 from glmtune.models.tokenizers import load_tokenizer
 from glmtune.run_dir import RunDir, default_root
 from glmtune.training.arguments import finish_arguments, list_reporters, make_arguments, pick_precision
@@ -45,7 +45,13 @@ from glmtune.training.checkpoint_files import (
     set_aside_later,
 )
 from glmtune.training.data_position import count_steps, find_position
-from glmtune.training.deepspeed import announce_compilation, require_same_settings, resolve_deepspeed, without_zero_init
+from glmtune.training.deepspeed import (
+    announce_compilation,
+    partition_weights,
+    require_same_settings,
+    resolve_deepspeed,
+    without_zero_init,
+)
 from glmtune.training.distributed import (
     broadcast_object,
     count_processes,
@@ -65,7 +71,7 @@ from glmtune.training.resume import (
     require_same_data,
     resolve_paths,
 )
-from glmtune.training.sharding import check_sharding, shards_weights, sync_trained_only, uses_fsdp
+from glmtune.training.sharding import cast_weight, check_sharding, shards_weights, sync_trained_only, uses_fsdp
 from glmtune.training.summary import SPEED_KEYS, describe_result, describe_run, name_precision
 from glmtune.training.trainer import GlmTrainer
 from glmtune.training.training_data import TrainingData, prepare_data
@@ -232,8 +238,9 @@ class TrainingRun:
         config, arguments = self.config, self.arguments
         set_seed(arguments.seed)
         # Without mixed precision a frozen layer in 16 bits cannot pass its output to a trained one in fp32.
-        mixed_dtype = self.precision if arguments.bf16 or arguments.fp16 else torch.float32
-        self.method = make_method(config, self.base.family, mixed_dtype)
+        self.mixed_dtype = self.precision if arguments.bf16 or arguments.fp16 else torch.float32
+        self.method = make_method(config, self.base.family, self.mixed_dtype)
+        self.method.casts_base = not self.is_sharded
         self.base_info = BaseInfo(str(self.base.folder.resolve()), self.base.fingerprint, self.base.family.name)
         self.probe = self.data.collate([self.data.train[0]])
         self.base_logits: torch.Tensor | None = None
@@ -241,7 +248,8 @@ class TrainingRun:
             with without_zero_init(arguments):
                 self.model: Any = load_base(
                     self.base,
-                    dtype=self.method.load_dtype(self.precision),
+                    # Sharding converts each shard: before, all processes share the pages of the files.
+                    dtype=None if self.is_sharded else self.method.load_dtype(self.precision),
                     device="cpu" if self.is_sharded else arguments.device,  # sharding moves each process's part
                     quantization=config.model.quantization,
                     double_quantization=config.model.double_quantization,
@@ -253,7 +261,9 @@ class TrainingRun:
                     raise ConfigError(f"model.attention: {summarize_error(error)}", "Use sdpa or eager.") from None
             set_packed_attention(self.model)
             self._save_memory_of_ends()  # before the logits that training is compared with
-            if not self.is_sharded:
+            if self.is_sharded:
+                separate_head(self.model)  # each is sharded by itself
+            else:
                 self.base_logits = compute_probe_logits(self.model, self.probe, arguments)
             self.model = self.method.prepare(self.model)
         if config.adapter:
@@ -335,6 +345,12 @@ class TrainingRun:
             callbacks.append(ProbeBeforeFirstStep(self._probe_prepared_model))
         announce_compilation(self.config, on_gpu=self.arguments.device.type == "cuda")
         with self._explain_memory("before the first step"):
+            frozen_dtype = self.method.load_dtype(self.precision) or self.mixed_dtype
+            if self.is_sharded and self.is_last_checkpoint:  # nothing is trained, and so nothing sharded
+                for parameter in self.model.parameters():
+                    cast_weight(parameter, frozen_dtype)
+            elif self.is_sharded and self.arguments.deepspeed:
+                partition_weights(self.model, self.arguments)
             self.trainer = GlmTrainer(
                 model=self.model,
                 args=self.arguments,
@@ -347,6 +363,7 @@ class TrainingRun:
                 method=self.method,
                 base_info=self.base_info,
                 scores=self.scores,
+                frozen_dtype=frozen_dtype,
             )
         if count_processes() > 1:
             set_seed(self.arguments.seed + self.arguments.process_index)  # another dropout mask in each process
