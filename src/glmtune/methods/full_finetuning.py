@@ -52,7 +52,7 @@ class Full(Method):
         _require_plain(model)
         separate_head(model)
         # Optimisers lose small steps in 16 bits; mixed precision computes in them all the same.
-        return model.float().requires_grad_(True)
+        return (model.float() if self.casts_base else model).requires_grad_(True)
 
     def write(self, model: Any, folder: Path, base_info: BaseInfo, state: StateDict | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -140,10 +140,12 @@ class Freeze(Full):
                 "Lower it, or use method full.",
             )
         trained = layers[-self._count :]
-        for layer in trained:
-            layer.float()
         model.requires_grad_(False)
         trained.requires_grad_(True)
+        if not self.casts_base:
+            return model
+        for layer in trained:
+            layer.float()
         for parameter in model.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(self._precision)

@@ -24,6 +24,9 @@ class Method(ABC):
 
     output_kind: ClassVar[str]
     """`adapter` or `model`: the folder of a run that holds what was trained."""
+    casts_base = True
+    """Whether `prepare` brings the base's own weights to their precision. Not for a model that is going to be sharded,
+    which would be converted as a whole: each shard is."""
 
     def load_dtype(self, precision: torch.dtype) -> torch.dtype | None:
         """The precision to load the base in, for a run in `precision`; None for the checkpoint's own."""

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
@@ -18,6 +19,8 @@ from glmtune.config_parsing import suggest_key
 from glmtune.errors import ConfigError
 from glmtune.utils.console import print_message, print_warning
 from glmtune.utils.documents import DocumentError, parse_json, read_document
+
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 _TOP = (
     *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"),
@@ -150,6 +153,44 @@ def without_zero_init(arguments: TrainingArguments) -> Iterator[None]:
     finally:
         if settings is not None:
             set_hf_deepspeed_config(settings)
+
+
+def partition_weights(model: Any, arguments: TrainingArguments) -> None:
+    """Partition a loaded model for ZeRO-3, one weight at a time.
+
+    DeepSpeed would convert the whole model and move it to the GPU of every process before it partitions it.
+
+    Args:
+        model: on the CPU, prepared by a method; in the precision on disk.
+        arguments: of the run.
+    """
+    import deepspeed
+
+    if not deepspeed.comm.is_initialized():  # it has a record of its own of torch's process group
+        deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False)
+    settings: Any = arguments.hf_deepspeed_config
+    dtype = next((dtype for name, dtype in _HALF.items() if settings.is_true(f"{name}.enabled")), torch.float32)
+    deepspeed.zero.Init(module=_CastParameters(model, dtype), config_dict_or_path=settings.config, dtype=dtype)
+
+
+class _CastParameters(torch.nn.Module):
+    """Yields the parameters of a model, each converted when it is its turn.
+
+    Args:
+        model: whose parameters they are.
+        dtype: of floating-point parameters.
+    """
+
+    def __init__(self, model: torch.nn.Module, dtype: torch.dtype):
+        super().__init__()
+        self._model_and_dtype = model, dtype
+
+    def parameters(self, recurse: bool = True) -> Iterator[torch.nn.Parameter]:
+        model, dtype = self._model_and_dtype
+        for parameter in model.parameters(recurse):
+            if parameter.is_floating_point() and not hasattr(parameter, "ds_id"):
+                parameter.data = parameter.data.to(dtype)
+            yield parameter
 
 
 def find_zero_stage(config: RunConfig) -> int:

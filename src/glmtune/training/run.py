@@ -27,6 +27,7 @@ from glmtune.methods.method import count_trainable_parameters
 from glmtune.methods.run_tokenizer import load_run_tokenizer
 from glmtune.methods.tuned_model import find_trained_folder
 from glmtune.models.checkpoints import inspect_checkpoint, require_bitsandbytes
+from glmtune.models.shared_head import separate_head
 from glmtune.run_dir import RunDir, default_root
 from glmtune.training.arguments import finish_arguments, make_arguments, pick_precision
 from glmtune.training.base_model import load_trainable_base, print_new_tokens
@@ -45,7 +46,13 @@ from glmtune.training.checkpoint_files import (
     set_aside_later,
 )
 from glmtune.training.data_position import count_steps, find_position
-from glmtune.training.deepspeed import announce_compilation, require_same_settings, resolve_deepspeed, without_zero_init
+from glmtune.training.deepspeed import (
+    announce_compilation,
+    partition_weights,
+    require_same_settings,
+    resolve_deepspeed,
+    without_zero_init,
+)
 from glmtune.training.distributed import (
     broadcast_object,
     count_processes,
@@ -68,7 +75,13 @@ from glmtune.training.resume import (
     require_same_data,
     resolve_paths,
 )
-from glmtune.training.sharding import check_new_tokens, check_sharding, shards_weights, sync_trained_only
+from glmtune.training.sharding import (
+    cast_weight,
+    check_new_tokens,
+    check_sharding,
+    shards_weights,
+    sync_trained_only,
+)
 from glmtune.training.summary import SPEED_KEYS, describe_result, describe_run, name_precision
 from glmtune.training.trainer import GlmTrainer
 from glmtune.training.training_data import TrainingData, prepare_data
@@ -259,16 +272,20 @@ class TrainingRun:
         config, arguments = self.config, self.arguments
         set_seed(arguments.seed)
         # Without mixed precision a frozen layer in 16 bits cannot pass its output to a trained one in fp32.
-        mixed_dtype = self.precision if arguments.bf16 or arguments.fp16 else torch.float32
-        self.method = make_method(config, self.base.family, mixed_dtype, self.new_tokens)
+        self.mixed_dtype = self.precision if arguments.bf16 or arguments.fp16 else torch.float32
+        self.method = make_method(config, self.base.family, self.mixed_dtype, self.new_tokens)
+        self.method.casts_base = not self.is_sharded
         self.base_info = BaseInfo(str(self.base.folder.resolve()), self.base.fingerprint, self.base.family.name)
         self.probe = self.data.collate([self.data.train[0]])
         self.base_logits: torch.Tensor | None = None
         with show_status("Loading the model"), explain_memory(self.config, "before the first step"):
-            device = "cpu" if self.is_sharded else arguments.device  # sharding moves each process's part
-            dtype = self.method.load_dtype(self.precision)
+            # Sharding moves and converts each process's part: before, all processes share the pages of the files.
+            device = "cpu" if self.is_sharded else arguments.device
+            dtype = None if self.is_sharded else self.method.load_dtype(self.precision)
             self.model: Any = load_trainable_base(config, self.base, arguments, dtype, device, self.new_tokens)
-            if not self.is_sharded:
+            if self.is_sharded:
+                separate_head(self.model)  # each is sharded by itself
+            else:
                 self.base_logits = compute_probe_logits(self.model, self.probe, arguments)
         if self.objective.needs_reference and not config.adapter:
             self.objective.compute_reference(self.model, self.data, arguments)
@@ -337,6 +354,12 @@ class TrainingRun:
             callbacks.append(ProbeBeforeFirstStep(self._probe_prepared_model))
         announce_compilation(self.config, on_gpu=self.arguments.device.type == "cuda")
         with explain_memory(self.config, "before the first step"):
+            frozen_dtype = self.method.load_dtype(self.precision) or self.mixed_dtype
+            if self.is_sharded and self.is_last_checkpoint:  # nothing is trained, and so nothing sharded
+                for parameter in self.model.parameters():
+                    cast_weight(parameter, frozen_dtype)
+            elif self.is_sharded and self.arguments.deepspeed:
+                partition_weights(self.model, self.arguments)
             self.trainer = GlmTrainer(
                 model=self.model,
                 args=self.arguments,
@@ -350,6 +373,7 @@ class TrainingRun:
                 base_info=self.base_info,
                 objective=self.objective,
                 scores=self.scores,
+                frozen_dtype=frozen_dtype,
             )
         if count_processes() > 1:
             set_seed(self.arguments.seed + self.arguments.process_index)  # another dropout mask in each process

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed.fsdp
+from accelerate import accelerator as accelerator_module
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from torch import nn
@@ -85,6 +87,49 @@ def check_new_tokens(config: RunConfig) -> None:
             f"data.new_tokens: {kind} cannot shard the rows of new tokens in an adapter.",
             "Leave it out (every GPU then has the complete base), or use method full.",
         )
+
+
+@contextmanager
+def cast_while_sharding(frozen_dtype: torch.dtype) -> Iterator[None]:
+    """Let FSDP bring weights to their precision module by module, just before it shards them.
+
+    A model is loaded in the precision on disk, from pages that all processes of a machine share. accelerate would copy
+    all trained weights to fp32 in every process, and shard those.
+
+    Args:
+        frozen_dtype: of what is not trained; trained weights become fp32.
+    """
+    shard, prepare_model = torch.distributed.fsdp.fully_shard, accelerator_module.fsdp2_prepare_model
+
+    def cast_and_shard(modules: Any, **options: Any) -> Any:
+        for module in modules if isinstance(modules, (list, tuple)) else [modules]:
+            for parameter in module.parameters():
+                if not isinstance(parameter, DTensor):
+                    cast_weight(parameter, frozen_dtype)
+        return shard(modules, **options)
+
+    def prepare_without_copies(accelerator: Any, model: nn.Module) -> nn.Module:
+        precision = accelerator.state._mixed_precision
+        accelerator.state._mixed_precision = "no"  # only whether all trained weights are copied depends on it here
+        try:
+            prepared: nn.Module = prepare_model(accelerator, model)
+            return prepared
+        finally:
+            accelerator.state._mixed_precision = precision
+
+    torch.distributed.fsdp.fully_shard = cast_and_shard  # type: ignore[assignment]
+    accelerator_module.fsdp2_prepare_model = prepare_without_copies
+    try:
+        yield
+    finally:
+        torch.distributed.fsdp.fully_shard = shard
+        accelerator_module.fsdp2_prepare_model = prepare_model
+
+
+def cast_weight(parameter: nn.Parameter, frozen_dtype: torch.dtype) -> None:
+    """Bring a weight to the precision of a run: fp32 if it is trained."""
+    if parameter.is_floating_point():
+        parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else frozen_dtype)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -46,7 +47,13 @@ from glmtune.training.samplers import (
     make_epoch_sampler,
     name_order,
 )
-from glmtune.training.sharding import allow_fsdp_on_cpu, gather_weights, keep_losses_fp32, load_into_shards
+from glmtune.training.sharding import (
+    allow_fsdp_on_cpu,
+    cast_while_sharding,
+    gather_weights,
+    keep_losses_fp32,
+    load_into_shards,
+)
 from glmtune.utils.console import print_warning
 
 
@@ -62,6 +69,7 @@ class GlmTrainer(Trainer):
         base_info: BaseInfo,
         objective: Objective,
         scores: Callable[[Any], dict[str, float]] | None = None,
+        frozen_dtype: torch.dtype = torch.float32,
         **kwargs: Any,
     ):
         # A prefix on a quantised base is no PeftModel, which is all that transformers would let train there.
@@ -79,6 +87,7 @@ class GlmTrainer(Trainer):
         self._loss_checks = LossChecks(self._describe_rows, objective.find_rows)
         self._eval_checks = LossChecks(self._describe_rows, objective.find_rows, stops_at_zero=False)
         self._scale_check, self._scaled_step = ScaleCheck(), -1
+        self._frozen_dtype = frozen_dtype
         self._saving = False
         self._sampler: Any = None
         self._start: DataPosition | None = None
@@ -92,6 +101,10 @@ class GlmTrainer(Trainer):
         self._tokens_before: int | None = None
         # Makes the Trainer count the targets of a whole optimiser step, however it is split into micro-batches.
         self.model_accepts_loss_kwargs = True
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        with cast_while_sharding(self._frozen_dtype) if self.is_fsdp_enabled else nullcontext():
+            return super()._prepare_for_training(*args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create the optimiser of `training.optim` over the parameter groups of the method, if it has any (LoRA+)."""
