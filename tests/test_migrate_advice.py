@@ -191,13 +191,6 @@ def test_results_do_not_go_into_a_folder_with_other_files(write_file):
 @pytest.mark.parametrize(
     ("typed", "message", "hint"),
     [
-        ("python api.py --model_path m", "HTTP API", "glmtune export m served-model && vllm serve"),
-        ("python openai_api.py", "HTTP API", "vllm serve"),
-        (
-            "llamafactory-cli api --model_name_or_path m --adapter_name_or_path a --template chatglm3",
-            "HTTP API",
-            "glmtune export a served-model --base m",
-        ),
         (
             "llamafactory-cli eval --model_name_or_path m --template chatglm3 --task cmmlu_test --n_shot 3",
             "cmmlu",
@@ -422,6 +415,25 @@ def test_exported_and_spaced_variables_are_kept(write_file):
     assert command.text == "CUDA_VISIBLE_DEVICES=2 glmtune train b.sh"
 
 
+@pytest.mark.parametrize(
+    ("typed", "command"),
+    [
+        ("python api.py --model_path m", "glmtune serve m"),
+        ("MODEL_PATH=m python api_server.py", "glmtune serve m"),
+        ("python openai_api.py --lora_path a --base_model m --port 9000", "glmtune serve a --base m --port 9000"),
+        (
+            "API_PORT=9000 API_KEY=k llamafactory-cli api --model_name_or_path m --adapter_name_or_path a --top_p 0.5",
+            "GLMTUNE_API_KEY=k glmtune serve a --base m --port 9000 --name gpt-3.5-turbo --temperature 0.95 "
+            "--top-p 0.5",
+        ),
+    ],
+)
+def test_scripts_that_serve_an_api_are_served(write_file, typed, command):
+    (planned,) = plan_commands([write_file("serve.sh", typed)])
+    assert planned.text == command
+    assert any("--host 0.0.0.0" in note for note in planned.notes)
+
+
 def test_notes_about_commands_have_what_was_typed(write_file):
     line = "deepspeed --num_gpus=4 main.py --do_train --do_eval --train_file a --validation_file 'd e.json'"
     line += " --model_name_or_path m --pre_seq_len 2 --output_dir o"
@@ -433,10 +445,12 @@ def test_notes_about_commands_have_what_was_typed(write_file):
 
 def test_a_script_of_several_commands_is_run_in_order(write_file):
     line = "python main.py --do_train {} --train_file a --test_file b --model_name_or_path m --pre_seq_len 2"
-    text = f"{line.format('--do_predict')} --output_dir o1\n{line.format('')} --output_dir o2\npython api.py\n"
-    text += "python merge_lora_and_quantize.py --lora_path o2 --output_path o3 --qbits 0\n"
+    text = f"{line.format('--do_predict')} --output_dir o1\n{line.format('')} --output_dir o2\n"
+    text += (
+        "python api.py --model_path m\npython merge_lora_and_quantize.py --lora_path o2 --output_path o3 --qbits 0\n"
+    )
     commands = plan_commands([write_file("a.sh", text)])
-    assert [command.words[0] for command in commands] == ["train", "eval", "train", "export"]
+    assert [command.words[0] for command in commands] == ["train", "eval", "train", "serve", "export"]
     assert commands[1].words[:4] == ["eval", "o1", "--data", "b"]
     assert commands[2].words[-2:] == ["--output_dir", "o2"]
     assert translate_command(commands[2].words[1:]).get_value("output") == "o2"

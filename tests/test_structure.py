@@ -18,7 +18,7 @@ LAYERS = [
     {"methods", "data"},
     {"training", "generation"},
     {"evaluation", "export", "bench", "auto_classes"},
-    {"report", "migrate"},
+    {"report", "migrate", "serve"},
     {"webui", "demo"},
     {"cli", "__main__"},
 ]

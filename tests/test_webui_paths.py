@@ -15,12 +15,13 @@ pytest.importorskip("gradio")
 from fastapi.testclient import TestClient
 
 from glmtune.cli import ui as cli_ui
-from glmtune.errors import GlmtuneError
+from glmtune.errors import GlmtuneError, ServerError
+from glmtune.utils.network import is_loopback, listen
 from glmtune.webui import app as app_module
 from glmtune.webui.app import make_app, make_context, serve
-from glmtune.webui.errors import PathError, ServerError, as_html
+from glmtune.webui.errors import PathError, as_html
 from glmtune.webui.paths import data_entries, inside, listed, model_or_path
-from glmtune.webui.security import OWNER_COOKIE, is_loopback, listen
+from glmtune.webui.security import OWNER_COOKIE
 
 
 @pytest.fixture
@@ -189,7 +190,7 @@ def test_a_port_in_use_is_told(root):
             serve([root], host="127.0.0.1", port=port, lang="en", password=None)
         assert f"--port {port + 1}" in told.value.hint
     with pytest.raises(ServerError):
-        listen("no-such-host.invalid", 0)
+        listen("no-such-host.invalid", 0, "ui")
 
 
 def test_a_root_that_is_not_there_is_told(root):

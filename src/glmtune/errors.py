@@ -43,6 +43,10 @@ class TrainingError(GlmtuneError):
     """Training that had to stop: a loss that is not finite, no space left on the disk."""
 
 
+class ServerError(GlmtuneError):
+    """A server that cannot start as it was asked to."""
+
+
 def summarize_error(error: BaseException, max_length: int | None = None) -> str:
     """The first line of an error's message, or the name of its type where the message is empty.
 

@@ -21,6 +21,7 @@ from glmtune.cli.migrate import register as register_migrate
 from glmtune.cli.plan import plan
 from glmtune.cli.report import report
 from glmtune.cli.run_script import register as register_run
+from glmtune.cli.serve import serve
 from glmtune.cli.train import train
 from glmtune.cli.ui import ui
 from glmtune.errors import GlmtuneError
@@ -54,6 +55,7 @@ app.command()(forget)
 app.command()(export)
 app.command()(bench)
 app.command()(report)
+app.command()(serve)
 app.command()(ui)
 register_migrate(app)
 register_run(app)

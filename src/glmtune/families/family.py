@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,9 @@ IGNORE_INDEX = -100
 OFFICIAL_ENCODER = "official_text_ids"
 """Attribute of a tokenizer with the encoder of the published tokenizer, if there is one: same ids, several times as
 fast."""
+
+TRAINING_TIME = "[[训练时间]]"
+"""What the published models write in place of their training date."""
 
 Message = Mapping[str, Any]
 """`role` and `content`; optional `loss` (bool); by role also `name`, `parameters`, `observation`, `metadata`."""
@@ -68,6 +70,8 @@ class Family(ABC):
     """Modules that LoRA adapts by default: the query, key and value projections."""
     stop_tokens: tuple[str, ...]
     """Tokens that end a reply; the first one ends a training row."""
+    has_json_calls = False
+    """Whether the arguments of a tool call are written as a JSON object."""
     one_answer_per_row = False
     """Whether a row can train its last answer only: a conversation then becomes one row per answer."""
     position_streams = 1
@@ -121,6 +125,14 @@ class Family(ABC):
     def parse_reply(self, text: str) -> Reply:
         """Parse a generated text, from which special tokens have been removed."""
         return Reply(fill_training_time(text.strip()))
+
+    def encode_call_start(self, name: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """The ids after a prompt with which the model calls this tool; it continues with the arguments.
+
+        Raises:
+            DataError: this generation has no format for tools.
+        """
+        raise make_tools_error(self.title)
 
     def get_stop_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """The ids at which generation stops.
@@ -179,4 +191,9 @@ def require_answer(messages: Sequence[Message]) -> None:
 
 def fill_training_time(text: str) -> str:
     """Replace the placeholder that the published models write for their training date, as the official code does."""
-    return re.sub(r"\[\[训练时间\]\]", "2023年", text)
+    return text.replace(TRAINING_TIME, "2023年")
+
+
+def make_tools_error(title: str) -> DataError:
+    """The error for tools in a conversation."""
+    return DataError(f"{title} has no format for tools.", "Use ChatGLM3-6B or GLM-4, or remove the tools.")

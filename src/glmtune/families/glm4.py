@@ -24,6 +24,7 @@ class GLM4(RoleFamily):
     lora_targets = ("q_proj", "k_proj", "v_proj")
     stop_tokens = ("<|endoftext|>", "<|user|>", "<|observation|>")
     start_tokens = ("[gMASK]", "<sop>")
+    has_json_calls = True
 
     def add_tools(self, messages: list[Message], tools: list) -> list[Message]:
         has_system = bool(messages) and messages[0]["role"] == "system"

@@ -79,6 +79,9 @@ class RoleFamily(Family):
         end = self._end_id(last, tokenizer)
         return EncodedSequence([*ids, end], [*labels, end if is_trained else IGNORE_INDEX], prompt_length)
 
+    def encode_call_start(self, name: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        return list(_encode_metadata(tokenizer, name))
+
     def get_start_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         return [get_special_id(tokenizer, token) for token in self.start_tokens]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from glmtune.errors import DataError
-from glmtune.families.family import Message
+from glmtune.families.family import Message, make_tools_error
 
 
 @dataclass
@@ -62,8 +62,3 @@ def get_answer_text(message: Message, title: str) -> str:
     if message["role"] == "tool" or message.get("metadata"):
         raise make_tools_error(title)
     return message["content"]
-
-
-def make_tools_error(title: str) -> DataError:
-    """The error for tools in a conversation."""
-    return DataError(f"{title} has no format for tools.", "Use ChatGLM3-6B or GLM-4, or remove the tools.")

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, Protocol
+
+
+class TokenConstraint(Protocol):
+    """What may follow in one reply; see `token_constraint.py`."""
+
+    def list_allowed(self) -> Any:
+        """Which tokens may follow: a numpy array of bool, one for each token; None: all."""
+
+    def advance(self, token: int) -> None:
+        """Take the token that was chosen."""
 
 
 @dataclass
@@ -25,6 +35,7 @@ class BatchRequest:
         logprobs: None: none; k: the token's own log probability and those of the k likeliest.
         adapter: name of an adapter of the engine; None: the model as it was loaded.
         ignore_eos: stop ids do not end the reply.
+        constraint: restricts the tokens; of this request alone, since it has a state.
     """
 
     input_ids: list[int]
@@ -41,6 +52,7 @@ class BatchRequest:
     logprobs: int | None = None
     adapter: str | None = None
     ignore_eos: bool = False
+    constraint: TokenConstraint | None = None
 
 
 @dataclass

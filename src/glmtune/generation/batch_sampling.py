@@ -33,6 +33,7 @@ class RowSampler:
             self.generator = torch.Generator(device).manual_seed(seed)
         self._penalizes = bool(request.presence_penalty or request.frequency_penalty)
         self.edits_logits = self._penalizes or request.repetition_penalty != 1 or bool(request.logit_bias)
+        self.edits_logits = self.edits_logits or request.constraint is not None
         self._seen_V: torch.Tensor | None = None
         self._counts_V: torch.Tensor | None = None
         if request.repetition_penalty != 1:
@@ -45,7 +46,7 @@ class RowSampler:
         self._bias = torch.tensor(list(bias.values()), dtype=torch.float32, device=device) if bias else None
 
     def edit_logits(self, logits_V: torch.Tensor) -> None:
-        """Apply penalties and biases, in place."""
+        """Apply penalties, biases and the constraint, in place."""
         request = self.request
         if self._bias is not None:
             logits_V[self._bias_ids] += self._bias
@@ -56,9 +57,16 @@ class RowSampler:
         if self._counts_V is not None:
             logits_V -= request.frequency_penalty * self._counts_V
             logits_V -= request.presence_penalty * (self._counts_V > 0)
+        allowed = request.constraint.list_allowed() if request.constraint is not None else None
+        if allowed is not None:  # for the tokenizer's tokens; the model may have more outputs
+            allowed_V = torch.from_numpy(allowed).to(logits_V.device)
+            logits_V[: len(allowed_V)].masked_fill_(~allowed_V, -torch.inf)
+            logits_V[len(allowed_V) :] = -torch.inf
 
     def add_token(self, token: int) -> None:
         """Take note of a generated token."""
+        if self.request.constraint is not None:
+            self.request.constraint.advance(token)
         if self._seen_V is not None:
             self._seen_V[token] = True
         if self._counts_V is not None:

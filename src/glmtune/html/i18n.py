@@ -1,6 +1,7 @@
 """Texts of reports, web page and command line in every language: locales/zh.json and locales/en.json, with equal keys.
 
-Keys begin with who shows them: `report.`, `ui.` or `metric.` (names of scores).
+Keys begin with who shows them: `report.`, `serve.` (its page), `ui.` or `metric.` (names of
+scores).
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from importlib.resources import files
 from typing import Any, TypeGuard
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -29,6 +30,20 @@ def render_template(package: str, name: str, **context: Any) -> str:
         context: its variables; text is escaped unless it is `Markup`.
     """
     return _make_environment(package).get_template(name).render(context)
+
+
+@cache
+def load_styles(package: str, name: str) -> Markup:
+    """The style sheet that all pages begin with (colours, fonts, the bar with the languages), and that of a page.
+
+    Args:
+        package: whose folder `templates` holds the page's own sheet.
+        name: of that file.
+    """
+    sheets = (("glmtune.html", "base.css"), (package, name))
+    return Markup(
+        "".join(files(place).joinpath("templates").joinpath(sheet).read_text("utf-8") for place, sheet in sheets)
+    )
 
 
 @cache

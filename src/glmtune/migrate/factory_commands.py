@@ -9,6 +9,7 @@ from typing import Any
 from glmtune.config_parsing import parse_number
 from glmtune.errors import ConfigError
 from glmtune.migrate.evaluation_lines import list_ignored, make_factory_target
+from glmtune.migrate.other_scripts import LOCAL_NOTE
 from glmtune.migrate.replacement import ReplacementCommand, make_options
 
 FACTORY_SCRIPTS = {
@@ -108,13 +109,22 @@ def _make_export(values: Mapping[str, Any], source: str, environment: dict[str, 
     return ReplacementCommand(source, "", words, [*notes, *list_ignored(values, used)], environment)
 
 
-def _refuse_server(values: Mapping[str, Any], source: str, environment: dict[str, str]) -> ReplacementCommand:
-    target, *base = make_factory_target({**values, "quantization_bit": None}, source)
-    raise ConfigError(
-        f"{source}: an HTTP API is served, which glmtune does not do.",
-        "Export the model and serve it with vLLM (not ChatGLM-6B): "
-        f"{shlex.join(['glmtune', 'export', target, 'served-model', *base])} && vllm serve served-model",
-    )
+def _make_server(values: Mapping[str, Any], source: str, environment: dict[str, str]) -> ReplacementCommand:
+    options = {
+        "--host": environment.pop("API_HOST", None),
+        "--port": environment.pop("API_PORT", None),
+        "--name": environment.pop("API_MODEL_NAME", "gpt-3.5-turbo"),
+        "--temperature": values.get("temperature", 0.95),
+        "--top-p": values.get("top_p", 0.7),
+    }
+    notes = ["The model's name in requests is LLaMA-Factory's; another one: --name NAME"]
+    if options["--host"] is None:
+        notes.append(LOCAL_NOTE)
+    if "API_KEY" in environment:
+        environment["GLMTUNE_API_KEY"] = environment.pop("API_KEY")
+    words = ["serve", *make_factory_target(values, source), *make_options(options)]
+    used = {*_TARGET_KEYS, "temperature", "top_p"}
+    return ReplacementCommand(source, "", words, [*notes, *list_ignored(values, used)], environment)
 
 
 def _refuse_benchmark(values: Mapping[str, Any], source: str, environment: dict[str, str]) -> ReplacementCommand:
@@ -137,7 +147,7 @@ _COMMANDS: dict[str, Callable[[Mapping[str, Any], str, dict[str, str]], Replacem
     "chat": _make_chat,
     "webchat": _make_page,
     "webui": _make_page,
-    "api": _refuse_server,
+    "api": _make_server,
     "export": _make_export,
     "eval": _refuse_benchmark,
     "version": _make_version,

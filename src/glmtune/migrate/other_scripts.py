@@ -18,6 +18,9 @@ from glmtune.migrate.replacement import ReplacementCommand, make_options, make_o
 from glmtune.migrate.shell import require_value
 from glmtune.utils.documents import parse_json, read_document
 
+LOCAL_NOTE = "Only this machine is answered; for others: --host 0.0.0.0, with a key in GLMTUNE_API_KEY."
+"""For scripts that listen on all addresses."""
+
 ROLES: Mapping[str, str] = {
     **dict.fromkeys(("model_name_or_path", "base_model", "base_model_name_or_path", "chatglm_path", "model"), "base"),
     **dict.fromkeys(("model_path", "model_dir", "base_model_path", "base_model_dir"), "base"),
@@ -234,21 +237,23 @@ def make_conversion(arguments: ScriptArguments) -> ReplacementCommand:
     return arguments.make_command(["data", "check", data, "--fix", output])
 
 
-def refuse_server(arguments: ScriptArguments) -> ReplacementCommand:
-    """Raise the error for a script that serves an HTTP API.
-
-    Raises:
-        ConfigError: always, with the commands that serve the model by another program.
-    """
-    base, adapter = arguments.roles.get("base", ""), arguments.roles.get("adapter", "")
-    base = base or arguments.environment.get("MODEL_PATH", "") or _read_model_name(arguments.path)
-    target = adapter or base or "MODEL"
-    words = ["export", target, "served-model", *make_options({"--base": base if adapter else None})]
-    raise ConfigError(
-        f"{arguments.location}: {arguments.script} serves an HTTP API, which glmtune does not do.",
-        f"Export the model and serve it with vLLM (not ChatGLM-6B): {arguments.make_command(words).text} "
-        "&& vllm serve served-model",
-    )
+def make_server(arguments: ScriptArguments) -> ReplacementCommand:
+    """Return `glmtune serve` for a script that serves an HTTP API."""
+    roles = arguments.roles
+    model_path = arguments.environment.pop("MODEL_PATH", None)  # ChatGLM3-6B's script reads it
+    if model_path:
+        roles.setdefault("base", model_path)
+    options = {
+        "--host": roles.get("host"),
+        "--port": roles.get("port"),
+        "--quantization": _read_packed_bits(arguments),
+        "--device": _read_device(arguments),
+    }
+    if not roles.get("host"):
+        arguments.notes.append(LOCAL_NOTE)
+    if arguments.script.startswith("openai"):
+        arguments.notes.append("Requests name the model by its folder; for another name: --name NAME")
+    return arguments.make_command(["serve", *arguments.find_target(), *make_options(options)])
 
 
 @dataclass(frozen=True)
@@ -269,7 +274,9 @@ class OtherScript:
 _CHAT = OtherScript("answers", make_chat, "glmtune chat MODEL, or glmtune chat CHECKPOINT --base MODEL")
 _PAGE = OtherScript("opens a web page", make_page, "glmtune ui")
 _MERGE = OtherScript("merges an adapter", make_export, "glmtune export ADAPTER OUT [--base MODEL] [--bits N]")
-_SERVER = OtherScript("serves an HTTP API", refuse_server, "none; glmtune export MODEL OUT, then vllm serve OUT")
+_SERVER = OtherScript(
+    "serves an HTTP API", make_server, "glmtune serve MODEL, or glmtune serve CHECKPOINT --base MODEL"
+)
 
 OTHER_SCRIPTS: Mapping[str, OtherScript] = {
     "merge_lora_and_quantize.py": OtherScript(

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import re
 from html import unescape
-from importlib.resources import files
-
-from markupsafe import Markup
 
 from glmtune.html.i18n import LANGUAGES
-from glmtune.html.pages import render_template
+from glmtune.html.pages import load_styles, render_template
 from glmtune.report.contents import ReportContents
 from glmtune.report.views import CUTS, VIEWS, list_turns, show_clipped
 
@@ -23,7 +20,7 @@ def render_page(contents: ReportContents, lang: str) -> str:
         kind=contents.kind,
         lang=lang,
         page_title=_strip_markup(view["headline"], lang),
-        style=Markup(files("glmtune.report").joinpath("templates").joinpath("report.css").read_text("utf-8")),
+        style=load_styles("glmtune.report", "report.css"),
         cuts=list(CUTS),
         clip=show_clipped,
         list_turns=list_turns,

@@ -14,12 +14,13 @@ import fastapi
 import gradio as gr
 import uvicorn
 
+from glmtune.errors import ServerError
 from glmtune.html.i18n import LANGUAGES
+from glmtune.utils.network import is_loopback, listen
 from glmtune.webui import chat_tab, data_tab, evaluate_tab, export_tab, model_tab, runs_tab, train_tab
 from glmtune.webui.context import STATE, Context
-from glmtune.webui.errors import ServerError
 from glmtune.webui.jobs import Jobs
-from glmtune.webui.security import MAX_UPLOAD, Guard, is_loopback, listen, login, require_password
+from glmtune.webui.security import MAX_UPLOAD, Guard, login, require_password
 from glmtune.webui.selection import Chosen
 from glmtune.webui.style import CSS, theme
 from glmtune.webui.texts import text
@@ -131,7 +132,7 @@ def serve(roots: list[Path], *, host: str, port: int, lang: str, password: str |
     """
     require_password(host, password)
     context = make_context(roots, lang, locked=bool(password))
-    with listen(host, port) as socket:
+    with listen(host, port, "ui") as socket:
         app = make_app(context, password=password, local=is_loopback(host))
         context.jobs.watch()
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)

@@ -23,10 +23,6 @@ class JobError(GlmtuneError):
     """A job that is not there any more, or is somebody else's."""
 
 
-class ServerError(GlmtuneError):
-    """The server cannot start as it was asked to."""
-
-
 def as_html(error: GlmtuneError) -> str:
     """The error's lines as text on a page; a path may hold what looks like a tag."""
     return "<br>".join(escape(line) for line in str(error).splitlines())

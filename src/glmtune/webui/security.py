@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import secrets
-import socket
 from collections.abc import Callable
 from http.cookies import SimpleCookie
 from typing import Any
 
 import gradio as gr
 
-from glmtune.webui.errors import ServerError
+from glmtune.errors import ServerError
+from glmtune.utils.network import get_hostname, is_loopback
 
 OWNER_COOKIE = "glmtune_owner"
 MAX_UPLOAD = "1gb"
@@ -44,16 +43,6 @@ def owner_of(request: gr.Request) -> str:
     return str(request.cookies.get(OWNER_COOKIE) or request.session_hash or "")
 
 
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine's own."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
 def require_password(host: str, password: str | None) -> None:
     """Raises:
     ServerError: others could reach the page, and no password keeps them out.
@@ -74,30 +63,6 @@ def login(password: str) -> Callable[[str, str], bool]:
     return check
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens.
-
-    Raises:
-        ServerError: the port is in use or not to be had, or there is no such host.
-    """
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-    except (OSError, OverflowError) as error:
-        raise ServerError(f"--host {host}: {error}.", "Give an address of this machine.") from None
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen()
-    except OSError as error:
-        listener.close()
-        raise ServerError(
-            f"{host}:{port}: cannot be listened on ({error.strerror}).",
-            f"Choose another port: glmtune ui --port {port + 1}",
-        ) from None
-    return listener
-
-
 class Guard:
     """Around the whole server: names each browser, and sends what the browser is to refuse.
 
@@ -116,7 +81,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        if self._local and not is_loopback(_hostname(headers.get(b"host", ""))):
+        if self._local and not is_loopback(get_hostname(headers.get(b"host", ""))):
             await _refuse(send)
             return
         cookies: SimpleCookie = SimpleCookie(headers.get(b"cookie", ""))
@@ -128,10 +93,6 @@ class Guard:
             await send(message)
 
         await self._app(scope, receive, send_guarded)
-
-
-def _hostname(host: str) -> str:
-    return host.rsplit(":", 1)[0] if not host.endswith("]") else host
 
 
 def _new_owner() -> tuple[bytes, bytes]:

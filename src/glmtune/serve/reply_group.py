@@ -1,0 +1,94 @@
+"""Requests to the engine, whose thread calls back, as events of the server's loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Sequence
+
+from glmtune.generation.batch_requests import BatchRequest, FinishEvent, TokenEvent
+from glmtune.serve.api_errors import ApiError, make_submit_error
+from glmtune.serve.context import ServeContext
+
+
+class ReplyGroup:
+    """The replies to one HTTP request (`n` of them), generated at the same time.
+
+    Args:
+        context: of the server.
+        requests: to the engine.
+
+    Raises:
+        ApiError: the engine does not take one of them; none is generated then.
+    """
+
+    def __init__(self, context: ServeContext, requests: Sequence[BatchRequest]):
+        self._metrics = context.metrics
+        self._timeout_s = context.limits.request_timeout_s
+        self._start = time.monotonic()
+        self._events: asyncio.Queue[tuple[int, TokenEvent | FinishEvent]] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+        self._handles: list = []
+        self._unfinished = len(requests)
+        if context.is_draining:
+            raise ApiError(503, "The server is shutting down.", code="shutting_down")
+        try:
+            for index, request in enumerate(requests):
+                self._handles.append(context.engine.submit(request, self._make_callback(index)))
+        except Exception as error:
+            self.cancel()
+            if isinstance(error, ValueError):  # what the engine says of a request
+                raise ApiError(400, f"{error}.", code="invalid_value") from error
+            raise make_submit_error(error) from error
+
+    def cancel(self) -> None:
+        """Stop generating."""
+        for handle in self._handles:
+            handle.cancel()
+
+    async def iterate(self) -> AsyncIterator[tuple[int, TokenEvent | FinishEvent]]:
+        """Yield the number of a reply and its next event until all are finished.
+
+        Raises:
+            ApiError: a reply failed or took too long; the others are cancelled.
+        """
+        previous: dict[int, float] = {}
+        try:
+            while self._unfinished:
+                remaining = self._start + self._timeout_s - time.monotonic()
+                try:
+                    index, event = await asyncio.wait_for(self._events.get(), max(remaining, 0.001))
+                except asyncio.TimeoutError:
+                    raise ApiError(
+                        504, f"The reply took longer than {self._timeout_s:g} seconds.", code="timeout"
+                    ) from None
+                now = time.monotonic()
+                if isinstance(event, TokenEvent):
+                    if index in previous:
+                        self._metrics.token_interval.observe(now - previous[index])
+                    else:
+                        self._metrics.first_token.observe(now - self._start)
+                    previous[index] = now
+                else:
+                    self._unfinished -= 1
+                    _require_success(event)
+                yield index, event
+        finally:
+            if self._unfinished:
+                self.cancel()
+
+    def _make_callback(self, index: int):
+        def on_event(event: TokenEvent | FinishEvent) -> None:
+            # The loop is closed once the server has given up waiting; the engine's thread must not fail then.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
+
+        return on_event
+
+
+def _require_success(event: FinishEvent) -> None:
+    if event.reason == "error":
+        raise ApiError(500, event.error or "The model failed.", code="generation_failed")
+    if event.reason == "cancelled":
+        raise ApiError(503, "The reply was cancelled: the server is shutting down.", code="cancelled")
