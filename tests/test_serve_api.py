@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import threading
@@ -389,6 +390,22 @@ def test_a_large_body_is_refused(server):
 
     response = client.post(CHAT, content=send_pieces(), headers={"content-type": "application/json"})
     require_error(response, 413)
+
+
+def test_a_body_that_comes_too_slowly_is_refused(server):
+    client = server(limits=ServeLimits(512, body_timeout_s=0.1))
+    sent = []
+
+    async def receive():
+        await asyncio.sleep(5)
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json"), (b"content-length", b"10")]
+    scope = {"type": "http", "method": "POST", "path": CHAT, "headers": headers, "query_string": b"", "root_path": ""}
+    asyncio.run(asyncio.wait_for(client.app(scope, receive, send), 3))
+    assert sent[0]["status"] == 408
 
 
 def test_unknown_routes_and_methods_have_openais_form(server):

@@ -17,14 +17,24 @@ from pathlib import Path
 
 import pytest
 
-from glmtune import load_tokenizer
+from glmtune import load_model, load_tokenizer
+from glmtune.config import LoraConfig
+from glmtune.families import get_family
 from glmtune.generation.json_grammar import START
 from glmtune.generation.load import load_for_generation
 from glmtune.generation.reply import Sampling, generate_reply
 from glmtune.generation.token_constraint import advance_json
+from glmtune.methods.base_info import BaseInfo
+from glmtune.methods.lora import Lora
+from glmtune.models.checkpoints import inspect_checkpoint
 
 pytest.importorskip("fastapi", reason="fastapi is not installed (extra: serve)")
 openai = pytest.importorskip("openai", reason="the openai client is not installed (extra: test)")
+
+from fastapi.testclient import TestClient  # noqa: E402
+
+from glmtune.serve.app import make_app  # noqa: E402
+from glmtune.serve.model_loading import ServeOptions, load_context  # noqa: E402
 
 KEY = "a-key"
 QUESTION = [{"role": "user", "content": "写一段广告"}]
@@ -87,16 +97,26 @@ def test_the_openai_client_gets_the_reply_of_chat(server, folder):
     assert text.usage.completion_tokens == 4
 
 
-def test_tools_and_log_probabilities(server):
+def test_tools_and_log_probabilities(server, folder):
     named = {"type": "function", "function": {"name": "weather"}}
+    tokenizer = load_tokenizer(folder)
+    braces = {str(tokenizer.convert_tokens_to_ids(brace)): 60 for brace in "{}"}
+    fields = {"model": "mine", "messages": QUESTION, "tools": [WEATHER], "tool_choice": named, "temperature": 0}
     reply = server.client.chat.completions.create(
-        model="mine", messages=QUESTION, tools=[WEATHER], tool_choice=named, max_tokens=8, logprobs=True, top_logprobs=2
+        **fields, max_tokens=8, logit_bias=braces, logprobs=True, top_logprobs=2
     )
-    # The arguments of random weights are no JSON, so the text of the call is content.
-    assert reply.choices[0].message.content.startswith("weather\n")
-    assert reply.choices[0].message.tool_calls is None
+    (call,) = reply.choices[0].message.tool_calls
+    assert (call.function.name, json.loads(call.function.arguments)) == ("weather", {})
+    messages = [*QUESTION, reply.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "sunny"}]
+    after = server.client.chat.completions.create(model="mine", messages=messages, tools=[WEATHER], max_tokens=2)
+    assert after.usage.prompt_tokens > reply.usage.prompt_tokens
+    # Cut within the arguments it is no call, and its text is content.
+    cut = server.client.chat.completions.create(**fields, max_tokens=1)
+    assert cut.choices[0].message.tool_calls is None
+    assert cut.choices[0].message.content.startswith("weather")
     tokens = reply.choices[0].logprobs.content
-    assert len(tokens) == reply.usage.completion_tokens
+    assert [token.token for token in tokens] == ["{", "}"]
+    assert reply.usage.completion_tokens == 3  # and the end
     assert all(token.logprob <= 0 and len(token.top_logprobs) == 2 for token in tokens)
 
 
@@ -172,6 +192,31 @@ def wait_until(condition, seconds=30):
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def test_adapters_answer_under_their_names_though_their_base_moved(tiny, tmp_path):
+    base = tiny("chatglm3")
+    model = load_model(base, device="cpu")
+    model = Lora(LoraConfig(rank=2, alpha=32), get_family("chatglm3")).prepare(model)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.fill_(0.3)
+    info = BaseInfo(str(tmp_path / "gone"), inspect_checkpoint(str(base)).fingerprint, "chatglm3")
+    Lora(LoraConfig(rank=2, alpha=32), get_family("chatglm3")).save(model, tmp_path / "poet", info)
+    expected = {None: load_model(base, device="cpu"), "poet": load_model(base, tmp_path / "poet", device="cpu")}
+    context = load_context(ServeOptions(str(base), [f"poet={tmp_path / 'poet'}"], name="base", device="cpu"))
+    body = {"messages": QUESTION, "temperature": 0, "max_tokens": 12}
+    with TestClient(make_app(context), base_url="http://localhost") as client:
+        replies = {}
+        for name in ("base", "poet"):
+            answer = client.post("/v1/chat/completions", json={**body, "model": name}).json()
+            replies[name] = answer["choices"][0]["message"]["content"]
+    assert replies["base"] != replies["poet"]
+    for name, loaded in expected.items():
+        reply = generate_reply(
+            loaded, context.tokenizer, context.family, QUESTION, sampling=Sampling(max_new_tokens=12)
+        )
+        assert replies[name or "base"] == reply.content
 
 
 def test_what_cannot_be_served_is_said_before_a_model_is_loaded(glmtune_command, tmp_path, folder):

@@ -62,6 +62,7 @@ class AdapterSwitch:
         if folders:
             self._require_base(folders)
         self._load(folders)
+        self.bare.eval()  # the layers of new adapters are in training mode
         self._rows: RowAdapters | None = None
         names = list(self._peft.peft_config) if self._peft else []
         if self._peft is not None:

@@ -90,6 +90,8 @@ class BatchRow:
         """
         changes = layout.changes_at(token, self.ids)
         self.ids.append(token)
+        if self.sampler is not None:
+            self.sampler.add_token(token)
         if changes:
             self._position = []
         if token in stop_ids and not self.request.ignore_eos:

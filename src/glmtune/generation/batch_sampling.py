@@ -117,9 +117,6 @@ class BatchSampler:
             if self._sampled:
                 next_B[self._sampled_A] = self._sample(logits_BV[self._sampled_A])
         ids = torch.where(is_finite_B, next_B, -1).tolist()
-        for place, row in self._edited:
-            if ids[place] >= 0:
-                row.add_token(ids[place])
         return next_B, ids, self._read_logprobs(logprobs_PV, next_B) if logprobs_PV is not None else {}
 
     def _sample(self, scores_AV: torch.Tensor) -> torch.Tensor:

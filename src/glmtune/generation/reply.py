@@ -12,6 +12,7 @@ from glmtune.data.encoding import add_prefix
 from glmtune.families import Family, Message, Reply
 from glmtune.generation.context_window import fit_prompt, get_context_window, get_default_reply_length
 from glmtune.generation.engine import decode_tokens
+from glmtune.generation.reply_text import ReplyText
 from glmtune.generation.sampling import Sampling, make_sampler
 from glmtune.utils.streams import replace_undecodable
 
@@ -26,33 +27,19 @@ class TextStream(BaseStreamer):
     several byte tokens) and passes it on."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]):
-        self._tokenizer = tokenizer
+        self._text = ReplyText(lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)))
         self._on_text = on_text
-        self._ids: list[int] = []
         self._has_prompt = False
-        self._start = 0  # first id of the window that is decoded; keeps a step's cost independent of the length
-        self._passed = 0  # ids whose text has been passed on
         self._is_started = False
 
     def put(self, value: torch.Tensor) -> None:
         if not self._has_prompt:  # the first call brings the prompt
             self._has_prompt = True
             return
-        self._ids += value.reshape(-1).tolist()
-        before = self._decode(self._start, self._passed)
-        now = self._decode(self._start, len(self._ids))
-        if len(now) > len(before) and not now.endswith("\ufffd"):
-            self._emit(now[len(before) :])
-            self._start, self._passed = self._passed, len(self._ids)
+        self._emit(self._text.add(value.reshape(-1).tolist()))
 
     def end(self) -> None:
-        before, now = self._decode(self._start, self._passed), self._decode(self._start, len(self._ids))
-        if len(now) > len(before):
-            self._emit(now[len(before) :])
-        self._passed = len(self._ids)
-
-    def _decode(self, start: int, end: int) -> str:
-        return str(self._tokenizer.decode(self._ids[start:end], skip_special_tokens=True))
+        self._emit(self._text.finish())
 
     def _emit(self, text: str) -> None:
         # Formats with roles begin a reply with an empty metadata line, which is not shown.

@@ -11,7 +11,9 @@ _WINDOW = 16
 class ReplyText:
     """Finds what a new token adds to the text. A Chinese character may take several byte tokens.
 
-    Only the last tokens are decoded, so that the cost of a token does not depend on the reply's length.
+    Only the last tokens are decoded, so that the cost of a token does not depend on the reply's length. The pieces
+    together are the text of all tokens, but for bytes that are no character: a tokenizer may then give up the whole
+    characters before them too, which were passed on here.
 
     Args:
         decode: from ids to text, special tokens left out.

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from peft.tuners.lora import LoraLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 # Of peft.tuners.lora: layers around an ordinary linear module and around those of bitsandbytes.
@@ -82,8 +83,8 @@ def is_stackable(model: nn.Module, name: str) -> bool:
                 return False
             if name in module.lora_variant or getattr(module, "lora_bias", {}).get(name):
                 return False
-        elif name in getattr(module, "modules_to_save", {}) or name in getattr(module, "token_adapter", {}):
-            return False
+        elif isinstance(module, AuxiliaryTrainingWrapper) and name in module._adapters:
+            return False  # whole modules, or rows of an embedding
     return True
 
 

@@ -97,6 +97,7 @@ def _read_adapters(options: ServeOptions) -> tuple[dict[str, str], list[ServedMo
 
     folders: dict[str, str] = {}
     models = []
+    base = resolve_target(options.target, base=options.base).base if options.adapters else None
     for option in options.adapters:
         name, equals, path = option.partition("=")
         if not equals or not name or not path:
@@ -105,7 +106,7 @@ def _read_adapters(options: ServeOptions) -> tuple[dict[str, str], list[ServedMo
             raise ConfigError(
                 f"--adapter {option}: another model has the name {name}.", "Give each model its own name."
             )
-        target = resolve_target(path, base=options.base)
+        target = resolve_target(path, base=base)  # of this model, wherever the adapter's own base is now
         if target.adapter is None:
             raise ConfigError(f"--adapter {option}: {path} has no adapter.", "Give a run or an adapter folder.")
         folders[name] = str(target.adapter)

@@ -1,0 +1,35 @@
+"""Run vLLM's `LLM.generate` on prompts of ids; runs in vLLM's environment and prints a JSON object.
+
+python run_vllm.py MODEL PROMPTS.json SEQUENCES NEW_TOKENS
+"""
+
+import json
+import sys
+import time
+
+
+def main() -> None:
+    from vllm import LLM, SamplingParams
+
+    model, path, sequences, new = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    with open(path, encoding="utf-8") as file:
+        prompts = [{"prompt_token_ids": ids} for ids in json.load(file)]
+    llm = LLM(
+        model,
+        dtype="float32",
+        skip_tokenizer_init=True,
+        max_num_seqs=sequences,
+        max_model_len=1024,
+        enable_prefix_caching=False,
+    )
+    params = SamplingParams(temperature=0, max_tokens=new, ignore_eos=True, detokenize=False)
+    llm.generate(prompts[:1], params, use_tqdm=False)
+    start = time.perf_counter()
+    replies = llm.generate(prompts, params, use_tqdm=False)
+    seconds = time.perf_counter() - start
+    tokens = sum(len(reply.outputs[0].token_ids) for reply in replies)
+    print(json.dumps({"tokens_per_s": tokens / seconds}))
+
+
+if __name__ == "__main__":  # vLLM starts processes that import this file
+    main()
