@@ -61,7 +61,7 @@ class SlotCache(Cache):
 
         Args:
             start: first slot.
-            past: number of tokens that each row has.
+            past: number of places that each row has filled.
             new: number of tokens that are added to each.
         """
         self._start, self._stop = start, start + len(past)
@@ -74,8 +74,8 @@ class SlotCache(Cache):
         Args:
             start: first slot.
             rows_R: 0, 1, 2, ...
-            past_R: number of tokens that each row has.
-            width: of the longest row, its new token included.
+            past_R: number of places that each row has filled.
+            width: places of the longest row, its new token included.
         """
         self._start, self._stop, self._width = start, start + len(rows_R), width
         self._places = rows_R, past_R
@@ -101,7 +101,7 @@ class SlotCache(Cache):
         return keys_RNSD[:, :, : self._width], values_RNSD[:, :, : self._width]
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first tokens of a slot to another one."""
+        """Copy the first places of a slot to another one."""
         if self._states is not None and source != target:
             self._states[:, :, target, :, :length] = self._states[:, :, source, :, :length]
 
@@ -110,17 +110,17 @@ class SlotCache(Cache):
         if self._states is not None:
             self._states[:, :, slot] = 0
 
-    def save(self, slot: int, length: int) -> torch.Tensor:
-        """A copy of a slot's first tokens, (L, 2, N, length, D)."""
+    def save(self, slot: int, start: int, length: int) -> torch.Tensor:
+        """A copy of `length` places of a slot, (L, 2, N, length, D)."""
         assert self._states is not None
-        return self._states[:, :, slot, :, :length].clone()
+        return self._states[:, :, slot, :, start : start + length].clone()
 
-    def restore(self, slot: int, states: torch.Tensor, length: int) -> None:
-        """Fill a slot's first `length` tokens with what `save` returned."""
+    def restore(self, slot: int, start: int, states: torch.Tensor, length: int) -> None:
+        """Fill `length` places of a slot with the first ones of what `save` returned."""
         if self._states is None:
             shape = states.shape
             self._states = states.new_zeros(*shape[:2], self._rows, shape[2], self._length, shape[4])
-        self._states[:, :, slot, :, :length] = states[:, :, :, :length]
+        self._states[:, :, slot, :, start : start + length] = states[:, :, :, :length]
 
     @property
     def length(self) -> int:
