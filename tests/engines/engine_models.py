@@ -51,7 +51,8 @@ def make_case(name: str, folder: Path) -> EngineCase:
     else:
         make_tiny(name, folder, hidden=128)  # heads of 32, the smallest that engines have kernels for
         config = json.loads((folder / "config.json").read_text("utf-8"))
-        config |= {"architectures": ["ChatGLMModel"], "original_rope": True}  # as in published files; vLLM reads both
+        # As in published files; vLLM reads all three.
+        config |= {"architectures": ["ChatGLMModel"], "original_rope": True, "tie_word_embeddings": False}
         (folder / "config.json").write_text(json.dumps(config), "utf-8")
     family, tokenizer = inspect_checkpoint(folder).family, glmtune.load_tokenizer(folder)
     conversations = make_conversations()
@@ -106,11 +107,16 @@ def answer_greedily(model: Any, case: EngineCase) -> list[list[int]]:
     return [reply.ids for reply in generate_batched(model, case.tokenizer, case.family, case.prompts, sampling)]
 
 
-def compute_next_logprobs(model: Any, case: EngineCase) -> torch.Tensor:
-    """Log-probabilities (N, V) of the first token of each reply."""
+def begin_replies(case: EngineCase, replies: list[list[int]]) -> list[list[int]]:
+    """Prompts with the beginning of a reply: its first tokens, a line break, are the same in all."""
+    return [ids + reply[: 3 + i % 8] for i, (ids, reply) in enumerate(zip(case.prompts, replies, strict=True))]
+
+
+def compute_next_logprobs(model: Any, prompts: list[list[int]]) -> torch.Tensor:
+    """Log-probabilities (N, V) of the next token."""
     rows = []
     with torch.no_grad():
-        for ids in case.prompts:
+        for ids in prompts:
             rows.append(model(torch.tensor([ids]), use_cache=False).logits[0, -1].float().log_softmax(-1))
     return torch.stack(rows)
 
