@@ -43,7 +43,7 @@ def ask(model, case, out, **options):
 
 
 def test_prompts_and_replies_are_ours(case, tmp_path):
-    export(case.folder, tmp_path / "gguf", "--format", "gguf", "--type", "f32", "--dtype", "fp32")
+    export(case.folder, tmp_path / "gguf", layout="gguf", gguf_type="f32", dtype="fp32")
     texts = [talk[-1]["content"] for talk in case.conversations]
     found = ask(
         tmp_path / "gguf" / "model-f32.gguf", case, tmp_path / "out.json", conversations=case.conversations, texts=texts
@@ -55,8 +55,8 @@ def test_prompts_and_replies_are_ours(case, tmp_path):
 
 def test_an_adapter_beside_its_base(case, tmp_path):
     adapter = make_adapter(case, tmp_path / "adapter")
-    export(case.folder, tmp_path / "base", "--format", "gguf", "--type", "f32", "--dtype", "fp32")
-    export(adapter, tmp_path / "lora", "--format", "gguf", "--adapter-only")
+    export(case.folder, tmp_path / "base", layout="gguf", gguf_type="f32", dtype="fp32")
+    export(adapter, tmp_path / "lora", layout="gguf", adapter_only=True)
     found = ask(
         tmp_path / "base" / "model-f32.gguf",
         case,
@@ -70,7 +70,7 @@ def test_an_adapter_beside_its_base(case, tmp_path):
 
 def test_a_merged_adapter(demo, tmp_path):
     adapter = make_adapter(demo, tmp_path / "adapter")
-    export(adapter, tmp_path / "gguf", "--format", "gguf", "--type", "f32", "--dtype", "fp32")
+    export(adapter, tmp_path / "gguf", layout="gguf", gguf_type="f32", dtype="fp32")
     found = ask(tmp_path / "gguf" / "model-f32.gguf", demo, tmp_path / "out.json")
     assert drop_stop_ids(found["replies"], demo) == answer_greedily(load_ours(demo, adapter), demo)
 
@@ -80,7 +80,7 @@ def test_types_stay_near(kind, demo, tmp_path, capsys):
     """Over the whole vocabulary, amid the replies."""
     if kind == "q4_k_m" and shutil.which("llama-quantize") is None:
         pytest.skip("llama-quantize is not on PATH")
-    export(demo.folder, tmp_path / "gguf", "--format", "gguf", "--type", kind)
+    export(demo.folder, tmp_path / "gguf", layout="gguf", gguf_type=kind)
     model = load_ours(demo)
     replies = answer_greedily(model, demo)
     begun = begin_replies(demo, replies)

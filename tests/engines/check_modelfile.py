@@ -17,7 +17,7 @@ _PROGRAM = Path(__file__).resolve().parent / "modelfile_template"
 @pytest.mark.parametrize("name", ["chatglm2", "chatglm3", "glm4"])
 def test_the_prompt_is_the_chat_templates(name, tmp_path):
     case = make_case(name, tmp_path / "base")
-    export(case.folder, tmp_path / "gguf", "--format", "gguf")
+    export(case.folder, tmp_path / "gguf", layout="gguf")
     template = (tmp_path / "gguf" / "Modelfile").read_text("utf-8").split('"""')[1]
     talks = [*case.conversations]
     if name != "chatglm2":

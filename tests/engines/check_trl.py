@@ -11,7 +11,7 @@ ANSWER = {"role": "assistant", "content": "白色上衣，简约大方。"}
 @pytest.mark.parametrize("name", ["chatglm2", "chatglm3", "glm4"])
 def test_assistant_only_loss(name, tmp_path):
     case = make_case(name, tmp_path / "base")
-    export(case.folder, tmp_path / "hf", "--dtype", "fp32")
+    export(case.folder, tmp_path / "hf", dtype="fp32")
     talks = [[*talk, ANSWER] for talk in case.conversations[:8]]
     job = {"model": str(tmp_path / "hf"), "conversations": talks, "folder": str(tmp_path / "run")}
     found = run_in("trl", "trl_worker.py", job, tmp_path / "out.json")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from peft import LoraConfig, get_peft_model
 
 import glmtune
 from demo_corpus.corpus import make_adgen_rows
+from glmtune.export.export_request import ExportRequest
+from glmtune.export.exporter import export_model
 from glmtune.families import Family
 from glmtune.generation.batched import generate_batched
 from glmtune.generation.sampling import Sampling
@@ -131,6 +132,19 @@ def drop_stop_ids(replies: list[list[int]], case: EngineCase) -> list[list[int]]
     return cut
 
 
+def find_python(environment: str) -> Path:
+    """The interpreter of an engine's environment."""
+    python = _ENGINES.absolute() / environment / "bin" / "python"
+    assert python.is_file(), f"{python} is missing; `make engines` builds it"
+    return python
+
+
+def make_environment() -> dict[str, str]:
+    """Variables for an engine's process: nothing of ours is imported there, nothing is downloaded."""
+    variables = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return variables | {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
+
+
 def run_in(environment: str, script: str, job: dict[str, Any], out: Path) -> dict[str, Any]:
     """Run a script of this folder in an engine's environment.
 
@@ -140,24 +154,18 @@ def run_in(environment: str, script: str, job: dict[str, Any], out: Path) -> dic
         job: without `out`, which is added.
         out: the file that the script writes.
     """
-    python = _ENGINES.absolute() / environment / "bin" / "python"
-    assert python.is_file(), f"{python} is missing; `make engines` builds it"
-    variables = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    variables |= {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [python, _HERE / script],
+        [find_python(environment), _HERE / script],
         input=json.dumps(job | {"out": str(out)}),
         capture_output=True,
         text=True,
-        env=variables,
+        env=make_environment(),
         cwd=out.parent,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(out.read_text("utf-8"))
 
 
-def export(*arguments: object) -> None:
-    """Run `glmtune export`."""
-    command = [sys.executable, "-m", "glmtune", "export", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def export(target: Path, out: Path, **request: Any) -> None:
+    """Export as `glmtune export` does; the fields of the request are its options."""
+    export_model(str(target), out, ExportRequest(device="cpu", **request))
