@@ -3,13 +3,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint format clean
+.PHONY: demo test engines lint format clean
 
 demo: .venv/installed
 	$(BIN)/glmtune demo
 
 test: .venv/installed-test lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Exports on llama.cpp, vLLM and TRL, each in an environment of its own; see CONTRIBUTING.md.
+engines: .venv/installed-test
+	$(PYTHON) tests/engines/build_environments.py .engines
+	GLMTUNE_ENGINES=.engines OMP_NUM_THREADS=1 $(BIN)/python -m pytest -x tests/engines/check_*.py
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
@@ -35,4 +40,4 @@ format: .venv/installed-test
 	touch $@ .venv/installed
 
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .engines build dist .pytest_cache .mypy_cache .ruff_cache

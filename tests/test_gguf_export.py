@@ -343,3 +343,14 @@ def test_a_prefix_is_refused(tiny, export, tmp_path):
     (tmp_path / "prefix").mkdir()
     method.save(model, tmp_path / "prefix", BaseInfo(str(base.folder), base.fingerprint, "chatglm3"))
     assert "cannot hold a P-Tuning prefix" in export(tmp_path / "prefix", code=1)[1]
+
+
+@pytest.mark.parametrize(("bits", "adapter_only"), [(16, False), (8, False), (4, False), (16, True)])
+def test_the_pages_form_asks_for_a_type(bits, adapter_only, tiny, tmp_path):
+    from glmtune.export.export_request import open_source, require_possible
+    from glmtune.webui.export_tab import ExportChoices
+
+    request = ExportChoices("x", "gguf", bits, adapter_only, "", "5GB", "out").request()
+    assert request.gguf_type == (None if adapter_only else {16: "f16", 8: "q8_0", 4: "q4_0"}[bits])
+    if not adapter_only:
+        require_possible(open_source(str(tiny("chatglm3")), None, None, "huggingface"), request, tmp_path / "out")

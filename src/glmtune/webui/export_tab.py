@@ -25,6 +25,7 @@ from glmtune.webui.texts import text
 from glmtune.webui.words import Words
 
 _DEFAULT = ExportRequest()
+_GGUF_TYPES = {16: "f16", 8: "q8_0", 4: "q4_0"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,10 @@ class ExportChoices:
         return model_or_path(context.roots, self.model)
 
     def request(self) -> ExportRequest:
-        """The form, as the export takes it."""
+        """The form, as the export takes it. A GGUF file is one file, and its bits are a number format."""
+        if self.layout == "gguf":
+            kind = None if self.adapter_only else _GGUF_TYPES[self.bits]
+            return ExportRequest(self.layout, adapter_only=self.adapter_only, dtype=self.dtype or None, gguf_type=kind)
         return ExportRequest(self.layout, self.bits, self.adapter_only, self.max_shard_size.strip(), self.dtype or None)
 
 
@@ -66,7 +70,8 @@ def arguments(context: Context, asked: ExportChoices) -> list[str]:
     request = asked.request()
     words = ["export", asked.target(context), str(inside(context.roots, asked.output))]
     words += ["--format", request.layout, "--max-shard-size", request.max_shard_size]
-    words += ["--adapter-only"] if request.adapter_only else ["--bits", str(request.bits)]
+    form = ["--type", request.gguf_type] if request.gguf_type else ["--bits", str(request.bits)]
+    words += ["--adapter-only"] if request.adapter_only else form
     return [*words, "--dtype", request.dtype] if request.dtype else words
 
 

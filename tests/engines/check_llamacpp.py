@@ -1,0 +1,103 @@
+"""GGUF files on llama.cpp: prompts token for token, greedy replies, adapters, and how far quantisation moves."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from engine_models import (
+    DEMO,
+    LENGTH,
+    MODELS,
+    answer_greedily,
+    begin_replies,
+    compute_next_logprobs,
+    drop_stop_ids,
+    export,
+    load_ours,
+    make_adapter,
+    make_case,
+    run_in,
+)
+
+from glmtune.families.family import tokenize_text
+
+LARGEST_KL = {"f16": 1e-4, "q8_0": 5e-3, "q4_0": 0.25, "q4_k_m": 0.25}
+"""Mean divergence of the next token's distribution from ours, in nats."""
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def case(request, tmp_path_factory):
+    return make_case(request.param, tmp_path_factory.mktemp("base") / request.param)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    return make_case(DEMO, tmp_path_factory.mktemp("demo"))
+
+
+def ask(model, case, out, **options):
+    job = {"model": str(model), "prompts": case.prompts, "max_tokens": LENGTH} | options
+    return run_in("llamacpp", "llamacpp_worker.py", job, out)
+
+
+def test_prompts_and_replies_are_ours(case, tmp_path):
+    export(case.folder, tmp_path / "gguf", layout="gguf", gguf_type="f32", dtype="fp32")
+    texts = [talk[-1]["content"] for talk in case.conversations]
+    found = ask(
+        tmp_path / "gguf" / "model-f32.gguf", case, tmp_path / "out.json", conversations=case.conversations, texts=texts
+    )
+    assert found["texts"] == [tokenize_text(case.tokenizer, text) for text in texts]
+    assert found["prompts"] == case.prompts
+    assert drop_stop_ids(found["replies"], case) == answer_greedily(load_ours(case), case)
+
+
+def test_an_adapter_beside_its_base(case, tmp_path):
+    adapter = make_adapter(case, tmp_path / "adapter")
+    export(case.folder, tmp_path / "base", layout="gguf", gguf_type="f32", dtype="fp32")
+    export(adapter, tmp_path / "lora", layout="gguf", adapter_only=True)
+    found = ask(
+        tmp_path / "base" / "model-f32.gguf",
+        case,
+        tmp_path / "out.json",
+        lora=str(tmp_path / "lora" / "adapter.gguf"),
+    )
+    ours = answer_greedily(load_ours(case, adapter), case)
+    assert drop_stop_ids(found["replies"], case) == ours
+    assert ours != answer_greedily(load_ours(case), case)
+
+
+def test_a_merged_adapter(demo, tmp_path):
+    adapter = make_adapter(demo, tmp_path / "adapter")
+    export(adapter, tmp_path / "gguf", layout="gguf", gguf_type="f32", dtype="fp32")
+    found = ask(tmp_path / "gguf" / "model-f32.gguf", demo, tmp_path / "out.json")
+    assert drop_stop_ids(found["replies"], demo) == answer_greedily(load_ours(demo, adapter), demo)
+
+
+@pytest.mark.parametrize("kind", LARGEST_KL)
+def test_types_stay_near(kind, demo, tmp_path, capsys):
+    """Over the whole vocabulary, amid the replies."""
+    if kind == "q4_k_m" and shutil.which("llama-quantize") is None:
+        pytest.skip("llama-quantize is not on PATH")
+    export(demo.folder, tmp_path / "gguf", layout="gguf", gguf_type=kind)
+    model = load_ours(demo)
+    replies = answer_greedily(model, demo)
+    begun = begin_replies(demo, replies)
+    ours = compute_next_logprobs(model, begun)
+    file = tmp_path / "gguf" / f"model-{kind}.gguf"
+    found = ask(file, demo, tmp_path / "next.json", prompts=begun, max_tokens=1, top=ours.shape[1])
+    theirs = torch.full_like(ours, -torch.inf)
+    for row, steps in enumerate(found["logprobs"]):
+        for token, value in steps[0].items():
+            theirs[row, int(token)] = value
+    known = torch.isfinite(theirs)  # tokens of probability 0 are not listed
+    terms = torch.where(known, ours.exp() * (ours - theirs.where(known, ours)), 0)
+    divergence = terms.sum(-1).mean().item()
+    written = drop_stop_ids(ask(file, demo, tmp_path / "out.json")["replies"], demo)
+    same = sum(a == b for a, b in zip(written, replies, strict=True))
+    with capsys.disabled():
+        print(f"\n{kind}: KL {divergence:.2e} nats, {same} of {len(replies)} greedy replies are ours")
+    assert ours.exp().masked_fill(known, 0).sum(-1).max() < 0.01
+    assert divergence <= LARGEST_KL[kind]
+    assert same == len(replies) or kind != "f16"

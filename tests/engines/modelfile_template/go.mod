@@ -1,0 +1,2 @@
+module modelfile_template
+go 1.19
