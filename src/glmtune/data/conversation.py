@@ -35,6 +35,7 @@ class Conversation:
             column of questions. In a conversation it loses its start.
         unread_columns: columns of the row that hold something and are not read.
         unread_message_keys: such keys of its messages.
+        is_better_answer: whether it is a preference row, of which the better answer alone is read.
     """
 
     messages: list[dict[str, Any]]
@@ -45,6 +46,7 @@ class Conversation:
     keeps_question_start: bool = False
     unread_columns: tuple[str, ...] = ()
     unread_message_keys: tuple[str, ...] = ()
+    is_better_answer: bool = False
 
 
 @dataclass(slots=True)

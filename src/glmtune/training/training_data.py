@@ -28,7 +28,7 @@ from glmtune.data.row_store import JoinedRowStore, RowStore
 from glmtune.data.sources import READING_RULES, DataSource, open_sources
 from glmtune.errors import DataError
 from glmtune.families import Family
-from glmtune.utils.console import format_duration, print_message, print_warning, show_status
+from glmtune.utils.console import count_noun, format_duration, print_message, print_warning, show_status
 
 # Data files of this many bytes take more than a few seconds to encode.
 _LARGE_FILE_BYTES = 10_000_000
@@ -95,8 +95,11 @@ def prepare_data(config: RunConfig, family: Family, tokenizer: Any) -> TrainingD
         return BlockDataset(store, blocks)
 
     train_blocks, eval_blocks = make_blocks(train_store, train_rows), make_blocks(eval_store, eval_rows)
-    packed = f", packed into {len(train_blocks)} blocks of up to {capacity} tokens" if data.packing else ""
-    print_message(f"Data: {len(train_rows)} training and {len(eval_rows)} evaluation rows{packed}")
+    packed = (
+        f", packed into {count_noun(len(train_blocks), 'block')} of up to {capacity} tokens" if data.packing else ""
+    )
+    eval_count = count_noun(len(eval_rows), "evaluation row")
+    print_message(f"Data: {len(train_rows):,} training and {eval_count}{packed}")
 
     sets = [train, evaluation] if replay is None else [train, evaluation, replay]
     summary = {
@@ -166,14 +169,15 @@ def print_data_report(encoded: EncodedData) -> None:
         print_warning(f"skipped: {sentence}")
     if info.lines_left_out:
         more = " (the first 5 are listed)" if info.lines_left_out > 5 else ""
-        print_warning(f"{info.lines_left_out} invalid lines skipped{more}; {counts.conversations} rows are used.")
+        used = f"{count_noun(counts.conversations, 'row is', 'rows are')} used"
+        print_warning(f"{count_noun(info.lines_left_out, 'invalid line')} skipped{more}; {used}.")
     if counts.rows_over_limits:
         print_warning(
-            f"Length limits: {counts.turns_dropped} rows lost old turns, "
+            f"Length limits: {count_noun(counts.turns_dropped, 'row')} lost old turns, "
             f"{counts.prompts_cut - counts.question_ends_cut} the start of their question, "
             f"{counts.question_ends_cut} its end, "
             f"{counts.answers_cut} the end of their answer, {counts.rows_dropped} were dropped "
-            f"({counts.tokens_cut} tokens in all)."
+            f"({count_noun(counts.tokens_cut, 'token')} in all)."
         )
 
 
@@ -200,8 +204,8 @@ def _mix_replay(
     available, count = len(replay_store), count_replay_rows(len(rows), share)
     total = len(rows) + count
     print_message(
-        f"Replay: {count} of the {total} training rows ({100 * count / total:.1f} %) are general rows, "
-        f"out of {available}."
+        f"Replay: {count_noun(count, 'general row')} among {total:,} training rows ({100 * count / total:.1f} %), "
+        f"out of {available:,}."
     )
     if count > available:
         print_warning(f"Each general row is used {count / available:.1f} times on average: give more of them.")
