@@ -15,6 +15,7 @@ import yaml
 
 from glmtune.config_parsing import build_dataclass, check_field_range, parse_number, read_config_file, set_key
 from glmtune.config_ranges import (
+    COUNT,
     DROPOUT,
     MAX_TOKENS,
     NATS,
@@ -74,6 +75,9 @@ class DataConfig:
         0.05,
         "Fraction of the training rows held out if there is no eval data; 0: none.",
         NumberRange(0, 1, excludes_high=True),
+    )
+    eval_rows: int | None = _option(
+        None, "Number of training rows held out, in place of a fraction; a conversation counts as one.", COUNT
     )
     format: str | None = _option(None, "Format of the rows, if it should not be detected.")
     columns: dict[str, str] = _option(
@@ -319,6 +323,8 @@ def check_config(config: RunConfig) -> None:
         if not value:
             raise ConfigError(f"{key} is not set.", f"Give {option}, or set it in the config file.")
     _check_ranges(config)
+    if config.data.eval and config.data.eval_rows:
+        raise ConfigError("data.eval and data.eval_rows both name evaluation rows.", "Remove one of them.")
     quantization = config.model.quantization
     if quantization in ("packed4", "packed8") and config.method == "lora":
         raise ConfigError(

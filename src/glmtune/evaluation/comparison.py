@@ -37,7 +37,7 @@ from glmtune.utils.console import count_noun, print_message, print_warning
 from glmtune.utils.io import explain_write_errors, find_json_object, iso_timestamp, replace_folder, slugify, write_text
 
 _EVALS = Path("evals")
-_NOT_SHARED = ("train", "eval", "eval_fraction", "packing", "prefix")
+_NOT_SHARED = ("train", "eval", "eval_fraction", "eval_rows", "packing", "prefix")
 """Data settings that decide no prompt, or only their own model's."""
 
 

@@ -26,7 +26,7 @@ from glmtune.data.encoding import EncodingCounts, EncodingRules
 from glmtune.data.files import is_encoded_folder
 from glmtune.data.row_store import JoinedRowStore, RowStore
 from glmtune.data.sources import READING_RULES, DataSource, open_sources
-from glmtune.errors import DataError
+from glmtune.errors import ConfigError, DataError
 from glmtune.families import Family
 from glmtune.utils.console import count_noun, format_duration, print_message, print_warning, show_status
 
@@ -72,7 +72,7 @@ def prepare_data(config: RunConfig, family: Family, tokenizer: Any) -> TrainingD
         train_rows, eval_rows = np.arange(len(train_store)), np.arange(len(eval_store))
     else:
         evaluation, eval_store = None, train_store
-        train_rows, eval_rows = _split_rows(train_store.conversations, data.eval_fraction, seed)
+        train_rows, eval_rows = _split_rows(train_store.conversations, data, seed)
 
     replay = None
     if config.replay.data:
@@ -226,11 +226,22 @@ def _require_uncut_rows(encoded: EncodedData, rules: EncodingRules, entries: Any
         )
 
 
-def _split_rows(conversations: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to train on and a random part for evaluation; rows of one conversation stay in one part."""
+def _split_rows(conversations: np.ndarray, data: DataConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on and a random part for evaluation; rows of one conversation stay in one part.
+
+    Raises:
+        ConfigError: `data.eval_rows` leaves nothing to train on.
+    """
     numbers = np.unique(conversations)
-    if fraction <= 0 or len(numbers) < 2:
-        return np.arange(len(conversations)), np.arange(0)
-    count = min(max(1, round(len(numbers) * fraction)), len(numbers) - 1)
+    count = data.eval_rows
+    if count is not None and count >= len(numbers):
+        raise ConfigError(
+            f"data.eval_rows is {count:,}; there are {count_noun(len(numbers), 'conversation')}.",
+            "Hold out fewer, or give evaluation rows with --eval-data.",
+        )
+    if count is None:
+        if data.eval_fraction <= 0 or len(numbers) < 2:
+            return np.arange(len(conversations)), np.arange(0)
+        count = min(max(1, round(len(numbers) * data.eval_fraction)), len(numbers) - 1)
     is_eval = np.isin(conversations, random.Random(seed).sample(numbers.tolist(), count))
     return np.flatnonzero(~is_eval), np.flatnonzero(is_eval)
