@@ -276,7 +276,7 @@ def test_batches_warn_of_prompts_beyond_the_window(loaded):
         *(loaded.model, loaded.tokenizer, loaded.family, [[5] * 513, [5] * 9], Sampling(1)), warn=warnings.append
     )
     assert len(warnings) == 1
-    assert "1 of 2 prompts are longer than the context window of this model (512 tokens)" in warnings[0]
+    assert "1 of 2 prompts is longer than the context window of this model (512 tokens)" in warnings[0]
 
 
 @pytest.fixture

@@ -129,12 +129,13 @@ def test_every_shipped_config_is_valid():
         check_training_keys(config.training)
 
 
-def test_the_page_about_the_config_is_up_to_date(monkeypatch):
+def test_the_pages_about_the_config_are_up_to_date(monkeypatch):
     root = Path(__file__).parent.parent
     monkeypatch.syspath_prepend(str(root / "tools"))
     import write_config_docs
 
     assert (root / "docs" / "config.md").read_text("utf-8") == write_config_docs.render_page()
+    assert (root / "docs" / "config.zh.md").read_text("utf-8") == write_config_docs.render_chinese_page()
 
 
 def test_lora_on_packed_weights_is_refused_before_anything_is_read():

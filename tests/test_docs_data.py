@@ -181,3 +181,35 @@ def test_commands_on_the_page_know_their_options(glmtune_command):
         assert shown
         for option in re.findall(r"--[\w-]+", " ".join(shown)):
             assert option in help, f"glmtune {command} has no {option}"
+
+
+CHINESE = PAGE.with_suffix(".zh.md").read_text(encoding="utf-8")
+_TRANSLATED = {"--set data.KEY=VALUE": "--set data.键=值", '"output": ["better", "worse"]': '"output": ["好", "坏"]'}
+
+
+def _without_fences(text: str) -> str:
+    return re.sub(r"(`{3,}).*?\1", "", text, flags=re.DOTALL)
+
+
+def _list_codes(text: str) -> set[str]:
+    return set(re.findall(r"`([^`\n]+)`", _without_fences(text)))
+
+
+def test_the_chinese_page_has_the_same_examples():
+    assert [block[0] for block in _BLOCK.finditer(CHINESE)] == [block[0] for block in _BLOCK.finditer(TEXT)]
+    assert _BAD_ROW.findall(CHINESE) == _BAD_ROW.findall(TEXT)
+
+
+def test_the_chinese_page_has_the_same_sections_commands_names_and_figures():
+    assert re.findall("^#+ ", _without_fences(CHINESE), re.MULTILINE) == re.findall(
+        "^#+ ", _without_fences(TEXT), re.MULTILINE
+    )
+    assert {_TRANSLATED.get(code, code) for code in _list_codes(TEXT)} == _list_codes(CHINESE)
+    commands, figures = (
+        re.compile(r"^glmtune [^#\n]*", re.MULTILINE),
+        re.compile(r"\| [^|]*\d[^|]* \| [^|]*\d[^|]* \|$", re.MULTILINE),
+    )
+    assert [line.rstrip() for line in commands.findall(CHINESE)] == [line.rstrip() for line in commands.findall(TEXT)]
+    numbers = [[re.findall(r"\d[\d.,]*\d", line) for line in figures.findall(text)] for text in (TEXT, CHINESE)]
+    assert numbers[0] == numbers[1]
+    assert len(numbers[0]) > 10

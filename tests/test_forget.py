@@ -355,7 +355,7 @@ def test_replayed_rows_have_their_share_of_the_training_rows(prepared, packing):
     assert len(set(replayed)) == 4
     assert mixed.summary["replay_rows"] == 4
     assert mixed.summary["train_rows"] == 40
-    assert "Replay: 4 of the 40 training rows (10.0 %) are general rows, out of 12." in said
+    assert "Replay: 4 general rows among 40 training rows (10.0 %), out of 12." in said
     assert mixed.describe_row(mixed.train.blocks[0][0]) == places[0]
 
 

@@ -407,7 +407,7 @@ def test_unread_keys_are_counted(open_rows):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "问", "response": "答", "images": ["a.png"]}, "column 'images' changes what is learnt"),
+        ({"prompt": "问", "response": "答", "images": ["a.png"]}, "column 'images' changes what is trained on"),
         ({"messages": [USER, ANSWER], "videos": ["a.mp4"]}, "column 'videos' changes"),
         ({"prompt": "问", "response": "答", "loss": False}, "column 'loss' changes"),
         ({"prompt": "问", "response": "答", "ranking": [1, 2]}, "column 'ranking' changes"),
@@ -450,3 +450,63 @@ def test_check_command(open_rows, glmtune_command):
     accepted = glmtune_command("data", "check", source.files[0], "--set", "data.preference=chosen")
     assert accepted.code == 0
     assert "not used: margin (1)" in accepted.out
+
+
+PAIR = {"instruction": "问", "output": ["答", "错"]}
+ORDINARY = {"instruction": "早", "output": "早上好"}
+MIXED_NOTE = "2 preference rows, the better answer alone, and 1 row with one answer (data.preference=chosen)"
+
+
+@pytest.mark.parametrize("rows", [(PAIR, ORDINARY, PAIR), (ORDINARY, PAIR, PAIR)])
+def test_ordinary_rows_among_preference_rows_are_used(open_rows, rows):
+    source = open_rows(*rows, preference="chosen")
+    expected = ["user:早 assistant:早上好" if row is ORDINARY else PLAIN for row in rows]
+    for _ in range(2):
+        assert [_describe(conversation) for conversation in source] == expected
+        assert source.describe_rows() == [MIXED_NOTE]
+    with pytest.raises(DataError, match=r"rows.jsonl:[123]: (a preference row|this row is)"):
+        list(open_rows(*rows))
+
+
+@pytest.mark.parametrize("first", [PAIR, ORDINARY])
+def test_files_of_preference_rows_and_of_ordinary_rows(first, tmp_path):
+    second = ORDINARY if first is PAIR else PAIR
+    for name, row in (("a", first), ("b", second)):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row), "utf-8")
+    assert len(list(open_source(tmp_path, preference="chosen"))) == 2
+
+
+def test_ordinary_rows_of_two_formats_are_refused_among_preference_rows_too(open_rows):
+    other = {"messages": [USER, ANSWER]}
+    with pytest.raises(DataError, match=r"rows.jsonl:3: this row is OpenAI messages .*rows.jsonl:2 is instruction"):
+        list(open_rows(PAIR, ORDINARY, other, preference="chosen"))
+    with pytest.raises(DataError, match=r"rows.jsonl:3: this row is OpenAI messages .*rows.jsonl:1 is instruction"):
+        list(open_rows(ORDINARY, PAIR, other, preference="chosen"))
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": "问", "response": "答", "history": [{"role": "user", "content": "早", "id": 3}, ANSWER]}, "id"),
+        ({"prompt": "问", "response": "答", "history": [{"human": "早", "assistant": "早上好", "time": "8"}]}, "time"),
+        ({"history": [{"human": "问", "assistant": "答", "time": "8"}]}, "time"),
+        ({"history": [{"from": "human", "value": "问", "score": 1}, GPT]}, "score"),
+    ],
+)
+def test_keys_in_a_history_that_are_not_read_are_counted(open_rows, row, expected):
+    source = open_rows(row, row)
+    assert len(list(source)) == 2
+    assert source.describe_rows() == [f"not used: in messages: {expected} (2)"]
+
+
+@pytest.mark.parametrize("key", ["images", "loss_mask"])
+def test_keys_in_a_history_that_change_what_is_trained_on_are_refused(open_rows, key):
+    turn = {"human": "早", "assistant": "早上好", key: [1]}
+    with pytest.raises(DataError, match=f"key '{key}' of a message changes what is trained on"):
+        list(open_rows({"prompt": "问", "response": "答", "history": [turn]}))
+
+
+def test_a_loss_flag_in_a_history_is_kept(open_rows):
+    messages = [USER, {**ANSWER, "loss": True}, USER, ANSWER]
+    (conversation,) = open_rows({"prompt": "早", "response": "早上好", "history": messages})
+    assert _describe(conversation) == "user:问 +assistant:答 user:问 -assistant:答 user:早 assistant:早上好"

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from transformers import TrainingArguments
 
-from glmtune.config import RunConfig
+from glmtune.config import DataConfig, RunConfig, check_config, load_config
+from glmtune.config_parsing import build_dataclass
 from glmtune.errors import ConfigError
 from glmtune.evaluation.metrics import score_pair
 from glmtune.evaluation.scoring import score_tools
 from glmtune.families import ToolCall
+from glmtune.migrate import require_translation
 from glmtune.run_dir import RunDir
 from glmtune.training.arguments import make_arguments
 from glmtune.training.best_metric import FAULTS, QUALITY
 from glmtune.training.plan.workload import _draw_batches
 from glmtune.training.samplers import EpochSampler
+from glmtune.training.training_data import _split_rows
 
 
 def make(tmp_path, **training):
@@ -58,6 +62,40 @@ def test_less_of_a_fault_is_better(tmp_path):
     assert make(tmp_path, metric_for_best_model="truncated", **best).greater_is_better is False
     assert make(tmp_path, metric_for_best_model="eval_rouge_l", **best).greater_is_better is True
     assert make(tmp_path, metric_for_best_model="empty", greater_is_better=True, **best).greater_is_better is True
+
+
+@pytest.mark.parametrize("count", [1, 3, 9])
+def test_a_number_of_evaluation_rows(count):
+    conversations = np.repeat(np.arange(10), 2)  # two rows of each
+    train, held_out = _split_rows(conversations, DataConfig(eval_rows=count, eval_fraction=0), seed=1)
+    assert len(set(conversations[held_out])) == count
+    assert not set(conversations[train]) & set(conversations[held_out])
+    assert len(train) + len(held_out) == 20
+
+
+def test_evaluation_rows_that_leave_nothing_or_are_given_twice():
+    with pytest.raises(ConfigError, match=r"data.eval_rows is 10; there are 10 conversations"):
+        _split_rows(np.arange(10), DataConfig(eval_rows=10), seed=1)
+    config = load_config(None, ["model=m", "data=d", "data.eval=e", "data.eval_rows=3"])
+    with pytest.raises(ConfigError, match="both name evaluation rows"):
+        check_config(config)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [("0.1", (0.1, None)), ("500", (0, 500)), ("500.0", (0, 500)), ("0", (0, None))]
+)
+def test_val_size_of_llama_factory(size, expected, tmp_path):
+    path = tmp_path / "sft.yaml"
+    path.write_text(
+        f"stage: sft\nmodel_name_or_path: m\ndataset: d\ntemplate: chatglm3\nfinetuning_type: lora\n"
+        f"val_size: {size}\neval_strategy: steps\neval_steps: 5\noutput_dir: o\n",
+        "utf-8",
+    )
+    translation = require_translation([str(path)])
+    config = build_dataclass(RunConfig, translation.tree, "test")
+    check_config(config)
+    assert (config.data.eval_fraction, config.data.eval_rows) == expected
+    assert config.training["eval_strategy"] == ("no" if size == "0" else "steps")
 
 
 class Blocks:

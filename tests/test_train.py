@@ -424,7 +424,7 @@ def test_a_broken_line_is_said_and_the_rest_trained(glmtune_command, tiny, adgen
     )
     assert result.code == 0, result.err
     assert f"{data}:3: invalid JSON" in result.out
-    assert "1 invalid lines skipped; 5 rows are used" in result.out
+    assert "1 invalid line skipped; 5 rows are used" in result.out
     assert "content/summary" in result.out
     summary = json.loads((tmp_path / "run" / "summary.json").read_text("utf-8"))
     assert (summary["data"]["train_rows"], summary["data"]["lines_left_out"]) == (5, 1)

@@ -1,4 +1,4 @@
-"""Write docs/config.md from the dataclasses of the config.
+"""Write docs/config.md and docs/config.zh.md from the dataclasses of the config.
 
 python tools/write_config_docs.py
 """
@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import config_page_zh as zh
 import yaml
 
 from glmtune.config import TRAINING_DEFAULTS, RunConfig
-from glmtune.config_ranges import TRAINING_RANGES
+from glmtune.config_ranges import TRAINING_RANGES, NumberRange, format_number
+from glmtune.html.i18n import text
 from glmtune.training.training_keys import OPTIMIZER_USES, TRAINING_KEY_USES
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "config.md"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 HEAD = """# The config
 
 [中文](config.zh.md)
@@ -101,17 +104,23 @@ def _render_optimizer_uses() -> str:
 
 def _render_table(title: str, kind: Any, prefix: str) -> str:
     lines = [f"\n## {title}\n", "| key | type | default | |", "| --- | --- | --- | --- |"]
+    for field, hint, shown in _list_keys(kind):
+        lines.append(
+            f"| `{prefix}{field.name}` | {_describe_type(hint)}{_describe_range(field)} | {shown} "
+            f"| {field.metadata['help']} |"
+        )
+    return "\n".join(lines)
+
+
+def _list_keys(kind: Any) -> Iterator[tuple[dataclasses.Field[Any], Any, str]]:
+    """The keys of a section, each with its type and its default as YAML."""
     hints = get_type_hints(kind)
     for field in dataclasses.fields(kind):
         if dataclasses.is_dataclass(hints[field.name]) or field.name == "training":
             continue
         default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
         shown = "" if default in ("", None, [], {}) else f"`{yaml.safe_dump(default).splitlines()[0]}`"
-        lines.append(
-            f"| `{prefix}{field.name}` | {_describe_type(hints[field.name])}{_describe_range(field)} | {shown} "
-            f"| {field.metadata['help']} |"
-        )
-    return "\n".join(lines)
+        yield field, hints[field.name], shown
 
 
 def _describe_range(field: dataclasses.Field[Any]) -> str:
@@ -127,5 +136,83 @@ def _describe_type(kind: Any) -> str:
     return names.get(kind, "list" if get_origin(kind) is list else "keys and values")
 
 
+def render_chinese_page() -> str:
+    """The whole page in Chinese; helps are those of the web page."""
+    sections = [zh.HEAD, _render_chinese_table(zh.RUN_TITLE, RunConfig, "")]
+    for field in dataclasses.fields(RunConfig):
+        kind = get_type_hints(RunConfig)[field.name]
+        if dataclasses.is_dataclass(kind):
+            sections.append(_render_chinese_table(field.name, kind, f"{field.name}."))
+    defaults = [
+        "| 键 | 默认 | |",
+        "| --- | --- | --- |",
+        *(
+            f"| `{key}` | `{json.dumps(value)}` | {_get_chinese_help(f'training.{key}')} |"
+            for key, value in TRAINING_DEFAULTS.items()
+        ),
+    ]
+    ranges = (f"| `training.{key}` | {_describe_chinese_range(allowed)} |" for key, allowed in TRAINING_RANGES.items())
+    keys = []
+    for key, use in TRAINING_KEY_USES.items():
+        accepted = "、".join(f"`{json.dumps(value)}`" for value in use.accepted)
+        status = zh.STATUSES[use.status]
+        keys.append(f"| `{key}` | {status}{f'（{accepted}）' if use.status == 'refused' and accepted else ''} |")
+    return "\n".join(sections) + zh.TAIL.format(
+        defaults="\n".join(defaults),
+        learning_rate=_get_chinese_help("training.learning_rate"),
+        ranges="\n".join(ranges),
+        keys="\n".join(keys),
+        optimizers=_render_chinese_optimizers(),
+    )
+
+
+def _get_chinese_help(key: str) -> str:
+    return text(f"ui.help.{key}", "zh")
+
+
+def _render_chinese_table(title: str, kind: Any, prefix: str) -> str:
+    introduction = [f"{zh.INTRODUCTIONS[title]}\n"] if title in zh.INTRODUCTIONS else []
+    lines = [f"\n## {title}\n", *introduction, *zh.TABLE_HEAD]
+    for field, hint, shown in _list_keys(kind):
+        allowed = f"，{_describe_chinese_range(field.metadata['range'])}" if "range" in field.metadata else ""
+        help = _get_chinese_help(prefix + field.name)
+        lines.append(f"| `{prefix}{field.name}` | {_describe_chinese_type(hint)}{allowed} | {shown} | {help} |")
+    return "\n".join(lines)
+
+
+def _describe_chinese_type(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return zh.OR.join(f"`{choice}`" for choice in get_args(kind))
+    if get_args(kind) and get_origin(kind) not in (list, dict):
+        return zh.OR.join(_describe_chinese_type(part) for part in get_args(kind) if part is not type(None))
+    return zh.TYPES[get_origin(kind) or kind]
+
+
+def _describe_chinese_range(allowed: NumberRange) -> str:
+    low, high = format_number(allowed.low), format_number(allowed.high)
+    special = "" if allowed.special is None else f"，或 {format_number(allowed.special)}"
+    first = f"大于 {low}" if allowed.excludes_low else f"从 {low} 起"
+    return f"{first}，{'小于' if allowed.excludes_high else '最大'} {high}{special}"
+
+
+def _render_chinese_optimizers() -> str:
+    groups: dict[Any, list[str]] = {}
+    for name, use in OPTIMIZER_USES.items():
+        groups.setdefault(use, []).append(f"`{name}`")
+    lines = []
+    for use, names in groups.items():
+        needs = [zh.REFUSED] if use.refusal else [f"`{use.install}`"] if use.install else []
+        needs += [zh.NEEDS_TARGETS] if use.needs_targets else []
+        options = "、".join(f"`{option}`" for option in use.options)
+        lines.append(f"| {'、'.join(names)} | {'；'.join(needs)} | {options} |")
+    return "\n".join(lines)
+
+
+def write_pages() -> None:
+    """Write both pages."""
+    (DOCS / "config.md").write_text(render_page(), encoding="utf-8")
+    (DOCS / "config.zh.md").write_text(render_chinese_page(), encoding="utf-8")
+
+
 if __name__ == "__main__":
-    PAGE.write_text(render_page(), encoding="utf-8")
+    write_pages()

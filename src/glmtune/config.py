@@ -15,6 +15,7 @@ import yaml
 
 from glmtune.config_parsing import build_dataclass, check_field_range, parse_number, read_config_file, set_key
 from glmtune.config_ranges import (
+    COUNT,
     DROPOUT,
     MAX_TOKENS,
     NATS,
@@ -84,6 +85,9 @@ class DataConfig:
         0.05,
         "Fraction of the training rows held out if there is no eval data; 0: none.",
         NumberRange(0, 1, excludes_high=True),
+    )
+    eval_rows: int | None = _option(
+        None, "Number of training rows held out, in place of a fraction; a conversation counts as one.", COUNT
     )
     format: str | None = _option(None, "Format of the rows, if it should not be detected.")
     columns: dict[str, str] = _option(
@@ -397,6 +401,8 @@ def check_config(config: RunConfig) -> None:
             f"data.new_tokens trains rows of embedding and head, which model.{key} does not allow.",
             f"Remove one of the two: --set model.{key}={'null' if key == 'head_quantization' else 'false'}",
         )
+    if config.data.eval and config.data.eval_rows:
+        raise ConfigError("data.eval and data.eval_rows both name evaluation rows.", "Remove one of them.")
     quantization = config.model.quantization
     if quantization in ("packed4", "packed8") and config.method == "lora":
         raise ConfigError(

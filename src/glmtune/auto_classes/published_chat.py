@@ -22,6 +22,7 @@ from glmtune.families import FAMILY_KEY, Family, Message, family_from_config, ge
 from glmtune.generation.context_window import fit_prompt, get_context_window, get_default_reply_length
 from glmtune.generation.engine import stream_tokens
 from glmtune.generation.sampling import Sampling, make_sampler
+from glmtune.utils.console import count_noun
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -303,8 +304,8 @@ def _fit_history(model: Any, turn: _ChatTurn) -> tuple[list[int], int]:
             ) from None
     if fitted.dropped:
         warnings.warn(
-            f"chat: {fitted.dropped} oldest messages of the history are left out; prompt and reply may have "
-            f"{longest:,} tokens together.",
+            f"chat: {count_noun(fitted.dropped, 'oldest message')} of the history left out; "
+            f"prompt and reply may have {longest:,} tokens together.",
             stacklevel=2,
         )
     return fitted.ids, settings.max_new_tokens or longest - len(fitted.ids)

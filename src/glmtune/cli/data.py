@@ -146,7 +146,7 @@ def tokenize_data(
 
     from glmtune.data.files import ENCODED_FILES
     from glmtune.training.training_data import load_encoded_data
-    from glmtune.utils.console import print_message
+    from glmtune.utils.console import count_noun, print_message
 
     checker = _load_model_checker(run)
     is_new = not output.exists()
@@ -172,8 +172,8 @@ def tokenize_data(
     counts = encoded.info.counts
     size = sum(path.stat().st_size for path in output.iterdir())
     print_message(
-        f"{counts['rows']:,} {'row' if counts['rows'] == 1 else 'rows'}, {counts['tokens']:,} tokens "
-        f"({counts['targets']:,} targets), {size:,} bytes in {output}\n"
+        f"{count_noun(counts['rows'], 'row')}, {count_noun(counts['tokens'], 'token')} "
+        f"({count_noun(counts['targets'], 'target')}), {size:,} bytes in {output}\n"
         f"Train on them: glmtune train --model {shlex.quote(model)} --data {shlex.quote(str(output))}"
     )
 

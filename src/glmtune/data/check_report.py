@@ -13,7 +13,7 @@ from glmtune.data.check_kinds import ERROR, Finding, describe_kind, escape_contr
 from glmtune.data.check_rows import FINDINGS_SHOWN, CheckReport, ModelChecker
 from glmtune.data.histogram import PERCENTILES, make_bins, render_bars
 from glmtune.data.sources import DataSource
-from glmtune.utils.console import get_console, print_message, print_warning
+from glmtune.utils.console import count_noun, get_console, print_message, print_warning
 
 _STYLES = {"error": "bold red", "warning": "yellow"}
 
@@ -99,11 +99,11 @@ def print_check_report(
         _print_findings(severity, kind, report.kinds[severity, kind], findings[:FINDINGS_SHOWN])
 
     print_message("")
-    rows = _format_count(report.rows, "row")
+    rows = count_noun(report.rows, "row")
     if not report.kinds:
         print_message(f"No problems in {rows}.", "bold")
     else:
-        errors, warnings = _format_count(report.errors, "error"), _format_count(report.warnings, "warning")
+        errors, warnings = count_noun(report.errors, "error"), count_noun(report.warnings, "warning")
         print_message(f"{errors}, {warnings} in {rows}.", "bold")
     if fix_result is not None:
         clean = str(fix_result.clean) if fix_result.clean_rows else "not written"
@@ -187,7 +187,3 @@ def _print_findings(severity: str, kind: str, count: int, findings: list[Finding
         console.print(Text(f"  {hint}", style="dim"))
     if count > len(findings):
         console.print(Text(f"  and {count - len(findings):,} more (--json lists all)", style="dim"))
-
-
-def _format_count(count: int, name: str) -> str:
-    return f"{count:,} {name}{'' if count == 1 else 's'}"

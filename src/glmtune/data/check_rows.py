@@ -28,6 +28,7 @@ from glmtune.data.histogram import LengthCounts
 from glmtune.data.sources import DataSource
 from glmtune.errors import DataError
 from glmtune.families import IGNORE_INDEX, EncodedSequence, Family
+from glmtune.utils.console import count_noun
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -138,7 +139,7 @@ def describe_truncation(counts: EncodingCounts) -> str:
         (counts.rows_dropped, "it is dropped"),
     ]
     text = ", ".join(part for count, part in parts if count)
-    return f"{text} ({counts.tokens_cut} tokens)" if text else ""
+    return f"{text} ({count_noun(counts.tokens_cut, 'token')})" if text else ""
 
 
 def scan_sources(sources: Iterable[DataSource]) -> Iterator[Conversation | InvalidRow]:

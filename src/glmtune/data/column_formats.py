@@ -15,7 +15,7 @@ from glmtune.data.row_format import (
     get_text,
     read_tools,
 )
-from glmtune.data.turn_history import exclude_answers, parse_history
+from glmtune.data.turn_history import exclude_answers, list_unread_history_keys, parse_history
 
 COLUMN_ROLES = (
     *("prompt", "input", "response", "history", "system", "text", "messages", "tools"),
@@ -71,6 +71,10 @@ class ColumnFormat(RowFormat):
 
     def get_columns(self) -> frozenset[str]:
         return frozenset((self.prompt, self.response, *self.input, *self.history, *self.system, *self.tools))
+
+    def list_unread_message_keys(self, values: dict[str, Any]) -> list[str]:
+        keys = (key for column in self.history for key in list_unread_history_keys(values.get(column)))
+        return sorted(set(keys))
 
     def parse_row(self, row: RawRow) -> Conversation:
         values = row.values

@@ -36,6 +36,7 @@ class Conversation:
         unread_columns: columns of the row that hold something and are not read.
         unread_message_keys: such keys of its messages.
         rejected: of a pair, the same conversation with the worse answer.
+        is_better_answer: whether it is a preference row, of which the better answer alone is read.
     """
 
     messages: list[dict[str, Any]]
@@ -47,6 +48,7 @@ class Conversation:
     unread_columns: tuple[str, ...] = ()
     unread_message_keys: tuple[str, ...] = ()
     rejected: Conversation | None = None
+    is_better_answer: bool = False
 
 
 @dataclass(slots=True)

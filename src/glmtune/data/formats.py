@@ -111,7 +111,7 @@ def read_conversation(row_format: RowFormat, row: RawRow) -> Conversation:
     """Convert a row of a known format to a conversation, check the order of its messages, and list what is not read.
 
     Raises:
-        InvalidRowError: the row is invalid, or has an unread key that changes what is learnt.
+        InvalidRowError: the row is invalid, or has an unread key that changes what is trained on.
     """
     conversation = row_format.parse_row(row)
     columns = row_format.list_unread_columns(row.values)

@@ -8,6 +8,7 @@ from itertools import count
 from pathlib import Path
 
 from glmtune.html.plots import save_histogram
+from glmtune.utils.console import count_noun
 
 PERCENTILES = (50, 90, 95, 99)
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -105,5 +106,5 @@ def draw_length_histogram(lengths: LengthCounts, path: Path, unit: str, limit: i
     percentile = lengths.percentile(95)
     lines = {f"limit {limit:,}": float(limit)} if limit else {}
     lines[f"95 % up to {percentile:,}"] = float(percentile)
-    title = f"{len(lengths):,} rows, longest {lengths.longest:,} {unit}"
+    title = f"{count_noun(len(lengths), 'row')}, longest {lengths.longest:,} {unit}"
     save_histogram(bars, path, f"{unit} of a row", title, lines)

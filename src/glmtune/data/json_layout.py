@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any, Literal
 
 from glmtune.errors import DataError
+from glmtune.utils.console import count_noun
 
 _BLOCK = 1 << 16
 _SPACE = re.compile(r"[ \t\r\n\ufeff]*")
@@ -290,7 +291,7 @@ def _detect_wrapper(value: dict[str, Any], where: str, columns: Collection[str])
     if len(lists) == 1:
         return JsonLayout("wrapper", lists[0], [key for key in value if key != lists[0]])
     if lists:
-        names = ", ".join(f"{key!r} ({len(value[key])} rows)" for key in lists[:8])
+        names = ", ".join(f"{key!r} ({count_noun(len(value[key]), 'row')})" for key in lists[:8])
         raise DataError(
             f"{where}: one object with several lists of rows: {names}.", "Save the one to use in a file of its own."
         )

@@ -123,6 +123,7 @@ class PreferenceFormat(RowFormat):
             raise make_preference_error(description)
         better, row_format = self._make_better_row(row.values)
         conversation = row_format.parse_row(RawRow(better, row.where))
+        conversation.is_better_answer = True
         # Answers before the last question are the same for the better and the worse answer.
         messages = conversation.messages
         start = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=0)

@@ -25,7 +25,7 @@ from glmtune.data.sources import DataSource
 from glmtune.data.unread_keys import describe_unread_keys
 from glmtune.errors import DataError
 from glmtune.families import IGNORE_INDEX, EncodedSequence, Family
-from glmtune.utils.console import get_console, print_message
+from glmtune.utils.console import count_noun, get_console, print_message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -106,12 +106,12 @@ class Preview:
             return [
                 f"{self.where}   {self.format}, as {self.family} sees it",
                 f"left out of training: {left_out[0].left_out}",
-                f"{tokens:,} tokens{rows}, shown uncut",
+                f"{count_noun(tokens, 'token')}{rows}, shown uncut",
                 *self.notes,
             ]
         return [
             f"{self.where}   {self.format}, as {self.family} sees it",
-            f"{tokens:,} tokens, {targets:,} of them trained on{rows}",
+            f"{count_noun(tokens, 'token')}, {targets:,} of them trained on{rows}",
             f"over the length limits: {self.cut}" if self.cut else "within the length limits",
             *self.notes,
         ]
@@ -138,7 +138,7 @@ def find_row(sources: Iterable[DataSource], number: int, name: str) -> tuple[Dat
             if isinstance(row, InvalidRow):
                 raise _make_unused_row_error(row, raw_row, line)
             return source, row
-    rows = f"{count:,} row{'' if count == 1 else 's'}"
+    rows = count_noun(count, "row")
     raise DataError(f"{name}: there is no row {number}; it has {rows}.", f"Give --row 1 to {count}.")
 
 
@@ -195,7 +195,8 @@ def _describe_effect(where: str, is_skipped: bool) -> str:
 def _format_row(values: Any) -> str:
     # default=str: parquet has values that JSON does not have (dates, decimals).
     text = json.dumps(values, ensure_ascii=False, indent=2, default=str)
-    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}… ({len(text) - MAX_TEXT:,} more characters)"
+    more = len(text) - MAX_TEXT
+    return text if more <= 0 else f"{text[:MAX_TEXT]}… ({count_noun(more, 'more character')})"
 
 
 def _describe_excess(row: EncodedSequence, tokens_before: int, rules: EncodingRules) -> str:
@@ -248,7 +249,7 @@ def print_preview(preview: Preview, ids: bool = False) -> None:
     console.print(_render_legend(colours, preview.has_markers))
     for number, row in enumerate(preview.rows, start=1):
         if len(preview.rows) > 1:
-            sizes = f"{len(row.tokens):,} tokens, {row.targets:,} trained on"
+            sizes = f"{count_noun(len(row.tokens), 'token')}, {row.targets:,} trained on"
             if row.left_out:
                 sizes = f"left out of training: {row.left_out}"
             print_message(f"\nrow {number} of {len(preview.rows)}: {sizes}", "bold")

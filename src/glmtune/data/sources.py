@@ -20,11 +20,12 @@ from glmtune.data.row_format import RowFormat, list_keys
 from glmtune.data.source_rows import FileRows, SourceRows, open_hub_dataset, require_same_schema
 from glmtune.data.unread_keys import UnreadKeys
 from glmtune.errors import ConfigError, DataError
+from glmtune.utils.console import count_noun
 
 __all__ = ["Conversation", "DataSource", "InvalidRow", "SourceSpec", "open_source", "open_sources", "sample_sources"]
 
 # Raised whenever the same file gives other conversations than before; older encoded caches are then not found.
-READING_RULES = 3
+READING_RULES = 4
 # Rows of a file in which its format is looked for.
 _LOOK_AHEAD = 200
 _MAX_INVALID_LINES = 20
@@ -43,6 +44,8 @@ class DataSource:
         invalid_line_count: number of all lines that it skipped.
         row_count: number of all rows that it read.
         worse_answers: number of rows with a worse answer alone that it left out (`data.preference: chosen`).
+        better_answers: number of preference rows of which it read the better answer.
+        conversation_count: number of all rows that it read as conversations.
         unread_keys: columns and keys of messages that it did not read.
     """
 
@@ -56,11 +59,15 @@ class DataSource:
         self.invalid_line_count = 0
         self.row_count = 0
         self.worse_answers = 0
+        self.better_answers = 0
+        self.conversation_count = 0
         self.unread_keys = UnreadKeys()
         self._rows = rows
         self._formats = formats
         self._preference = next(item for item in formats if isinstance(item, PreferenceFormat))
         self._format, self._first_row = _detect_source_format(name, rows, formats)
+        # Of the rows with one answer among preference rows; the first such row decides.
+        self._ordinary: tuple[RowFormat, RawRow] | None = None
         self._count: int | None = None
         self.format = self._format.name
 
@@ -85,12 +92,16 @@ class DataSource:
         lines = self.invalid_lines = []
         count = self.invalid_line_count = 0
         unread_keys = self.unread_keys = UnreadKeys()
-        number = worse_answers = self.worse_answers = 0
+        number = worse_answers = self.worse_answers = better_answers = self.better_answers = 0
+        self.conversation_count = 0
         self.row_count = 0
         for row_count, row in enumerate(self._rows.read_rows(), start=1):
             result = row if isinstance(row, InvalidRow) else self._convert_row(row)
             if isinstance(result, Conversation):
                 result.number, number = number, number + 1
+                better_answers += result.is_better_answer
+                if self.unread_keys is unread_keys:  # otherwise a later iteration has begun
+                    self.better_answers, self.conversation_count = better_answers, number
                 unread_keys.add_row(result, row_count)
             elif result.kind == WORSE_ANSWER:
                 worse_answers += 1
@@ -109,8 +120,14 @@ class DataSource:
     def describe_rows(self) -> list[str]:
         """What the last iteration did not use of the rows, for the user."""
         notes = [self.unread_keys.describe()] if self.unread_keys.where else []
+        ordinary = self.conversation_count - self.better_answers
+        if self.better_answers and ordinary:
+            notes.append(
+                f"{count_noun(self.better_answers, 'preference row')}, the better answer alone, and "
+                f"{count_noun(ordinary, 'row')} with one answer (data.preference=chosen)"
+            )
         if self.worse_answers:
-            rows = f"{self.worse_answers:,} row{'' if self.worse_answers == 1 else 's'}"
+            rows = count_noun(self.worse_answers, "row")
             notes.append(f"{rows} with a worse answer left out (data.preference=chosen)")
         return notes
 
@@ -148,17 +165,33 @@ class DataSource:
 
     def _convert_row(self, row: RawRow) -> Conversation | InvalidRow:
         try:
-            # Preference rows match the format of their columns too.
-            is_preference = self._preference.matches(row.values)
-            if not self._format.matches(row.values) or is_preference != (self._format is self._preference):
-                other = detect_format(self._formats, row.values)
-                if other is self._preference and not (self._preference.uses_chosen or self._preference.reads_pairs):
-                    read_conversation(other, row)  # raises: better advice than for a mixed file
-                if other is not None:
-                    raise _make_mixed_error(other, row, self._format, self._first_row)
-            return read_conversation(self._format, row)
+            return read_conversation(self._choose_format(row), row)
         except InvalidRowError as error:
             return error.to_invalid_row(row.where)
+
+    def _choose_format(self, row: RawRow) -> RowFormat:
+        """The format to read a row with: that of the source, or of preference rows, which may be among others.
+
+        Raises:
+            InvalidRowError: the row has another format.
+        """
+        if self._preference.matches(row.values):  # first, for it matches the format of its columns too
+            return self._preference
+        if self._format is not self._preference:
+            if self._format.matches(row.values):
+                return self._format
+            expected, first = self._format, self._first_row
+        elif self._ordinary is not None:
+            expected, first = self._ordinary
+        else:
+            expected, first = self._format, self._first_row
+        other = detect_format(self._formats, row.values)
+        if other is None or other == expected:
+            return expected
+        if self._format is self._preference and self._preference.uses_chosen and self._ordinary is None:
+            self._ordinary = other, row
+            return other
+        raise _make_mixed_error(other, row, expected, first)
 
 
 def open_source(
@@ -290,10 +323,15 @@ def _detect_source_format(name: str, rows: SourceRows, formats: list[RowFormat])
         row_format, row = _detect_first_format(str(file.path), file.read_rows(), formats)
         if first is None:
             first = row_format, row
-        elif row_format != first[0]:
+        elif row_format != first[0] and not _is_preference_used(row_format, first[0]):
             raise _make_mixed_error(row_format, row, *first).to_invalid_row(row.where).to_error()
     assert first is not None
     return first
+
+
+def _is_preference_used(row_format: RowFormat, other: RowFormat) -> bool:
+    """Whether one of two formats is that of preference rows, whose better answers may be mixed with other rows."""
+    return any(isinstance(each, PreferenceFormat) and each.uses_chosen for each in (row_format, other))
 
 
 def _detect_first_format(

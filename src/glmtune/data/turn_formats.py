@@ -20,7 +20,7 @@ from glmtune.data.row_format import (
     is_empty,
     read_tools,
 )
-from glmtune.data.turn_history import exclude_answers, find_turn_keys, parse_history
+from glmtune.data.turn_history import exclude_answers, find_turn_keys, list_unread_history_keys, parse_history
 
 _MOSS_MARK = re.compile(r"^\s*<\|[A-Za-z ]+\|>:?\s?|\s*<eo[a-z]>\s*$")
 _BOOKKEEPING_COLUMNS = frozenset(
@@ -199,6 +199,9 @@ class HistoryFormat(RowFormat):
 
     def get_columns(self) -> frozenset[str]:
         return frozenset((self.column, *self.system, *self.tools))
+
+    def list_unread_message_keys(self, values: dict[str, Any]) -> list[str]:
+        return list_unread_history_keys(values.get(self.column))
 
     def parse_row(self, row: RawRow) -> Conversation:
         messages = parse_history(row.values.get(self.column), self.column)

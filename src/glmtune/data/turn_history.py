@@ -7,7 +7,7 @@ from typing import Any
 from glmtune.data.conversation import InvalidRowError
 from glmtune.data.message_keys import Message, find_message_keys
 from glmtune.data.message_reader import MessageReader
-from glmtune.data.row_format import decode_json_text
+from glmtune.data.row_format import decode_json_text, is_empty
 
 TURN_KEYS = (
     ("human", "assistant"),
@@ -72,9 +72,25 @@ def parse_history(value: Any, column: str) -> list[Message]:
     return messages
 
 
+def list_unread_history_keys(value: Any) -> list[str]:
+    """The keys in a valid column of earlier turns that hold something and are not read, without repetition."""
+    turns = decode_json_text(value)
+    if not isinstance(turns, list):
+        return []
+    keys = find_message_keys(turns)
+    if keys is not None:
+        return keys.list_unread_keys(turns)
+    found: dict[str, None] = {}
+    for turn in turns:
+        read = find_turn_keys(turn)
+        if read is not None and len(turn) > len(read):
+            found.update((key, None) for key in turn if key not in read and not is_empty(turn[key]))
+    return sorted(found)
+
+
 def exclude_answers(messages: list[Message]) -> list[Message]:
-    """The messages with `loss: False` on every answer and call."""
-    return [{**m, "loss": False} if m["role"] in ("assistant", "tool") else m for m in messages]
+    """The messages with `loss: False` on every answer and call that has no flag of its own."""
+    return [{"loss": False, **m} if m["role"] in ("assistant", "tool") else m for m in messages]
 
 
 def _convert_number(value: Any) -> Any:

@@ -99,7 +99,7 @@ def _refuse_media_and_ranking(place: str, key: str) -> None:
 
 
 def _make_error(place: str, reason: str, hint: str) -> InvalidRowError:
-    problem = f"{place} changes what is learnt and is not supported: {reason}"
+    problem = f"{place} changes what is trained on and is not supported: {reason}"
     return InvalidRowError("key-not-supported", problem, hint)
 
 

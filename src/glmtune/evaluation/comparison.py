@@ -33,11 +33,11 @@ from glmtune.evaluation.scoring import make_printable
 from glmtune.evaluation.statistics import compare_by_bootstrap
 from glmtune.generation.load import LoadedModel
 from glmtune.generation.reply import Sampling
-from glmtune.utils.console import print_message, print_warning
+from glmtune.utils.console import count_noun, print_message, print_warning
 from glmtune.utils.io import explain_write_errors, find_json_object, iso_timestamp, replace_folder, slugify, write_text
 
 _EVALS = Path("evals")
-_NOT_SHARED = ("train", "eval", "eval_fraction", "packing", "prefix")
+_NOT_SHARED = ("train", "eval", "eval_fraction", "eval_rows", "packing", "prefix")
 """Data settings that decide no prompt, or only their own model's."""
 
 
@@ -227,7 +227,7 @@ class _ComparisonRun:
             )
         fewer = max(result.data.rows for result in self._results.values()) - rows
         if fewer:
-            print_warning(f"{fewer} rows are skipped: too long for one of the models.")
+            print_warning(f"{count_noun(fewer, 'row is', 'rows are')} skipped: too long for one of the models.")
         return ComparisonResult(
             kind="comparison",
             data=replace(self._results[0].data, rows=rows),

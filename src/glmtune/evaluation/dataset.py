@@ -17,6 +17,7 @@ from glmtune.errors import DataError
 from glmtune.evaluation.scoring import read_reference
 from glmtune.families import IGNORE_INDEX, Family, ToolCall
 from glmtune.training.training_data import make_encoding_rules
+from glmtune.utils.console import count_noun
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -154,4 +155,4 @@ def _list_notes(sources: list[DataSource]) -> Iterator[str]:
         yield from source.notes
         if source.invalid_line_count:
             first = source.invalid_lines[0]
-            yield f"{source.name}: {source.invalid_line_count} invalid lines skipped; the first: {first}"
+            yield f"{source.name}: {count_noun(source.invalid_line_count, 'invalid line')} skipped; the first: {first}"

@@ -31,7 +31,7 @@ from glmtune.generation.batched import GeneratedReply, generate_batched
 from glmtune.generation.load import LoadedModel
 from glmtune.generation.reply import Sampling
 from glmtune.training.summary import collect_versions
-from glmtune.utils.console import ProgressBar, print_message, print_warning
+from glmtune.utils.console import ProgressBar, count_noun, print_message, print_warning
 from glmtune.utils.io import file_timestamp, iso_timestamp, slugify
 
 _FAULTS = ("empty", "truncated", "repeated_tail")
@@ -79,7 +79,9 @@ def evaluate(
             return finished
         folder.begin()
         if answered := len(folder.records):
-            print_message(f"{output}: {answered} of {len(data.rows)} rows are answered already.")
+            print_message(
+                f"{output}: {answered} of {count_noun(len(data.rows), 'row is', 'rows are')} answered already."
+            )
         _answer_rows(opened, data, folder, sampling, seed, batch_size)
 
         with ProgressBar("loss", len(data.encoded)) as progress:

@@ -11,7 +11,7 @@ from glmtune.evaluation.metric_order import find_direction, sort_metrics
 from glmtune.evaluation.results import ChangedRow, ComparisonResult, EvaluationResult, ForgettingResult
 from glmtune.evaluation.statistics import ScoreDifference
 from glmtune.html.i18n import has_text, text
-from glmtune.utils.console import get_console, print_message
+from glmtune.utils.console import count_noun, get_console, print_message
 
 _STARS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 _ROWS_SHOWN = 3
@@ -22,7 +22,7 @@ _COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
 def print_scores(result: EvaluationResult) -> None:
     """Print the scores with their intervals, the loss, the speed, and warnings."""
     data, counts = result.data, result.counts
-    table = Table("score", title=f"{result.model.name} on {data.path}, {data.rows} rows")
+    table = Table("score", title=f"{result.model.name} on {data.path}, {count_noun(data.rows, 'row')}")
     for heading in ("mean", "95 % interval", "rows"):
         table.add_column(heading, justify="right")
     for name, score in result.scores.items():
@@ -33,7 +33,7 @@ def print_scores(result: EvaluationResult) -> None:
     loss = "not a finite number"
     if result.loss is not None and result.perplexity is not None:
         loss = f"{result.loss:.4f}, perplexity {result.perplexity:.2f}"
-    print_message(f"Loss of the references {loss} ({result.loss_tokens:,} tokens).")
+    print_message(f"Loss of the references {loss} ({count_noun(result.loss_tokens, 'token')}).")
     one, two = (result.variety[f"distinct_{n}"] for n in (1, 2))
     print_message(f"Variety: {one:.1f} % of characters and {two:.1f} % of pairs differ (distinct-1, -2).")
     print_message(f"{result.tokens_per_second:,.0f} tokens/s, {result.seconds:.0f} s.")
@@ -53,13 +53,13 @@ def print_scores(result: EvaluationResult) -> None:
     }
     for name, meaning in faults.items():
         if counts[name]:
-            print_message(f"{counts[name]} of {data.rows} replies {meaning}.")
+            print_message(f"{counts[name]} of {count_noun(data.rows, 'reply', 'replies')} {meaning}.")
 
 
 def print_comparison(comparison: ComparisonResult) -> None:
     """Print the scores of all models with significant differences marked, and the rows that changed most."""
     names = [model.model.name for model in comparison.models]
-    table = Table("score", title=Text(f"{comparison.data.path}, {comparison.data.rows} rows"))
+    table = Table("score", title=Text(f"{comparison.data.path}, {count_noun(comparison.data.rows, 'row')}"))
     for name in names:
         table.add_column(Text(name), justify="right")
     differences = {(pair.score, pair.b): pair.difference for pair in comparison.pairs}
@@ -90,7 +90,7 @@ def print_forgetting(result: ForgettingResult, name: str | None = None) -> None:
     """Print the verdict, the numbers behind it, reasons and advice."""
     colour = _COLOURS[result.verdict]
     print_message(f"Forgetting, {name or result.tuned.name}: {result.verdict.upper()}", f"bold {colour}")
-    table = Table(f"{result.items} questions", title_justify="left")
+    table = Table(count_noun(result.items, "question"), title_justify="left")
     for heading in ("base", "tuned"):
         table.add_column(heading, justify="right")
     accuracy = result.accuracy

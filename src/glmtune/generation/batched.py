@@ -17,6 +17,7 @@ from glmtune.generation.engine import decode_tokens
 from glmtune.generation.graph_step import release_graph
 from glmtune.generation.sampling import Sampling, make_sampler
 from glmtune.training.memory import is_out_of_memory
+from glmtune.utils.console import count_noun
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -81,7 +82,8 @@ def generate_batched(
     too_long = sum(len(prompt) >= window for prompt in prompts)
     if too_long and warn:  # not refused: rows of this length may have been trained on
         warn(
-            f"{too_long} of {len(prompts)} prompts are longer than the context window of this model "
+            f"{too_long} of {count_noun(len(prompts), 'prompt')} {'is' if too_long == 1 else 'are'} longer than the "
+            "context window of this model "
             f"({window:,} tokens); its replies to them mean little. Lower data.max_source_length to shorten them."
         )
 

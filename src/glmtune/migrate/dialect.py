@@ -248,7 +248,7 @@ def _list_given_keys(values: Mapping[str, Any]) -> set[str]:
 
 def disable_evaluation_without_data(translation: Translation) -> None:
     """Turn evaluation off if there is no evaluation data."""
-    has_data = translation.get_value("data.eval") or translation.get_value("data.eval_fraction")
+    has_data = any(translation.get_value(f"data.{key}") for key in ("eval", "eval_fraction", "eval_rows"))
     if translation.get_value("training.eval_strategy") != "no" and not has_data:
         translation.set_value("training.eval_strategy", "no")
         translation.add_note("training.eval_strategy: set to no, because there is no evaluation data.")

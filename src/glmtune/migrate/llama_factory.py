@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.config_parsing import parse_number
-from glmtune.errors import ConfigError
 from glmtune.migrate.dialect import (
     Dialect,
     Rules,
@@ -70,7 +69,7 @@ RULES: Rules = {
     ),
     "max_source_length": map_key("data.max_source_length"),
     "max_target_length": map_key("data.max_target_length"),
-    "val_size": map_key("data.eval_fraction"),
+    "val_size": map_key("data.eval_fraction", "above 1 it is a number of rows, data.eval_rows"),
     "dev_ratio": map_key("data.eval_fraction"),
     "max_samples": ignore_key(
         "num_samples of each data set: a random sample of at most that size; LLaMA-Factory took the first rows"
@@ -193,11 +192,10 @@ def _set_defaults(translation: Translation, values: Mapping[str, Any]) -> None:
         if not {"packing", "neat_packing", "sft_packing"} & values.keys():
             translation.set_value("data.packing", True)
         translation.add_note("stage pt: rows are plain text, and every token is trained on; long ones become several.")
-    if parse_number(translation.get_value("data.eval_fraction") or 0) >= 1:
-        raise ConfigError(
-            f"{translation.source}: val_size {values['val_size']} is a number of rows; glmtune takes a share.",
-            "Give a share such as 0.05, or a separate file as data.eval.",
-        )
+    held_out = parse_number(translation.get_value("data.eval_fraction") or 0)
+    if isinstance(held_out, (int, float)) and held_out > 1:
+        translation.set_value("data.eval_fraction", 0.0)
+        translation.set_value("data.eval_rows", int(held_out))
     if modules := translation.get_value("lora.modules_to_save"):
         translation.set_value("lora.modules_to_save", split_names(modules))
     disable_evaluation_without_data(translation)

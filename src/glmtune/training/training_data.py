@@ -26,9 +26,9 @@ from glmtune.data.encoding import EncodingCounts, EncodingRules
 from glmtune.data.files import is_encoded_folder
 from glmtune.data.row_store import JoinedRowStore, RowStore
 from glmtune.data.sources import READING_RULES, DataSource, open_sources
-from glmtune.errors import DataError
+from glmtune.errors import ConfigError, DataError
 from glmtune.families import Family
-from glmtune.utils.console import format_duration, print_message, print_warning, show_status
+from glmtune.utils.console import count_noun, format_duration, print_message, print_warning, show_status
 
 # Data files of this many bytes take more than a few seconds to encode.
 _LARGE_FILE_BYTES = 10_000_000
@@ -72,7 +72,7 @@ def prepare_data(config: RunConfig, family: Family, tokenizer: Any) -> TrainingD
         train_rows, eval_rows = np.arange(len(train_store)), np.arange(len(eval_store))
     else:
         evaluation, eval_store = None, train_store
-        train_rows, eval_rows = _split_rows(train_store.conversations, data.eval_fraction, seed)
+        train_rows, eval_rows = _split_rows(train_store.conversations, data, seed)
 
     replay = None
     if config.replay.data:
@@ -97,10 +97,11 @@ def prepare_data(config: RunConfig, family: Family, tokenizer: Any) -> TrainingD
         return BlockDataset(store, blocks)
 
     train_blocks, eval_blocks = make_blocks(train_store, train_rows), make_blocks(eval_store, eval_rows)
-    packed = f", packed into {len(train_blocks)} blocks of up to {capacity} tokens" if data.packing else ""
-    kind = "rows" if group == 1 else "pairs"
-    counts = f"{len(train_rows) // group} training and {len(eval_rows) // group} evaluation {kind}"
-    print_message(f"Data: {counts}{packed}")
+    packed = (
+        f", packed into {count_noun(len(train_blocks), 'block')} of up to {capacity} tokens" if data.packing else ""
+    )
+    eval_count = count_noun(len(eval_rows) // group, f"evaluation {'row' if group == 1 else 'pair'}")
+    print_message(f"Data: {len(train_rows) // group:,} training and {eval_count}{packed}")
 
     sets = [train, evaluation] if replay is None else [train, evaluation, replay]
     summary = {
@@ -175,14 +176,15 @@ def print_data_report(encoded: EncodedData) -> None:
         print_warning(f"skipped: {sentence}")
     if info.lines_left_out:
         more = " (the first 5 are listed)" if info.lines_left_out > 5 else ""
-        print_warning(f"{info.lines_left_out} invalid lines skipped{more}; {counts.conversations} rows are used.")
+        used = f"{count_noun(counts.conversations, 'row is', 'rows are')} used"
+        print_warning(f"{count_noun(info.lines_left_out, 'invalid line')} skipped{more}; {used}.")
     if counts.rows_over_limits:
         print_warning(
-            f"Length limits: {counts.turns_dropped} rows lost old turns, "
+            f"Length limits: {count_noun(counts.turns_dropped, 'row')} lost old turns, "
             f"{counts.prompts_cut - counts.question_ends_cut} the start of their question, "
             f"{counts.question_ends_cut} its end, "
             f"{counts.answers_cut} the end of their answer, {counts.rows_dropped} were dropped "
-            f"({counts.tokens_cut} tokens in all)."
+            f"({count_noun(counts.tokens_cut, 'token')} in all)."
         )
 
 
@@ -209,8 +211,8 @@ def _mix_replay(
     available, count = len(replay_store), count_replay_rows(len(rows), share)
     total = len(rows) + count
     print_message(
-        f"Replay: {count} of the {total} training rows ({100 * count / total:.1f} %) are general rows, "
-        f"out of {available}."
+        f"Replay: {count_noun(count, 'general row')} among {total:,} training rows ({100 * count / total:.1f} %), "
+        f"out of {available:,}."
     )
     if count > available:
         print_warning(f"Each general row is used {count / available:.1f} times on average: give more of them.")
@@ -231,11 +233,22 @@ def _require_uncut_rows(encoded: EncodedData, rules: EncodingRules, entries: Any
         )
 
 
-def _split_rows(conversations: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to train on and a random part for evaluation; rows of one conversation stay in one part."""
+def _split_rows(conversations: np.ndarray, data: DataConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on and a random part for evaluation; rows of one conversation stay in one part.
+
+    Raises:
+        ConfigError: `data.eval_rows` leaves nothing to train on.
+    """
     numbers = np.unique(conversations)
-    if fraction <= 0 or len(numbers) < 2:
-        return np.arange(len(conversations)), np.arange(0)
-    count = min(max(1, round(len(numbers) * fraction)), len(numbers) - 1)
+    count = data.eval_rows
+    if count is not None and count >= len(numbers):
+        raise ConfigError(
+            f"data.eval_rows is {count:,}; there are {count_noun(len(numbers), 'conversation')}.",
+            "Hold out fewer, or give evaluation rows with --eval-data.",
+        )
+    if count is None:
+        if data.eval_fraction <= 0 or len(numbers) < 2:
+            return np.arange(len(conversations)), np.arange(0)
+        count = min(max(1, round(len(numbers) * data.eval_fraction)), len(numbers) - 1)
     is_eval = np.isin(conversations, random.Random(seed).sample(numbers.tolist(), count))
     return np.flatnonzero(~is_eval), np.flatnonzero(is_eval)

@@ -147,6 +147,17 @@ class ProgressBar:
             self._bar.stop()
 
 
+def count_noun(count: int, noun: str, plural: str = "") -> str:
+    """A number and what it counts: `1 row`, `1,234 rows`.
+
+    Args:
+        count: of the things.
+        noun: for one of them.
+        plural: for several; `noun` and an s when empty.
+    """
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
 def format_duration(seconds: float | None) -> str:
     """Seconds as h:mm:ss."""
     if seconds is None:

@@ -7,7 +7,7 @@ from typing import Any
 from glmtune.models.attention_kernels import AMPERE, MATH
 from glmtune.training.plan.changes import SettingsChange
 from glmtune.training.plan.planner import Plan
-from glmtune.utils.console import format_bytes, format_duration
+from glmtune.utils.console import count_noun, format_bytes, format_duration
 
 _PART_HELP = {
     "weights": "the base",
@@ -37,9 +37,10 @@ def format_workload(plan: Plan) -> list[str]:
     shortest, median, longest = workload.block_lengths
     largest = plan.largest_batch
     lines = [
-        f"Data: {workload.rows} rows in {workload.blocks} blocks of {shortest} to {longest} tokens, median {median}; "
+        f"Data: {count_noun(workload.rows, 'row')} in {count_noun(workload.blocks, 'block')} "
+        f"of {shortest} to {longest} tokens, median {median}; "
         f"the largest micro-batch has {largest['positions']} positions and {largest['targets']} targets.",
-        f"Steps: {workload.steps}, about {workload.tokens:,} tokens.",
+        f"Steps: {workload.steps}, about {count_noun(workload.tokens, 'token')}.",
     ]
     if plan.seconds is not None:
         time = format_duration(plan.seconds)
