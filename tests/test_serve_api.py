@@ -421,6 +421,14 @@ def test_results_come_back_in_the_form_of_training(server, parts, family):
         {"role": "tool", "name": "get_weather", "parameters": {"city": "b"}, "observation": "rain"},
     ]
     assert client.engine.requests[0].input_ids == detected.encode_prompt(expected, tokenizer, [WEATHER])
+    older = [
+        messages[0],
+        {"role": "assistant", "content": None, "function_call": {"name": "get_weather", "arguments": '{"city": "a"}'}},
+        {"role": "function", "name": "get_weather", "content": "sun"},
+    ]
+    assert ask(client, messages=older, functions=[WEATHER["function"]]).status_code == 200
+    expected = detected.encode_prompt(expected[:2], tokenizer, [WEATHER["function"]])
+    assert client.engine.requests[-1].input_ids == expected
     require_error(ask(client, messages=messages[:2], tools=[WEATHER]), 400, "messages", match="no result")
     require_error(ask(client, messages=messages[:3], tools=[WEATHER]), 400, "messages", match="no result")
 
