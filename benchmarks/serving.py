@@ -1,21 +1,22 @@
-"""Throughput and latency of serving, by number of clients: the batching engine, one request after the other, and others.
+"""Throughput and latency of serving by number of clients: the batching engine, one request at a time, and others.
 
-    PYTHONPATH=src python benchmarks/serving.py [--clients 1 4 16 64] [--http] [--vllm ENV] [--json OUT]
+    PYTHONPATH=src python benchmarks/serving.py [--clients 1 4 16 64] [--candidates batch serve vllm] [--vllm ENV]
 
 Every client sends its next request when its reply has ended. Prompts are questions of the demo's kind, greedy, and no
 reply stops early. All candidates have the same prompts, precision (fp32) and number of threads.
 
 - **one by one** is the loop that `glmtune chat` and evaluation run, on one request at a time in order of arrival.
 - **batch** is the engine of `glmtune serve`, called in its own process.
-- **serve** is `glmtune serve` over HTTP (`--http`); the clients share the machine with it.
-- **vllm** is vLLM's `LLM.generate` (`--vllm ENV`: a folder with `bin/python`), as many sequences at a time as clients;
-  its latencies are not measured.
+- **serve** is `glmtune serve` over HTTP; the clients share the machine with it.
+- **vllm** is vLLM's `LLM.generate` in an environment of its own (`--vllm ENV`: a folder with `bin/python`), as many
+  sequences at a time as clients; its latencies are not measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import http.client
+import itertools
 import json
 import os
 import queue
@@ -94,7 +95,7 @@ def measure_clients(ask: Ask, clients: int, prompts: Sequence[list[int]], new: i
                 if tokens != new:
                     raise BenchmarkError(f"a reply has {tokens} tokens instead of {new}")
                 firsts.append(times[1] - times[0])
-                gaps.extend(b - a for a, b in zip(times[1:], times[2:], strict=False))
+                gaps.extend(b - a for a, b in itertools.pairwise(times[1:]))
         except queue.Empty:
             pass
         except BaseException as error:  # read by the main thread
@@ -284,7 +285,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--requests", type=int, default=2, help="of each client (default 2)")
     parser.add_argument("--new", type=int, default=64, help="tokens of a reply (default 64)")
-    parser.add_argument("--http", action="store_true", help="`glmtune serve` too")
+    parser.add_argument("--candidates", nargs="+", default=["one by one", "batch"], choices=[*CANDIDATES, "vllm"])
     parser.add_argument("--vllm", type=Path, help="environment of vLLM")
     parser.add_argument("--cell", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -293,8 +294,9 @@ def main() -> None:
         requests = max(8, clients * options.requests)
         print(json.dumps(measure_candidate(name, options.model, clients, requests, options.new)))
         return
-    names = ["one by one", "batch", *(["serve"] if options.http else []), *(["vllm"] if options.vllm else [])]
-    cells = [(name, clients) for clients in options.clients for name in names]
+    if "vllm" in options.candidates and not options.vllm:
+        parser.error("vllm: name its environment with --vllm")
+    cells = [(name, clients) for clients in options.clients for name in options.candidates]
     with tempfile.TemporaryDirectory() as scratch:
         if options.vllm:
             write_hf_folder(options.model, Path(scratch) / "hf")

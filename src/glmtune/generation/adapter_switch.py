@@ -1,7 +1,8 @@
 """The adapters of a batching engine: which of them share a batch, and switching between those that do not.
 
-Plain LoRA adapters and the base share one. A P-Tuning prefix, DoRA, or modules that an adapter replaces change the
-model for all of its rows, so their requests are batches of their own, which take turns.
+Plain LoRA adapters and P-Tuning prefixes share one with the base: a prefix is the beginning of a row's keys and values.
+DoRA, or modules that an adapter replaces, change the model for all of its rows, so their requests are batches of their
+own, which take turns.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 
 from glmtune.errors import ConfigError
@@ -19,7 +21,7 @@ from glmtune.methods.base_info import require_same_base
 from glmtune.methods.lora import add_adapter, load_adapter
 from glmtune.methods.lora_rows import RowAdapters, is_stackable
 from glmtune.methods.prefix_attention import attach_prefix, find_prefix, remove_prefix
-from glmtune.methods.prefix_encoder import PrefixEncoder, PrefixShape
+from glmtune.methods.prefix_encoder import PrefixEncoder
 from glmtune.methods.ptuning import is_prefix_folder, load_prefix
 from glmtune.models.checkpoints import inspect_checkpoint
 
@@ -32,11 +34,9 @@ class AdapterLane:
     """What one batch is computed with.
 
     Attributes:
-        prefix: name of the adapter whose prefix every row sees.
-        whole: peft's name of an adapter that every row has.
+        whole: peft's name of an adapter that every row has; None: each row has its own or none.
     """
 
-    prefix: str | None = None
     whole: str | None = None
 
 
@@ -55,10 +55,10 @@ class AdapterSwitch:
     def __init__(self, model: Any, folders: Mapping[str, str]):
         self.bare = unwrap_model(model)
         self._peft: Any = model if isinstance(model, PeftModel) else None
-        self._encoders: dict[str, PrefixEncoder] = {}
+        self._prefixes: dict[str | None, torch.Tensor] = {}
         self._lanes: dict[str | None, AdapterLane] = {}
         self._lora_names: dict[str | None, str] = {}
-        self._own_prefix = find_prefix(self.bare)
+        self._own_prefix: PrefixEncoder | None = None
         if folders:
             self._require_base(folders)
         self._load(folders)
@@ -86,6 +86,10 @@ class AdapterSwitch:
         """
         return self._lanes[adapter]
 
+    def get_prefix(self, adapter: str | None) -> torch.Tensor | None:
+        """Keys and values before a row's first token, (layers, 2, heads, virtual tokens, size), if there are any."""
+        return self._prefixes.get(adapter)
+
     def use(self, lane: AdapterLane, adapters: Sequence[str | None]) -> None:
         """Compute the next forward passes with a lane's adapters.
 
@@ -102,10 +106,9 @@ class AdapterSwitch:
         """Leave the model as it was loaded, with the new adapters beside its own."""
         if self._rows is not None:
             self._rows.remove()
-        if self._encoders and find_prefix(self.bare) is not None:
-            remove_prefix(self.bare)
-            if self._own_prefix is not None:
-                attach_prefix(self.bare, self._own_prefix)
+        if self._own_prefix is not None:
+            attach_prefix(self.bare, self._own_prefix)
+            self._own_prefix = None
         if self._peft is not None and self._current is not None:
             self._peft.base_model.enable_adapter_layers()
             if _LOADED in self._peft.peft_config:
@@ -116,9 +119,8 @@ class AdapterSwitch:
         self._current = None
 
     def _load(self, folders: Mapping[str, str]) -> None:
-        if self._own_prefix is not None:
-            self._encoders[""] = self._own_prefix
-            self._lanes[None] = AdapterLane(prefix="")
+        if find_prefix(self.bare) is not None:
+            self._own_prefix = self._take_prefix(None)
         elif self._peft is not None:
             self._lora_names[None] = self._peft.active_adapter
         else:
@@ -127,8 +129,7 @@ class AdapterSwitch:
             folder = Path(path)
             if is_prefix_folder(folder):
                 load_prefix(self.bare, folder)
-                self._encoders[name] = find_prefix(self.bare)  # type: ignore[assignment]
-                self._lanes[name] = AdapterLane(prefix=name)
+                self._take_prefix(name)
                 continue
             # peft takes no dots in names.
             peft_name = f"adapter_{len(self._lora_names)}"
@@ -137,16 +138,17 @@ class AdapterSwitch:
             else:
                 add_adapter(self._peft, folder, peft_name)
             self._lora_names[name] = peft_name
-        if self._encoders and (self._own_prefix is None or len(self._lora_names) or len(self._encoders) > 1):
-            shape = PrefixShape.from_config(self.bare.config)
-            empty = PrefixEncoder(0, shape, None, 0.0).to(self.bare.device).eval()
-            self._encoders["none"] = empty.requires_grad_(False)
+
+    def _take_prefix(self, name: str | None) -> PrefixEncoder:
+        """Compute the model's prefix once, and remove it: attention then need not put it before the keys."""
+        encoder = remove_prefix(self.bare)
+        with torch.no_grad():
+            states = encoder.eval()()
+        self._prefixes[name] = states.to(self.bare.device, self.bare.get_input_embeddings().weight.dtype).contiguous()
+        self._lanes[name] = AdapterLane()
+        return encoder
 
     def _switch(self, lane: AdapterLane) -> None:
-        if self._encoders:
-            # Lanes without a prefix see an empty one: the attention then needs no exchange.
-            key = "none" if lane.prefix is None else lane.prefix
-            self.bare.base_model.prefix_encoder = self._encoders[key]
         if self._rows is not None:
             self._rows.is_active = lane.whole is None
         if self._peft is not None:

@@ -74,7 +74,7 @@ class _Choice:
 
 
 class BatchLane:
-    """A batch whose rows are computed with the same adapter, or with plain LoRA adapters of their own.
+    """A batch whose rows are computed with the same adapter, or with LoRA adapters and prefixes of their own.
 
     Args:
         model: what it computes with.
@@ -100,6 +100,7 @@ class BatchLane:
         """Let a request join."""
         model = self._model
         row.prepare(model.layout, model.decode, model.vocabulary, model.device)
+        row.prefix = model.switch.get_prefix(row.request.adapter)
         self.rows.append(row)
 
     def take_newest(self, count: int) -> list[BatchRow]:
@@ -135,10 +136,11 @@ class BatchLane:
             prompt_tokens, generated = self._step_prompts()
         if self._ready:
             generated += self._step_tokens()
-        if not self.rows:
-            self._state = None
-            self._cache.release()
         return prompt_tokens, generated
+
+    def release(self) -> None:
+        """Give back the memory of a batch without rows."""
+        self._cache.release()
 
     # --- prompts ---
 
@@ -168,7 +170,7 @@ class BatchLane:
         for place in range(self._ready, len(self.rows)):
             row = self.rows[place]
             if row.filled == 0:
-                self._reuse(place)
+                self._begin(place)
             new = len(row.ids) - row.filled
             if not ends and new > _PROMPT_TOKENS:
                 return [max(row.filled + _PROMPT_TOKENS, row.context)]
@@ -189,8 +191,8 @@ class BatchLane:
         common = min(count_common(row.ids, other.ids), len(row.ids) - 1)
         return common if common > row.context else 0
 
-    def _reuse(self, place: int) -> None:
-        """Copy keys and values that were computed before for the same beginning."""
+    def _begin(self, place: int) -> None:
+        """Fill a row's slot with its prefix, and with keys and values that were computed before for the same ids."""
         row, model = self.rows[place], self._model
         limit, best = len(row.ids) - 1, BLOCK - 1
         source: int | torch.Tensor | None = None
@@ -204,22 +206,26 @@ class BatchLane:
             length = min(length, limit)
             if length > max(best, row.context) and model.layout.count_context(entry.ids) == row.context:
                 source, best = entry.states, length
-        if source is None:
+        if source is None and row.prefix is None:
             return
-        self._cache.reserve(self._count_slots(), len(row.ids) + 1)
+        self._reserve(row.offset + len(row.ids) + 1)
+        if row.prefix is not None:
+            self._cache.restore(place, 0, row.prefix, row.offset)
         if isinstance(source, int):
-            self._cache.move(source, place, best)
-        else:
-            self._cache.restore(place, source, best)
-        row.filled = row.cached_tokens = best
+            self._cache.move(source, place, row.offset + best)
+        elif source is not None:
+            self._cache.restore(place, row.offset, source, best)
+        if source is not None:
+            row.filled = row.cached_tokens = best
 
     def _run_prompts(self, start: int, ends: list[int]) -> torch.Tensor:
         """Logits (R, V) after the tokens up to `ends`."""
         rows = self.rows[start : start + len(ends)]
         device, layout = self._model.device, self._model.layout
-        past = [row.filled for row in rows]
+        past = [row.places for row in rows]
         new = [end - row.filled for row, end in zip(rows, ends, strict=True)]
-        self._cache.reserve(self._count_slots(), max(ends) + 1)
+        width = max(p + n for p, n in zip(past, new, strict=True))
+        self._reserve(width + 1)
         self._cache.select(start, past, new)
         longest = max(new)
         ids_RT = torch.zeros(len(rows), longest, dtype=torch.long)
@@ -227,9 +233,9 @@ class BatchLane:
         for number, (row, end) in enumerate(zip(rows, ends, strict=True)):
             ids_RT[number, : new[number]] = torch.tensor(row.ids[row.filled : end])
             positions[number, ..., : new[number]] = layout.make_positions(row.ids)[..., row.filled : end]
-        columns_W = torch.arange(max(ends))
+        columns_W = torch.arange(width)
         seen_RT1 = (torch.tensor(past)[:, None] + torch.arange(longest))[..., None]
-        contexts_R11 = torch.tensor([row.context for row in rows])[:, None, None]
+        contexts_R11 = torch.tensor([row.offset + row.context for row in rows])[:, None, None]
         mask_RTW = (columns_W <= seen_RT1) | (columns_W < contexts_R11)
         hidden_RTH = self._run_layers(rows, ids_RT.to(device), positions.to(device), mask_RTW[:, None].to(device))
         last_R = torch.tensor([count - 1 for count in new], device=device)
@@ -243,7 +249,7 @@ class BatchLane:
             self._state = self._make_state(count)
         state = self._state
         if state.width > self._cache.length:
-            self._cache.reserve(self._count_slots(), state.width)
+            self._reserve(state.width)
         choices = self._compute(0, count, self._run_step, state)
         if self._state is not state:  # rows were computed apart, after an error
             self._state = None
@@ -258,13 +264,13 @@ class BatchLane:
         positions = torch.tensor(places, device=device)
         return _StepState(
             ids_R1=torch.tensor([[row.ids[-1]] for row in rows], device=device),
-            past_R=torch.tensor([row.filled for row in rows], device=device),
+            past_R=torch.tensor([row.places for row in rows], device=device),
             positions=positions[..., None] if layout.streams else positions,
             change=torch.tensor(changes, device=device)[..., None]
             if layout.streams
             else torch.tensor(changes, device=device),
             rows_R=torch.arange(count, device=device),
-            width=max(row.filled for row in rows) + 1,
+            width=max(row.places for row in rows) + 1,
             sampler=BatchSampler([row.sampler for row in rows if row.sampler], device),
         )
 
@@ -365,7 +371,8 @@ class BatchLane:
         if reason == "error":
             self._cache.clear(place)
         elif store.accepts(row.filled, self._cache.bytes_per_token):
-            store.add(row.request.adapter, row.ids[: row.filled], self._cache.save(place, row.filled))
+            states = self._cache.save(place, row.offset, row.filled)
+            store.add(row.request.adapter, row.ids[: row.filled], states)
         self._remove(place)
         row.finish(reason, error)
 
@@ -381,12 +388,14 @@ class BatchLane:
 
     def _move(self, source: int, target: int) -> None:
         if source != target:
-            self._cache.move(source, target, self.rows[source].filled)
+            self._cache.move(source, target, self.rows[source].places)
             self.rows[target] = self.rows[source]
 
-    def _count_slots(self) -> int:
-        """Slots to allocate: doubled, so that rows that join one by one are copied a few times only."""
-        return min(self._max_rows, 1 << max(len(self.rows) - 1, 0).bit_length())
+    def _reserve(self, length: int) -> None:
+        """Make room for all rows, and for `length` places."""
+        # Doubled, so that rows that join one by one are copied a few times only.
+        slots = min(self._max_rows, 1 << (len(self.rows) - 1).bit_length())
+        self._cache.reserve(slots, max(length, *(row.places for row in self.rows)))
 
 
 _NOT_FINITE = (

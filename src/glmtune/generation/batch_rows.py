@@ -31,6 +31,8 @@ class BatchRow:
     Attributes:
         ids: of the prompt and of the reply so far.
         filled: number of first ids whose keys and values are in the row's slot.
+        context: number of first ids that see each other in both directions.
+        prefix: keys and values before them, see `AdapterSwitch.get_prefix`.
         cached_tokens: how many of the prompt's were not computed for this request.
     """
 
@@ -41,6 +43,7 @@ class BatchRow:
         self.ids = list(request.input_ids)
         self.filled = 0
         self.context = 0
+        self.prefix: torch.Tensor | None = None
         self.cached_tokens = 0
         self.is_cancelled = False
         self.is_finished = False
@@ -58,6 +61,16 @@ class BatchRow:
     def new_tokens(self) -> int:
         """Tokens that were generated, a stop id included."""
         return len(self.ids) - self._prompt_tokens
+
+    @property
+    def offset(self) -> int:
+        """Places of the prefix."""
+        return 0 if self.prefix is None else self.prefix.shape[-2]
+
+    @property
+    def places(self) -> int:
+        """Places of the slot that are filled, if anything is."""
+        return self.offset + self.filled
 
     def prepare(self, layout: RowLayout, decode: Callable[[list[int]], str], vocabulary: int, device: torch.device):
         """Make what generating needs, when the row joins a batch; of a row that returns, positions alone."""

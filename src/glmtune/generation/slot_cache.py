@@ -38,17 +38,22 @@ class SlotCache(Cache):
         self._places: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def reserve(self, rows: int, length: int) -> None:
-        """Make room for `rows` slots of `length` places; what they hold stays."""
+        """Make room for `rows` slots of `length` places; what they hold stays, and what is beyond them may go.
+
+        Args:
+            rows: at least as many as are in use.
+            length: at least that of the longest row.
+        """
         if rows <= self._rows and length <= self._length:
             return
-        # A half more than now at least: rows that grow token by token are copied a few times only.
-        if length > self._length:
-            length = -(-max(length, self._length * 3 // 2) // _LENGTH_STEP) * _LENGTH_STEP
-        rows, length = max(rows, self._rows), max(length, self._length)
+        # Half as many places again: growing rows are copied a few times only. And no slots as long as a row that left.
+        length = max(length, self._length * 3 // 2) if length > self._length else min(2 * length, self._length)
+        length = -(-length // _LENGTH_STEP) * _LENGTH_STEP
         old = self._states
         if old is not None:
             states = old.new_zeros(*old.shape[:2], rows, old.shape[3], length, old.shape[5])
-            states[:, :, : old.shape[2], :, : old.shape[4]] = old
+            kept_rows, kept_length = min(rows, self._rows), min(length, self._length)
+            states[:, :, :kept_rows, :, :kept_length] = old[:, :, :kept_rows, :, :kept_length]
             self._states = states
         self._rows, self._length = rows, length
 
@@ -61,7 +66,7 @@ class SlotCache(Cache):
 
         Args:
             start: first slot.
-            past: number of tokens that each row has.
+            past: number of places that each row has filled.
             new: number of tokens that are added to each.
         """
         self._start, self._stop = start, start + len(past)
@@ -74,8 +79,8 @@ class SlotCache(Cache):
         Args:
             start: first slot.
             rows_R: 0, 1, 2, ...
-            past_R: number of tokens that each row has.
-            width: of the longest row, its new token included.
+            past_R: number of places that each row has filled.
+            width: places of the longest row, its new token included.
         """
         self._start, self._stop, self._width = start, start + len(rows_R), width
         self._places = rows_R, past_R
@@ -101,7 +106,7 @@ class SlotCache(Cache):
         return keys_RNSD[:, :, : self._width], values_RNSD[:, :, : self._width]
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first tokens of a slot to another one."""
+        """Copy the first places of a slot to another one."""
         if self._states is not None and source != target:
             self._states[:, :, target, :, :length] = self._states[:, :, source, :, :length]
 
@@ -110,17 +115,17 @@ class SlotCache(Cache):
         if self._states is not None:
             self._states[:, :, slot] = 0
 
-    def save(self, slot: int, length: int) -> torch.Tensor:
-        """A copy of a slot's first tokens, (L, 2, N, length, D)."""
+    def save(self, slot: int, start: int, length: int) -> torch.Tensor:
+        """A copy of `length` places of a slot, (L, 2, N, length, D)."""
         assert self._states is not None
-        return self._states[:, :, slot, :, :length].clone()
+        return self._states[:, :, slot, :, start : start + length].clone()
 
-    def restore(self, slot: int, states: torch.Tensor, length: int) -> None:
-        """Fill a slot's first `length` tokens with what `save` returned."""
+    def restore(self, slot: int, start: int, states: torch.Tensor, length: int) -> None:
+        """Fill `length` places of a slot with the first ones of what `save` returned."""
         if self._states is None:
             shape = states.shape
             self._states = states.new_zeros(*shape[:2], self._rows, shape[2], self._length, shape[4])
-        self._states[:, :, slot, :, :length] = states[:, :, :, :length]
+        self._states[:, :, slot, :, start : start + length] = states[:, :, :, :length]
 
     @property
     def length(self) -> int:
