@@ -518,6 +518,8 @@ def test_text_completions(server, parts):
         response = client.post("/v1/completions", json={"model": "base", "prompt": wrong})
         # An empty text is the start tokens alone.
         assert response.status_code == (200 if wrong == "" else 400), wrong
+    best = client.post("/v1/completions", json={"model": "base", "prompt": "x", "best_of": 1})
+    assert best.status_code == 200  # what clients send that change nothing
     for key, value in {"suffix": "x", "best_of": 3, "messages": []}.items():
         response = client.post("/v1/completions", json={"model": "base", "prompt": "x", key: value})
         require_error(response, 400, key)
