@@ -13,7 +13,7 @@ import glmtune
 from glmtune.config import LoraConfig, PTuningConfig
 from glmtune.errors import ConfigError
 from glmtune.families import get_family
-from glmtune.generation import batch_lane
+from glmtune.generation import batch_lane, continuous
 from glmtune.generation.adapter_switch import AdapterLane
 from glmtune.generation.batch_requests import BatchRequest, FinishEvent, QueueFull, RequestTooLong, TokenEvent
 from glmtune.generation.batched import generate_batched
@@ -22,6 +22,7 @@ from glmtune.generation.engine import decode_tokens, pick_greedy
 from glmtune.generation.prefix_store import PrefixStore
 from glmtune.generation.reply_text import ReplyText, StopStrings
 from glmtune.generation.sampling import Sampling
+from glmtune.generation.slot_cache import SlotCache
 from glmtune.methods.base_info import BaseInfo, write_base_info
 from glmtune.methods.lora import Lora
 from glmtune.methods.ptuning import PTuning
@@ -503,3 +504,44 @@ def test_events_carry_tokens(settings):
         assert done.wait(20)
     assert [type(event) for event in events] == [TokenEvent] * 9 + [FinishEvent]
     assert all(len(event.token_ids) == 1 for event in events[:-1])
+
+
+def test_slots_grow_and_do_not_stay_as_long_as_a_row_that_left():
+    torch.manual_seed(0)
+    cache, rows = SlotCache(1), {}
+
+    def extend(start, new):
+        past = [rows[start + number].shape[1] for number in range(len(new))]
+        cache.reserve(max(len(rows), start + len(new)), max(p + n for p, n in zip(past, new, strict=True)))
+        cache.select(start, past, new)
+        states = torch.randn(len(new), 2, max(new), 4)
+        keys, _ = cache.update(states, states, 0)
+        for number, count in enumerate(new):
+            rows[start + number] = torch.cat((rows[start + number], states[number, :, :count]), dim=1)
+            assert torch.equal(keys[number, :, : rows[start + number].shape[1]], rows[start + number])
+
+    rows |= {number: torch.zeros(2, 0, 4) for number in range(2)}
+    extend(0, [1000, 3])
+    extend(0, [600, 1])
+    assert cache.nbytes == 2 * 2 * 2 * 1664 * 4 * 4
+    cache.move(1, 0, 4)
+    rows = {0: rows[1]}
+    rows |= {number: torch.zeros(2, 0, 4) for number in range(1, 8)}
+    extend(1, [5, 6, 7, 5, 6, 7, 8])
+    extend(0, [1])
+    assert cache.nbytes == 8 * 2 * 2 * 128 * 4 * 4
+    cache.release()
+    assert cache.nbytes == 0
+
+
+def test_memory_is_given_back_when_no_request_comes(settings, monkeypatch):
+    monkeypatch.setattr(continuous, "_IDLE_S", 0.05)
+    setting = settings("chatglm3")
+    with setting.start() as engine:
+        answer_all(engine, [BatchRequest(setting.encode("你好"), 4)])
+        for _ in range(200):
+            if engine.stats().cache_bytes == 0:
+                break
+            threading.Event().wait(0.05)
+        assert engine.stats().cache_bytes == 0
+        assert answer_all(engine, [BatchRequest(setting.encode("你好"), 4)])[0].ids

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
-import threading
 import time
 
 import numpy as np
@@ -15,8 +13,8 @@ pytest.importorskip("fastapi", reason="fastapi is not installed (extra: serve)")
 
 from fastapi.testclient import TestClient
 
+from fake_engine import FakeEngine
 from glmtune import detect_family, load_tokenizer
-from glmtune.generation.batch_requests import FinishEvent, QueueFull, TokenEvent, TokenLogprob
 from glmtune.serve.app import make_app
 from glmtune.serve.context import ServeContext, ServedModel, ServeLimits
 from glmtune.serve.request_guard import AccessRules
@@ -30,67 +28,6 @@ CALLS = {
     "chatglm3": "get_weather\n```python\ntool_call(city='北京', days=2)\n```",
     "glm4": 'get_weather\n{"city": "北京", "days": 2}',
 }
-
-
-@dataclasses.dataclass
-class FakeStats:
-    running: int = 1
-    generated_tokens_total: int = 7
-
-
-class FakeEngine:
-    """Answers every request with the same pieces, or as told; the interface is that of `BatchEngine`.
-
-    Args:
-        pieces: of text.
-        reason: of the end.
-    """
-
-    def __init__(self, pieces=("你", "好", "！"), reason="stop"):
-        self.pieces, self.reason = list(pieces), reason
-        self.requests, self.cancelled = [], []
-        self.error = None
-        self.is_waiting = False
-        self.max_requests = 100
-
-    def submit(self, request, on_event):
-        if self.error:
-            raise self.error
-        if len(self.requests) >= self.max_requests:
-            raise QueueFull()
-        self.requests.append(request)
-        handle = FakeHandle(self, request, on_event)
-        if not self.is_waiting:
-            threading.Thread(target=handle.answer).start()
-        return handle
-
-    def stats(self):
-        return FakeStats()
-
-    def drain(self, timeout_s):
-        return True
-
-    def close(self):
-        pass
-
-
-class FakeHandle:
-    def __init__(self, engine, request, on_event):
-        self.engine, self.request, self.on_event = engine, request, on_event
-
-    def answer(self):
-        for number, piece in enumerate(self.engine.pieces):
-            logprobs = None
-            if self.request.logprobs is not None:
-                token = 300 + number
-                logprobs = [TokenLogprob(token, -0.5, [(token, -0.5), (301, -2.0)][: self.request.logprobs])]
-            self.on_event(TokenEvent(piece, [number], logprobs))
-        prompt, reason = len(self.request.input_ids), self.engine.reason
-        error = "out of memory" if reason == "error" else None
-        self.on_event(FinishEvent(reason, prompt, len(self.engine.pieces), 2, error))
-
-    def cancel(self):
-        self.engine.cancelled.append(self.request)
 
 
 @pytest.fixture(scope="module")
@@ -484,6 +421,14 @@ def test_results_come_back_in_the_form_of_training(server, parts, family):
         {"role": "tool", "name": "get_weather", "parameters": {"city": "b"}, "observation": "rain"},
     ]
     assert client.engine.requests[0].input_ids == detected.encode_prompt(expected, tokenizer, [WEATHER])
+    older = [
+        messages[0],
+        {"role": "assistant", "content": None, "function_call": {"name": "get_weather", "arguments": '{"city": "a"}'}},
+        {"role": "function", "name": "get_weather", "content": "sun"},
+    ]
+    assert ask(client, messages=older, functions=[WEATHER["function"]]).status_code == 200
+    expected = detected.encode_prompt(expected[:2], tokenizer, [WEATHER["function"]])
+    assert client.engine.requests[-1].input_ids == expected
     require_error(ask(client, messages=messages[:2], tools=[WEATHER]), 400, "messages", match="no result")
     require_error(ask(client, messages=messages[:3], tools=[WEATHER]), 400, "messages", match="no result")
 
@@ -573,6 +518,8 @@ def test_text_completions(server, parts):
         response = client.post("/v1/completions", json={"model": "base", "prompt": wrong})
         # An empty text is the start tokens alone.
         assert response.status_code == (200 if wrong == "" else 400), wrong
+    best = client.post("/v1/completions", json={"model": "base", "prompt": "x", "best_of": 1})
+    assert best.status_code == 200  # what clients send that change nothing
     for key, value in {"suffix": "x", "best_of": 3, "messages": []}.items():
         response = client.post("/v1/completions", json={"model": "base", "prompt": "x", key: value})
         require_error(response, 400, key)

@@ -59,7 +59,10 @@ def serve(
         list[str] | None,
         typer.Option(help="Web page that may ask, such as https://example.org, several times. Default: none."),
     ] = None,
-    docs: Annotated[bool, typer.Option("--docs", help="Describe the routes at /docs.")] = False,
+    docs: Annotated[
+        bool,
+        typer.Option("--docs", help="Describe the routes at /docs; that page loads a script from cdn.jsdelivr.net."),
+    ] = False,
     base: Base = None,
     dtype: Dtype = None,
     quantization: Quantization = None,

@@ -136,10 +136,11 @@ class BatchLane:
             prompt_tokens, generated = self._step_prompts()
         if self._ready:
             generated += self._step_tokens()
-        if not self.rows:
-            self._state = None
-            self._cache.release()
         return prompt_tokens, generated
+
+    def release(self) -> None:
+        """Give back the memory of a batch without rows."""
+        self._cache.release()
 
     # --- prompts ---
 
@@ -207,7 +208,7 @@ class BatchLane:
                 source, best = entry.states, length
         if source is None and row.prefix is None:
             return
-        self._cache.reserve(self._count_slots(), row.offset + len(row.ids) + 1)
+        self._reserve(row.offset + len(row.ids) + 1)
         if row.prefix is not None:
             self._cache.restore(place, 0, row.prefix, row.offset)
         if isinstance(source, int):
@@ -224,7 +225,7 @@ class BatchLane:
         past = [row.places for row in rows]
         new = [end - row.filled for row, end in zip(rows, ends, strict=True)]
         width = max(p + n for p, n in zip(past, new, strict=True))
-        self._cache.reserve(self._count_slots(), width + 1)
+        self._reserve(width + 1)
         self._cache.select(start, past, new)
         longest = max(new)
         ids_RT = torch.zeros(len(rows), longest, dtype=torch.long)
@@ -248,7 +249,7 @@ class BatchLane:
             self._state = self._make_state(count)
         state = self._state
         if state.width > self._cache.length:
-            self._cache.reserve(self._count_slots(), state.width)
+            self._reserve(state.width)
         choices = self._compute(0, count, self._run_step, state)
         if self._state is not state:  # rows were computed apart, after an error
             self._state = None
@@ -390,9 +391,11 @@ class BatchLane:
             self._cache.move(source, target, self.rows[source].places)
             self.rows[target] = self.rows[source]
 
-    def _count_slots(self) -> int:
-        """Slots to allocate: doubled, so that rows that join one by one are copied a few times only."""
-        return min(self._max_rows, 1 << max(len(self.rows) - 1, 0).bit_length())
+    def _reserve(self, length: int) -> None:
+        """Make room for all rows, and for `length` places."""
+        # Doubled, so that rows that join one by one are copied a few times only.
+        slots = min(self._max_rows, 1 << (len(self.rows) - 1).bit_length())
+        self._cache.reserve(slots, max(length, *(row.places for row in self.rows)))
 
 
 _NOT_FINITE = (

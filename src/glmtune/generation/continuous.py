@@ -35,6 +35,9 @@ __all__ = ["BatchEngine", "BatchHandle", "EngineClosed", "EngineStats"]
 
 _log = logging.getLogger(__name__)
 
+# After this time without requests, the memory of their keys and values is given back.
+_IDLE_S = 5.0
+
 
 class EngineClosed(QueueFull):
     """The engine takes no more requests: it is draining or closed."""
@@ -233,7 +236,9 @@ class BatchEngine:
         """Wait for something to do; False once the engine is closed."""
         with self._changed:
             while not self._is_closed and not self._waiting and not self._running():
-                self._changed.wait()
+                if not self._changed.wait(_IDLE_S):
+                    for lane in self._lanes.values():
+                        lane.release()
             return not self._is_closed
 
     def _running(self) -> int:

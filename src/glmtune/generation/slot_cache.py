@@ -38,17 +38,22 @@ class SlotCache(Cache):
         self._places: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def reserve(self, rows: int, length: int) -> None:
-        """Make room for `rows` slots of `length` places; what they hold stays."""
+        """Make room for `rows` slots of `length` places; what they hold stays, and what is beyond them may go.
+
+        Args:
+            rows: at least as many as are in use.
+            length: at least that of the longest row.
+        """
         if rows <= self._rows and length <= self._length:
             return
-        # A half more than now at least: rows that grow token by token are copied a few times only.
-        if length > self._length:
-            length = -(-max(length, self._length * 3 // 2) // _LENGTH_STEP) * _LENGTH_STEP
-        rows, length = max(rows, self._rows), max(length, self._length)
+        # Half as many places again: growing rows are copied a few times only. And no slots as long as a row that left.
+        length = max(length, self._length * 3 // 2) if length > self._length else min(2 * length, self._length)
+        length = -(-length // _LENGTH_STEP) * _LENGTH_STEP
         old = self._states
         if old is not None:
             states = old.new_zeros(*old.shape[:2], rows, old.shape[3], length, old.shape[5])
-            states[:, :, : old.shape[2], :, : old.shape[4]] = old
+            kept_rows, kept_length = min(rows, self._rows), min(length, self._length)
+            states[:, :, :kept_rows, :, :kept_length] = old[:, :, :kept_rows, :, :kept_length]
             self._states = states
         self._rows, self._length = rows, length
 

@@ -135,6 +135,8 @@ def parse_body(value: Any, kind: type[Body]) -> tuple[Body, list[str]]:
     if not isinstance(value, dict):
         raise ApiError(400, "The body must be a JSON object.", code="invalid_type")
     values = {key: item for key, item in value.items() if item is not None}
+    if "best_of" in values and values["best_of"] == values.get("n", 1):
+        del values["best_of"]  # all of them are returned, as without it
     for key, reason in _REFUSED_KEYS.items():
         if key in values and key not in kind.model_fields:
             raise ApiError(400, f"{key} is not supported: {reason}.", code="unsupported_parameter", param=key)

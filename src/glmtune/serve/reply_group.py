@@ -56,13 +56,7 @@ class ReplyGroup:
         previous: dict[int, float] = {}
         try:
             while self._unfinished:
-                remaining = self._start + self._timeout_s - time.monotonic()
-                try:
-                    index, event = await asyncio.wait_for(self._events.get(), max(remaining, 0.001))
-                except asyncio.TimeoutError:
-                    raise ApiError(
-                        504, f"The reply took longer than {self._timeout_s:g} seconds.", code="timeout"
-                    ) from None
+                index, event = await self._take_event()
                 now = time.monotonic()
                 if isinstance(event, TokenEvent):
                     if index in previous:
@@ -77,6 +71,15 @@ class ReplyGroup:
         finally:
             if self._unfinished:
                 self.cancel()
+
+    async def _take_event(self) -> tuple[int, TokenEvent | FinishEvent]:
+        remaining = self._start + self._timeout_s - time.monotonic()
+        try:
+            if remaining > 0 and not self._events.empty():  # without the timer's cost
+                return self._events.get_nowait()
+            return await asyncio.wait_for(self._events.get(), remaining)
+        except asyncio.TimeoutError:
+            raise ApiError(504, f"The reply took longer than {self._timeout_s:g} seconds.", code="timeout") from None
 
     def _make_callback(self, index: int):
         def on_event(event: TokenEvent | FinishEvent) -> None:

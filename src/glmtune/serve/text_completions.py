@@ -43,9 +43,8 @@ async def complete_text(request: Request, context: ServeContext) -> Response:
         ids = await encode_text(context, prompt) if isinstance(prompt, str) else prompt
         if not ids:
             raise ApiError(400, "prompt is empty.", code="invalid_value", param="prompt")
-        requests += make_batch_requests(
-            *(context, model, body, ids), max_new_tokens=body.max_tokens or _DEFAULT_LENGTH, logprobs=body.logprobs
-        )
+        length = body.max_tokens or min(_DEFAULT_LENGTH, max(1, context.limits.context_window - len(ids)))
+        requests += make_batch_requests(*(context, model, body, ids), max_new_tokens=length, logprobs=body.logprobs)
     echoes = [await _read_echo(context, body, prompt) for prompt in prompts for _ in range(body.n)]
     completion = TextCompletion(context, body, echoes, len(prompts), ReplyGroup(context, requests))
     headers = make_warning_headers(unused)
