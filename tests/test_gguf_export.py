@@ -335,6 +335,18 @@ def test_a_merged_adapter_is_in_the_file(tiny, export, tmp_path):
     assert not torch.allclose(found["blk.0.attn_q.weight"], plain, atol=2e-3)
 
 
+def test_a_packed_base_is_unpacked(tiny, export, glmtune_command, tmp_path):
+    packed = tmp_path / "packed"
+    command = ("export", tiny("chatglm3"), packed, "--format", "official", "--bits", 4, "--device", "cpu")
+    assert glmtune_command(*command).code == 0
+    folder, out = export(packed, "--type", "f32", "--dtype", "fp32")
+    (matrix,) = [_values(tensor) for tensor in _open(folder).tensors if tensor.name == "blk.0.ffn_down.weight"]
+    model = load_base(inspect_checkpoint(packed), device="cpu", dtype="fp32")
+    expected = model.get_submodule("model.layers.0.mlp.down_proj").dequantize_weight(torch.float32)
+    assert torch.equal(matrix, expected)
+    assert "what that lost does not come back" in out
+
+
 def test_a_prefix_is_refused(tiny, export, tmp_path):
     base = inspect_checkpoint(tiny("chatglm3"))
     method = PTuning(PTuningConfig(num_virtual_tokens=3))
