@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -316,6 +318,22 @@ def test_an_adapter_adds_what_peft_adds(options, tiny, export, tmp_path):
         assert torch.allclose(update, expected, atol=1e-6), path
         compared += 1
     assert compared == len(found) // 2 > 0
+
+
+def test_what_is_printed_serves_an_adapter_beside_its_base(tiny, glmtune_command, tmp_path):
+    adapter, _ = _save_lora(tiny("chatglm3"), "chatglm3", tmp_path / "an adapter", r=20)
+    out = {}
+    for layout in ("hf", "gguf"):
+        folder = tmp_path / f"my {layout}"
+        result = glmtune_command("export", adapter, folder, "--format", layout, "--adapter-only", "--device", "cpu")
+        lines = [shlex.split(line.partition(": ")[2]) for line in result.out.splitlines() if ": " in line]
+        (made,) = [words for words in lines if words[:2] == ["glmtune", "export"]]
+        assert glmtune_command(*made[1:], "--device", "cpu").code == 0
+        (out[layout],) = [words for words in lines if words[0] in ("vllm", "llama-server")]
+    assert out["hf"][2] == str(tmp_path / "my hf-base")
+    assert out["hf"][out["hf"].index("--max-lora-rank") + 1] == "32"
+    assert out["hf"][-1] == f"tuned={tmp_path / 'my hf'}"
+    assert all(Path(out["gguf"][out["gguf"].index(option) + 1]).is_file() for option in ("-m", "--lora"))
 
 
 @pytest.mark.parametrize(
