@@ -82,6 +82,25 @@ def test_a_merged_adapter(demo, tmp_path):
     assert drop_stop_ids(found["replies"], demo) == answer_greedily(load_ours(demo, adapter), demo)
 
 
+@pytest.mark.parametrize("name", ["chatglm3", "glm4"])
+def test_calls_of_tools_are_rendered(name, tmp_path):
+    """By llama.cpp's own reading of the chat template, which gets arguments as text."""
+    case = make_case(name, tmp_path / "base")
+    export(case.folder, tmp_path / "gguf", layout="gguf")
+    arguments = {"city": "北'京\n", "days": [1, True, None], "more": {"x": 0.5}}
+    function = {"name": "get_weather", "arguments": json.dumps(arguments)}
+    question = {"role": "user", "content": "天气"}
+    sent = [
+        question,
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": function}]},
+        {"role": "tool", "tool_call_id": "1", "content": "晴"},
+    ]
+    own = [question, {"role": "tool", "name": "get_weather", "parameters": arguments, "observation": "晴"}]
+    job = {"model": str(tmp_path / "gguf" / "model-f16.gguf"), "max_tokens": 1, "conversations": [sent]}
+    found = run_in("llamacpp", "llamacpp_worker.py", job, tmp_path / "out.json")
+    assert found["prompts"] == [case.family.encode_prompt(own, case.tokenizer)]
+
+
 @pytest.mark.parametrize("kind", LARGEST_KL)
 def test_types_stay_near(kind, demo, tmp_path, capsys):
     """Over the whole vocabulary, amid the replies."""
