@@ -19,7 +19,12 @@ TOOLS = [
 _LETTERS = st.text(st.sampled_from("白色上衣 abcpeo\t0.，\n😀"), max_size=12).filter(
     lambda text: "sop" not in text and "eop" not in text and not text.startswith("\n")
 )
-_VALUES = st.one_of(_LETTERS, st.integers(), st.booleans(), st.none(), st.lists(_LETTERS, max_size=2))
+_TEXTS = st.one_of(_LETTERS, st.text(st.sampled_from("a'\"\\\n\r\t{}"), max_size=5))
+_VALUES = st.recursive(
+    st.one_of(_TEXTS, st.integers(), st.booleans(), st.none(), st.sampled_from([0.5, -2.0, 1e300])),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(_TEXTS, inner, max_size=2),
+    max_leaves=4,
+)
 _ARGUMENTS = st.dictionaries(st.sampled_from(["city", "day", "n"]), _VALUES, max_size=3)
 
 

@@ -560,7 +560,7 @@ def test_what_cannot_be_is_refused_in_a_line(tiny, copied, refused, lora, prefix
     assert "not a size" in refused(tiny("chatglm2"), "--max-shard-size", "lots")
     assert "--dtype cannot be 'float64'" in refused(tiny("chatglm2"), "--dtype", "float64")
     assert "--bits cannot be 5" in refused(tiny("chatglm2"), "--bits", 5)
-    assert "--format cannot be 'gguf'" in refused(tiny("chatglm2"), "--format", "gguf")
+    assert "--format cannot be 'onnx'" in refused(tiny("chatglm2"), "--format", "onnx")
     assert "P-Tuning prefix" in refused(prefix("chatglm2"), "--bits", 4)
 
     native = tmp_path_factory.mktemp("native") / "glm"

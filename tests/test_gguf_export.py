@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -318,6 +320,22 @@ def test_an_adapter_adds_what_peft_adds(options, tiny, export, tmp_path):
     assert compared == len(found) // 2 > 0
 
 
+def test_what_is_printed_serves_an_adapter_beside_its_base(tiny, glmtune_command, tmp_path):
+    adapter, _ = _save_lora(tiny("chatglm3"), "chatglm3", tmp_path / "an adapter", r=20)
+    out = {}
+    for layout in ("hf", "gguf"):
+        folder = tmp_path / f"my {layout}"
+        result = glmtune_command("export", adapter, folder, "--format", layout, "--adapter-only", "--device", "cpu")
+        lines = [shlex.split(line.partition(": ")[2]) for line in result.out.splitlines() if ": " in line]
+        (made,) = [words for words in lines if words[:2] == ["glmtune", "export"]]
+        assert glmtune_command(*made[1:], "--device", "cpu").code == 0
+        (out[layout],) = [words for words in lines if words[0] in ("vllm", "llama-server")]
+    assert out["hf"][2] == str(tmp_path / "my hf-base")
+    assert out["hf"][out["hf"].index("--max-lora-rank") + 1] == "32"
+    assert out["hf"][-1] == f"tuned={tmp_path / 'my hf'}"
+    assert all(Path(out["gguf"][out["gguf"].index(option) + 1]).is_file() for option in ("-m", "--lora"))
+
+
 @pytest.mark.parametrize(
     ("options", "reason"), [({"use_dora": True}, "DoRA"), ({"modules_to_save": ["lm_head"]}, "lm_head")]
 )
@@ -333,6 +351,18 @@ def test_a_merged_adapter_is_in_the_file(tiny, export, tmp_path):
     merged = model.merge_and_unload().state_dict()["model.layers.0.self_attn.q_proj.weight"]
     assert torch.allclose(found["blk.0.attn_q.weight"], merged, atol=2e-3)
     assert not torch.allclose(found["blk.0.attn_q.weight"], plain, atol=2e-3)
+
+
+def test_a_packed_base_is_unpacked(tiny, export, glmtune_command, tmp_path):
+    packed = tmp_path / "packed"
+    command = ("export", tiny("chatglm3"), packed, "--format", "official", "--bits", 4, "--device", "cpu")
+    assert glmtune_command(*command).code == 0
+    folder, out = export(packed, "--type", "f32", "--dtype", "fp32")
+    (matrix,) = [_values(tensor) for tensor in _open(folder).tensors if tensor.name == "blk.0.ffn_down.weight"]
+    model = load_base(inspect_checkpoint(packed), device="cpu", dtype="fp32")
+    expected = model.get_submodule("model.layers.0.mlp.down_proj").dequantize_weight(torch.float32)
+    assert torch.equal(matrix, expected)
+    assert "what that lost does not come back" in out
 
 
 def test_a_prefix_is_refused(tiny, export, tmp_path):

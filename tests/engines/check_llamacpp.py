@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -18,10 +19,16 @@ from engine_models import (
     load_ours,
     make_adapter,
     make_case,
+    make_conversations,
     run_in,
 )
+from safetensors.torch import load_file, save_file
 
+import glmtune
+from conftest import GOLDEN, find_asset
+from glmtune.families import get_family
 from glmtune.families.family import tokenize_text
+from tiny import make_tiny
 
 LARGEST_KL = {"f16": 1e-4, "q8_0": 5e-3, "q4_0": 0.25, "q4_k_m": 0.25}
 """Mean divergence of the next token's distribution from ours, in nats."""
@@ -75,6 +82,25 @@ def test_a_merged_adapter(demo, tmp_path):
     assert drop_stop_ids(found["replies"], demo) == answer_greedily(load_ours(demo, adapter), demo)
 
 
+@pytest.mark.parametrize("name", ["chatglm3", "glm4"])
+def test_calls_of_tools_are_rendered(name, tmp_path):
+    """By llama.cpp's own reading of the chat template, which gets arguments as text."""
+    case = make_case(name, tmp_path / "base")
+    export(case.folder, tmp_path / "gguf", layout="gguf")
+    arguments = {"city": "北'京\n", "days": [1, True, None], "more": {"x": 0.5}}
+    function = {"name": "get_weather", "arguments": json.dumps(arguments)}
+    question = {"role": "user", "content": "天气"}
+    sent = [
+        question,
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": function}]},
+        {"role": "tool", "tool_call_id": "1", "content": "晴"},
+    ]
+    own = [question, {"role": "tool", "name": "get_weather", "parameters": arguments, "observation": "晴"}]
+    job = {"model": str(tmp_path / "gguf" / "model-f16.gguf"), "max_tokens": 1, "conversations": [sent]}
+    found = run_in("llamacpp", "llamacpp_worker.py", job, tmp_path / "out.json")
+    assert found["prompts"] == [case.family.encode_prompt(own, case.tokenizer)]
+
+
 @pytest.mark.parametrize("kind", LARGEST_KL)
 def test_types_stay_near(kind, demo, tmp_path, capsys):
     """Over the whole vocabulary, amid the replies."""
@@ -101,3 +127,24 @@ def test_types_stay_near(kind, demo, tmp_path, capsys):
     assert ours.exp().masked_fill(known, 0).sum(-1).max() < 0.01
     assert divergence <= LARGEST_KL[kind]
     assert same == len(replies) or kind != "f16"
+
+
+def test_the_published_vocabulary_cuts_as_the_published_tokenizer(tmp_path):
+    """llama.cpp's tokenizer with the scores of tokenizer.model, on the golden texts and conversations."""
+    vocabulary = find_asset("assets", "chatglm3-6b", "tokenizer.model")
+    base, rows = make_tiny("chatglm3", tmp_path / "base"), 65024
+    shutil.copyfile(vocabulary, base / "tokenizer.model")
+    config = json.loads((base / "config.json").read_text("utf-8"))
+    (base / "config.json").write_text(json.dumps(config | {"padded_vocab_size": rows}), "utf-8")
+    state = load_file(base / "model.safetensors")
+    for name in ("transformer.embedding.word_embeddings.weight", "transformer.output_layer.weight"):
+        state[name] = torch.zeros(rows, state[name].shape[1])
+    save_file(state, base / "model.safetensors", metadata={"format": "pt"})
+    export(base, tmp_path / "gguf", layout="gguf")
+    golden = [json.loads(line) for line in (GOLDEN / "tokenizer.jsonl").read_text("utf-8").splitlines()]
+    family, tokenizer, talks = get_family("chatglm3"), glmtune.load_tokenizer(base), make_conversations()
+    job = {"model": str(tmp_path / "gguf" / "model-f16.gguf"), "max_tokens": 1}
+    job |= {"texts": [row["text"] for row in golden], "conversations": talks}
+    found = run_in("llamacpp", "llamacpp_worker.py", job, tmp_path / "out.json")
+    assert found["texts"] == [row["chatglm2"] for row in golden]
+    assert found["prompts"] == [family.encode_prompt(talk, tokenizer) for talk in talks]

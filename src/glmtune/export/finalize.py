@@ -9,6 +9,10 @@ from transformers import GlmConfig
 
 from glmtune.export.export_request import ExportRequest
 from glmtune.export.exporter import ExportResult
+from glmtune.methods.lora_files import read_config
+
+_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM's --max-lora-rank takes."""
 
 
 def format_result(result: ExportResult, request: ExportRequest) -> list[str]:
@@ -18,7 +22,7 @@ def format_result(result: ExportResult, request: ExportRequest) -> list[str]:
     form = "adapter" if request.adapter_only else f"{request.bits} bits"
     lines = [f"Done: {result.folder} ({request.layout} layout, {form}, {_measure_folder(result.folder)})."]
     if request.adapter_only:
-        return [*lines, _describe_chat(result.folder)]
+        return [*lines, *_describe_adapter(result, request), _describe_chat(result.folder)]
     lines += _describe_official(result, request) if request.layout == "official" else _describe_hf(result, request)
     if result.source.is_prefix:
         return lines  # printed already
@@ -35,15 +39,33 @@ def _describe_hf(result: ExportResult, request: ExportRequest) -> list[str]:
     return [f"Serve it: vllm serve {_quote_path(result.folder)}"]
 
 
+def _describe_adapter(result: ExportResult, request: ExportRequest) -> list[str]:
+    """How vLLM serves a LoRA adapter beside its base."""
+    source = result.source
+    if source.is_prefix or request.layout != "hf" or not isinstance(source.base.config, GlmConfig):
+        return []
+    base, lines = source.base.folder, []
+    if not (base / "tokenizer.json").is_file():  # a published folder, whose tokenizer is Python code
+        base = result.folder.with_name(f"{result.folder.name}-base")
+        lines.append(f"Its base for vLLM: {shlex.join(['glmtune', 'export', str(source.base.folder), str(base)])}")
+    config = read_config(result.folder)
+    rank = max(config["r"], *(config.get("rank_pattern") or {"": 0}).values())
+    options = ["--enable-lora", "--max-lora-rank", str(next((each for each in _VLLM_RANKS if each >= rank), rank))]
+    command = shlex.join(["vllm", "serve", str(base), *options, "--lora-modules", f"tuned={result.folder}"])
+    return [*lines, f"Serve both: {command}"]
+
+
 def _describe_gguf(result: ExportResult, request: ExportRequest) -> list[str]:
     path = next(result.folder.glob("*.gguf"))
     done = f"Done: {path} ({_measure_folder(result.folder)})."
     if request.adapter_only:
-        base = shlex.join(["glmtune", "export", str(result.source.base.folder), "BASE", "--format", "gguf"])
+        base = result.folder.with_name(f"{result.folder.name}-base")
+        command = shlex.join(["glmtune", "export", str(result.source.base.folder), str(base), "--format", "gguf"])
+        model = _quote_path(base / "model-f16.gguf")
         return [
             done,
-            f"Its base as a GGUF file: {base}",
-            f"Serve both: llama-server --jinja -m BASE/model-f16.gguf --lora {_quote_path(path)}",
+            f"Its base as a GGUF file: {command}",
+            f"Serve both: llama-server --jinja -m {model} --lora {_quote_path(path)}",
         ]
     modelfile = _quote_path(result.folder / "Modelfile")
     return [

@@ -140,8 +140,41 @@ def _fill_roles(**parts: str) -> str:
     return template
 
 
+# A value as Python writes it. Not the filter `format`, which other engines' template languages do not have.
+_LITERAL = """\
+{%- macro literal(value) -%}
+  {%- if value is none -%}
+    None
+  {%- elif value is boolean -%}
+    {{- 'True' if value else 'False' -}}
+  {%- elif value is string -%}
+    {%- set text = value | replace('\\\\', '\\\\\\\\') | replace('\\n', '\\\\n') -%}
+    {%- set text = text | replace('\\r', '\\\\r') | replace('\\t', '\\\\t') -%}
+    {%- if "'" in text and '"' not in text -%}
+      {{- '"' + text + '"' -}}
+    {%- else -%}
+      {{- "'" + (text | replace("'", "\\\\'")) + "'" -}}
+    {%- endif -%}
+  {%- elif value is mapping -%}
+    {{- '{' -}}
+    {%- for key, item in value | items -%}
+      {{- ('' if loop.first else ', ') + literal(key) + ': ' + literal(item) -}}
+    {%- endfor -%}
+    {{- '}' -}}
+  {%- elif value is iterable -%}
+    {{- '[' -}}
+    {%- for item in value -%}
+      {{- ('' if loop.first else ', ') + literal(item) -}}
+    {%- endfor -%}
+    {{- ']' -}}
+  {%- else -%}
+    {{- value -}}
+  {%- endif -%}
+{%- endmacro -%}
+"""
+
 # The first line and the content are encoded apart, hence the space in front of the content. Arguments are Python's.
-CHATGLM3 = _fill_roles(
+CHATGLM3 = _LITERAL + _fill_roles(
     start="sop",
     end="</s>",
     title="ChatGLM3-6B",
@@ -162,7 +195,7 @@ CHATGLM3 = _fill_roles(
         {%- endif %}
         {{- '```python\\ntool_call(' }}
         {%- for key, value in (function['arguments'] or {}) | items %}
-          {{- ('' if loop.first else ', ') + key + '=' + ('%r' | format(value)) }}
+          {{- ('' if loop.first else ', ') + key + '=' + literal(value) }}
         {%- endfor %}
         {{- ')\\n```' }}
 """,
