@@ -390,10 +390,12 @@ def test_stage_pt_trains_on_plain_text(write_file):
     assert [row.text for row in rows] == ["桥下的水。", "山上的云。"]
 
 
-def test_new_tokens_are_refused_by_name(write_file):
-    write_file("a.yaml", yaml.safe_dump({**FACTORY, "new_special_tokens": "<A>,<B>", "resize_vocab": True}))
-    with pytest.raises(ConfigError, match="new_special_tokens"):
-        translate_command(["a.yaml"])
+def test_new_tokens_are_those_of_all_three_keys(write_file):
+    keys = {"new_special_tokens": "<A>, <B>", "add_tokens": ["面料", "<B>"], "resize_vocab": True}
+    write_file("a.yaml", yaml.safe_dump({**FACTORY, **keys}, allow_unicode=True))
+    translation = translate_command(["a.yaml"])
+    assert translation.get_value("data.new_tokens") == ["面料", "<B>", "<A>"]
+    assert any("resize_vocab: embedding and head grow" in note for note in translation.notes)
 
 
 def test_a_deepspeed_file_beside_the_config_is_found(write_file):
