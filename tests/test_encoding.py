@@ -232,13 +232,14 @@ def test_a_call_and_its_result_in_two_messages_give_one_observation(name, load):
 
 
 def test_repeated_rows_stay_on_one_side_of_the_split(load, adgen_file, glmtune_command, tiny, tmp_path):
+    from glmtune.config import DataConfig
     from glmtune.training.training_data import _split_rows
 
     path = adgen_file(40)
     tokenizer, family = load("chatglm3")
     encoded = encode_sources(open_sources([{"path": str(path), "weight": 2}]), family, tokenizer, ROOMY)
     assert len(encoded.rows) == 80
-    train, held = _split_rows(encoded.rows.conversations, 0.2, seed=1)
+    train, held = _split_rows(encoded.rows.conversations, DataConfig(eval_fraction=0.2), seed=1)
     sides = [{encoded.rows[int(i)].where for i in part} for part in (train, held)]
     assert len(sides[1]) == 8
     assert not sides[0] & sides[1]

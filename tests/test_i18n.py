@@ -40,6 +40,10 @@ def test_report_texts_are_in_chinese():
 
 def test_values_are_filled_in():
     assert text("report.tile.epochs", "en", n=3) == "3 epochs"
+    assert text("report.tile.epochs", "en", n=1) == "1 epoch"
+    assert text("report.data.left_out", "en", n="1,001").startswith("1,001 invalid lines were skipped")
+    assert text("report.data.left_out", "en", n='<data value="1">1</data>').endswith("each with its reason.")
+    assert ">1</data> invalid line was skipped" in text("report.data.left_out", "en", n='<data value="1">1</data>')
     assert has_text("report.tile.epochs")
     assert not has_text("report.no.such.key")
     with pytest.raises(KeyError):

@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -301,3 +303,14 @@ def test_advice_of_libraries_is_dropped_and_nothing_else(logger, message):
     finally:
         log.removeHandler(handler)
     assert [record.msg for record in records] == ["the disk is on fire"]
+
+
+def test_importing_the_package_drops_that_advice_too():
+    code = (
+        "import glmtune, logging\n"
+        "log = logging.getLogger('DeepSpeed')\n"
+        "log.warning('Setting accelerator to CPU. If you have GPU or other accelerator')\n"
+        "log.warning('the disk is on fire')\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stderr == "the disk is on fire\n"

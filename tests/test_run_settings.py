@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from transformers import TrainingArguments
 
-from glmtune.config import DataConfig, RunConfig, check_config, load_config
+from glmtune.config import DataConfig, GenerateConfig, RunConfig, check_config, load_config
 from glmtune.config_parsing import build_dataclass
 from glmtune.errors import ConfigError
 from glmtune.evaluation.metrics import score_pair
 from glmtune.evaluation.scoring import score_tools
-from glmtune.families import ToolCall
+from glmtune.families import ToolCall, detect_family
 from glmtune.migrate import require_translation
+from glmtune.models.tokenizers import load_tokenizer
 from glmtune.run_dir import RunDir
 from glmtune.training.arguments import make_arguments
 from glmtune.training.best_metric import FAULTS, QUALITY
+from glmtune.training.generated import make_generated_scores
 from glmtune.training.plan.workload import _draw_batches
 from glmtune.training.samplers import EpochSampler
 from glmtune.training.training_data import _split_rows
@@ -62,6 +66,25 @@ def test_less_of_a_fault_is_better(tmp_path):
     assert make(tmp_path, metric_for_best_model="truncated", **best).greater_is_better is False
     assert make(tmp_path, metric_for_best_model="eval_rouge_l", **best).greater_is_better is True
     assert make(tmp_path, metric_for_best_model="empty", greater_is_better=True, **best).greater_is_better is True
+
+
+def test_a_score_of_tool_calls_needs_a_row_that_calls_one(tiny, tmp_path):
+    folder = tiny("chatglm3")
+    family, tokenizer = detect_family(folder), load_tokenizer(folder)
+    user = {"role": "user", "content": "问"}
+    answer = family.encode([user, {"role": "assistant", "content": "答"}], tokenizer)
+    call = family.encode([user, {"role": "tool", "name": "f", "parameters": {"a": 1}}], tokenizer)
+    arguments = make(tmp_path, metric_for_best_model="tool_name")
+
+    def make_scores(*rows):
+        blocks = SimpleNamespace(blocks=[[number] for number in range(len(rows))], rows=rows)
+        generate = GenerateConfig(rows=4)
+        data = SimpleNamespace(eval=blocks)
+        return make_generated_scores(generate, data, family, tokenizer, arguments, lambda *_, **__: [])
+
+    assert make_scores(answer, call).count == 2
+    with pytest.raises(ConfigError, match="no answer among the 1 sampled evaluation row calls a tool"):
+        make_scores(answer)
 
 
 @pytest.mark.parametrize("count", [1, 3, 9])

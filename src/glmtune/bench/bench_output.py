@@ -12,7 +12,7 @@ from rich.table import Table
 
 from glmtune.evaluation.output_folders import require_result_folder
 from glmtune.html.plots import new_figure, save_figure
-from glmtune.utils.console import get_console
+from glmtune.utils.console import count_noun, get_console
 from glmtune.utils.io import explain_write_errors, file_timestamp, write_json
 
 if TYPE_CHECKING:
@@ -57,7 +57,11 @@ def print_results(results: Sequence[dict[str, Any]]) -> None:
 def describe_results(results: Sequence[dict[str, Any]], command: str) -> dict[str, Any]:
     """The content of bench.json: all figures, the command and the machine."""
     on_gpu = results[0]["device"].startswith("cuda")
-    machine = torch.cuda.get_device_name() if on_gpu else f"{_read_cpu_name()}, {torch.get_num_threads()} threads"
+    machine = (
+        torch.cuda.get_device_name()
+        if on_gpu
+        else f"{_read_cpu_name()}, {count_noun(torch.get_num_threads(), 'thread')}"
+    )
     return {"command": command, "machine": machine, "torch": torch.__version__, "results": list(results)}
 
 

@@ -235,10 +235,10 @@ def _print_notes(notes: list[str]) -> None:
 
 
 def _print_result(result: TrainingResult) -> None:
-    from glmtune.utils.console import print_message
+    from glmtune.utils.console import count_noun, print_message
 
     summary, run = result.summary, result.run
-    parts = [f"{summary['steps']} steps in {summary['seconds']:.0f} s"]
+    parts = [f"{count_noun(summary['steps'], 'step')} in {summary['seconds']:.0f} s"]
     losses = [f"{summary[key]:.4f}" for key in ("first_loss", "last_loss") if summary[key] is not None]
     if losses:
         parts.append(f"loss {' to '.join(losses)}")

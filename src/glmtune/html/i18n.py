@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import string
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 
@@ -30,7 +33,25 @@ def text(key: str, lang: str, **values: object) -> str:
         KeyError: there is no such key, or a name has no value.
     """
     message = load_texts(lang)[key]
-    return message.format(**values) if values else message
+    return format_message(message, values) if values else message
+
+
+def format_message(message: str, values: Mapping[str, object]) -> str:
+    """Replace `{names}` in a message by values; `{rows:row|rows}` is a number and the noun that goes with it.
+
+    Raises:
+        KeyError: a name has no value.
+    """
+    return _MessageFormatter().vformat(message, (), values)
+
+
+class _MessageFormatter(string.Formatter):
+    def format_field(self, value: object, format_spec: str) -> str:
+        singular, bar, plural = format_spec.partition("|")
+        if not bar:
+            return str(super().format_field(value, format_spec))
+        number = re.sub(r"<[^>]*>", "", str(value))  # it may be a number of a page, with its markup
+        return f"{value} {singular if number == '1' else plural}"
 
 
 def has_text(key: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from glmtune.html.i18n import LANGUAGES, has_text, load_texts
+from glmtune.html.i18n import LANGUAGES, format_message, has_text, load_texts
 from glmtune.utils.console import format_bytes
 
 NO_VALUE = "–"
@@ -89,7 +89,7 @@ def show_text(key: str, **values: object) -> Markup:
     spans = []
     for lang in LANGUAGES:
         template = str(Markup.escape(load_texts(lang)[key])).replace("&#34;", '"').replace("&#39;", "'")
-        spans.append(f'<span lang="{lang}">{template.format(**values)}</span>')
+        spans.append(f'<span lang="{lang}">{format_message(template, values)}</span>')
     return Markup("".join(spans))
 
 

@@ -23,6 +23,8 @@ QUALITY = (
 FAULTS = ("tool_parse_failure", "empty", "truncated", "repeated_tail", "repeated_4grams")
 """Scores of replies, 0 to 100, less is better."""
 
+TOOL_SCORES = tuple(name for name in (*QUALITY, *FAULTS) if name.startswith("tool_"))
+"""Scores that only rows with a call have."""
 _KEY = "training.metric_for_best_model"
 
 

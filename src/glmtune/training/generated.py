@@ -15,8 +15,10 @@ from glmtune.data.batches import BlockDataset
 from glmtune.data.encoding import EncodedRow
 from glmtune.errors import ConfigError
 from glmtune.families import IGNORE_INDEX, Family
+from glmtune.training.best_metric import TOOL_SCORES
 from glmtune.training.distributed import count_processes
 from glmtune.training.training_data import TrainingData
+from glmtune.utils.console import count_noun
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,18 @@ class GeneratedScores:
         self._tokenizer, self._family = tokenizer, family
         self._limits = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
 
+    @property
+    def count(self) -> int:
+        """Number of sampled rows."""
+        return len(self._questions)
+
+    def has_tool_calls(self) -> bool:
+        """Whether an answer of the sampled rows calls a tool, so that its score exists."""
+        texts = (
+            self._tokenizer.decode(question.reference_ids, skip_special_tokens=True) for question in self._questions
+        )
+        return any(self._family.parse_reply(text).tool_calls for text in texts)
+
     def __call__(self, model: Any) -> dict[str, float]:
         """Mean of every score over the rows that have it, the same in all processes; all must call it.
 
@@ -105,11 +119,11 @@ def make_generated_scores(
         data: of the run.
         family: the generation.
         tokenizer: its tokenizer.
-        arguments: with the seed and the evaluation batch size.
+        arguments: with the seed, the metric of the best checkpoint and the evaluation batch size.
         score: scores replies.
 
     Raises:
-        ConfigError: there are no rows to answer.
+        ConfigError: there are no rows to answer, or none has the metric of the best checkpoint.
         ValueError: `score` is missing.
     """
     if not generate.rows:
@@ -121,13 +135,21 @@ def make_generated_scores(
             "generate.rows needs evaluation rows, and there are none.",
             "Give --eval-data, or set data.eval_fraction=0.05.",
         )
-    return GeneratedScores(
+    scores = GeneratedScores(
         *(data.eval, generate.rows, arguments.seed, score),
         tokenizer=tokenizer,
         family=family,
         max_new_tokens=generate.max_new_tokens,
         batch_size=arguments.per_device_eval_batch_size,
     )
+    metric = (arguments.metric_for_best_model or "").removeprefix("eval_")
+    if metric in TOOL_SCORES and not scores.has_tool_calls():
+        raise ConfigError(
+            f"training.metric_for_best_model {metric} is a score of tool calls, and no answer among the "
+            f"{count_noun(scores.count, 'sampled evaluation row')} calls a tool.",
+            "Raise generate.rows, give evaluation rows with calls, or choose another metric.",
+        )
+    return scores
 
 
 def sample_questions(blocks: BlockDataset, count: int, seed: int) -> list[Question]:
