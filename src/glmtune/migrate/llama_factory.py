@@ -23,20 +23,11 @@ from glmtune.migrate.translation import Translation, limit_rows
 from glmtune.utils.documents import parse_json, read_document
 
 _REMOVE_HINT = "Leave it out."
-<<<<<<< HEAD
-_NEW_TOKENS = "tokens are not added while training; those of the base (added_tokens.json) are read"
-_NEW_TOKENS_HINT = "Add them to the base first, or leave it out."
-=======
-_PREFERENCE_STAGES = {"rm": "reward models", "ppo": "PPO", "dpo": "preference tuning", "kto": "preference tuning"}
-_PREFERENCE_STAGES |= {"orpo": "preference tuning", "simpo": "preference tuning"}
-
-
 _NEW_TOKENS = (
     "one id each; embedding and head grow where needed, and the new rows are trained; replies show these tokens"
 )
 _NEW_TOKEN_KEYS = ("add_tokens", "new_special_tokens", "add_special_tokens")
 """In the order in which LLaMA-Factory adds them."""
->>>>>>> h/newtok
 
 RULES: Rules = {
     "model_name_or_path": map_key("model.path"),
@@ -57,14 +48,6 @@ RULES: Rules = {
     "ms_hub_token": ignore_key("log in with ModelScope's own command"),
     "config_name": accept_values(note="the config is read from the checkpoint", hint=_REMOVE_HINT),
     "tokenizer_name": accept_values(note="the tokenizer is read from the checkpoint", hint=_REMOVE_HINT),
-<<<<<<< HEAD
-    "new_special_tokens": accept_values(note=_NEW_TOKENS, hint=_NEW_TOKENS_HINT),
-    "add_special_tokens": accept_values(note=_NEW_TOKENS, hint=_NEW_TOKENS_HINT),
-    "add_tokens": accept_values(note=_NEW_TOKENS, hint=_NEW_TOKENS_HINT),
-    "resize_vocab": ignore_key("no tokens are added while training, so nothing is resized", switch=True),
-    "stage": map_key("stage", "pt: as plain text", values={"sft": "sft", "pt": "sft", "dpo": "dpo"}),
-    **PREFERENCE_RULES,
-=======
     "new_special_tokens": map_key("data.new_tokens", _NEW_TOKENS),
     "add_special_tokens": map_key("data.new_tokens", _NEW_TOKENS),
     "add_tokens": map_key("data.new_tokens", _NEW_TOKENS),
@@ -73,10 +56,8 @@ RULES: Rules = {
         "LLaMA-Factory trained all rows (lora.modules_to_save does)",
         switch=True,
     ),
-    "stage": accept_values(
-        *("sft", "pt"), note="only supervised fine-tuning (sft) and plain text (pt) are trained", hint="Use sft or pt."
-    ),
->>>>>>> h/newtok
+    "stage": map_key("stage", "pt: as plain text", values={"sft": "sft", "pt": "sft", "dpo": "dpo"}),
+    **PREFERENCE_RULES,
     "finetuning_type": map_key(
         "method", values={"lora": "lora", "full": "full", "freeze": "freeze", "p_tuning": "ptuning"}
     ),
@@ -218,21 +199,13 @@ def _set_defaults(translation: Translation, values: Mapping[str, Any]) -> None:
         if not {"packing", "neat_packing", "sft_packing"} & values.keys():
             translation.set_value("data.packing", True)
         translation.add_note("stage pt: rows are plain text, and every token is trained on; long ones become several.")
-<<<<<<< HEAD
     held_out = parse_number(translation.get_value("data.eval_fraction") or 0)
     if isinstance(held_out, (int, float)) and held_out > 1:
         translation.set_value("data.eval_fraction", 0.0)
         translation.set_value("data.eval_rows", int(held_out))
-=======
-    if parse_number(translation.get_value("data.eval_fraction") or 0) >= 1:
-        raise ConfigError(
-            f"{translation.source}: val_size {values['val_size']} is a number of rows; glmtune takes a share.",
-            "Give a share such as 0.05, or a separate file as data.eval.",
-        )
     tokens = [token for key in _NEW_TOKEN_KEYS for token in split_names(values.get(key) or [])]
     if tokens:
         translation.set_value("data.new_tokens", list(dict.fromkeys(tokens)))
->>>>>>> h/newtok
     if modules := translation.get_value("lora.modules_to_save"):
         translation.set_value("lora.modules_to_save", split_names(modules))
     disable_evaluation_without_data(translation)
