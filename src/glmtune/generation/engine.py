@@ -72,9 +72,7 @@ class _DecodeState:
         ids_BL, mask_BL, positions_BL = (
             x.to(device, non_blocking=True) for x in (ids_BL, places_L >= pads_B1, positions_BL)
         )
-        return cls(
-            ids_BL, mask_BL, positions_BL, longest, bool(pads_B1.any()), cache, rows=list(range(len(prompts)))
-        )
+        return cls(ids_BL, mask_BL, positions_BL, longest, bool(pads_B1.any()), cache, rows=list(range(len(prompts))))
 
     @property
     def ids_BS(self) -> torch.Tensor:
