@@ -198,6 +198,7 @@ def train_demo(
                 f"output={output}",
                 f"training.use_cpu={'true' if device == 'cpu' else 'false'}",
                 "data.eval_fraction=0",
+                "data.max_length=256",  # short blocks of several rows: a simulated device is slow
                 "lora.dropout=0",  # masks of different devices differ
                 "ptuning.dropout=0",
                 "training.max_steps=4",
