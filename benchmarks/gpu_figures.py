@@ -146,6 +146,13 @@ def memory(
 
 def plan_cell(cell: memory_benchmark.Cell, device: str) -> int:
     """Bytes that the plan gives for the same model, settings and rows."""
+    from glmtune.training.plan.estimate import estimate_memory
+
+    return estimate_memory(make_plan_request(cell, device)).total
+
+
+def make_plan_request(cell: memory_benchmark.Cell, device: str) -> Any:
+    """The plan's request for the same model, settings and rows."""
 
     from glmtune.config import RunConfig
     from glmtune.config_parsing import build_dataclass
@@ -153,7 +160,7 @@ def plan_cell(cell: memory_benchmark.Cell, device: str) -> int:
     from glmtune.families import get_family
     from glmtune.models.auto import read_published_config
     from glmtune.training.plan.device import pick_device
-    from glmtune.training.plan.estimate import PlanRequest, estimate_memory
+    from glmtune.training.plan.estimate import PlanRequest
     from glmtune.training.plan.model_spec import ModelSpec
 
     shape = SHAPES[cell.shape]
@@ -172,7 +179,7 @@ def plan_cell(cell: memory_benchmark.Cell, device: str) -> int:
         "benchmarks/gpu.py",
     )
     rows = memory_benchmark.make_random_rows(cell, shape, 1)
-    request = PlanRequest(
+    return PlanRequest(
         spec=ModelSpec(Path("random"), family, config, torch.float16, None, 0),
         run=run,
         arguments=arguments,
@@ -183,7 +190,6 @@ def plan_cell(cell: memory_benchmark.Cell, device: str) -> int:
         device=pick_device(None, device == "cpu"),
         num_processes=1,
     )
-    return estimate_memory(request).total
 
 
 def profile(setup: Setup) -> None:

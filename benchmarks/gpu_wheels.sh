@@ -3,7 +3,7 @@
 # network. The machine is expected to have torch and what an older transformers brings (numpy, tqdm, regex, PyYAML,
 # requests); what else it lacks is named by the first lines of gpu.py (cell limits, "missing") and can be added here as
 # PACKAGE: "pyarrow pandas", or "matplotlib contourpy cycler fonttools kiwisolver pillow pyparsing". bitsandbytes is cut
-# down to the library of CUDA 13 (4 MB, not 43), pyarrow by what nothing here imports (34 MB, not 55).
+# down to the library of CUDA 13 (4 MB, not 43), pyarrow by what nothing here imports (36 MB, not 55).
 set -euo pipefail
 folder=${1:?a folder for the wheels}
 version=${2:-3.12}
@@ -23,7 +23,7 @@ import glob, os, sys, zipfile
 def is_needed(name):
     if name.startswith("bitsandbytes/"):
         return not name.endswith(".so") or name.endswith(("_cuda130.so", "_cpu.so"))
-    unused = ("flight", "libarrow_s3", "_s3fs", "substrait", "/include/", "/tests/")
+    unused = ("flight", "libarrow_s3", "_s3fs", "/include/", "/tests/")
     return not name.startswith("pyarrow/") or not any(part in name for part in unused)
 
 for path in [path for kind in ("bitsandbytes", "pyarrow") for path in glob.glob(os.path.join(sys.argv[1], kind + "-*.whl"))]:

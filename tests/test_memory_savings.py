@@ -5,10 +5,13 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import accelerate.accelerator
 import pytest
 import report_folders
 import torch
+import torch.distributed.fsdp
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -36,12 +39,14 @@ from glmtune.report.page import render_page
 from glmtune.run_dir import RunDir
 from glmtune.training import memory
 from glmtune.training.arguments import make_arguments
+from glmtune.training.deepspeed import _CastParameters
 from glmtune.training.loss import step_loss
 from glmtune.training.plan.changes import _list_steps
 from glmtune.training.plan.device import pick_device
 from glmtune.training.plan.estimate import PlanRequest, _trace_on_device
 from glmtune.training.plan.memory_tracker import MemoryTracker
 from glmtune.training.plan.model_spec import build_meta_model, inspect_model
+from glmtune.training.sharding import cast_weight, cast_while_sharding
 from glmtune.utils import gpu_allocator
 
 
@@ -381,3 +386,51 @@ def test_the_plan_advises_them_where_they_save(make_request):
     before, after = _trace_on_device(shared), _trace_on_device(steps[0].apply(shared))
     assert after.phases["forward, loss"]["weights"] < before.phases["forward, loss"]["weights"]
     assert not any(host in step.settings for step in _list_steps(dataclasses.replace(request, num_processes=2)))
+
+
+# --- weights that are going to be sharded ---
+
+
+def test_fsdp_converts_a_module_just_before_it_shards_it(monkeypatch):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).half()
+    model[1].requires_grad_(False)
+    seen = []
+
+    def shard(module, **options):
+        seen.append([parameter.dtype for parameter in model.parameters()])
+
+    def prepare_model(accelerator, whole):
+        assert accelerator.state._mixed_precision == "no"  # else it would copy all trained weights
+        for module in whole:
+            torch.distributed.fsdp.fully_shard(module)
+        return whole
+
+    monkeypatch.setattr(torch.distributed.fsdp, "fully_shard", shard)
+    monkeypatch.setattr(accelerate.accelerator, "fsdp2_prepare_model", prepare_model)
+    accelerator = SimpleNamespace(state=SimpleNamespace(_mixed_precision="bf16"))
+    with cast_while_sharding(torch.bfloat16):
+        accelerate.accelerator.fsdp2_prepare_model(accelerator, model)
+    fp32, fp16, bf16 = torch.float32, torch.float16, torch.bfloat16
+    assert seen == [[fp32, fp32, fp16, fp16], [fp32, fp32, bf16, bf16]]
+    assert accelerator.state._mixed_precision == "bf16"
+    assert torch.distributed.fsdp.fully_shard is shard
+
+
+def test_zero_3_converts_a_weight_when_it_is_its_turn():
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)).half()
+    model[1].weight.ds_id = 7  # partitioned already
+    turns = [[p.dtype for p in model.parameters()] for _ in _CastParameters(model, torch.float32).parameters()]
+    assert turns == [[torch.float32, torch.float16]] * 2
+
+
+@pytest.mark.parametrize("method", ["full", "freeze"])
+def test_a_method_leaves_the_precision_to_sharding(tiny, method):
+    base = inspect_checkpoint(tiny("chatglm2"))
+    run = build_dataclass(RunConfig, {"method": method, "freeze": {"trainable_layers": 1}}, "test")
+    tuner = make_method(run, base.family, torch.bfloat16)
+    tuner.casts_base = False
+    model = tuner.prepare(load_base(base, dtype="fp16", device="cpu"))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}
+    for parameter in model.parameters():
+        cast_weight(parameter, torch.bfloat16)
+        assert parameter.dtype == (torch.float32 if parameter.requires_grad else torch.bfloat16)
