@@ -20,10 +20,11 @@ import decoding  # noqa: E402
 import harness  # noqa: E402
 import memory  # noqa: E402
 import models  # noqa: E402
+import serving  # noqa: E402
 import task  # noqa: E402
 import training  # noqa: E402
 
-SCRIPTS = ("data.py", "machine.py", "training.py", "memory.py", "decoding.py", "evaluation.py")
+SCRIPTS = ("data.py", "machine.py", "training.py", "memory.py", "decoding.py", "evaluation.py", "serving.py")
 TINY = models.SHAPES["tiny"]
 
 
@@ -164,6 +165,22 @@ def test_decoding_by_both_engines():
         assert set(result["batch_sizes"]) == {"1", "2"}
         assert all(timing["first_s"] > 0 for timing in result["batch_sizes"].values())
     assert found["glmtune"]["weight_bytes"] == found["transformers"]["weight_bytes"]
+
+
+def test_clients_of_the_engine_and_of_single_requests(tiny):
+    cells = []
+    for name in ("one by one", "batch"):
+        found = serving.measure_candidate(name, tiny("chatglm3"), clients=3, requests=7, new=4)
+        assert found["tokens_per_s"] > 0
+        assert 0 < found["first_p50"] <= found["first_p95"]
+        assert 0 < found["between_p50"] <= found["between_p95"]
+        cells.append({"name": name, "clients": 3, "runs": [found | {"tokens_per_s": 5.0 * (len(cells) * 5 + 1)}]})
+    cells.append({"name": "vllm", "clients": 3, "runs": [{"tokens_per_s": 10.0}]})
+    cells.append({"name": "serve", "clients": 3, "failed": "no server"})
+    text = serving.format_results({**harness.describe_environment("serving.py"), "cells": cells})
+    assert "| batch | 3 | 30 | 6.0 |" in text
+    assert "| vllm | 3 | 10 | 2.0 |" in text
+    assert "| serve | 3 | no server |" in text
 
 
 def test_a_memory_cell_of_each_method():
