@@ -317,6 +317,13 @@ def test_a_reply_that_takes_too_long_is_cancelled(server):
     assert len(client.engine.cancelled) == 2
 
 
+def test_a_stream_that_waits_is_kept_open_by_comments(server, monkeypatch):
+    monkeypatch.setattr("glmtune.serve.http_messages._COMMENT_INTERVAL_S", 0.05)
+    client = server(limits=ServeLimits(512, request_timeout_s=0.3))
+    client.engine.is_waiting = True
+    assert ": waiting\n\n" in ask(client, stream=True).text
+
+
 def test_a_large_body_is_refused(server):
     client = server(limits=ServeLimits(512, body_bytes=1000))
     require_error(ask(client, messages=[{"role": "user", "content": "x" * 1000}]), 413)

@@ -22,6 +22,8 @@ Body = TypeVar("Body", bound=BaseModel)
 
 # A writer that the client does not read from ends this long after its request's own limit.
 _WRITE_GRACE_S = 10.0
+# Proxies end connections on which nothing comes, after a minute commonly; a request may wait longer in the queue.
+_COMMENT_INTERVAL_S = 15.0
 
 
 class ClientDisconnectError(Exception):
@@ -118,14 +120,24 @@ class EventStream(Response):
             await _race_disconnect(receive, self._send_events(send), self._timeout_s)
 
     async def _send_events(self, send: Send) -> None:
+        comments = asyncio.ensure_future(_send_comments(send))
         try:
             async for value in self._values:
                 await _send_event(send, value)
         except ApiError as error:
             await _send_event(send, error.to_dict())
         finally:
+            comments.cancel()
             await self._values.aclose()  # type: ignore[attr-defined]
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
+
+
+async def _send_comments(send: Send) -> None:
+    """Send lines that clients skip, until cancelled."""
+    with contextlib.suppress(OSError):  # the client left, which is noticed elsewhere
+        while True:
+            await asyncio.sleep(_COMMENT_INTERVAL_S)
+            await send({"type": "http.response.body", "body": b": waiting\n\n", "more_body": True})
 
 
 async def _send_event(send: Send, value: Any) -> None:
