@@ -30,7 +30,7 @@ from glmtune.families import get_family
 from glmtune.families.family import tokenize_text
 from tiny import make_tiny
 
-LARGEST_KL = {"f16": 1e-4, "q8_0": 5e-3, "q4_0": 0.25, "q4_k_m": 0.25}
+LARGEST_KL = {"f16": 1e-4, "q8_0": 1e-3, "q4_0": 0.05, "q4_k_m": 0.05}
 """Mean divergence of the next token's distribution from ours, in nats."""
 
 
