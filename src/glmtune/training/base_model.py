@@ -14,7 +14,7 @@ from glmtune.models.embedding_and_head import move_embedding_to_host, quantize_h
 from glmtune.models.embedding_rows import grow_vocabulary, initialize_rows
 from glmtune.models.loading import load_base
 from glmtune.models.packed_attention import set_packed_attention
-from glmtune.models.shared_head import has_shared_head
+from glmtune.models.shared_head import has_shared_head, separate_head
 from glmtune.models.tokenizers.new_tokens import NewTokens
 from glmtune.training.deepspeed import without_zero_init
 from glmtune.utils.console import print_message, print_warning
@@ -56,6 +56,7 @@ def load_trainable_base(
             raise ConfigError(f"model.attention: {summarize_error(error)}", "Use sdpa or eager.") from None
     set_packed_attention(model)
     if new_tokens:
+        separate_head(model)  # its new rows are trained apart from the embedding's
         grow_vocabulary(model, new_tokens.rows)
         initialize_rows(model, new_tokens.ids, new_tokens.pieces)
     if config.model.head_quantization:
