@@ -102,7 +102,7 @@ def test_a_run_trains_their_rows_and_no_others(family, tiny, train, glmtune_comm
         torch.testing.assert_close(_logits(exported.model, exported.tokenizer), logits, atol=1e-5, rtol=1e-5)
 
 
-def test_the_key_changes_nothing_else(tiny, train):
+def test_without_the_key_an_adapter_has_none_of_it(tiny, train):
     run, result = train(tiny("chatglm3"), tokens=[])
     assert result.code == 0, result.err
     assert not (run / "adapter" / "added_tokens.json").exists()
@@ -124,7 +124,7 @@ def test_plain_peft_loads_the_adapter(tiny, train):
     torch.testing.assert_close(_logits(grown, loaded.tokenizer), _logits(loaded.model, loaded.tokenizer))
 
 
-def test_full_trains_them_and_the_probe_compares_with_the_base(tiny, train, glmtune_command):
+def test_full_grows_embedding_and_head(tiny, train):
     run, result = train(tiny("chatglm"), "method=full", "training.learning_rate=1e-3")
     assert result.code == 0, result.err
     loaded = load_for_generation(str(run), device="cpu")
