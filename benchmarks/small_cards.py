@@ -20,6 +20,7 @@ from glmtune.training.plan.estimate import estimate_memory
 
 ROWS: dict[str, Any] = {"batch": 4, "prompt": 256, "answer": 512, "checkpointing": True, "precision": "bf16"}
 CELLS = {
+    "ChatGLM3-6B, LoRA, 4 x 768, checkpointing": memory.Cell("chatglm3-6b", "lora", **ROWS),
     "ChatGLM3-6B, QLoRA, 4 x 768, checkpointing": memory.Cell("chatglm3-6b", "lora", "nf4", **ROWS),
     "ChatGLM-6B, P-Tuning v2 on int4, 1 x 128, accumulated 16 times": memory.Cell(
         "chatglm-6b", "ptuning", "packed4", batch=1, accumulation=16, prompt=42, answer=86, precision="bf16"
