@@ -16,9 +16,15 @@ from glmtune.export.export_checks import (
     require_same_logits,
 )
 from glmtune.export.gguf_metadata import add_model_keys, add_vocabulary_keys, require_architecture
-from glmtune.export.gguf_tensors import copy_gguf_tensor, list_tensors, make_name_map, read_gguf_tensors, write_gguf
-from glmtune.export.gguf_types import (
+from glmtune.export.gguf_tensors import (
     FLOAT_TYPES,
+    copy_gguf_tensor,
+    list_tensors,
+    make_name_map,
+    read_gguf_tensors,
+    write_gguf,
+)
+from glmtune.export.gguf_types import (
     PACKAGE_TYPES,
     PROGRAM_TYPES,
     QUANTIZE_PROGRAM,
@@ -37,7 +43,6 @@ if TYPE_CHECKING:
 
 DEFAULT_TYPE = "f16"
 DEFAULT_ADAPTER_TYPE = "f32"
-_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
 def choose_type(request: ExportRequest) -> str:
@@ -136,7 +141,7 @@ class GgufModelWriter:
                 copy_gguf_tensor(tensors[self._convert(native)], value)
         read = compute_logits(self._model, rows)
         dtype = find_main_dtype(self._model)
-        exact = self._type == "f32" or _DTYPES.get(self._type) == dtype
+        exact = self._type == "f32" or FLOAT_TYPES.get(self._type) == dtype
         if exact:
             return [require_same_logits(read, logits, RELOAD_TOLERANCE[dtype], self.path.name)]
         if not torch.isfinite(read).all():

@@ -13,6 +13,7 @@ import torch
 from glmtune.errors import ModelError
 from glmtune.export.gguf_types import choose_tensor_type
 
+FLOAT_TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 _CHUNK = 16_000_000
 """Numbers that are converted at a time."""
 
@@ -47,14 +48,19 @@ class GgufTensor:
         import gguf
 
         kind = gguf.GGMLQuantizationType[self.type.upper()]
+        dtype = FLOAT_TYPES.get(self.type)
         stored = np.empty(self.bytes_shape, np.uint8)
         for rows in _split_rows(self.value.shape):
-            part = self.value[rows].detach().float().cpu().numpy()
-            if self.type == "f16" and np.abs(part, out=part.copy()).max(initial=0) > np.finfo(np.float16).max:
+            part = self.value[rows].detach()
+            if dtype is None:
+                stored[rows] = gguf.quantize(part.float().cpu().contiguous().numpy(), kind)
+                continue
+            converted = part.to(dtype).cpu().contiguous()
+            if dtype == torch.float16 and not torch.isfinite(converted).all():
                 raise ModelError(
                     f"{self.name}: has values beyond the range of f16 (65504).", "Use --type bf16, f32 or q8_0."
                 )
-            stored[rows] = gguf.quantize(np.ascontiguousarray(part), kind).view(np.uint8)
+            stored[rows] = converted.view(torch.uint8).numpy()
         return stored
 
 

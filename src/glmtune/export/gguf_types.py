@@ -10,8 +10,8 @@ from typing import Any
 
 from glmtune.errors import ConfigError, ModelError
 
-FLOAT_TYPES = ("f32", "f16", "bf16")
-PACKAGE_TYPES = (*FLOAT_TYPES, "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+_UNQUANTISED = ("f32", "f16", "bf16")
+PACKAGE_TYPES = (*_UNQUANTISED, "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 """What the `gguf` package quantises to."""
 PROGRAM_TYPES = (
     *("q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k"),
@@ -58,7 +58,7 @@ def choose_tensor_type(name: str, shape: tuple[int, ...], wanted: str) -> str:
     """
     if len(shape) == 1:
         return "f32"
-    if wanted in FLOAT_TYPES:
+    if wanted in _UNQUANTISED:
         return wanted
     if shape[-1] % _BLOCK:
         return "f16"
