@@ -118,7 +118,9 @@ def read_settings(target: str, overrides: list[str]) -> RunConfig:
     tree: dict[str, Any] = (
         read_config_file(run.config) if run else {"model": {"path": target}, "data": {"train": "none"}}
     )
-    data_keys = DataConfig.__dataclass_fields__.keys() - {"train", "eval", "eval_fraction", "eval_rows", "packing"}
+    # The tokens of a run are those that it was trained with.
+    other_keys = {"train", "eval", "eval_fraction", "eval_rows", "packing", "new_tokens"}
+    data_keys = DataConfig.__dataclass_fields__.keys() - other_keys
     for override in overrides:
         section, _, key = override.partition("=")[0].strip().partition(".")
         if section != "data" or key.split(".")[0] not in data_keys:
