@@ -19,7 +19,7 @@ from glmtune.generation.batch_requests import BatchRequest, FinishEvent, QueueFu
 from glmtune.generation.batched import generate_batched
 from glmtune.generation.continuous import BatchEngine, EngineClosed
 from glmtune.generation.engine import decode_tokens, pick_greedy
-from glmtune.generation.prefix_store import PrefixStore
+from glmtune.generation.prefix_store import PrefixStore, count_common
 from glmtune.generation.reply_text import ReplyText, StopStrings
 from glmtune.generation.sampling import Sampling
 from glmtune.generation.slot_cache import SlotCache
@@ -488,6 +488,14 @@ def test_the_store_keeps_to_its_bytes_and_finds_the_longest_beginning():
     assert store.find("a", range(100))[1] == 60
     store.clear()
     assert store.find("a", range(60)) is None
+
+
+def test_common_beginnings_of_any_length():
+    for length in (0, 1, 127, 128, 129, 300):
+        ids = list(range(length))
+        assert count_common(ids, ids) == length
+        assert count_common([*ids, 1, 2], [*ids, 5]) == length
+        assert count_common(ids, [*ids, 5, 6]) == count_common([*ids, *range(500)], ids) == length
 
 
 def test_events_carry_tokens(settings):

@@ -29,6 +29,9 @@ _PROMPT_TOKENS = 512
 # A prompt with this many tokens in common with one of the same pass waits for it and takes them from there.
 _WORTH_WAITING = 64
 
+# Prompts of a pass are padded to a multiple of this.
+_LENGTH_STEP = 16
+
 _log = logging.getLogger(__name__)
 
 
@@ -227,7 +230,8 @@ class BatchLane:
         width = max(p + n for p, n in zip(past, new, strict=True))
         self._reserve(width + 1)
         self._cache.select(start, past, new)
-        longest = max(new)
+        # oneDNN keeps a kernel for every number of tokens that it has met: few numbers, little memory.
+        longest = -(-max(new) // _LENGTH_STEP) * _LENGTH_STEP
         ids_RT = torch.zeros(len(rows), longest, dtype=torch.long)
         positions = torch.zeros(len(rows), *([layout.streams] if layout.streams else []), longest, dtype=torch.long)
         for number, (row, end) in enumerate(zip(rows, ends, strict=True)):

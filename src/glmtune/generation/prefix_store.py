@@ -14,6 +14,8 @@ import torch
 
 BLOCK = 16
 """Tokens of a block; shorter beginnings are not worth finding."""
+# Tokens that are compared by one operation.
+_COMPARED = 128
 
 
 @dataclass(eq=False)
@@ -75,7 +77,7 @@ class PrefixStore:
             found = self._by_block.get(key, found)
         if found is None or found.owner != owner:
             return None
-        length = count_common(found.ids, ids)
+        length = count_common(found.ids, list(ids))
         if length < BLOCK:  # two different beginnings of one hash
             return None
         self._entries.move_to_end(id(found))
@@ -96,12 +98,15 @@ class PrefixStore:
                 del self._by_block[key]
 
 
-def count_common(first: Sequence[int], second: Sequence[int]) -> int:
+def count_common(first: list[int], second: list[int]) -> int:
     """The number of tokens with which both begin."""
-    for place, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b:
+    limit, start = min(len(first), len(second)), 0
+    while start < limit and first[start : start + _COMPARED] == second[start : start + _COMPARED]:
+        start += _COMPARED
+    for place in range(start, min(start + _COMPARED, limit)):
+        if first[place] != second[place]:
             return place
-    return min(len(first), len(second))
+    return limit
 
 
 def _hash_blocks(owner: Hashable, ids: Sequence[int]) -> Iterator[int]:
