@@ -7,7 +7,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from glmtune import detect_family, load_tokenizer
@@ -32,7 +32,7 @@ def is_object(text: bytes) -> bool:
         return False
 
 
-@settings(max_examples=80)
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.text(), VALUES, max_size=4), FORMS)
 def test_every_object_is_accepted(value, form):
     text = json.dumps(value, **form).encode("utf-8", "replace")
@@ -40,14 +40,14 @@ def test_every_object_is_accepted(value, form):
     assert advance_json(START, text + b"}") is None
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.sampled_from([*'{}[]:,"\\ 0123456789.-+eEtfnulr', "true", "null", '"a"', '"a":', "é", "\x1f"])))
 def test_random_text_is_accepted_if_python_reads_it(parts):
     text = ("{" + "".join(parts)).encode()
     assert (advance_json(START, text.strip()) == END) == is_object(text)
 
 
-@settings(max_examples=80)
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.dictionaries(st.text(), VALUES, min_size=1, max_size=3), st.integers(0, 200), st.binary(min_size=1, max_size=2)
 )
