@@ -98,7 +98,7 @@ def test_what_a_range_says_is_what_it_contains(allowed, text, inside, outside):
         ("ui --lang fr", "--lang cannot be 'fr'.\nOne of: zh, en."),
         ("ui --port 70000", "--port is 70000; it must be from 0 to 65,535."),
         ("export m o --bits 5", "--bits cannot be 5.\nOne of: 16, 8, 4."),
-        ("export m o --format gguf", "--format cannot be 'gguf'.\nOne of: hf, official."),
+        ("export m o --format onnx", "--format cannot be 'onnx'.\nOne of: hf, official, gguf."),
         ("bench m --batch-sizes 1,0", "--batch-sizes is '1,0'; it must be whole numbers from 1"),
         ("bench m --repeats 1000000", "--repeats is 1000000; it must be from 1 to 1,000."),
         ("train --model m --nproc 1000000", "--nproc is 1000000; it must be from 1 to 1,024."),

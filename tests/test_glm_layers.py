@@ -6,9 +6,11 @@ import pytest
 import torch
 from transformers import GlmForCausalLM
 from transformers.cache_utils import DynamicCache
+from transformers.models.glm import modeling_glm
 
 import glmtune
 from conftest import REPOSITORY
+from glmtune.models.attention_kernels import attend_sdpa
 from glmtune.models.glm_layers import _FUSED, FusedGlmAttention, FusedGlmRMSNorm
 
 PLAIN = {fused: plain for plain, fused in _FUSED.items()}
@@ -82,3 +84,18 @@ def test_one_kernel_rounds_once(monkeypatch):
         result = norm(gpu_x).as_subclass(torch.Tensor)
     half_ulp = 0.5 * torch.finfo(torch.bfloat16).eps * exact.abs()
     assert ((result.double() - exact).abs() <= 1.01 * half_ulp.clamp(min=1e-6)).all()
+
+
+def test_their_attention_is_that_of_the_card(models, monkeypatch):
+    """The function that lays out grouped queries, in place of transformers'."""
+    attended = []
+
+    def attend(*args, **kwargs):
+        attended.append(args[0].layer_idx)
+        return attend_sdpa(*args, **kwargs)
+
+    fused, _ = models("fp32")
+    monkeypatch.setitem(modeling_glm.ALL_ATTENTION_FUNCTIONS, "sdpa", attend)
+    with torch.no_grad():
+        fused(input_ids=torch.arange(20, 26)[None])
+    assert attended == list(range(fused.config.num_hidden_layers))

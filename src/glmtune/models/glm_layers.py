@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.glm import modeling_glm
 from transformers.models.glm.modeling_glm import (
     GlmAttention,
     GlmRMSNorm,
@@ -74,7 +74,9 @@ class FusedGlmAttention(GlmAttention):
         query, key = (states.transpose(1, 2) for states in both_BTND.split(heads, dim=2))
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        # Of that module: `attention_kernels` has replaced its sdpa.
+        functions: Any = modeling_glm.ALL_ATTENTION_FUNCTIONS
+        attend = functions.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.attention_dropout if self.training else 0.0
         output, weights = attend(
             self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs

@@ -20,6 +20,7 @@ from glmtune.hub import resolve_checkpoint
 from glmtune.methods import make_method
 from glmtune.models.auto import find_family, make_native_config, read_packed_bits
 from glmtune.models.checkpoints import Checkpoint, read_stored_quantization
+from glmtune.models.glm_layers import fuse_layers
 from glmtune.models.loading import BITSANDBYTES, PACKED
 from glmtune.models.packed_attention import set_packed_attention
 from glmtune.models.tokenizers.new_tokens import NewTokens
@@ -161,6 +162,7 @@ def build_meta_model(
             model.set_input_embeddings(_MetaHostEmbedding(model.get_input_embeddings()))
         if run.model.attention == "eager":
             model.set_attn_implementation("eager")
+        fuse_layers(model)
         set_packed_attention(model)
         return method.prepare(model)
 
