@@ -211,6 +211,7 @@ def _make_trainer(model: Any, method: Any, arguments: Any, rows: _RandomRows, ca
     from glmtune.data.batches import BlockCollator
     from glmtune.families import get_family
     from glmtune.methods.base_info import BaseInfo
+    from glmtune.training.objective import TokenObjective
     from glmtune.training.trainer import GlmTrainer
 
     return GlmTrainer(
@@ -223,6 +224,7 @@ def _make_trainer(model: Any, method: Any, arguments: Any, rows: _RandomRows, ca
         describe_eval_row=lambda row: f"row {row}",
         method=method,
         base_info=BaseInfo("random", "", family),
+        objective=TokenObjective(),
     )
 
 

@@ -268,7 +268,7 @@ def test_runs_learn_the_preference(family, stage, method, tiny, pairs, tmp_path,
     options += ["training.max_steps=8", "training.gradient_accumulation_steps=3"]
     result = _train(glmtune_command, tiny(family), pairs, output, *options)
     assert result.code == 0, result.err
-    assert "11 training and 1 evaluation pairs" in result.out
+    assert "11 training and 1 evaluation pair" in result.out
     entries = [json.loads(line) for line in (output / "metrics.jsonl").read_text("utf-8").splitlines()]
     steps = [entry for entry in entries if "loss" in entry]
     if stage == "dpo" and method == "lora":
