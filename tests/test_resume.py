@@ -221,7 +221,7 @@ def test_a_broken_summary_is_named(arguments, glmtune_command):
 
 
 def test_a_loss_that_stays_zero_stops_the_run(arguments, glmtune_command, monkeypatch):
-    monkeypatch.setattr("glmtune.training.trainer.step_loss", _zeros)
+    monkeypatch.setattr("glmtune.training.objective.step_loss", _zeros)
     result = glmtune_command(*arguments("zero"))
     assert result.code == 1
     assert "The loss is exactly 0 at step 4" in result.err
