@@ -18,6 +18,9 @@ from glmtune.errors import TrainingError
 from glmtune.families import get_family
 from glmtune.training import loss_checks
 from glmtune.training.loss_checks import LossChecks, ScaleCheck
+from glmtune.training.objective import TokenObjective
+
+FIND_ROWS = TokenObjective().find_rows
 
 
 def make_batch(device="cpu"):
@@ -41,7 +44,7 @@ def add_losses(checks, *losses, step=1):
 
 
 def test_a_loss_that_is_not_finite_is_found_later_with_its_rows():
-    checks = LossChecks(str)
+    checks = LossChecks(str, FIND_ROWS)
     add_losses(checks, [1.0] * 6)
     add_losses(checks, [1.0, 1.0, float("nan"), 1.0, 1.0, float("inf")], step=2)
     (bad,) = checks.read()
@@ -52,15 +55,15 @@ def test_a_loss_that_is_not_finite_is_found_later_with_its_rows():
 
 def test_losses_are_read_at_once_on_a_cpu_and_when_they_are_many(monkeypatch):
     batch, losses_N = make_batch(), torch.ones(6)
-    assert LossChecks(str).add(1, losses_N.mean(), losses_N, batch)
+    assert LossChecks(str, FIND_ROWS).add(1, losses_N.mean(), losses_N, batch)
     on_device = torch.ones(6, device="meta")
     monkeypatch.setattr(loss_checks, "_MAX_UNREAD_TARGETS", 12)
-    checks = LossChecks(str)
+    checks = LossChecks(str, FIND_ROWS)
     assert [checks.add(1, on_device.mean(), on_device, batch) for _ in range(2)] == [False, True]
 
 
 def test_losses_of_zero_are_counted_over_reads():
-    checks, evaluation = LossChecks(str), LossChecks(str, stops_at_zero=False)
+    checks, evaluation = LossChecks(str, FIND_ROWS), LossChecks(str, FIND_ROWS, stops_at_zero=False)
     for _ in range(7):
         add_losses(checks, [0.0] * 6)
         checks.read()

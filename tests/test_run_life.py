@@ -323,15 +323,15 @@ def test_the_newest_checkpoint_is_kept_beside_the_best(command, run, glmtune_com
 
 
 def test_an_evaluation_loss_that_is_not_finite_ends_the_run(command, run, glmtune_command, monkeypatch, adgen_file):
-    from glmtune.training import trainer
+    from glmtune.training import objective
 
-    original = trainer.step_loss
+    original = objective.step_loss
 
     def step_loss(model, batch, *args, **kwargs):
         losses = original(model, batch, *args, **kwargs)
         return losses if model.training else losses * float("nan")
 
-    monkeypatch.setattr(trainer, "step_loss", step_loss)
+    monkeypatch.setattr(objective, "step_loss", step_loss)
     start = command(training__eval_strategy="steps", training__eval_steps=2)
     result = glmtune_command(*start, "--eval-data", adgen_file(3, "dev.json", seed=2))
     assert result.code == 1
