@@ -110,14 +110,15 @@ with fake.world((8, 6)):
         found = {"token": token, "batch": batch, "step": step}
         print(json.dumps({"family": family} | {key: [c.launches.total(), dict(c.waits), dict(c.places)]
             for key, c in found.items()}), flush=True)
-    from glmtune.training import trainer
-    step_loss = trainer.step_loss
+    from glmtune.errors import TrainingError
+    from glmtune.training import objective
+    step_loss = objective.step_loss
     for bad in ([3], range(1, 100)):
         numbers = iter(range(1, 100))
-        trainer.step_loss = lambda *a, **k: step_loss(*a, **k) * (float("nan") if next(numbers) in bad else 1)
+        objective.step_loss = lambda *a, **k: step_loss(*a, **k) * (float("nan") if next(numbers) in bad else 1)
         try:
             fake_counts.count_training(fake, "chatglm2", "lora", "fp16", steps=11, logging=4)
-        except trainer.TrainingError as error:
+        except TrainingError as error:
             print(error)
 """
 

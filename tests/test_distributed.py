@@ -102,7 +102,7 @@ def _work(folder: Path) -> None:
     """What torchrun runs: every job, then some again from the middle."""
     import torch.distributed as dist
 
-    from glmtune.training import trainer as trainer_module
+    from glmtune.training import objective as objective_module
     from glmtune.training.run import train
     from glmtune.training.trainer import GlmTrainer
 
@@ -110,7 +110,7 @@ def _work(folder: Path) -> None:
     seen: list[int] = []
     whole: list[bool] = []
     original = GlmTrainer._track_num_input_tokens
-    step_loss = trainer_module.step_loss
+    step_loss = objective_module.step_loss
 
     def more_than_16_bits(*arguments, **settings):
         losses = step_loss(*arguments, **settings)
@@ -118,7 +118,7 @@ def _work(folder: Path) -> None:
             whole.append(bool((losses.bfloat16().float() != losses).any()))
         return losses
 
-    trainer_module.step_loss = more_than_16_bits
+    objective_module.step_loss = more_than_16_bits
 
     def remember(self, inputs):
         seen.extend(row for row in inputs["rows"].flatten().tolist() if row >= 0)
