@@ -121,6 +121,7 @@ def count_training(
     from glmtune.families import get_family
     from glmtune.methods import make_method
     from glmtune.models.packed_attention import set_packed_attention
+    from glmtune.training.objective import TokenObjective
     from glmtune.training.trainer import GlmTrainer
 
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
@@ -171,6 +172,7 @@ def count_training(
             data_collator=BlockCollator(get_family(family)),
             method=trained,
             base_info=None,
+            objective=TokenObjective(),
             describe_row=str,
             describe_eval_row=str,
         )

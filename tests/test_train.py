@@ -243,15 +243,15 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(train, glmtune_command, mon
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_row(train, monkeypatch):
-    from glmtune.training import trainer
+    from glmtune.training import objective
 
-    original = trainer.step_loss
+    original = objective.step_loss
 
     def broken(model, batch, **settings):
         losses = original(model, batch, **settings)
         return losses * torch.tensor([float("nan")] + [1.0] * (len(losses) - 1))
 
-    monkeypatch.setattr(trainer, "step_loss", broken)
+    monkeypatch.setattr(objective, "step_loss", broken)
     run, result = train("chatglm3", "data.packing=false")
     assert result.code == 1
     assert "The loss became nan at step 1" in result.err
