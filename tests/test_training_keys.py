@@ -182,7 +182,7 @@ def test_low_rank_optimizers_need_modules_and_a_method_that_trains_whole_matrice
 
 def test_a_missing_package_is_one_line_and_nothing_is_loaded(glmtune_command, tiny, adgen_file, monkeypatch):
     monkeypatch.setattr(optimizers, "find_spec", lambda module: None)
-    monkeypatch.setattr("glmtune.training.run.load_base", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("glmtune.training.base_model.load_base", lambda *_, **__: pytest.fail("loaded"))
     result = glmtune_command(
         *("train", "--model", tiny("chatglm2"), "--data", adgen_file(4), "--set", "training.optim=galore_adamw")
     )
