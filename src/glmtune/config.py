@@ -230,9 +230,9 @@ class PreferenceConfig:
     loss: Literal["sigmoid", "ipo", "hinge"] = _option(
         "sigmoid", "With stage dpo: DPO (arXiv 2305.18290), IPO (arXiv 2310.12036) or hinge (SLiC, arXiv 2305.10425)."
     )
-    beta: float | None = _option(
-        None,
-        "Scale of the difference between better and worse answer. Default: 0.1; with simpo 2.",
+    beta: float = _option(
+        0.1,
+        "Scale of the difference between better and worse answer; with simpo, its authors take 2 to 2.5.",
         NumberRange(0, 1000, excludes_low=True),
     )
     label_smoothing: float = _option(
@@ -338,8 +338,6 @@ class RunConfig:
             rate *= PREFERENCE_RATE
             if self.data.preference == "refuse":
                 self.data.preference = "pairs"
-        if self.preference.beta is None:
-            self.preference.beta = 2.0 if self.stage == "simpo" else 0.1
         self.training = {**TRAINING_DEFAULTS, "learning_rate": rate, **training}
 
 
@@ -436,7 +434,7 @@ def _check_stage(config: RunConfig) -> None:
     if stage == "sft":
         if config.data.preference == "pairs":
             raise ConfigError("data.preference pairs is for preference tuning; stage is sft.", "Add: --set stage=dpo")
-        if preference != PreferenceConfig(beta=preference.beta) or preference.beta != 0.1:
+        if preference != PreferenceConfig():
             raise ConfigError("preference.* has no effect with stage sft.", "Set stage to dpo, orpo or simpo.")
         return
     if config.data.preference == "chosen":

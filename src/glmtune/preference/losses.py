@@ -59,12 +59,12 @@ def compute_pair_losses(stage: str, better: AnswerScores, worse: AnswerScores, o
         stage: `dpo`, `orpo` or `simpo`.
         better: the preferred answers.
         worse: the others.
-        options: of the losses; `beta` is set.
+        options: of the losses.
 
     Raises:
         ValueError: an unknown stage.
     """
-    beta = float(options.beta or 0)
+    beta = options.beta
     if stage == "dpo":
         losses_P, rewards = _compute_dpo_losses(better, worse, options, beta)
     elif stage == "orpo":
