@@ -32,7 +32,7 @@ PROMPT = "类型#裙*颜色#白色*风格#清新"
 SLOW = int(__import__("os").environ.get("SLOWX", 120_000))
 """Milliseconds that a machine busy with other tests may take for a job."""
 KNOBS = {
-    "training.max_steps": "160",
+    "training.max_steps": "80",
     "training.learning_rate": "0.005",
     "data.max_source_length": "64",
     "data.max_target_length": "64",
@@ -235,7 +235,7 @@ def _fill_training(here: Site, output: str) -> None:
         field.blur()
     here.page.locator("#train-output").get_by_role("textbox").fill(output)
     here.page.locator("#train-output").get_by_role("textbox").blur()
-    here.wait_for("#train-yaml", "max_steps: 160")
+    here.wait_for("#train-yaml", "max_steps: 80")
 
 
 def _train_stop_and_resume(here: Site) -> None:
@@ -256,7 +256,7 @@ def _train_stop_and_resume(here: Site) -> None:
     here.click("#train-resume")
     here.wait_for("#train-status .state", text("state.finished", here.lang))
     steps = [json.loads(line)["step"] for line in (here.root / "runs/web/metrics.jsonl").read_text().splitlines()]
-    assert max(steps) == 160
+    assert max(steps) == 80
     assert len([step for step in steps if step == 10]) == 1
 
 
