@@ -324,3 +324,15 @@ def test_the_option_of_the_command(tiny, pairs, tmp_path, glmtune_command):
     )
     assert result.code == 0, result.err
     assert "stage: dpo" in (tmp_path / "run" / "config.yaml").read_text("utf-8")
+
+
+def test_encoded_rows_are_never_taken_for_pairs(tiny, pairs, tmp_path, glmtune_command):
+    """Of an even number of single answers, neighbours would be compared without a word."""
+    words = ["data", "tokenize", pairs, "--model", tiny("chatglm2"), "--output", tmp_path / "rows"]
+    result = glmtune_command(*words, "--set", "stage=dpo")
+    assert result.code == 1
+    assert "encoded rows are single answers" in result.err
+    assert glmtune_command(*words, "--set", "data.preference=chosen").code == 0
+    result = _train(glmtune_command, tiny("chatglm2"), tmp_path / "rows", tmp_path / "run", "stage=dpo")
+    assert result.code == 1
+    assert "encoded rows are single answers" in result.err

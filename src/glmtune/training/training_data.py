@@ -150,7 +150,15 @@ def load_encoded_data(
         tokenizer: of the model.
         seed: of sampling.
         folder: where to write; the cache when None.
+
+    Raises:
+        DataError: encoded rows for pairs: nothing in them says which two belong together.
     """
+    if data.preference == "pairs" and (folder is not None or (isinstance(entries, str) and is_encoded_folder(entries))):
+        raise DataError(
+            f"{folder or entries}: encoded rows are single answers, and data.preference pairs needs two in each row.",
+            "Give the files themselves to glmtune train: their pairs are encoded and kept in the cache.",
+        )
     if isinstance(entries, str) and is_encoded_folder(entries):
         encoded = open_encoded_data(Path(entries))
         require_same_encoding(encoded, family, tokenizer, rules, entries)
