@@ -336,3 +336,11 @@ def test_encoded_rows_are_never_taken_for_pairs(tiny, pairs, tmp_path, glmtune_c
     result = _train(glmtune_command, tiny("chatglm2"), tmp_path / "rows", tmp_path / "run", "stage=dpo")
     assert result.code == 1
     assert "encoded rows are single answers" in result.err
+
+
+def test_the_preview_has_both_answers(tiny, pairs, glmtune_command):
+    result = glmtune_command("data", "preview", pairs, "--model", tiny("chatglm2"), "--set", "stage=dpo")
+    assert result.code == 0, result.err
+    assert "row 1 has the better answer" in result.out
+    assert BETTER in result.out
+    assert WORSE in result.out

@@ -156,21 +156,25 @@ def make_preview(
     """
     counts = EncodingCounts()
     rows: list[PreviewRow] = []
-    if conversation.text is not None:
+    worse = conversation.rejected
+    if conversation.text is not None or worse is not None:
         encoded = encode_conversations([conversation], family, tokenizer, rules, counts)
         rows = [PreviewRow(make_token_views(row, tokenizer)) for row in encoded]
-    else:
+    if not rows:
         try:
-            for example in encode_examples(conversation, family, tokenizer, rules):
-                row = fit_example(example, conversation, family, tokenizer, rules, counts)
-                left_out = _describe_excess(example.row, example.tokens_before, rules) if row is None else ""
-                rows.append(PreviewRow(make_token_views(row or example.row, tokenizer), left_out))
+            for side in [conversation] if worse is None else [conversation, worse]:
+                for example in encode_examples(side, family, tokenizer, rules):
+                    row = fit_example(example, side, family, tokenizer, rules, EncodingCounts() if worse else counts)
+                    left_out = _describe_excess(example.row, example.tokens_before, rules) if row is None else ""
+                    rows.append(PreviewRow(make_token_views(row or example.row, tokenizer), left_out))
         except DataError as error:
             problem = f"{conversation.where}: {error.message}"
             effect = _describe_effect(conversation.where, is_skipped=False)
             raise UnusedRowError(problem, error.hint, effect, _format_row(conversation.messages)) from None
     unread = describe_unread_keys(conversation)
     notes = [*source.notes, *([unread] if unread else [])]
+    if worse is not None:
+        notes.append("row 1 has the better answer, row 2 the worse one")
     return Preview(source.format, conversation.where, family.title, rows, describe_truncation(counts), notes)
 
 
