@@ -63,10 +63,10 @@ def require_gguf(source: ExportSource, request: ExportRequest) -> GgufVocabulary
     if request.max_shard_size != type(request).max_shard_size:
         raise ConfigError("--max-shard-size: a GGUF model is one file.", "Leave it out.")
     require_architecture(base)
-    wanted = choose_type(request)
-    require_type(wanted)
-    if request.adapter_only and wanted not in FLOAT_TYPES:
-        raise ConfigError(f"--type {wanted}: not for an adapter.", f"Known: {', '.join(FLOAT_TYPES)}.")
+    file_type = choose_type(request)
+    require_type(file_type)
+    if request.adapter_only and file_type not in FLOAT_TYPES:
+        raise ConfigError(f"--type {file_type}: not for an adapter.", f"Known: {', '.join(FLOAT_TYPES)}.")
     if source.is_prefix:
         raise ModelError(
             f"{source.adapter}: a GGUF file cannot hold a P-Tuning prefix, and llama.cpp cannot load one.",

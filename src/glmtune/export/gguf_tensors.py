@@ -94,18 +94,18 @@ def make_name_map(architecture: str, layers: int) -> Callable[[str], str]:
     return convert
 
 
-def list_tensors(state: Mapping[str, torch.Tensor], convert: Callable[[str], str], wanted: str) -> list[GgufTensor]:
+def list_tensors(state: Mapping[str, torch.Tensor], convert: Callable[[str], str], file_type: str) -> list[GgufTensor]:
     """The weights of a model as they are to be written.
 
     Args:
         state: transformers' names and values.
         convert: see `make_name_map`.
-        wanted: the file's type, one of `PACKAGE_TYPES`.
+        file_type: the file's type, one of `PACKAGE_TYPES`.
     """
     tensors = []
     for native, value in state.items():
         name = convert(native)
-        tensors.append(GgufTensor(name, value, choose_tensor_type(name, tuple(value.shape), wanted)))
+        tensors.append(GgufTensor(name, value, choose_tensor_type(name, tuple(value.shape), file_type)))
     return tensors
 
 

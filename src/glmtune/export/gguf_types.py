@@ -48,21 +48,21 @@ def require_type(name: str) -> None:
         )
 
 
-def choose_tensor_type(name: str, shape: tuple[int, ...], wanted: str) -> str:
-    """The type of one tensor in a file of type `wanted`.
+def choose_tensor_type(name: str, shape: tuple[int, ...], file_type: str) -> str:
+    """The type of one tensor in a file of type `file_type`.
 
     Args:
         name: in the file.
         shape: (rows, columns), or (length,) for norms and biases, which stay in 32 bits as llama.cpp expects.
-        wanted: one of `PACKAGE_TYPES`.
+        file_type: one of `PACKAGE_TYPES`.
     """
     if len(shape) == 1:
         return "f32"
-    if wanted in _UNQUANTISED:
-        return wanted
+    if file_type in _UNQUANTISED:
+        return file_type
     if shape[-1] % _BLOCK:
         return "f16"
-    return _HEAD_TYPE if name in _HEADS else wanted
+    return _HEAD_TYPE if name in _HEADS else file_type
 
 
 def get_intermediate_type(dtype: Any) -> str:
@@ -70,17 +70,17 @@ def get_intermediate_type(dtype: Any) -> str:
     return {"float16": "f16", "bfloat16": "bf16"}.get(str(dtype).removeprefix("torch."), "f32")
 
 
-def estimate_gguf_bytes(shapes: Mapping[str, tuple[int, ...]], wanted: str, dtype: Any) -> int:
+def estimate_gguf_bytes(shapes: Mapping[str, tuple[int, ...]], file_type: str, dtype: Any) -> int:
     """How much disk a file takes while it is written, from the shapes alone.
 
     Args:
         shapes: of all weights; packed ones as they are when unpacked.
-        wanted: one of `GGUF_TYPES`.
+        file_type: one of `GGUF_TYPES`.
         dtype: of the model in memory.
     """
     numbers = sum(math.prod(shape) for shape in shapes.values())
-    if wanted in PROGRAM_TYPES:  # the file in full precision lies beside the result, which has at most 8 bits
+    if file_type in PROGRAM_TYPES:  # the file in full precision lies beside the result, which has at most 8 bits
         return int(numbers * (_BITS[get_intermediate_type(dtype)] + 8) / 8)
-    bits = _BITS[wanted]
+    bits = _BITS[file_type]
     heads = sum(math.prod(shape) for name, shape in shapes.items() if "embed" in name or "lm_head" in name)
     return int((numbers * bits + heads * max(0.0, _BITS[_HEAD_TYPE] - bits)) / 8)
