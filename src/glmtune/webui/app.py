@@ -1,42 +1,44 @@
-"""The page: its tabs, its language, and the server that sends it."""
+"""The page: its routes, and the server that sends it."""
 
 from __future__ import annotations
 
-import os
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-# Read when Gradio is imported and by every hub client after it.
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-
-import fastapi
-import gradio as gr
 import uvicorn
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
-from glmtune.errors import ServerError
+from glmtune.errors import GlmtuneError, ServerError
 from glmtune.html.i18n import LANGUAGES
 from glmtune.utils.network import is_loopback, listen
-from glmtune.webui import chat_tab, data_tab, evaluate_tab, export_tab, model_tab, runs_tab, train_tab
+from glmtune.webui import (
+    chat_tab,
+    data_tab,
+    evaluate_tab,
+    export_tab,
+    jobs_view,
+    model_tab,
+    runs_tab,
+    status_strip,
+    train_tab,
+)
 from glmtune.webui.context import STATE, Context
+from glmtune.webui.guard import Guard
 from glmtune.webui.jobs import Jobs
-from glmtune.webui.security import MAX_UPLOAD, Guard, login, require_password
-from glmtune.webui.selection import Chosen
-from glmtune.webui.style import CSS, theme
-from glmtune.webui.texts import text
-from glmtune.webui.words import Words
+from glmtune.webui.rendering import LANGUAGE_COOKIE, redirect, render_error
+from glmtune.webui.requests import read_form
+from glmtune.webui.sessions import Sessions, require_password
 
-_TABS: dict[str, Any] = {
-    "model": model_tab.build,
-    "data": data_tab.build,
-    "train": train_tab.build,
-    "runs": runs_tab.build,
-    "chat": chat_tab.build,
-    "evaluate": evaluate_tab.build,
-    "export": export_tab.build,
-}
-_WITH_CHOSEN = ("model", "data", "train")
-"""Tabs that hand on what was chosen in one of them to the others."""
+_ROUTES = (*(model_tab, data_tab, train_tab, runs_tab, chat_tab, evaluate_tab, export_tab), jobs_view, status_strip)
+_STYLES = (("glmtune.html", "templates/base.css"), ("glmtune.report", "templates/report.css"))
+_OWN_STYLES = ("glmtune.webui", "static/app.css")
+_YEAR_S = 365 * 24 * 3600
 
 
 def make_context(roots: list[Path], lang: str, *, locked: bool = False) -> Context:
@@ -47,10 +49,10 @@ def make_context(roots: list[Path], lang: str, *, locked: bool = False) -> Conte
     """
     for root in roots:
         if not root.is_dir():
-            raise ServerError(f"--root {root}: no such folder.", "Give folders that are there.")
+            raise ServerError(f"--root {root}: no such folder.", "Give folders that exist.")
     resolved = [root.resolve() for root in roots]
     try:
-        jobs = Jobs(resolved[0] / STATE / "jobs", resolved[0], anyone_stops=locked)
+        jobs = Jobs(resolved[0] / STATE / "jobs", resolved[0])
     except OSError as error:
         raise ServerError(
             f"{resolved[0]}: cannot be written to ({error.strerror}).",
@@ -59,73 +61,75 @@ def make_context(roots: list[Path], lang: str, *, locked: bool = False) -> Conte
     return Context(resolved, lang, jobs, locked)
 
 
-def build(context: Context) -> gr.Blocks:
-    """The page with all its tabs."""
-    words = Words(context.lang)
-    with gr.Blocks(title="glmtune", analytics_enabled=False, fill_width=True) as page:
-        lang = gr.State(context.lang)
-        # Not a secret; a fixed key lets a restarted server read what the browser kept.
-        kept = gr.BrowserState(context.lang, storage_key="glmtune-language", secret="glmtune")
-        with gr.Row(elem_id="head"):
-            with gr.Column(scale=5, min_width=260):
-                words.add(gr.HTML(elem_id="title"), value="app.heading")
-            with gr.Column(scale=0, min_width=230):
-                choice = gr.Radio(
-                    [(name, code) for code, name in LANGUAGES.items()],
-                    value=context.lang,
-                    elem_id="language",
-                    interactive=True,
-                )
-                words.add(choice, label="app.language")
-        chosen = Chosen(gr.State(""), gr.State(""))
-        with gr.Tabs(elem_id="tabs"):
-            for name, build_tab in _TABS.items():
-                with words.add(gr.Tab(text(f"tab.{name}", context.lang), id=name), label=f"tab.{name}"):
-                    build_tab(context, words, lang, *([chosen] if name in _WITH_CHOSEN else []))
+def make_routes(context: Context) -> FastAPI:
+    """The routes of the page, without the guard around them."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
-        def switch(code: str) -> list[Any]:
-            code = code if code in LANGUAGES else context.lang
-            return [code, code, gr.update(value=code), *words.switch(code)]
+    async def answer_user_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, GlmtuneError)
+        return render_error(request, context, error)
 
-        event: dict[str, Any] = {"outputs": [lang, kept, choice, *words.components], "show_progress": "hidden"}
-        choice.input(switch, [choice], **event)
-        page.load(switch, [kept], **event)
-    for event_function in page.fns.values():
-        event_function.api_visibility = "private"  # for the page alone: no documented programming interface
-    return page
+    app.add_exception_handler(GlmtuneError, answer_user_error)
+    app.mount("/static/vendor", StaticFiles(packages=[("glmtune.webui", "static/vendor")]))
+
+    @app.get("/static/app.css")
+    async def send_styles() -> Response:
+        return Response(load_styles(), media_type="text/css")
+
+    @app.get("/static/{name}.js")
+    async def send_script(name: str) -> Response:
+        script = load_scripts().get(name)
+        if script is None:
+            return PlainTextResponse("no such script", 404)
+        return Response(script, media_type="text/javascript")
+
+    @app.get("/")
+    async def open_first_tab(request: Request) -> Response:
+        return redirect(request, "/train")
+
+    @app.post("/language")
+    async def choose_language(request: Request) -> Response:
+        lang = (await read_form(request)).get("to")
+        response = HTMLResponse("", headers={"HX-Refresh": "true"})
+        if lang in LANGUAGES:
+            path = request.scope.get("root_path", "") or "/"
+            response.set_cookie(LANGUAGE_COOKIE, lang, max_age=_YEAR_S, path=path, samesite="lax", httponly=True)
+        return response
+
+    for module in _ROUTES:
+        module.add_routes(app, context)
+    return app
 
 
-def make_app(context: Context, *, password: str | None = None, local: bool = True) -> Guard:
+@cache
+def load_styles() -> str:
+    """The reports' style sheets and the page's own."""
+    return "\n".join(files(place).joinpath(name).read_text("utf-8") for place, name in (*_STYLES, _OWN_STYLES))
+
+
+@cache
+def load_scripts() -> dict[str, str]:
+    """The page's own scripts by name."""
+    folder = files("glmtune.webui").joinpath("static")
+    return {path.name[:-3]: path.read_text("utf-8") for path in folder.iterdir() if path.name.endswith(".js")}
+
+
+def make_app(context: Context, *, password: str | None = None, **access: Any) -> ASGIApp:
     """The server's application.
 
     Args:
         context: see `make_context`.
         password: asked for on a login page; None: none.
-        local: whether only this machine's own names are answered.
+        access: see `Guard`.
     """
-    os.environ["GRADIO_TEMP_DIR"] = str(context.state("files"))
-    inner = gr.mount_gradio_app(
-        fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
-        build(context).queue(default_concurrency_limit=8, api_open=False),
-        path="/",
-        footer_links=[],
-        run_history=False,
-        auth=login(password) if password else None,
-        auth_message=text("app.login", context.lang) if password else None,
-        show_error=True,
-        max_file_size=MAX_UPLOAD,
-        ssr_mode=False,
-        enable_monitoring=False,
-        pwa=False,
-        mcp_server=False,
-        theme=theme(),
-        css=CSS,
-    )
-    return Guard(inner, local=local)
+    app: ASGIApp = make_routes(context)
+    if password:
+        app = Sessions(app, context, password)
+    return Guard(app, context, **access)
 
 
-def serve(roots: list[Path], *, host: str, port: int, lang: str, password: str | None) -> None:
-    """Serve the page until it is interrupted. Jobs go on after that.
+def serve(roots: list[Path], *, host: str, port: int, lang: str, password: str | None, **access: Any) -> None:
+    """Serve the page until it is interrupted. Jobs continue after that.
 
     Raises:
         ServerError: see `make_context`, `require_password` and `listen`.
@@ -133,8 +137,8 @@ def serve(roots: list[Path], *, host: str, port: int, lang: str, password: str |
     require_password(host, password)
     context = make_context(roots, lang, locked=bool(password))
     with listen(host, port, "ui") as socket:
-        app = make_app(context, password=password, local=is_loopback(host))
+        app = make_app(context, password=password, is_local=is_loopback(host), **access)
         context.jobs.watch()
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
-        print(f"glmtune ui: http://{host}:{socket.getsockname()[1]}  (Ctrl-C ends it; running jobs go on)", flush=True)
+        print(f"glmtune ui: http://{host}:{socket.getsockname()[1]}  (Ctrl-C ends it; running jobs continue)", flush=True)
         uvicorn.Server(config).run(sockets=[socket])

@@ -1,0 +1,161 @@
+"""The memory plan on the page, made by the command `glmtune plan`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import tempfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+
+from glmtune.errors import GlmtuneError
+from glmtune.html.builder import Html, el, join
+from glmtune.utils.console import format_bytes
+from glmtune.utils.io import write_text
+from glmtune.webui.elements import make_figures, make_note
+from glmtune.webui.errors import JobError
+from glmtune.webui.forms import as_yaml
+from glmtune.webui.texts import text
+
+_TIMEOUT_S = 300
+_POLL_S = 0.2
+_MAX_PLANS = 64
+_COLOURS = {
+    "weights": "#0a66ad",
+    "adapter": "#00735a",
+    "gradients": "#8a5a9e",
+    "optimizer": "#c24e00",
+    "activations": "#b8860b",
+    "logits": "#d1479a",
+    "files": "#475467",
+    "own": "#98a2b3",
+    "kept": "#d0d5dd",
+}
+_plans: OrderedDict[tuple[str, str], dict[str, Any]] = OrderedDict()
+
+
+async def make_plan(
+    tree: dict[str, Any], memory: str, root: Path, lang: str, request: Request | None = None
+) -> dict[str, Any]:
+    """What `glmtune plan --json` says of a config. The last plans are kept.
+
+    A process of its own: a plan asks the GPU, and a process that asked it holds a part of its memory from then on.
+
+    Args:
+        tree: the config.
+        memory: of the GPU, such as `12GB`; empty: of this machine's.
+        root: folder in which the command runs.
+        lang: of the page.
+        request: the process ends when its client is gone.
+
+    Raises:
+        GlmtuneError: the error of the command, or it took too long.
+    """
+    config = as_yaml(tree)
+    key = (config, memory)
+    if key not in _plans:
+        with tempfile.TemporaryDirectory() as folder:  # of this call alone: several browsers plan at the same time
+            path = Path(folder) / "plan.yaml"
+            write_text(path, config)
+            options = ["--gpu-memory", memory] if memory else []
+            _plans[key] = await _run_plan([str(path), "--json", *options], root, lang, request)
+        while len(_plans) > _MAX_PLANS:
+            _plans.popitem(last=False)
+    return _plans[key]
+
+
+async def _run_plan(arguments: list[str], root: Path, lang: str, request: Request | None) -> dict[str, Any]:
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "glmtune", "plan", *arguments),
+        cwd=root,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=pipe,
+        stderr=pipe,
+    )
+    work = asyncio.ensure_future(process.communicate())
+    deadline = asyncio.get_running_loop().time() + _TIMEOUT_S
+    try:
+        while not (await asyncio.wait({work}, timeout=_POLL_S))[0]:
+            if request is not None and await request.is_disconnected():
+                raise JobError("The browser does not wait for the plan any more.")
+            if asyncio.get_running_loop().time() > deadline:
+                raise JobError(text("plan.slow", lang))
+    finally:
+        if process.returncode is None and not work.done():
+            process.kill()
+            await work
+    output, errors = work.result()
+    if process.returncode:
+        raise GlmtuneError(_find_error(errors.decode("utf-8", "replace")))
+    plan: dict[str, Any] = json.loads(output)
+    return plan
+
+
+def _find_error(errors: str) -> str:
+    lines = errors.strip().splitlines()
+    first = next((i for i, line in enumerate(lines) if line.startswith("Error: ")), max(len(lines) - 2, 0))
+    return "\n".join(lines[first:]).removeprefix("Error: ")[:600]
+
+
+def render_plan(plan: dict[str, Any], lang: str) -> Html:
+    """The verdict, a bar of the parts, their sizes, and the change to make."""
+    need, have = format_bytes(plan["bytes"]), format_bytes(plan["memory_bytes"])
+    verdict = text(f"plan.{plan['verdict']}", lang, need=need, have=f"{have} ({plan['device']})")
+    style = {"fits": "good", "tight": "warn"}.get(plan["verdict"], "bad")
+    pieces = [el("p", el("span", verdict), class_=f"callout {style}")]
+    pieces.append(_render_bar(plan, lang))
+    pieces.append(_render_parts(plan, lang))
+    if plan["gradient_checkpointing"]:
+        layers = {"layers": plan["checkpointed_layers"], "all": plan["layers"]}
+        pieces.append(make_note(text("plan.checkpointing", lang, **layers)))
+    change = plan["change"]
+    if change:
+        key = "plan.change" if change["fits"] else "plan.no_change"
+        settings = " ".join(change["settings"])
+        pieces.append(make_note(text(key, lang, settings=settings, need=format_bytes(change["bytes"]))))
+    return join(pieces)
+
+
+def render_work(plan: dict[str, Any], seconds: float | None, lang: str) -> Html:
+    """Steps, tokens and, where a speed is known, the time.
+
+    Args:
+        plan: see `make_plan`.
+        seconds: that the training takes; None: not known.
+        lang: of the page.
+    """
+    if not plan["steps"]:
+        return Html("")
+    items = [("plan.steps", f"{plan['steps']:,}"), ("plan.tokens", f"{plan['tokens']:,}")]
+    if seconds is not None:
+        minutes = max(1, round(seconds / 60))
+        items.append(("plan.time", text("plan.minutes", lang, minutes=f"{minutes:,}")))
+    return make_figures((text(key, lang), value) for key, value in items)
+
+
+def _render_bar(plan: dict[str, Any], lang: str) -> Html:
+    """The parts side by side; the bar is as long as the memory, or as what is needed if that is more."""
+    total = max(plan["bytes"], plan["memory_bytes"], 1)
+    pieces = [
+        el("span", style=f"width:{100 * size / total:.2f}%;background:{_COLOURS[name]}")
+        for name, size in plan["parts"].items()
+    ]
+    label = f"{text('plan.head', lang)}: {format_bytes(plan['bytes'])} / {format_bytes(plan['memory_bytes'])}"
+    return el("div", *pieces, class_="memory", role="img", aria_label=label)
+
+
+def _render_parts(plan: dict[str, Any], lang: str) -> Html:
+    rows = [
+        el(
+            "tr",
+            el("th", el("span", class_="swatch", style=f"background:{_COLOURS[name]}"), text(f"plan.part.{name}", lang)),
+            el("td", format_bytes(size), class_="number"),
+        )
+        for name, size in plan["parts"].items()
+    ]
+    return el("table", el("tbody", *rows))
