@@ -74,7 +74,7 @@ def _finalize(value: Any) -> Any:
     """Replace lone surrogates, which no file can hold; None is shown as nothing."""
     if value is None:
         return ""
-    if isinstance(value, str) and not isinstance(value, Markup):
+    if isinstance(value, str) and not hasattr(value, "__html__"):
         return value.encode("utf-8", "replace").decode("utf-8")
     return value
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -29,15 +29,20 @@ from glmtune.webui import (
     train_tab,
 )
 from glmtune.webui.context import STATE, Context
-from glmtune.webui.guard import Guard
+from glmtune.webui.guard import LANGUAGE_COOKIE, visitor_of
 from glmtune.webui.jobs import Jobs
-from glmtune.webui.rendering import LANGUAGE_COOKIE, redirect, render_error
-from glmtune.webui.requests import read_form
-from glmtune.webui.sessions import Sessions, require_password
+from glmtune.webui.page_rules import PageRules, RouteRule, require_password
+from glmtune.webui.rendering import TABS, redirect, render_error
+from glmtune.webui.requests import MAX_FORM_BYTES, read_form
+from glmtune.webui.sessions import guard_page
 
 _ROUTES = (*(model_tab, data_tab, train_tab, runs_tab, chat_tab, evaluate_tab, export_tab), jobs_view, status_strip)
 _STYLES = (("glmtune.html", "templates/base.css"), ("glmtune.report", "templates/report.css"))
 _OWN_STYLES = ("glmtune.webui", "static/app.css")
+ROUTE_RULES = (RouteRule("/uploads", body_bytes=2**40, body_seconds=None), RouteRule("/train", MAX_FORM_BYTES))
+"""Bodies that may be larger than those of other routes; uploads have their own limit."""
+PAGE_PATHS = frozenset(f"/{name}" for name in (*TABS, "jobs", "static", "strip", "language", "uploads", "login", "logout"))
+"""First parts of the page's own paths, which no root path may equal."""
 _YEAR_S = 365 * 24 * 3600
 
 
@@ -92,8 +97,7 @@ def make_routes(context: Context) -> FastAPI:
         lang = (await read_form(request)).get("to")
         response = HTMLResponse("", headers={"HX-Refresh": "true"})
         if lang in LANGUAGES:
-            path = request.scope.get("root_path", "") or "/"
-            response.set_cookie(LANGUAGE_COOKIE, lang, max_age=_YEAR_S, path=path, samesite="lax", httponly=True)
+            response.raw_headers.append(visitor_of(request).format_cookie(LANGUAGE_COOKIE, lang, _YEAR_S))
         return response
 
     for module in _ROUTES:
@@ -114,31 +118,33 @@ def load_scripts() -> dict[str, str]:
     return {path.name[:-3]: path.read_text("utf-8") for path in folder.iterdir() if path.name.endswith(".js")}
 
 
-def make_app(context: Context, *, password: str | None = None, **access: Any) -> ASGIApp:
-    """The server's application.
+def make_app(context: Context, rules: PageRules | None = None, *, password: str | None = None) -> ASGIApp:
+    """The server's application: the routes with the guard and, with a password, the login around them.
 
     Args:
         context: see `make_context`.
+        rules: whose requests are answered; None: those to this machine's own names.
         password: asked for on a login page; None: none.
-        access: see `Guard`.
+
+    Raises:
+        ServerError: the page's own folder cannot be written to.
     """
-    app: ASGIApp = make_routes(context)
-    if password:
-        app = Sessions(app, context, password)
-    return Guard(app, context, **access)
+    rules = rules or PageRules(lang=context.lang)
+    return guard_page(make_routes(context), replace(rules, routes=ROUTE_RULES), context.state(), password)
 
 
-def serve(roots: list[Path], *, host: str, port: int, lang: str, password: str | None, **access: Any) -> None:
+def serve(roots: list[Path], rules: PageRules, *, host: str, port: int, password: str | None) -> None:
     """Serve the page until it is interrupted. Jobs continue after that.
 
     Raises:
         ServerError: see `make_context`, `require_password` and `listen`.
     """
     require_password(host, password)
-    context = make_context(roots, lang, locked=bool(password))
+    context = make_context(roots, rules.lang, locked=bool(password))
     with listen(host, port, "ui") as socket:
-        app = make_app(context, password=password, is_local=is_loopback(host), **access)
+        app = make_app(context, rules, password=password)
         context.jobs.watch()
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
-        print(f"glmtune ui: http://{host}:{socket.getsockname()[1]}  (Ctrl-C ends it; running jobs continue)", flush=True)
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, server_header=False)
+        place = f"http://{host}:{socket.getsockname()[1]}{rules.root_path}"
+        print(f"glmtune ui: {place}  (Ctrl-C ends it; running jobs continue)", flush=True)
         uvicorn.Server(config).run(sockets=[socket])

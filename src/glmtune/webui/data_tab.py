@@ -147,7 +147,7 @@ def _render_check(request: Request, context: Context, check: DataCheck) -> Respo
         check=check,
         report=report,
         figures=_make_figures(check, lang),
-        groups=group_findings(report),
+        groups=group_findings(report, lang),
         chart=chart,
         fix_name=_suggest_fix(context, check),
         fix_result=check.fix_result,

@@ -50,7 +50,7 @@ def load_settings(context: Context, name: str) -> FormData | None:
 
 def _settings_path(context: Context, name: str) -> Path:
     digest = hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:8]
-    return context.state("settings") / f"{slugify(name, "settings")[:40]}-{digest}.json"
+    return context.state("settings") / f"{slugify(name, 'settings')[:40]}-{digest}.json"
 
 
 def _draft_path(context: Context, owner: str, form: str) -> Path:

@@ -15,10 +15,9 @@ from glmtune.html.i18n import LANGUAGES
 from glmtune.html.pages import make_environment
 from glmtune.utils.console import format_bytes, format_duration
 from glmtune.webui.context import Context
-from glmtune.webui.guard import csrf_token
+from glmtune.webui.guard import LANGUAGE_COOKIE, csrf_token
 from glmtune.webui.texts import text
 
-LANGUAGE_COOKIE = "glmtune_language"
 TABS = ("data", "train", "runs", "chat", "evaluate", "export", "model")
 """In the order in which a person needs them."""
 UNPROCESSABLE = 422
@@ -31,7 +30,7 @@ def get_language(request: Request, context: Context) -> str:
     return choice if choice in LANGUAGES else context.lang
 
 
-def render_page(request: Request, context: Context, name: str, *, tab: str, **values: Any) -> HTMLResponse:
+def render_page(request: Request, context: Context, name: str, /, *, tab: str, **values: Any) -> HTMLResponse:
     """A whole page.
 
     Args:
@@ -46,12 +45,12 @@ def render_page(request: Request, context: Context, name: str, *, tab: str, **va
     return HTMLResponse(_render(request, context, name, {"tab": tab, **values}))
 
 
-def render_part(request: Request, context: Context, name: str, **values: Any) -> HTMLResponse:
+def render_part(request: Request, context: Context, name: str, /, **values: Any) -> HTMLResponse:
     """A part of a page, which the browser puts into its place."""
     return HTMLResponse(_render(request, context, name, values))
 
 
-def render_markup(request: Request, context: Context, name: str, **values: Any) -> Markup:
+def render_markup(request: Request, context: Context, name: str, /, **values: Any) -> Markup:
     """A part of a page for another template."""
     return Markup(_render(request, context, name, values))
 
@@ -84,7 +83,7 @@ def _render(request: Request, context: Context, name: str, values: dict[str, Any
         "html_lang": {"zh": "zh-CN"}.get(lang, lang),
         "t": _translator(lang),
         "url": lambda path: f"{root}{path}",
-        "csrf": csrf_token(request.scope),
+        "csrf": csrf_token(request),
         "tabs": TABS,
         "is_locked": context.locked,
     }

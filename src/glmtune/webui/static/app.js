@@ -154,6 +154,15 @@ function showMethodFields() {
   }
 }
 
+// Fields that only some tasks take are shown for those.
+function showTaskFields() {
+  const task = document.querySelector("[data-shows]:checked")?.dataset.shows;
+  if (!task) return;
+  for (const part of document.querySelectorAll("[data-shown-for]")) {
+    part.hidden = !part.dataset.shownFor.split(" ").includes(task);
+  }
+}
+
 function download(name, text) {
   const link = document.createElement("a");
   link.href = `data:text/plain;charset=utf-8,${encodeURIComponent(text)}`;
@@ -201,6 +210,7 @@ document.addEventListener("click", (event) => {
 
 document.addEventListener("change", (event) => {
   if ("method" in event.target.dataset) showMethodFields();
+  if (event.target.dataset.shows) showTaskFields();
   if ("submit" in event.target.dataset) event.target.form.requestSubmit();
   if (event.target.dataset.upload) upload(event.target);
   if ("logAxis" in event.target.dataset) drawCharts(event.target.closest("[data-curves]"));
@@ -212,6 +222,7 @@ document.addEventListener("input", (event) => {
 
 function setUp() {
   showMethodFields();
+  showTaskFields();
   connectLive();
   for (const box of document.querySelectorAll("[data-curves]")) if (!chartsOf.has(box)) { chartsOf.set(box, true); drawCharts(box); }
   for (const log of document.querySelectorAll(".log")) log.scrollTop = log.scrollHeight;

@@ -1,0 +1,132 @@
+"""The tab `Model`: what a checkpoint is, from its headers alone, and the memory of its weights."""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from glmtune.errors import GlmtuneError
+from glmtune.families import detect_family, get_family
+from glmtune.hub import resolve_checkpoint
+from glmtune.utils.console import format_bytes
+from glmtune.webui import drafts, lists
+from glmtune.webui.context import Context
+from glmtune.webui.elements import make_facts
+from glmtune.webui.forms import fields
+from glmtune.webui.guard import owner_of
+from glmtune.webui.paths import model_or_path
+from glmtune.webui.plan_view import make_plan, render_plan
+from glmtune.webui.rendering import get_language, render_page, render_part
+from glmtune.webui.requests import FormData, read_form
+from glmtune.webui.texts import text
+
+if TYPE_CHECKING:
+    from glmtune.models.checkpoints import Checkpoint
+
+_DRAFT = "model"
+_SETTINGS = ("model.family", "model.hub")
+
+
+def add_routes(app: FastAPI, context: Context) -> None:
+    """Add the routes of the tab."""
+
+    @app.get("/model")
+    def show_model(request: Request) -> Response:
+        known = {item.key: item for item in fields()}
+        draft = drafts.load_draft(context, owner_of(request), _DRAFT) or FormData()
+        settings = [(known[key], draft.get(key) or known[key].default or "") for key in _SETTINGS]
+        return render_page(
+            *(request, context, "model"),
+            tab="model",
+            path=draft.get("model.path"),
+            settings=settings,
+            models=lists.list_choices(context, "models"),
+        )
+
+    @app.post("/model/describe")
+    async def describe_model(request: Request) -> Response:
+        data = await read_form(request)
+        lang = get_language(request, context)
+        model, family, hub = parse_model(context, data)
+        rows, is_local = await run_in_threadpool(describe_checkpoint, model, family, hub, lang)
+        drafts.save_draft(context, owner_of(request), _DRAFT, data)
+        return render_part(request, context, "model_facts", facts=make_facts(rows), is_local=is_local)
+
+    @app.post("/model/plan")
+    async def plan_weights(request: Request) -> Response:
+        data = await read_form(request)
+        lang = get_language(request, context)
+        model, family, hub = parse_model(context, data)
+        settings = {"path": model, "hub": hub, **({"family": family} if family else {})}
+        try:
+            plan = await make_plan({"model": settings}, "", context.roots[0], lang, request)
+        except GlmtuneError:  # whatever it is: the page still shows what the model is
+            return render_part(request, context, "markup", markup="")
+        return render_part(request, context, "model_plan", plan=render_plan(plan, lang))
+
+
+def parse_model(context: Context, data: FormData) -> tuple[str, str | None, str]:
+    """Path or hub id, generation and hub of the fields.
+
+    Raises:
+        PathError: outside of the roots.
+    """
+    hub = "modelscope" if data.get("model.hub") == "modelscope" else "huggingface"
+    return model_or_path(context.roots, data.get("model.path")), data.get("model.family") or None, hub
+
+
+def describe_checkpoint(model: str, family: str | None, hub: str, lang: str) -> tuple[list[tuple[str, str]], bool]:
+    """Names and values of what a checkpoint is, and whether its weights are here. A hub id whose weights are not is
+    described by its config alone.
+
+    Raises:
+        ModelError: it cannot be loaded as it is.
+    """
+    if not Path(model).is_dir():
+        known = get_family(family) if family else detect_family(model, hub)
+        folder = resolve_checkpoint(model, hub, "config")
+        return [(text("model.family", lang), known.title), (text("model.folder", lang), str(folder))], False
+    from glmtune.models.checkpoints import inspect_checkpoint
+
+    return _list_facts(inspect_checkpoint(model, family=family, hub=hub), lang), True
+
+
+def _list_facts(base: Checkpoint, lang: str) -> list[tuple[str, str]]:
+    family = base.known_family
+    weights = sum(prod(shape) for shape in base.native_shapes.values())
+    config = base.config
+    shape = text(
+        *("model.shape_of", lang),
+        layers=config.num_hidden_layers,
+        width=f"{config.hidden_size:,}",
+        words=f"{config.vocab_size:,}",
+    )
+    return [
+        (text("model.family", lang), family.title if family else text("model.undecided", lang)),
+        (text("model.folder", lang), str(base.folder)),
+        (text("model.size", lang), f"{weights:,}"),
+        (text("model.bytes", lang), format_bytes(_count_bytes(base.folder))),
+        (text("model.precision", lang), _describe_precision(base, lang)),
+        (text("model.shape", lang), shape),
+        (text("model.fingerprint", lang), base.fingerprint),
+    ]
+
+
+def _describe_precision(base: Checkpoint, lang: str) -> str:
+    if base.packed_bits:
+        return text("model.packed", lang, bits=base.packed_bits)
+    if base.stored_quantization:
+        return text("model.stored", lang, kind=base.stored_quantization)
+    return str(base.inventory.dtype).removeprefix("torch.")
+
+
+def _count_bytes(folder: Path) -> int:
+    """Of the weight files; repositories that hold them twice have them as safetensors."""
+    weights = list(folder.glob("*.safetensors")) or list(folder.glob("*.bin"))
+    return sum(path.stat().st_size for path in weights)
