@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 
 from glmtune.errors import GlmtuneError, ServerError
 from glmtune.html.i18n import LANGUAGES
-from glmtune.utils.network import is_loopback, listen
+from glmtune.utils.network import listen
 from glmtune.webui import (
     chat_tab,
     data_tab,
@@ -41,7 +41,9 @@ _STYLES = (("glmtune.html", "templates/base.css"), ("glmtune.report", "templates
 _OWN_STYLES = ("glmtune.webui", "static/app.css")
 ROUTE_RULES = (RouteRule("/uploads", body_bytes=2**40, body_seconds=None), RouteRule("/train", MAX_FORM_BYTES))
 """Bodies that may be larger than those of other routes; uploads have their own limit."""
-PAGE_PATHS = frozenset(f"/{name}" for name in (*TABS, "jobs", "static", "strip", "language", "uploads", "login", "logout"))
+PAGE_PATHS = frozenset(
+    f"/{name}" for name in (*TABS, "jobs", "static", "strip", "language", "uploads", "login", "logout")
+)
 """First parts of the page's own paths, which no root path may equal."""
 _YEAR_S = 365 * 24 * 3600
 

@@ -86,19 +86,6 @@ def load_model_checker(run: RunConfig) -> ModelChecker | None:
     return ModelChecker(family, tokenizer, make_encoding_rules(run.data))
 
 
-def list_columns(run: RunConfig) -> list[str]:
-    """The columns of the first row.
-
-    Raises:
-        DataError: the data cannot be found, or has no rows.
-    """
-    for source in open_rows(run):
-        for row in source.rows.read_rows():
-            if not isinstance(row, InvalidRow):
-                return list(row.values)
-    return []
-
-
 def read_page(
     run: RunConfig, page: int, search: str = "", numbers: frozenset[int] | None = None
 ) -> tuple[list[TableRow], bool]:

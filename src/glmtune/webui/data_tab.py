@@ -13,12 +13,13 @@ from starlette.responses import Response
 from glmtune.config import RunConfig
 from glmtune.data.column_formats import COLUMN_ROLES
 from glmtune.data.histogram import make_bins
+from glmtune.data.sources import read_columns
 from glmtune.errors import ConfigError
 from glmtune.html.plots import draw_histogram
 from glmtune.webui import drafts, lists
 from glmtune.webui.context import Context
 from glmtune.webui.data_checks import DataCheck, DataChecks, group_findings
-from glmtune.webui.data_rows import list_columns, make_run, open_rows, read_page, render_row
+from glmtune.webui.data_rows import make_run, open_rows, read_page, render_row
 from glmtune.webui.elements import make_figures
 from glmtune.webui.forms import fields, from_component, tree_of
 from glmtune.webui.guard import owner_of
@@ -127,7 +128,8 @@ def _show_rows(request: Request, context: Context, checks: DataChecks, data: For
 
 
 def _show_columns(request: Request, context: Context, data: FormData) -> Response:
-    names = list_columns(parse_run(context, data.without("data.format", *(f"column.{role}" for role in COLUMN_ROLES))))
+    entry = data_entries(context.roots, data.get(DATA))
+    names = read_columns(entry) if isinstance(entry, str) else []
     chosen = {role: data.get(f"column.{role}") for role in COLUMN_ROLES}
     return render_part(request, context, "data_columns", names=names, roles=COLUMN_ROLES, chosen=chosen)
 

@@ -67,11 +67,14 @@ def make_rows(entry: EvaluationEntry) -> Iterator[EvaluationRow]:
     for place, metrics in enumerate(models):
         scores = [get_nested(metrics, "scores", name, "mean") for name in ("bleu4_characters", "rouge_l")]
         yield EvaluationRow(
-            *(entry.folder, entry.kind, get_nested(metrics, "model", "name") or "–"),
-            _show(get_nested(metrics, "data", "rows")),
-            *(format_number(score, ".2f") for score in scores),
-            format_number(get_nested(metrics, "loss")),
-            _get_verdict(probes[place]) if place < len(probes) else "",
+            folder=entry.folder,
+            kind=entry.kind,
+            model=get_nested(metrics, "model", "name") or "–",
+            rows=_show(get_nested(metrics, "data", "rows")),
+            bleu=format_number(scores[0], ".2f"),
+            rouge=format_number(scores[1], ".2f"),
+            loss=format_number(get_nested(metrics, "loss")),
+            verdict=_get_verdict(probes[place]) if place < len(probes) else "",
         )
 
 

@@ -115,9 +115,7 @@ def parse_choices(data: FormData) -> ExportChoices:
     if layout not in LAYOUTS or bits not in BITS or dtype not in ("", *DTYPES):
         raise ConfigError("The form has a value that is not offered.", "Reload the page.")
     shard = data.get("max_shard_size") or _DEFAULT.max_shard_size
-    return ExportChoices(
-        data.get("model"), layout, bits, data.has("adapter_only"), dtype, shard, data.get("output")
-    )
+    return ExportChoices(data.get("model"), layout, bits, data.has("adapter_only"), dtype, shard, data.get("output"))
 
 
 def complete_choices(context: Context, choices: ExportChoices) -> ExportChoices:

@@ -21,6 +21,8 @@ from glmtune.webui.errors import JobError
 from glmtune.webui.forms import as_yaml
 from glmtune.webui.texts import text
 
+CPU_DEVICE = "this machine's free memory"
+"""Name of a plan's device without a GPU, see `training.plan.device`."""
 _TIMEOUT_S = 300
 _POLL_S = 0.2
 _MAX_PLANS = 64
@@ -105,7 +107,8 @@ def _find_error(errors: str) -> str:
 def render_plan(plan: dict[str, Any], lang: str) -> Html:
     """The verdict, a bar of the parts, their sizes, and the change to make."""
     need, have = format_bytes(plan["bytes"]), format_bytes(plan["memory_bytes"])
-    verdict = text(f"plan.{plan['verdict']}", lang, need=need, have=f"{have} ({plan['device']})")
+    device = text("plan.this_machine", lang) if plan["device"] == CPU_DEVICE else plan["device"]
+    verdict = text(f"plan.{plan['verdict']}", lang, need=need, have=f"{have} ({device})")
     style = {"fits": "good", "tight": "warn"}.get(plan["verdict"], "bad")
     pieces = [el("p", el("span", verdict), class_=f"callout {style}")]
     pieces.append(_render_bar(plan, lang))
@@ -153,9 +156,13 @@ def _render_parts(plan: dict[str, Any], lang: str) -> Html:
     rows = [
         el(
             "tr",
-            el("th", el("span", class_="swatch", style=f"background:{_COLOURS[name]}"), text(f"plan.part.{name}", lang)),
+            el("th", _render_swatch(name), text(f"plan.part.{name}", lang), scope="row"),
             el("td", format_bytes(size), class_="number"),
         )
         for name, size in plan["parts"].items()
     ]
     return el("table", el("tbody", *rows))
+
+
+def _render_swatch(part: str) -> Html:
+    return el("span", class_="swatch", style=f"background:{_COLOURS[part]}")

@@ -137,7 +137,7 @@ def _make_entry(entry: str, weight: str) -> str | dict[str, Any]:
     try:
         return {"path": entry, "weight": float(weight)}
     except ValueError:
-        raise ConfigError(f"{entry}: the share {weight!r} is not a number.", "1: as it is; 0.5: half; 2: twice.") from None
+        raise ConfigError(f"{entry}: the share {weight!r} is not a number.", "1, 0.5 (half) or 2 (twice).") from None
 
 
 def _resolve_paths(context: Context, tree: dict[str, Any]) -> dict[str, Any]:
@@ -178,4 +178,3 @@ def _find_free(context: Context, folder: Path) -> Path:
     while free.exists() or str(free) in taken:
         free, number = folder.with_name(f"{folder.name}-{number}"), number + 1
     return free
-

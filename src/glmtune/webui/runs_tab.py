@@ -67,7 +67,7 @@ def add_routes(app: FastAPI, context: Context) -> None:
         data = await read_form(request)
         paths = [inside(context.roots, path) for path in data.get_all("run")]
         for path in paths:
-            await run_in_threadpool(lambda path=path: delete_run(path, roots=context.roots))
+            await run_in_threadpool(delete_run, path, roots=context.roots)
         return redirect(request, "/runs")
 
     @app.get("/runs/show")

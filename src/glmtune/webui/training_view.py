@@ -1,4 +1,4 @@
-"""What is shown of a training: state, numbers, curves. Read from its run folder and its log, so any page can show it."""
+"""What is shown of a training: state, numbers, curves. Read from its run folder and log, so any page can show it."""
 
 from __future__ import annotations
 
