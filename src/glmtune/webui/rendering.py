@@ -86,6 +86,7 @@ def _render(request: Request, context: Context, name: str, values: dict[str, Any
         "csrf": csrf_token(request),
         "tabs": TABS,
         "is_locked": context.locked,
+        "shorten": context.shorten,
     }
     return _environment().get_template(f"{name}.html.j2").render({**shared, **values})
 
