@@ -64,10 +64,12 @@ def parse_form(data: FormData) -> RunForm:
             form.values[item.key] = data.has(item.key)
         elif item.kind != "flag" and item.key in sent:
             form.values[item.key] = data.get(item.key)
-    entries = [value.strip() for name, value in data.pairs if name == DATA]
-    weights = [value.strip() for name, value in data.pairs if name == WEIGHT]
-    weights += [""] * (len(entries) - len(weights))
-    form.datasets = [(entry, weight) for entry, weight in zip(entries, weights, strict=False) if entry]
+    for name, value in data.pairs:  # a share follows its data set
+        if name == DATA:
+            form.datasets.append((value.strip(), ""))
+        elif name == WEIGHT and form.datasets:
+            form.datasets[-1] = (form.datasets[-1][0], value.strip())
+    form.datasets = [(entry, weight) for entry, weight in form.datasets if entry]
     form.more = data.get(MORE)
     return form
 
@@ -101,7 +103,7 @@ def make_tree(context: Context, form: RunForm) -> dict[str, Any]:
     if entries:
         # One path alone is what a file would hold.
         alone = entries[0] if len(entries) == 1 and isinstance(entries[0], str) else entries
-        tree.setdefault("data", {})["train"] = alone
+        _open_section(tree, "data")["train"] = alone
     build_dataclass(RunConfig, tree, "form")  # of the right types, before its paths are looked at
     return _resolve_paths(context, tree)
 
