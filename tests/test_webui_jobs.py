@@ -190,7 +190,7 @@ def test_the_tail_is_bounded_and_without_what_a_bar_overwrote(make, tmp_path):
 @pytest.mark.parametrize("id", ["", "nothing", "../../etc/passwd", "a/b", ".lock"])
 def test_an_unknown_job_is_an_error(make, id):
     jobs = make()
-    for ask in (jobs.get, jobs.tail, lambda id: jobs.stop(id, "me")):
+    for ask in (jobs.get, jobs.tail, jobs.stop):
         with pytest.raises(JobError, match="no such job"):
             ask(id)
 
