@@ -36,8 +36,9 @@ _ROLE_TAGS = {
 }
 TAGS = ("role_tag", "content_tag", *_ROLE_TAGS)
 
-Preference = Literal["refuse", "chosen", "pairs"]
-"""What is done with preference rows: refuse them, train on their better answer, or read both answers."""
+Preference = Literal["refuse", "chosen", "pairs", "labels"]
+"""What is done with preference rows: refuse them, train on their better answer, read both answers, or answers with a
+label."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,9 @@ def list_formats(options: FormatOptions) -> list[RowFormat]:
             raise ConfigError(f"data tags: unknown tag {tag!r}.", suggest_key(str(tag), list(TAGS)))
     formats = _select_formats(options)
     return [
-        make_preference_format(formats, columns, options.preference == "chosen", options.preference == "pairs"),
+        make_preference_format(
+            formats, columns, *(options.preference == kind for kind in ("chosen", "pairs", "labels"))
+        ),
         *formats,
     ]
 
