@@ -1,4 +1,4 @@
-"""Export of a reward model as a folder that transformers' `AutoModelForSequenceClassification` loads, with one label."""
+"""Export of a reward model as a folder that transformers' `AutoModelForSequenceClassification` loads: one label."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def require_reward_export(source: ExportSource, request: ExportRequest) -> None:
         )
     if source.is_prefix:
         raise ConfigError(
-            f"{folder}: a reward model with a P-Tuning prefix, which transformers' sequence classification has no place "
-            "for.",
+            f"{folder}: a reward model with a P-Tuning prefix, for which transformers' sequence classification has no "
+            "place.",
             "Use it as it is: glmtune score, or glmtune.preference.load_reward_model in Python.",
         )
     if _find_class(source) is None:
@@ -73,6 +73,8 @@ def write_reward_model(source: ExportSource, request: ExportRequest, folder: Pat
     steps.begin("Loading the model")
     model: Any = load_base(source.base, dtype=request.dtype, device=parse_device(request.device))
     messages = []
+    if source.base_quantization:
+        messages.append(f"Trained on the base in {source.base_quantization}; here the base is unquantised.")
     if source.adapter is not None:
         wrapped = load_adapter(model, source.adapter).eval()
         tuned = _compute_rewards(wrapped, weight_1H, rows)
@@ -104,12 +106,8 @@ def write_reward_model(source: ExportSource, request: ExportRequest, folder: Pat
 
 def _find_class(source: ExportSource) -> type | None:
     """transformers' class for the base's config, or for the config that it is derived from."""
-    kinds = type(source.base.config).__mro__
-    return next((MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[kind] for kind in kinds if _is_mapped(kind)), None)
-
-
-def _is_mapped(kind: type) -> bool:
-    return kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    classes: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    return next((classes[kind] for kind in type(source.base.config).__mro__ if kind in classes), None)
 
 
 def _write_config(source: ExportSource, folder: Path) -> tuple[int, int]:
