@@ -5,8 +5,8 @@ TRL needs another transformers, so this runs in two environments:
     python tools/compare_trl_losses.py write FOLDER       # here: models, rows, our losses and gradients
     TRL/bin/python tools/compare_trl_losses.py check FOLDER   # where trl is installed: theirs, and the differences
 
-Both compute in fp32 on the CPU, on three generations (transformers has no ChatGLM-6B), all rows in one batch: ours packed
-into one sequence, TRL's padded.
+Both compute in fp32 on the CPU, on three generations (transformers has no ChatGLM-6B), all rows in one batch: ours
+packed into one sequence, TRL's padded.
 """
 
 from __future__ import annotations
