@@ -211,9 +211,7 @@ def test_training_starts_from_another_reward_model_or_adapter(tiny, tmp_path, re
         folder.mkdir()
         options = {"max_steps": 1, "learning_rate": 1e-6, "seed": 7}
         run = _train(tiny("chatglm2"), folder, "lora", adapter=str(adapter), training=options)
-        before, after = (
-            load_file(place / "value_head.safetensors")["score.weight"] for place in (earlier, run.adapter)
-        )
+        heads = [load_file(place / "value_head.safetensors")["score.weight"] for place in (earlier, run.adapter)]
         changes[name] = (heads[1] - heads[0]).abs().max().item()
     assert 0 < changes["kept"] < 1e-5
     assert changes["new"] > 0.1
