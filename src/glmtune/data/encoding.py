@@ -91,6 +91,7 @@ class EncodedRow:
         context: number of first tokens with bidirectional attention (ChatGLM-6B).
         conversation: number of the conversation that it comes from.
         where: `file:line` of that conversation.
+        value: of a pair's rows, how much better the better answer is; of a row with a label, 1 if it is good, else 0.
     """
 
     input_ids: Sequence[int]
@@ -98,6 +99,7 @@ class EncodedRow:
     context: int
     conversation: int
     where: str
+    value: float = 0.0
 
 
 def encode_conversations(
@@ -107,7 +109,8 @@ def encode_conversations(
     rules: EncodingRules,
     counts: EncodingCounts,
 ) -> Iterator[EncodedRow]:
-    """Encode conversations as they come, and update `counts`. A pair gives two rows, the better one first.
+    """Encode conversations as they come, and update `counts`. A pair gives two rows, the better one first; two answers
+    with labels that belong to one conversation, two rows that are independent of each other.
 
     Raises:
         DataError: a conversation does not fit the family's roles, has nothing to train on, or (with
@@ -115,18 +118,35 @@ def encode_conversations(
     """
     for conversation in conversations:
         try:
-            if conversation.rejected is not None:
-                rows = _encode_pair(conversation, conversation.rejected, family, tokenizer, rules, counts)
-            else:
-                rows = list(_encode_conversation(conversation, family, tokenizer, rules, counts))
+            rows = _encode_answers(conversation, family, tokenizer, rules, counts)
         except DataError as error:
             raise DataError(f"{conversation.where}: {error.message}", error.hint) from None
         counts.conversations += 1
-        for row in rows:
+        for row, value in rows:
             counts.rows += 1
             counts.tokens += len(row.input_ids)
             counts.targets += len(row.labels) - row.labels.count(IGNORE_INDEX)
-            yield EncodedRow(row.input_ids, row.labels, row.context, conversation.number, conversation.where)
+            yield EncodedRow(row.input_ids, row.labels, row.context, conversation.number, conversation.where, value)
+
+
+def _encode_answers(
+    conversation: Conversation, family: Family, tokenizer: Any, rules: EncodingRules, counts: EncodingCounts
+) -> list[tuple[EncodedSequence, float]]:
+    """The rows of a conversation, each with the value of `EncodedRow`."""
+    worse = conversation.rejected
+    if conversation.is_desirable is not None:
+        if family.one_answer_per_row:
+            rules = replace(rules, train_on="last")
+        sides = [conversation] if worse is None else [conversation, worse]
+        return [
+            (row, float(bool(side.is_desirable)))
+            for side in sides
+            for row in _encode_conversation(side, family, tokenizer, rules, counts)
+        ]
+    if worse is not None:
+        pair = _encode_pair(conversation, worse, family, tokenizer, rules, counts)
+        return [(row, conversation.margin) for row in pair]
+    return [(row, 0.0) for row in _encode_conversation(conversation, family, tokenizer, rules, counts)]
 
 
 def _encode_conversation(

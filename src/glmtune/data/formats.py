@@ -36,8 +36,9 @@ _ROLE_TAGS = {
 }
 TAGS = ("role_tag", "content_tag", *_ROLE_TAGS)
 
-Preference = Literal["refuse", "chosen", "pairs"]
-"""What is done with preference rows: refuse them, train on their better answer, or read both answers."""
+Preference = Literal["refuse", "chosen", "pairs", "labels"]
+"""What is done with preference rows: refuse them, train on their better answer, read both answers, or answers with a
+label."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ def list_formats(options: FormatOptions) -> list[RowFormat]:
     named = {role: (columns[role],) for role in ("system", "tools") if role in columns}
     messages = MessageFormat("OpenAI messages", (), "messages", ROLE_CONTENT, **named)
     keys = _make_message_keys(options.tags) if options.tags else None
-    uses_chosen, reads_pairs = options.preference == "chosen", options.preference == "pairs"
-    return [make_preference_format(formats, columns, uses_chosen, reads_pairs, messages, keys), *formats]
+    reading = [options.preference == kind for kind in ("chosen", "pairs", "labels")]
+    return [make_preference_format(formats, columns, *reading, messages=messages, keys=keys), *formats]
 
 
 def _select_formats(options: FormatOptions) -> list[RowFormat]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,8 +17,8 @@ from glmtune.data.conversation import (
     RawRow,
     describe_type,
 )
-from glmtune.data.message_keys import CONTENT_ROLES, Message, MessageKeys, convert_to_role_content, find_message_keys
-from glmtune.data.preference_shapes import normalize_pair
+from glmtune.data.message_keys import Message, MessageKeys, convert_to_role_content, find_message_keys
+from glmtune.data.preference_shapes import normalize_pair, read_question
 from glmtune.data.row_format import (
     Columns,
     RowFormat,
@@ -37,6 +38,7 @@ _REJECTED_COLUMNS = (
     *("rejected_answer", "rejected_responses", "non_preferred_output", "response_k", "neg_resp"),
 )
 _LABEL_COLUMNS = ("label", "kto_tag")
+_LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False, "-1": False, "-1.0": False}
 _MESSAGE_COLUMNS = ("messages", "conversations", "conversation")
 
 
@@ -54,6 +56,8 @@ class PreferenceFormat(RowFormat):
         is_label_named: whether the user named that column: numbers and texts are then read too.
         uses_chosen: whether the better answer is trained on; otherwise the rows are refused.
         reads_pairs: whether both answers are read.
+        reads_labels: whether single answers with a label are read; a pair then is a good and a bad one.
+        margin: names of the column with how much better the better answer is.
         other_columns: names of columns that the user gave to other roles.
     """
 
@@ -68,6 +72,8 @@ class PreferenceFormat(RowFormat):
     is_label_named: bool = False
     uses_chosen: bool = False
     reads_pairs: bool = field(default=False, repr=False)
+    reads_labels: bool = field(default=False, repr=False)
+    margin: tuple[str, ...] = field(default=("margin",), repr=False)
     other_columns: tuple[str, ...] = ()
     name: str = "preference rows"
     formats: tuple[str, ...] = ()
@@ -80,20 +86,28 @@ class PreferenceFormat(RowFormat):
 
     @property
     def cache_key(self) -> str:
-        return super().cache_key + (" pairs" if self.reads_pairs else "")
+        reading = f" pairs, {'/'.join(self.margin)}" if self.reads_pairs else " labels" if self.reads_labels else ""
+        return super().cache_key + reading
+
+    @property
+    def is_required(self) -> bool:
+        """Whether rows of other formats cannot be used: they lack what is trained on."""
+        return self.reads_pairs or self.reads_labels
 
     def get_columns(self) -> frozenset[str]:
         return frozenset((*self.chosen, *self.rejected, *self.label))
 
     def list_unread_columns(self, values: dict[str, Any]) -> list[str]:
         values = self._normalize(values)
-        better, row_format = self._make_better_row(values)
-        replaced = values.keys() - better.keys()
-        return [name for name in row_format.list_unread_columns(better) if name in values and name not in replaced]
+        row, row_format = self._make_first_row(values)
+        replaced = values.keys() - row.keys()
+        if self.reads_pairs:
+            replaced |= set(self.margin)
+        return [name for name in row_format.list_unread_columns(row) if name in values and name not in replaced]
 
     def list_unread_message_keys(self, values: dict[str, Any]) -> list[str]:
-        better, row_format = self._make_better_row(self._normalize(values))
-        return row_format.list_unread_message_keys(better)
+        row, row_format = self._make_first_row(self._normalize(values))
+        return row_format.list_unread_message_keys(row)
 
     @cached_property
     def _own_columns(self) -> frozenset[str]:
@@ -123,12 +137,14 @@ class PreferenceFormat(RowFormat):
         column = self._find_answer_list(values)
         if column:
             return f"{column} is a list of {len(values[column])} answers"
-        if self._read_label(values) is not None:
+        if self._read_label(values) is not None or (self.reads_labels and self._find_label(values)):
             return f"{self._find_label(values)} is true or false"
         return ""
 
     def parse_row(self, row: RawRow) -> Conversation:
         description = self.describe_preference(row.values)
+        if self.reads_labels:
+            return self._parse_labelled(row)
         if self.reads_pairs:
             return self._parse_pair(row)
         if not self.uses_chosen and description:
@@ -137,11 +153,54 @@ class PreferenceFormat(RowFormat):
         better, row_format = self._make_better_row(row.values)
         conversation = row_format.parse_row(RawRow(better, row.where))
         conversation.is_better_answer = True
-        # Answers before the last question are the same for the better and the worse answer.
-        messages = conversation.messages
-        start = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=0)
-        conversation.messages = [*exclude_answers(messages[:start]), *messages[start:]]
+        _exclude_earlier_answers(conversation)
         return conversation
+
+    def make_missing_error(self) -> InvalidRowError:
+        """The error for a row without what is trained on."""
+        if self.reads_labels:
+            return InvalidRowError(
+                "no-label",
+                "no label beside the answer",
+                "KTO needs to know of every answer whether it is good: a column label (or kto_tag) with true or false.",
+            )
+        return InvalidRowError(
+            "no-pair",
+            "no worse answer beside the better one",
+            "Preference tuning needs both in every row: columns chosen and rejected.",
+        )
+
+    def _parse_labelled(self, row: RawRow) -> Conversation:
+        """An answer and whether it is good; of a pair, both answers. The last answer alone is trained on."""
+        if self._find_label(row.values) is None:
+            if not self.describe_preference(row.values):
+                raise self.make_missing_error()
+            pair = self._parse_pair(row)
+            assert pair.rejected is not None
+            pair.is_desirable, pair.rejected.is_desirable = True, False
+            return pair
+        values, row_format = self._make_labelled_row(row.values)
+        conversation = row_format.parse_row(RawRow(values, row.where))
+        conversation.is_desirable = self._require_label(row.values)
+        _exclude_earlier_answers(conversation)
+        return conversation
+
+    def _make_first_row(self, values: dict[str, Any]) -> tuple[dict[str, Any], RowFormat]:
+        """The row as if it had one answer, the better one of two, and the format of that."""
+        is_labelled = self.reads_labels and self._find_label(values) is not None
+        return self._make_labelled_row(values) if is_labelled else self._make_better_row(values)
+
+    def _make_labelled_row(self, values: dict[str, Any]) -> tuple[dict[str, Any], RowFormat]:
+        """A row without its label, and its format."""
+        rest = {key: value for key, value in values.items() if key != self._find_label(values)}
+        row_format = next((inner for inner in self.inner if inner.matches(rest)), None)
+        if row_format is None:
+            raise InvalidRowError(
+                "missing-column",
+                f"no known question and answer beside the label (this row has {list_keys(values)})",
+                "Name their columns: --set data.columns.prompt=COLUMN --set data.columns.response=COLUMN",
+            )
+        return rest, row_format
 
     def _parse_pair(self, row: RawRow) -> Conversation:
         """Both answers; only what follows the messages that the two conversations share is trained on."""
@@ -164,6 +223,8 @@ class PreferenceFormat(RowFormat):
         for side in sides:
             side.messages = [*exclude_answers(side.messages[:shared]), *side.messages[shared:]]
         better.rejected = worse
+        if self.reads_pairs:
+            better.margin = self._read_margin(row.values)
         return better
 
     def _normalize(self, values: dict[str, Any]) -> dict[str, Any]:
@@ -173,6 +234,21 @@ class PreferenceFormat(RowFormat):
         own = {*self.chosen, *self.rejected} - set(self.other_columns)
         answers = [name for name in values if name in own]
         return normalize_pair(values, self._questions, answers, self.keys) if answers else values
+
+    def _read_margin(self, values: dict[str, Any]) -> float:
+        """How much better the better answer is; 0 where the row does not say."""
+        name = next((name for name in self.margin if values.get(name) is not None), None)
+        if name is None:
+            return 0.0
+        value = values[name]
+        is_number = isinstance(value, (int, float, str)) and not isinstance(value, bool)
+        try:
+            margin = float(value) if is_number else math.nan
+        except ValueError:
+            margin = math.nan
+        if not math.isfinite(margin):
+            raise InvalidRowError("wrong-type", f"column {name!r} must be a number, not {value!r}", "Fix the row.")
+        return margin
 
     def _exchange_answers(self, values: dict[str, Any]) -> dict[str, Any]:
         """The row with its worse answer in the place of the better one."""
@@ -187,18 +263,14 @@ class PreferenceFormat(RowFormat):
             return {**self._drop_answer(rest, worse), self.chosen[0]: worse}
         if column:  # from the best to the worst
             return {**values, column: [values[column][-1], values[column][0]]}
-        raise InvalidRowError(
-            "no-pair",
-            "no worse answer beside the better one",
-            "Preference tuning needs both in every row: columns chosen and rejected.",
-        )
+        raise self.make_missing_error()
 
     def _drop_answer(self, values: dict[str, Any], worse: Any) -> dict[str, Any]:
         """The row without the answer that its messages end with, where `worse` is an answer alone."""
         column = self._find_messages(values)
         if column is None or (isinstance(worse, list) and len(worse) > 1):
             return values
-        return {**values, column: _read_question(values[column])}
+        return {**values, column: read_question(values[column])}
 
     def _make_better_row(self, values: dict[str, Any]) -> tuple[dict[str, Any], RowFormat]:
         """The row as if it had its better answer alone, and the format of that."""
@@ -270,7 +342,7 @@ class PreferenceFormat(RowFormat):
         prompts = {inner.prompt for inner in self.inner if isinstance(inner, (ColumnFormat, PromptMessagesFormat))}
         if column:
             if not has_question:
-                question = _read_question(better[column])
+                question = read_question(better[column])
         elif not has_question:
             row_format = next((i for i in self.inner if isinstance(i, ColumnFormat) and i.prompt in better), None)
             if row_format and isinstance(better[row_format.prompt], str) and len(chosen) == 1:
@@ -301,6 +373,21 @@ class PreferenceFormat(RowFormat):
         names = (name for name in self.label if name not in self.other_columns)
         return next((name for name in names if values.get(name) is not None), None)
 
+    def _require_label(self, values: dict[str, Any]) -> bool:
+        """Whether the answer of a labelled row is good.
+
+        Raises:
+            InvalidRowError: the label is neither true nor false.
+        """
+        name = str(self._find_label(values))
+        value = values[name]
+        text = str(value).strip().lower() if isinstance(value, (bool, int, float, str)) else ""
+        if text not in _LABELS:
+            raise InvalidRowError(
+                "wrong-type", f"column {name!r} must be true or false (or 1 or 0), not {value!r}", "Fix the row."
+            )
+        return _LABELS[text]
+
     def _read_label(self, values: dict[str, Any]) -> bool | None:
         """Whether the answer of a KTO row is a good one; None for other rows."""
         name = self._find_label(values)
@@ -327,6 +414,8 @@ def make_preference_format(
     columns: Columns,
     uses_chosen: bool,
     reads_pairs: bool = False,
+    reads_labels: bool = False,
+    *,
     messages: RowFormat | None = None,
     keys: MessageKeys | None = None,
 ) -> PreferenceFormat:
@@ -337,28 +426,22 @@ def make_preference_format(
         columns: names by role.
         uses_chosen: whether the better answer is trained on.
         reads_pairs: whether both answers are read.
+        reads_labels: whether answers with a label are read.
         messages: of a list `messages` with `role` and `content`.
         keys: of messages in the file, if the user named them.
     """
-    own_roles = ("chosen", "rejected", "label")
-    names = {role: (columns[role],) for role in ("chosen", "rejected") if role in columns}
+    own_roles = ("chosen", "rejected", "label", "margin")
+    names = {role: (columns[role],) for role in ("chosen", "rejected", "margin") if role in columns}
     label = {"label": (columns["label"],), "is_label_named": True} if "label" in columns else {}
     others = tuple(name for role, name in columns.items() if role not in own_roles)
     answered = tuple(row_format for row_format in inner if not isinstance(row_format, TextFormat))
-    options: Any = {**names, **label, "uses_chosen": uses_chosen, "reads_pairs": reads_pairs, "other_columns": others}
+    reading = {"uses_chosen": uses_chosen, "reads_pairs": reads_pairs, "reads_labels": reads_labels}
+    options: Any = {**names, **label, **reading, "other_columns": others}
     return PreferenceFormat(answered, messages, keys, **options)
 
 
-def _read_question(messages: Any) -> list[Message]:
-    """The messages of a column up to the last question: an answer after it is that of the row, given twice."""
-    question = [convert_to_role_content(message) for message in decode_json_text(messages)]
-    while len(question) > 1 and isinstance(question[-1], dict) and _is_answer(question[-1]):
-        question.pop()
-    return question
-
-
-def _is_answer(message: Message) -> bool:
-    """Whether it is the assistant's: text, or a call without its result."""
-    role = message.get("role")
-    is_call = role == "tool" and message.get("parameters") is not None and message.get("observation") is None
-    return is_call or (isinstance(role, str) and CONTENT_ROLES.get(role) in ("assistant", "function_call"))
+def _exclude_earlier_answers(conversation: Conversation) -> None:
+    """Do not train on answers before the last question: what is judged is the last one."""
+    messages = conversation.messages
+    start = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=0)
+    conversation.messages = [*exclude_answers(messages[:start]), *messages[start:]]

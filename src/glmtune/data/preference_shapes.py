@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from glmtune.data.message_keys import Message, MessageKeys, convert_to_role_content
+from glmtune.data.message_keys import CONTENT_ROLES, Message, MessageKeys, convert_to_role_content
 from glmtune.data.row_format import decode_json_text
 
 # Anthropic's files have whole conversations as text, or the question with the mark of the answer at its end.
@@ -86,3 +86,18 @@ def _convert_message(message: Message, keys: MessageKeys | None) -> Message:
     if isinstance(message.get("text"), str) and "content" not in message:
         message["content"] = message.pop("text")
     return message
+
+
+def read_question(messages: Any) -> list[Message]:
+    """The messages of a column up to the last question: an answer after it is that of the row, given twice."""
+    question = [convert_to_role_content(message) for message in decode_json_text(messages)]
+    while len(question) > 1 and isinstance(question[-1], dict) and _is_answer(question[-1]):
+        question.pop()
+    return question
+
+
+def _is_answer(message: Message) -> bool:
+    """Whether it is the assistant's: text, or a call without its result."""
+    role = message.get("role")
+    is_call = role == "tool" and message.get("parameters") is not None and message.get("observation") is None
+    return is_call or (isinstance(role, str) and CONTENT_ROLES.get(role) in ("assistant", "function_call"))

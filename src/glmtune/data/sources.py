@@ -159,13 +159,21 @@ class DataSource:
         return hasher.hexdigest()
 
     @property
+    def reads_labels(self) -> bool:
+        """Whether its rows are answers with a label (`data.preference: labels`)."""
+        return self._preference.reads_labels
+
+    @property
     def is_sampled(self) -> bool:
         """Whether a weight or a sample changes how often its rows are used."""
         return self.spec.weight != 1 or self.spec.num_samples is not None
 
     def _convert_row(self, row: RawRow) -> Conversation | InvalidRow:
         try:
-            return read_conversation(self._choose_format(row), row)
+            row_format = self._choose_format(row)
+            if self._preference.is_required and row_format is not self._preference:
+                raise self._preference.make_missing_error()
+            return read_conversation(row_format, row)
         except InvalidRowError as error:
             return error.to_invalid_row(row.where)
 
