@@ -67,6 +67,8 @@ class EncodingCounts:
     """Rows whose answer was cut at the end (the end token stays)."""
     rows_dropped: int = 0
     """Rows over the limits that were dropped: all with `drop`, those that cannot be cut enough with `cut`."""
+    same_pairs: int = 0
+    """Pairs that were dropped because the limits leave the same of both answers."""
     tokens_cut: int = 0
     """Estimated for conversations many times over the limits, of which not every row is encoded as a whole."""
 
@@ -187,6 +189,11 @@ def _encode_pair(
         rows = encode(replace(rules, max_length=None, max_source_length=prompt, max_target_length=answer))
     if any(len(side) != 1 for side in rows):
         counts.rows_dropped += sum(map(len, rows))
+        return []
+    ids = [list(side[0].input_ids) for side in rows]
+    if ids[0] == ids[1]:
+        counts.rows_dropped += 2
+        counts.same_pairs += 1
         return []
     return [row for side in rows for row in side]
 

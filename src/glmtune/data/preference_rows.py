@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +17,8 @@ from glmtune.data.conversation import (
     RawRow,
     describe_type,
 )
-from glmtune.data.message_keys import Message, convert_to_role_content, find_message_keys
+from glmtune.data.message_keys import Message, MessageKeys, convert_to_role_content, find_message_keys
+from glmtune.data.preference_shapes import normalize_pair, read_question
 from glmtune.data.row_format import (
     Columns,
     RowFormat,
@@ -29,16 +29,17 @@ from glmtune.data.row_format import (
 from glmtune.data.turn_formats import PromptMessagesFormat
 from glmtune.data.turn_history import exclude_answers
 
-_CHOSEN_COLUMNS = ("chosen", "chosen_response", "response_chosen", "chosen_messages", "answer_chosen", "chosen_answer")
+_CHOSEN_COLUMNS = (
+    *("chosen", "chosen_response", "response_chosen", "chosen_messages", "answer_chosen", "chosen_answer"),
+    *("preferred_output", "response_j", "pos_resp"),  # OpenAI, stack-exchange-paired, CValues
+)
 _REJECTED_COLUMNS = (
     *("rejected", "rejected_response", "response_rejected", "rejected_messages", "answer_rejected"),
-    *("rejected_answer", "rejected_responses"),
+    *("rejected_answer", "rejected_responses", "non_preferred_output", "response_k", "neg_resp"),
 )
 _LABEL_COLUMNS = ("label", "kto_tag")
 _LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False, "-1": False, "-1.0": False}
 _MESSAGE_COLUMNS = ("messages", "conversations", "conversation")
-# Anthropic's files have whole conversations as text.
-_TRANSCRIPT_MARK = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class PreferenceFormat(RowFormat):
 
     Attributes:
         inner: the formats of the same rows with one answer; without any, no row is a preference row.
+        messages: that of rows made of their answers' messages: a list `messages` with `role` and `content`.
+        keys: of messages in the file, if they are not the usual ones.
         chosen: names of the column with the better answer.
         rejected: names of the column with the worse one.
         label: names of the column that says whether the answer is good.
@@ -61,6 +64,8 @@ class PreferenceFormat(RowFormat):
     cache_name = "Preference"
 
     inner: tuple[RowFormat, ...]
+    messages: RowFormat | None = None
+    keys: MessageKeys | None = None
     chosen: tuple[str, ...] = _CHOSEN_COLUMNS
     rejected: tuple[str, ...] = _REJECTED_COLUMNS
     label: tuple[str, ...] = _LABEL_COLUMNS
@@ -93,6 +98,7 @@ class PreferenceFormat(RowFormat):
         return frozenset((*self.chosen, *self.rejected, *self.label))
 
     def list_unread_columns(self, values: dict[str, Any]) -> list[str]:
+        values = self._normalize(values)
         row, row_format = self._make_first_row(values)
         replaced = values.keys() - row.keys()
         if self.reads_pairs:
@@ -100,7 +106,7 @@ class PreferenceFormat(RowFormat):
         return [name for name in row_format.list_unread_columns(row) if name in values and name not in replaced]
 
     def list_unread_message_keys(self, values: dict[str, Any]) -> list[str]:
-        row, row_format = self._make_first_row(values)
+        row, row_format = self._make_first_row(self._normalize(values))
         return row_format.list_unread_message_keys(row)
 
     @cached_property
@@ -110,6 +116,12 @@ class PreferenceFormat(RowFormat):
     @cached_property
     def _answer_columns(self) -> frozenset[str]:
         return frozenset(inner.response for inner in self.inner if isinstance(inner, ColumnFormat))
+
+    @cached_property
+    def _questions(self) -> frozenset[str]:
+        """The columns that may hold the question."""
+        names = (getattr(inner, key, "") for inner in self.inner for key in ("prompt", "column"))
+        return frozenset((*_MESSAGE_COLUMNS, *names)) - {""}
 
     def describe_preference(self, values: dict[str, Any]) -> str:
         """What makes a row a preference row, for messages; empty if it is none."""
@@ -137,6 +149,7 @@ class PreferenceFormat(RowFormat):
             return self._parse_pair(row)
         if not self.uses_chosen and description:
             raise make_preference_error(description)
+        row = RawRow(self._normalize(row.values), row.where)
         better, row_format = self._make_better_row(row.values)
         conversation = row_format.parse_row(RawRow(better, row.where))
         conversation.is_better_answer = True
@@ -192,7 +205,8 @@ class PreferenceFormat(RowFormat):
     def _parse_pair(self, row: RawRow) -> Conversation:
         """Both answers; only what follows the messages that the two conversations share is trained on."""
         sides = []
-        for values in (row.values, self._exchange_answers(row.values)):
+        normalized = self._normalize(row.values)
+        for values in (normalized, self._exchange_answers(normalized)):
             side_values, row_format = self._make_better_row(values)
             sides.append(row_format.parse_row(RawRow(side_values, row.where)))
         better, worse = sides
@@ -201,13 +215,25 @@ class PreferenceFormat(RowFormat):
         pairs = zip(better.messages, worse.messages, strict=False)
         shared = next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), None)
         if shared is None:
-            shared = min(len(better.messages), len(worse.messages))
+            problem = "one of the two conversations is the start of the other: there are no two answers to compare"
+            raise InvalidRowError("no-pair", problem, "Fix or remove the row.")
+        if any(side.messages[shared]["role"] not in ("assistant", "tool") for side in sides):
+            problem = f"the two conversations differ in message {shared + 1}, before an answer: the questions differ"
+            raise InvalidRowError("other-question", problem, "Both answers must follow the same messages.")
         for side in sides:
             side.messages = [*exclude_answers(side.messages[:shared]), *side.messages[shared:]]
         better.rejected = worse
         if self.reads_pairs:
             better.margin = self._read_margin(row.values)
         return better
+
+    def _normalize(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The row with its question and answers as the other formats have them."""
+        if self._own_columns.isdisjoint(values):
+            return values
+        own = {*self.chosen, *self.rejected} - set(self.other_columns)
+        answers = [name for name in values if name in own]
+        return normalize_pair(values, self._questions, answers, self.keys) if answers else values
 
     def _read_margin(self, values: dict[str, Any]) -> float:
         """How much better the better answer is; 0 where the row does not say."""
@@ -244,10 +270,7 @@ class PreferenceFormat(RowFormat):
         column = self._find_messages(values)
         if column is None or (isinstance(worse, list) and len(worse) > 1):
             return values
-        messages = list(decode_json_text(values[column]))
-        while messages and convert_to_role_content(messages[-1])["role"] == "assistant":
-            messages.pop()
-        return {**values, column: messages}
+        return {**values, column: read_question(values[column])}
 
     def _make_better_row(self, values: dict[str, Any]) -> tuple[dict[str, Any], RowFormat]:
         """The row as if it had its better answer alone, and the format of that."""
@@ -260,7 +283,7 @@ class PreferenceFormat(RowFormat):
         if has_pair:
             name = next((name for name in self.chosen if name in dropped and not is_empty(values.get(name))), None)
             # ms-swift's rows have the better answer in its usual place, and a worse one beside it.
-            better = self._add_chosen(better, decode_json_text(values[name]), name) if name else better
+            better = self._add_chosen(better, decode_json_text(values[name]), name) if name else self._move(better)
         elif column:
             better[column] = values[column][0]
         elif label is not None:
@@ -268,7 +291,8 @@ class PreferenceFormat(RowFormat):
             if not label:
                 raise InvalidRowError(WORSE_ANSWER, f"{label_column} is false: a worse answer, which is not trained on")
             del better[label_column]
-        row_format = next((inner for inner in self.inner if inner.matches(better)), None)
+        formats = (*self.inner, self.messages) if has_pair and self.messages else self.inner
+        row_format = next((inner for inner in formats if inner.matches(better)), None)
         if row_format is None and has_pair and name is None:
             raise InvalidRowError("no-answer", "a preference row without its better answer", "Fix or remove the row.")
         if row_format is None:
@@ -301,8 +325,14 @@ class PreferenceFormat(RowFormat):
                     key: value for key, value in better.items() if key not in ANSWER_COLUMNS or key == inner.prompt
                 }
                 return {**others, inner.response: chosen}
-        turns = _split_transcript(chosen)
-        return {**better, "messages": turns} if turns else better
+        return better
+
+    def _move(self, better: dict[str, Any]) -> dict[str, Any]:
+        """The row with its list of messages, which ends with the better answer, as `messages`."""
+        column = self._find_messages(better)
+        if column is None:
+            return better
+        return {**{key: value for key, value in better.items() if key != column}, "messages": better[column]}
 
     def _add_messages(self, better: dict[str, Any], chosen: list[Message]) -> dict[str, Any]:
         """The row with a list `messages`: the whole of `chosen`, or the question's messages and `chosen`."""
@@ -312,7 +342,7 @@ class PreferenceFormat(RowFormat):
         prompts = {inner.prompt for inner in self.inner if isinstance(inner, (ColumnFormat, PromptMessagesFormat))}
         if column:
             if not has_question:
-                question = [convert_to_role_content(message) for message in decode_json_text(better[column])]
+                question = read_question(better[column])
         elif not has_question:
             row_format = next((i for i in self.inner if isinstance(i, ColumnFormat) and i.prompt in better), None)
             if row_format and isinstance(better[row_format.prompt], str) and len(chosen) == 1:
@@ -385,6 +415,9 @@ def make_preference_format(
     uses_chosen: bool,
     reads_pairs: bool = False,
     reads_labels: bool = False,
+    *,
+    messages: RowFormat | None = None,
+    keys: MessageKeys | None = None,
 ) -> PreferenceFormat:
     """The format with the user's names of columns.
 
@@ -394,6 +427,8 @@ def make_preference_format(
         uses_chosen: whether the better answer is trained on.
         reads_pairs: whether both answers are read.
         reads_labels: whether answers with a label are read.
+        messages: of a list `messages` with `role` and `content`.
+        keys: of messages in the file, if the user named them.
     """
     own_roles = ("chosen", "rejected", "label", "margin")
     names = {role: (columns[role],) for role in ("chosen", "rejected", "margin") if role in columns}
@@ -402,7 +437,7 @@ def make_preference_format(
     answered = tuple(row_format for row_format in inner if not isinstance(row_format, TextFormat))
     reading = {"uses_chosen": uses_chosen, "reads_pairs": reads_pairs, "reads_labels": reads_labels}
     options: Any = {**names, **label, **reading, "other_columns": others}
-    return PreferenceFormat(answered, **options)
+    return PreferenceFormat(answered, messages, keys, **options)
 
 
 def _exclude_earlier_answers(conversation: Conversation) -> None:
@@ -410,15 +445,3 @@ def _exclude_earlier_answers(conversation: Conversation) -> None:
     messages = conversation.messages
     start = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=0)
     conversation.messages = [*exclude_answers(messages[:start]), *messages[start:]]
-
-
-def _split_transcript(text: str) -> list[Message]:
-    """The messages of a conversation written as `Human: ...` and `Assistant: ...`; empty for other texts."""
-    parts = _TRANSCRIPT_MARK.split(text)
-    if len(parts) < 5 or parts[0].strip():
-        return []
-    roles = {"Human": "user", "Assistant": "assistant"}
-    return [
-        {"role": roles[name], "content": content.strip()}
-        for name, content in zip(parts[1::2], parts[2::2], strict=True)
-    ]

@@ -198,6 +198,11 @@ def print_data_report(encoded: EncodedData) -> None:
             f"{counts.answers_cut} the end of their answer, {counts.rows_dropped} were dropped "
             f"({count_noun(counts.tokens_cut, 'token')} in all)."
         )
+    if counts.same_pairs:
+        print_warning(
+            f"Length limits: {count_noun(counts.same_pairs, 'pair')} dropped: "
+            "what is left of the two answers is the same."
+        )
 
 
 def _make_progress(sources: list[DataSource], show: Callable[[str], None]) -> Callable[[int], None]:
