@@ -52,8 +52,28 @@ def resolve_checkpoint(path: str | os.PathLike[str], hub: str = "huggingface", p
     except Exception as error:  # the clients raise many types; each means that the checkpoint cannot be downloaded
         raise ModelError(
             f"{name}: no such folder, and it cannot be downloaded from {hub} ({summarize_error(error)}).",
-            "Check the spelling and the network, or download it manually and give the folder.",
+            f"Check the spelling and the network, or: glmtune fetch {name} --hub {hub}",
         ) from None
+
+
+def find_local_folder(path: str) -> Path | None:
+    """The folder of a checkpoint that is on this machine: a folder, or a hub id in Hugging Face's cache.
+
+    Args:
+        path: a folder or a hub id.
+    """
+    local = Path(os.path.expanduser(path))
+    if os.path.isdir(local):
+        return local
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+        return None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(path, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
+        return None
 
 
 def list_patterns(parts: str) -> list[str]:

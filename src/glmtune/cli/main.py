@@ -17,6 +17,7 @@ from glmtune.cli.compare import compare, forget
 from glmtune.cli.data import data_app
 from glmtune.cli.eval import eval_
 from glmtune.cli.export import export
+from glmtune.cli.fetch import fetch
 from glmtune.cli.interrupts import repeat_lost_interrupts
 from glmtune.cli.migrate import register as register_migrate
 from glmtune.cli.option_spellings import normalize_words
@@ -26,6 +27,7 @@ from glmtune.cli.run_script import register as register_run
 from glmtune.cli.serve import serve
 from glmtune.cli.train import train
 from glmtune.cli.ui import ui
+from glmtune.cli.verify_files import verify
 from glmtune.errors import GlmtuneError, ReportedInterrupt
 from glmtune.utils.documents import shorten_path
 from glmtune.utils.gpu_allocator import set_allocator_defaults
@@ -59,6 +61,8 @@ app.command()(bench)
 app.command()(report)
 app.command()(serve)
 app.command()(ui)
+app.command()(fetch)
+app.command()(verify)
 register_migrate(app)
 register_run(app)
 
