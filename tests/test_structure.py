@@ -29,8 +29,8 @@ LAYERS = [
     {"models", "quantization"},
     {"methods", "data"},
     {"training", "generation"},
-    {"preference", "evaluation", "export", "bench", "auto_classes", "verification", "doctor"},
-    {"report", "migrate", "serve"},
+    {"preference", "evaluation", "export", "bench", "auto_classes", "verification"},
+    {"report", "migrate", "serve", "doctor"},
     {"webui", "demo"},
     {"cli", "__main__"},
 ]
