@@ -250,7 +250,9 @@ def test_vendored_scripts_are_what_their_list_says(client):
         assert client().get(f"/static/vendor/{name}").status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/static/../app.py", "/static/vendor/..%2f..%2fapp.py", "/static/app.py", "/{root}/a"])
+@pytest.mark.parametrize(
+    "path", ["/static/../app.py", "/static/vendor/..%2f..%2fapp.py", "/static/app.py", "/{root}/a"]
+)
 def test_files_are_not_served_by_their_path(client, root, path):
     assert client().get(path.format(root=root)).status_code in (404, 405)
 

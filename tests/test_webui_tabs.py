@@ -185,7 +185,10 @@ def test_entries_of_a_catalog_are_chosen_by_name(context):
     entries = {"mine": {"file_name": "rows.json", "formatting": "sharegpt"}, "out": {"file_name": "../../x.json"}}
     (root / "dataset_info.json").write_text(json.dumps(entries))
     catalog = root / "dataset_info.json"
-    assert list_datasets(context)[:2] == [("mine · 2 · sharegpt", f"{catalog}:mine"), ("out · alpaca", f"{catalog}:out")]
+    assert list_datasets(context)[:2] == [
+        ("mine · 2 · sharegpt", f"{catalog}:mine"),
+        ("out · alpaca", f"{catalog}:out"),
+    ]
     assert list_datasets(context)[2:] == [("rows.json", str(root / "rows.json"))]
 
 

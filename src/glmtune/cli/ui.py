@@ -38,6 +38,13 @@ def ui(
         list[str] | None,
         typer.Option(help="Name by which a proxy is reached, several times: hub.example.org, or NAME:PORT."),
     ] = None,
+    webhook: Annotated[
+        str | None,
+        typer.Option(
+            help="Address that gets a message when a job ends: a robot of DingTalk, Feishu, WeCom or Slack, or any that "
+            "takes JSON."
+        ),
+    ] = None,
     password: Annotated[
         str | None,
         typer.Option(
@@ -61,4 +68,4 @@ def ui(
         parse_root_path(root_path, PAGE_PATHS),
         lang or default_language(),
     )
-    serve(root or [Path.cwd()], rules, host=host, port=port, password=password)
+    serve(root or [Path.cwd()], rules, host=host, port=port, password=password, webhook=webhook)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from glmtune.webui.page_rules import PageRules, RouteRule, require_password
 from glmtune.webui.rendering import TABS, redirect, render_error
 from glmtune.webui.requests import MAX_FORM_BYTES, read_form
 from glmtune.webui.sessions import guard_page
+from glmtune.webui.webhooks import check_webhook, send_webhook
 
 _ROUTES = (*(model_tab, data_tab, train_tab, runs_tab, chat_tab, evaluate_tab, export_tab), jobs_view, status_strip)
 _STYLES = (("glmtune.html", "templates/base.css"), ("glmtune.report", "templates/report.css"))
@@ -48,8 +49,14 @@ PAGE_PATHS = frozenset(
 _YEAR_S = 365 * 24 * 3600
 
 
-def make_context(roots: list[Path], lang: str, *, locked: bool = False) -> Context:
+def make_context(roots: list[Path], lang: str, *, locked: bool = False, webhook: str | None = None) -> Context:
     """The settings of a server.
+
+    Args:
+        roots: see `Context`.
+        lang: of browsers that have chosen none.
+        locked: whether the server asks for a password.
+        webhook: address that gets a message when a job ends.
 
     Raises:
         ServerError: a root that is no folder, or one that cannot be written to.
@@ -59,7 +66,8 @@ def make_context(roots: list[Path], lang: str, *, locked: bool = False) -> Conte
             raise ServerError(f"--root {root}: no such folder.", "Give folders that exist.")
     resolved = [root.resolve() for root in roots]
     try:
-        jobs = Jobs(resolved[0] / STATE / "jobs", resolved[0])
+        on_end = partial(send_webhook, check_webhook(webhook)) if webhook else None
+        jobs = Jobs(resolved[0] / STATE / "jobs", resolved[0], on_end)
     except OSError as error:
         raise ServerError(
             f"{resolved[0]}: cannot be written to ({error.strerror}).",
@@ -135,14 +143,30 @@ def make_app(context: Context, rules: PageRules | None = None, *, password: str 
     return guard_page(make_routes(context), replace(rules, routes=ROUTE_RULES), context.state(), password)
 
 
-def serve(roots: list[Path], rules: PageRules, *, host: str, port: int, password: str | None) -> None:
+def serve(
+    roots: list[Path],
+    rules: PageRules,
+    *,
+    host: str,
+    port: int,
+    password: str | None,
+    webhook: str | None = None,
+) -> None:
     """Serve the page until it is interrupted. Jobs continue after that.
+
+    Args:
+        roots: see `Context`.
+        rules: whose requests are answered.
+        host: address to listen on.
+        port: 0: any that is free.
+        password: None: nobody is asked for one.
+        webhook: see `make_context`.
 
     Raises:
         ServerError: see `make_context`, `require_password` and `listen`.
     """
     require_password(host, password)
-    context = make_context(roots, rules.lang, locked=bool(password))
+    context = make_context(roots, rules.lang, locked=bool(password), webhook=webhook)
     with listen(host, port, "ui") as socket:
         app = make_app(context, rules, password=password)
         context.jobs.watch()

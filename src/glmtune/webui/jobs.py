@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
@@ -78,11 +78,13 @@ class Jobs:
     Args:
         folder: where their state is kept.
         workdir: where the commands run.
+        on_end: called with a job that has ended, while the jobs are locked.
     """
 
-    def __init__(self, folder: Path, workdir: Path):
+    def __init__(self, folder: Path, workdir: Path, on_end: Callable[[Job], object] | None = None):
         self._folder = folder
         self._workdir = workdir
+        self._on_end = on_end
         self._thread_lock = threading.RLock()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._broken: set[str] = set()
@@ -205,6 +207,8 @@ class Jobs:
         if job.kind == "train":
             RunDir(job.output).stop.unlink(missing_ok=True)
         self._write(job)
+        if self._on_end is not None:
+            self._on_end(job)
 
     def _start(self, job: Job) -> None:
         command = [*COMMAND, *job.arguments]

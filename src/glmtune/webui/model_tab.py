@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from glmtune.errors import GlmtuneError
+from glmtune.errors import ConfigError, GlmtuneError
 from glmtune.families import detect_family, get_family
 from glmtune.hub import resolve_checkpoint
 from glmtune.utils.console import format_bytes
@@ -20,7 +20,8 @@ from glmtune.webui.context import Context
 from glmtune.webui.elements import make_facts
 from glmtune.webui.forms import fields
 from glmtune.webui.guard import owner_of
-from glmtune.webui.paths import model_or_path
+from glmtune.webui.jobs_view import render_job
+from glmtune.webui.paths import inside, model_or_path
 from glmtune.webui.plan_view import make_plan, render_plan
 from glmtune.webui.rendering import get_language, render_page, render_part
 from glmtune.webui.requests import FormData, read_form
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 _DRAFT = "model"
 _SETTINGS = ("model.family", "model.hub")
+JOBS = ("fetch", "verify", "doctor")
+"""Commands that the tab starts."""
 
 
 def add_routes(app: FastAPI, context: Context) -> None:
@@ -40,6 +43,7 @@ def add_routes(app: FastAPI, context: Context) -> None:
     def show_model(request: Request) -> Response:
         known = {item.key: item for item in fields()}
         draft = drafts.load_draft(context, owner_of(request), _DRAFT) or FormData()
+        job = next((job for job in context.jobs.list() if job.kind in JOBS), None)
         settings = [(known[key], draft.get(key) or known[key].default or "") for key in _SETTINGS]
         return render_page(
             *(request, context, "model"),
@@ -47,6 +51,8 @@ def add_routes(app: FastAPI, context: Context) -> None:
             path=draft.get("model.path"),
             settings=settings,
             models=lists.list_choices(context, "models"),
+            jobs=JOBS,
+            panel=render_job(request, context, job) if job else "",
         )
 
     @app.post("/model/describe")
@@ -57,6 +63,13 @@ def add_routes(app: FastAPI, context: Context) -> None:
         rows, is_local = await run_in_threadpool(describe_checkpoint, model, family, hub, lang)
         drafts.save_draft(context, owner_of(request), _DRAFT, data)
         return render_part(request, context, "model_facts", facts=make_facts(rows), is_local=is_local)
+
+    @app.post("/model/job")
+    async def start_job(request: Request) -> Response:
+        data = await read_form(request)
+        arguments, output = make_job(context, data)
+        job = await run_in_threadpool(context.jobs.submit, arguments[0], arguments, output, owner_of(request))
+        return render_part(request, context, "markup", markup=render_job(request, context, job))
 
     @app.post("/model/plan")
     async def plan_weights(request: Request) -> Response:
@@ -69,6 +82,28 @@ def add_routes(app: FastAPI, context: Context) -> None:
         except GlmtuneError:  # whatever it is: the page still shows what the model is
             return render_part(request, context, "markup", markup="")
         return render_part(request, context, "model_plan", plan=render_plan(plan, lang))
+
+
+def make_job(context: Context, data: FormData) -> tuple[list[str], str]:
+    """The command behind a button of the tab, without `glmtune`, and the folder that it writes.
+
+    Raises:
+        ConfigError: no such button, or no model.
+        PathError: outside of the roots.
+    """
+    model, _, hub = parse_model(context, data)
+    kind = data.get("job")
+    if kind == "verify":
+        return ["verify", model, "--hub", hub], ""
+    if kind == "doctor":
+        return ["doctor", model], ""
+    if kind != "fetch":
+        raise ConfigError(f"{kind}: no such task.", f"One of: {', '.join(JOBS)}.")
+    if Path(model).is_dir():
+        raise ConfigError(f"{context.shorten(model)}: is here already.", "Enter a hub id: THUDM/chatglm3-6b.")
+    output = str(inside(context.roots, f"models/{model.rsplit('/', 1)[-1]}"))
+    mirror = ["--mirror", data.get("mirror")] if data.get("mirror") else []
+    return ["fetch", model, "--hub", hub, "--output", output, *mirror], output
 
 
 def parse_model(context: Context, data: FormData) -> tuple[str, str | None, str]:
