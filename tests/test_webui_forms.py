@@ -13,6 +13,7 @@ pytest.importorskip("fastapi")
 
 from glmtune.config import TRAINING_DEFAULTS, RunConfig, config_to_dict, get_help, load_config
 from glmtune.config_parsing import build_dataclass
+from glmtune.data.sources import open_sources
 from glmtune.errors import ConfigError, GlmtuneError
 from glmtune.html.i18n import LANGUAGES, has_text, load_texts
 from glmtune.run_dir import RunDir
@@ -200,8 +201,6 @@ def test_a_share_that_is_none_is_refused(context, weight):
     form = form_for()
     form.datasets = [("a.json", weight)]
     with pytest.raises(ConfigError, match=r"share|weight"):
-        from glmtune.data.sources import open_sources
-
         open_sources(make_tree(context, form)["data"]["train"])
 
 

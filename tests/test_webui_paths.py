@@ -23,8 +23,8 @@ from glmtune.utils.network import is_loopback, listen
 from glmtune.webui import app as app_module
 from glmtune.webui.app import make_app, make_context, serve
 from glmtune.webui.errors import PathError
-from glmtune.webui.paths import data_entries, inside, listed, model_or_path
 from glmtune.webui.page_rules import PageRules
+from glmtune.webui.paths import data_entries, inside, listed, model_or_path
 from glmtune.webui.rendering import make_problem
 
 

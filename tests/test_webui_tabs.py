@@ -22,8 +22,8 @@ from glmtune.generation.reply import Sampling, generate_reply
 from glmtune.html.plots import LineChart, Series, draw_line_chart
 from glmtune.webui import evaluate_tab, export_tab
 from glmtune.webui.app import make_context
-from glmtune.webui.chat_models import HeldModels
 from glmtune.webui.chat_messages import add_message, add_reply, read_tools, remove_reply, render_messages
+from glmtune.webui.chat_models import HeldModels
 from glmtune.webui.chat_stream import stream_reply
 from glmtune.webui.errors import PathError
 from glmtune.webui.evaluations import list_evaluations, make_rows

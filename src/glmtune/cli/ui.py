@@ -41,8 +41,8 @@ def ui(
     webhook: Annotated[
         str | None,
         typer.Option(
-            help="Address that gets a message when a job ends: a robot of DingTalk, Feishu, WeCom or Slack, or any that "
-            "takes JSON."
+            help="Address that gets a message when a job ends: a robot of DingTalk, Feishu, WeCom or Slack, or any "
+            "other that takes JSON."
         ),
     ] = None,
     password: Annotated[

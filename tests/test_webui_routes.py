@@ -1,0 +1,216 @@
+"""The routes of the page, asked as its scripts ask them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("fastapi", reason="needs the extra `ui`: pip install 'glmtune[ui]'")
+
+from glmtune.html.i18n import LANGUAGES, load_texts
+from glmtune.webui.app import make_context, make_routes
+from glmtune.webui.webhooks import make_message
+from page_client import PageClient
+
+TABS = ("data", "train", "runs", "chat", "evaluate", "export", "model")
+
+
+@pytest.fixture
+def context(tmp_path, tiny):
+    """A server's settings with a model and rows in its root."""
+    root = tmp_path / "root"
+    root.mkdir()
+    shutil.copytree(tiny("chatglm3"), root / "base")
+    rows = [{"content": f"问题{number}", "summary": f"回答{number}"} for number in range(45)]
+    rows.append({"content": "问题0", "summary": ""})
+    (root / "rows.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    return make_context([root], "zh")
+
+
+@pytest.fixture
+def page(context):
+    return PageClient(context)
+
+
+def form(**fields):
+    return {"model.path": "base", "data.train": "rows.json", **fields}
+
+
+@pytest.mark.parametrize("lang", list(LANGUAGES))
+@pytest.mark.parametrize("tab", TABS)
+def test_every_tab_speaks_one_language(page, tab, lang):
+    page.client.cookies.set("glmtune_lang", lang)
+    content = page.get(f"/{tab}").text
+    assert f'<html lang="{"zh-CN" if lang == "zh" else lang}">' in content
+    other = {"zh": "en", "en": "zh"}[lang]
+    for key, line in load_texts(other).items():
+        is_sentence = len(line) > 12 and line != load_texts(lang)[key] and "{" not in line
+        if key.startswith("ui.") and is_sentence:
+            assert line not in content, key
+
+
+def test_the_language_is_kept_in_a_cookie(page):
+    answer = page.post("/language", {"to": "en"})
+    assert answer.headers["HX-Refresh"] == "true"
+    assert "glmtune_lang=en" in answer.headers["set-cookie"]
+    assert '<html lang="en">' in page.get("/train").text
+    assert "set-cookie" not in page.post("/language", {"to": "<b>"}).headers
+
+
+def test_a_form_is_checked_kept_and_shown_again(page):
+    card = page.post("/train/check", form(method="lora", **{"lora.rank": "4", "f": ""})).text
+    assert "glmtune train config.yaml" in card
+    assert "rank: 4" in card
+    again = page.get("/train").text
+    assert re.search(r'name="lora.rank" value="4"', again)
+    assert 'value="rows.json"' in again
+
+
+def test_an_error_stands_in_place_of_the_result(page):
+    answer = page.post("/train/check", form(**{"lora.rank": "many"}))
+    assert "lora.rank must be a whole number" in answer.text
+    assert "config.yaml" not in answer.text
+    refused = page.post("/data/rows", {"data.train": "../x.json"})
+    assert refused.status_code == 422
+    assert 'role="alert"' in refused.text
+
+
+def test_presets_saved_settings_and_imports_fill_the_form(page, context):
+    quick = page.post("/train/form", form(action="preset", preset="quick")).text
+    assert re.search(r'name="training.max_steps" value="60"', quick)
+    assert 'value="rows.json"' in quick
+    page.post("/train/settings", form(settings_name="mine", **{"lora.rank": "3"}))
+    assert "<option>mine</option>" in page.get("/train").text
+    loaded = page.post("/train/form", {"action": "load", "saved": "mine"}).text
+    assert re.search(r'name="lora.rank" value="3"', loaded)
+    yaml = "model: base\ndata: rows.json\nmethod: ptuning\nptuning: {num_virtual_tokens: 7}\n"
+    imported = page.post("/train/form", {"action": "import", "import_text": yaml}).text
+    assert re.search(r'name="ptuning.num_virtual_tokens" value="7"', imported)
+    command = "python main.py --do_train --pre_seq_len 64 --train_file rows.json --model_name_or_path base --output_dir o"
+    command += " --prompt_column content --response_column summary --max_steps 3 --learning_rate 2e-2"
+    older = page.post("/train/form", {"action": "import", "import_text": command}).text
+    assert re.search(r'name="ptuning.num_virtual_tokens" value="64"', older)
+    proposed = page.post("/train/form", form(action="apply", proposed="model.quantization=packed4")).text
+    assert re.search(r'value="packed4" selected', proposed)
+
+
+def test_a_training_is_queued_and_shown_with_its_command(page, context, monkeypatch):
+    monkeypatch.setattr(type(context.jobs), "_start", lambda self, job: None)  # it stays in the queue
+    answer = page.post("/train/start", form(method="lora", output="runs/a"))
+    place = answer.headers["HX-Redirect"]
+    job = context.jobs.list()[0]
+    assert job.id in place
+    assert job.arguments[0] == "train"
+    content = page.get(place).text
+    assert f'data-live="/jobs/{job.id}/live"' in content
+    assert page.post(f"/jobs/{job.id}/stop").status_code == 200
+    assert context.jobs.get(job.id).state == "stopped"
+
+
+def test_rows_are_paged_and_only_those_with_findings_on_request(page):
+    first = page.post("/data/rows", form()).text
+    assert "问题19" in first
+    assert "问题20" not in first
+    assert "问题20" in page.post("/data/rows", form(page="2")).text
+    check = page.post("/data/check", form()).text
+    while (poll := re.search(r'hx-get="(/data/check/[^"]+)"', check)) is not None:
+        check = page.get(poll.group(1)).text
+    id = re.search(r'name="check" value="([^"]+)"', check).group(1)
+    rows = page.post("/data/rows", form(check=id, findings_only="true")).text
+    assert rows.count("<tr>") == 2  # the head, and the row with an empty answer
+    assert 'value="rows-clean.jsonl"' in check
+
+
+def test_clean_rows_are_written_to_a_new_file(page, context):
+    check = page.post("/data/check", form(fix="clean.jsonl")).text
+    while (poll := re.search(r'hx-get="(/data/check/[^"]+)"', check)) is not None:
+        time.sleep(0.05)
+        check = page.get(poll.group(1)).text
+    assert "45" in check
+    assert len((context.roots[0] / "clean.jsonl").read_text(encoding="utf-8").splitlines()) == 45
+    assert page.post("/data/check", form(fix="clean.jsonl")).status_code == 422
+    assert page.post("/data/check", form(fix="../clean.jsonl")).status_code == 422
+
+
+def _read_lines(answer):
+    return [json.loads(line) for line in answer.text.splitlines()]
+
+
+def test_two_models_answer_and_a_vote_becomes_a_preference_row(page, context):
+    place = page.post("/chat/new", {"model": "base", "other": "base", "max_new_tokens": "6"}).headers["HX-Redirect"]
+    id = place.partition("id=")[2]
+    fields = {"prompt": "你好", "max_new_tokens": "6"}
+    events = _read_lines(page.post(f"/chat/{id}/send", fields))
+    assert {event["side"] for event in events} == {0, 1}
+    messages = [event["messages"] for event in events if "messages" in event]
+    assert [[row["role"] for row in each] for each in messages] == [["user", "assistant"]] * 2
+    assert "tok" in events[-1]["status"].lower() or "秒" in events[-1]["status"]
+    # Sides that answer alike: their texts are set apart, as two models would.
+    path = context.state("chats") / f"{id}.json"
+    chat = json.loads(path.read_text(encoding="utf-8"))
+    chat["sides"][1]["messages"][-1]["content"] = "另一个"
+    path.write_text(json.dumps(chat), encoding="utf-8")
+    page.post(f"/chat/{id}/vote", {"better": "second"})
+    assert "1" in page.post("/chat/votes").text
+    row = json.loads((context.roots[0] / "votes.jsonl").read_text(encoding="utf-8"))
+    assert row["chosen"][0]["content"] == "另一个"
+    edited = _read_lines(page.post(f"/chat/{id}/send", {**fields, "action": "edit", "index": "0", "prompt": "再见"}))
+    assert [row["text"] for row in edited[-1]["messages"]][0] == "再见"
+    assert len(edited[-1]["messages"]) == 2
+    rows = page.get(f"/chat/{id}/rows")
+    assert json.loads(rows.text.splitlines()[0])["messages"][0]["content"] == "再见"
+    page.post(f"/chat/{id}/delete")
+    assert page.get(f"/chat?id={id}").status_code == 422
+
+
+def test_a_vote_file_is_read_by_preference_tuning(page, context):
+    from glmtune.data.sources import open_sources
+    from glmtune.webui.chat_store import Vote, make_preference_row
+
+    vote = Vote([{"role": "user", "content": "问"}], ["好", "坏"], ["a", "b"], 0)
+    (context.roots[0] / "votes.jsonl").write_text(json.dumps(make_preference_row(vote), ensure_ascii=False) + "\n")
+    (source,) = open_sources(str(context.roots[0] / "votes.jsonl"), preference="pairs")
+    (pair,) = list(source)
+    assert pair.messages[-1]["content"] == "好"
+    assert pair.rejected.messages[-1]["content"] == "坏"
+
+
+def test_ten_thousand_runs_are_listed(page, context):
+    """Only the runs of the page that is asked for are read."""
+    for number in range(10_000):
+        folder = context.roots[0] / "runs" / f"r{number:05}"
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").touch()
+        (folder / "metrics.jsonl").touch()
+    assert f"{10_000:,}" in page.get("/runs").text
+
+
+@pytest.mark.parametrize(
+    ("url", "key"),
+    [
+        ("https://oapi.dingtalk.com/robot/send?access_token=x", "msgtype"),
+        ("https://qyapi.weixin.qq.com/cgi-bin/webhook/send?key=x", "msgtype"),
+        ("https://open.feishu.cn/open-apis/bot/v2/hook/x", "msg_type"),
+        ("https://hooks.slack.com/services/x", "text"),
+        ("http://127.0.0.1:1/x", "event"),
+    ],
+)
+def test_webhooks_have_the_form_of_their_service(url, key, context):
+    job = context.jobs.submit("eval", ["nothing"], "", "me")
+    job.state = "finished"
+    message = make_message(url, job)
+    assert key in message
+    assert "eval" in json.dumps(message)
+    context.jobs.stop(job.id)
+
+
+def test_every_route_is_reached_by_get_or_post_alone(context):
+    app = make_routes(context)
+    methods = {method for route in app.routes for method in getattr(route, "methods", None) or ()}
+    assert methods <= {"GET", "HEAD", "POST", "PUT"}
+    assert Path(context.roots[0]).is_dir()
