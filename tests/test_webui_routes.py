@@ -7,13 +7,23 @@ import re
 import shutil
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra `ui`: pip install 'glmtune[ui]'")
 
-from glmtune.html.i18n import LANGUAGES, load_texts
+from glmtune.data.check_kinds import KINDS
+from glmtune.data.column_formats import COLUMN_ROLES
+from glmtune.html.i18n import LANGUAGES, has_text, load_texts
 from glmtune.webui.app import make_context, make_routes
+from glmtune.webui.chat_tab import SETTINGS
+from glmtune.webui.forms import fields
+from glmtune.webui.jobs import State
+from glmtune.webui.model_tab import JOBS
+from glmtune.webui.plan_view import PART_COLOURS
+from glmtune.webui.presets import PRESETS
+from glmtune.webui.runs_index import SORT_KEYS
 from glmtune.webui.webhooks import make_message
 from page_client import PageClient
 
@@ -91,7 +101,9 @@ def test_presets_saved_settings_and_imports_fill_the_form(page, context):
     yaml = "model: base\ndata: rows.json\nmethod: ptuning\nptuning: {num_virtual_tokens: 7}\n"
     imported = page.post("/train/form", {"action": "import", "import_text": yaml}).text
     assert re.search(r'name="ptuning.num_virtual_tokens" value="7"', imported)
-    command = "python main.py --do_train --pre_seq_len 64 --train_file rows.json --model_name_or_path base --output_dir o"
+    command = (
+        "python main.py --do_train --pre_seq_len 64 --train_file rows.json --model_name_or_path base --output_dir o"
+    )
     command += " --prompt_column content --response_column summary --max_steps 3 --learning_rate 2e-2"
     older = page.post("/train/form", {"action": "import", "import_text": command}).text
     assert re.search(r'name="ptuning.num_virtual_tokens" value="64"', older)
@@ -214,3 +226,22 @@ def test_every_route_is_reached_by_get_or_post_alone(context):
     methods = {method for route in app.routes for method in getattr(route, "methods", None) or ()}
     assert methods <= {"GET", "HEAD", "POST", "PUT"}
     assert Path(context.roots[0]).is_dir()
+
+
+def test_every_name_that_is_put_together_has_a_text():
+    names = {
+        "data.column": COLUMN_ROLES,
+        "preset": PRESETS,
+        "runs": SORT_KEYS,
+        "section": {item.section for item in fields()},
+        "finding": KINDS,
+        "tab": TABS,
+        "model": JOBS,
+        "chat.setting": SETTINGS,
+        "state": get_args(State),
+        "plan.part": PART_COLOURS,
+    }
+    missing = [
+        f"{prefix}.{name}" for prefix, all_ in names.items() for name in all_ if not has_text(f"ui.{prefix}.{name}")
+    ]
+    assert missing == []

@@ -26,7 +26,7 @@ CPU_DEVICE = "this machine's free memory"
 _TIMEOUT_S = 300
 _POLL_S = 0.2
 _MAX_PLANS = 64
-_COLOURS = {
+PART_COLOURS = {
     "weights": "#0a66ad",
     "adapter": "#00735a",
     "gradients": "#8a5a9e",
@@ -145,7 +145,7 @@ def _render_bar(plan: dict[str, Any], lang: str) -> Html:
     """The parts side by side; the bar is as long as the memory, or as what is needed if that is more."""
     total = max(plan["bytes"], plan["memory_bytes"], 1)
     pieces = [
-        el("span", style=f"width:{100 * size / total:.2f}%;background:{_COLOURS[name]}")
+        el("span", style=f"width:{100 * size / total:.2f}%;background:{PART_COLOURS[name]}")
         for name, size in plan["parts"].items()
     ]
     label = f"{text('plan.head', lang)}: {format_bytes(plan['bytes'])} / {format_bytes(plan['memory_bytes'])}"
@@ -165,4 +165,4 @@ def _render_parts(plan: dict[str, Any], lang: str) -> Html:
 
 
 def _render_swatch(part: str) -> Html:
-    return el("span", class_="swatch", style=f"background:{_COLOURS[part]}")
+    return el("span", class_="swatch", style=f"background:{PART_COLOURS[part]}")
