@@ -54,7 +54,6 @@ from glmtune.utils.file_access import (
     make_limit_variable,
     require_readable,
     require_readable_folder,
-    set_file_limit,
 )
 from glmtune.utils.io import find_json_object, lock_folder, replace_folder, write_json
 
@@ -558,16 +557,15 @@ def test_nothing_is_written_outside(root, outside, recorder):
 
 
 def test_the_limit_of_a_process_is_in_its_environment(root, outside):
-    variable = make_limit_variable([root, root / "é \n"])
-    try:
-        load_file_limit(variable)
-        assert is_readable(root / "x")
-        assert is_readable(root / "é \n" / "x")
-        assert not is_readable(outside / "rows.json")
-        load_file_limit({})
-        assert is_readable(outside / "rows.json")
-    finally:
-        set_file_limit(None)
+    assert make_limit_variable() == {}
+    with limit_files([root, root / "é \n"]):
+        variable = make_limit_variable()
+    load_file_limit(variable)
+    assert is_readable(root / "x")
+    assert is_readable(root / "é \n" / "x")
+    assert not is_readable(outside / "rows.json")
+    load_file_limit({})
+    assert is_readable(outside / "rows.json")
 
 
 @pytest.mark.parametrize("value", ["", "/data", "[]", "{}", "[1]", '[""]', "[" * 5000])
@@ -578,20 +576,18 @@ def test_a_broken_variable_is_no_limit_that_is_ignored(value):
 
 def test_a_command_is_limited_by_its_environment(root, outside, recorder, glmtune_command, monkeypatch):
     monkeypatch.setenv(ROOTS_VARIABLE, json.dumps([str(root)]))
-    try:
-        for path in (outside / "rows.json", link(root / "x.json", outside / "rows.json"), root / ".." / "outside"):
-            result = glmtune_command("data", "check", path)
-            assert result.code == 1
-            assert "the folders whose files may be read" in result.err
-            assert "Traceback" not in result.err
-        assert recorder.read_names() == []
-        assert glmtune_command("data", "check", write_rows(root / "mine.json")).code == 0
-    finally:
-        set_file_limit(None)
+    for path in (outside / "rows.json", link(root / "x.json", outside / "rows.json"), root / ".." / "outside"):
+        result = glmtune_command("data", "check", path)
+        assert result.code == 1
+        assert "the folders whose files may be read" in result.err
+        assert "Traceback" not in result.err
+    assert recorder.read_names() == []
+    assert glmtune_command("data", "check", write_rows(root / "mine.json")).code == 0
 
 
 def test_another_process_of_python_is_limited_too(root, outside):
     code = f"from glmtune.utils.file_access import is_readable; print(is_readable({str(outside)!r}))"
-    environment = {**os.environ, **make_limit_variable([root])}
+    with limit_files([root]):
+        environment = {**os.environ, **make_limit_variable()}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"

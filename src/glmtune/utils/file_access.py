@@ -101,9 +101,10 @@ def load_file_limit(environment: Mapping[str, str] = os.environ) -> None:
     set_file_limit(roots)
 
 
-def make_limit_variable(roots: Sequence[Path]) -> dict[str, str]:
-    """The environment variable that limits a process to folders; see `load_file_limit`."""
-    return {ROOTS_VARIABLE: json.dumps([str(root) for root in roots])}
+def make_limit_variable() -> dict[str, str]:
+    """The environment variable that limits another process as this one is; nothing without a limit."""
+    limit = _find_limit()
+    return {} if limit is None else {ROOTS_VARIABLE: json.dumps([str(root) for root in limit.roots])}
 
 
 def add_cache_folder(folder: Path) -> None:
@@ -191,8 +192,9 @@ def _require(path: str | os.PathLike[str], verb: str) -> Path:
     problem = "a link that leads out of" if is_link else "outside of"
     if resolved.name in SECRET_FILES:
         problem = "a secret of the server, which is not a file for users of"
+    folders = ", ".join(map(str, limit.roots))
     raise FileAccessError(
-        f"{shorten_path(os.fspath(path))}: {problem} the folders whose files may be {verb} ({', '.join(map(str, limit.roots))}).",
+        f"{shorten_path(os.fspath(path))}: {problem} the folders whose files may be {verb} ({folders}).",
         "Copy what is needed there, or start the page with that folder too: glmtune ui --root FOLDER --root ...",
     )
 
