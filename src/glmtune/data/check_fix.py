@@ -18,6 +18,8 @@ from glmtune.errors import ConfigError, DataError
 from glmtune.utils.file_access import require_writable
 
 REFUSED_SUFFIX = ".refused.jsonl"
+REMOVED_WARNINGS = ("duplicate", "contradicting-pair")
+"""Kinds of warnings whose row is refused; an earlier one is kept."""
 
 
 @dataclass
@@ -79,14 +81,14 @@ class FixWriter:
                 temporary.unlink(missing_ok=True)
 
     def add_row(self, row: RawRow | InvalidRow, line: str | None, findings: list[Finding]) -> None:
-        """Write a row to one of the files. Errors and duplicates are refused.
+        """Write a row to one of the files. Errors, duplicates and contradictions are refused.
 
         Args:
             row: as in its file.
             line: text of a line that could not be parsed.
             findings: of the row.
         """
-        reasons = [finding for finding in findings if finding.severity == ERROR or finding.kind == "duplicate"]
+        reasons = [finding for finding in findings if finding.severity == ERROR or finding.kind in REMOVED_WARNINGS]
         if not reasons and isinstance(row, RawRow):
             self._write_json(0, row.values)
             self.result.clean_rows += 1
