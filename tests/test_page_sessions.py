@@ -44,7 +44,7 @@ PAGE = Starlette(
 
 
 def open_page(folder, password=PASSWORD, base_url=HERE, **rules):
-    app = guard_page(PAGE, PageRules(**rules), folder, password)
+    app = guard_page(PAGE, PageRules(**rules), folder, password, roots=[folder])
     return TestClient(app, base_url=base_url, follow_redirects=False)
 
 

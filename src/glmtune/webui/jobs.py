@@ -26,6 +26,7 @@ from filelock import FileLock
 from glmtune.run_dir import RunDir, is_run
 from glmtune.utils.console import print_warning
 from glmtune.utils.documents import shorten_value
+from glmtune.utils.file_access import make_limit_variable
 from glmtune.utils.io import find_json_object, read_json_object, write_json
 from glmtune.webui.errors import JobError
 
@@ -219,7 +220,7 @@ class Jobs:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self._workdir,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "160"},
+                env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "160", **make_limit_variable()},
                 start_new_session=True,  # so that it lives on when the server ends
             )
         self._children[job.id] = process

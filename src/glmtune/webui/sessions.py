@@ -12,7 +12,7 @@ import hmac
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
@@ -21,6 +21,7 @@ from urllib.parse import parse_qs, quote, urlencode
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from glmtune.html.i18n import LANGUAGES
+from glmtune.utils.file_access import set_file_limit
 from glmtune.utils.io import find_json_object, write_json
 from glmtune.webui.entry_pages import render_login
 from glmtune.webui.guard import (
@@ -130,18 +131,20 @@ class PasswordSessions:
         return hashlib.scrypt(password.encode("utf-8", "surrogatepass"), salt=self._salt, **_SCRYPT)
 
 
-def guard_page(app: ASGIApp, rules: PageRules, folder: Path, password: str | None) -> ASGIApp:
-    """Put the guard and, with a password, the login around the page.
+def guard_page(app: ASGIApp, rules: PageRules, folder: Path, password: str | None, *, roots: Sequence[Path]) -> ASGIApp:
+    """Put the guard and, with a password, the login around the page, and limit this process to the page's roots.
 
     Args:
         app: the page.
         rules: whose requests are answered.
         folder: of the page's state.
         password: None or empty: everybody whom the rules let in may use the page.
+        roots: folders whose files this process, and the jobs that it starts, may read and write from now on.
 
     Raises:
         ServerError: the folder cannot be written to.
     """
+    set_file_limit(roots)
     key = load_server_key(folder)
     if password:
         app = LoginGate(app, PasswordSessions(password, key, folder))
