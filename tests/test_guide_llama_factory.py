@@ -83,8 +83,9 @@ def test_the_line_that_starts_the_page(script, glmtune_command):
 
 def test_the_page_in_chinese_with_the_model(project):
     pytest.importorskip("fastapi")
-    from glmtune.webui.app import make_context
     from page_client import PageClient
+
+    from glmtune.webui.app import make_context
 
     page = PageClient(make_context([project], "zh"))
     fields = {"model.path": "models/chatglm3-6b", "data.train": "data/own.json"}

@@ -13,7 +13,8 @@ import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra `ui`: pip install 'glmtune[ui]'")
 
-from glmtune.data.check_kinds import KINDS
+from page_client import PageClient
+
 from glmtune.data.column_formats import COLUMN_ROLES
 from glmtune.html.i18n import LANGUAGES, has_text, load_texts
 from glmtune.webui.app import make_context, make_routes
@@ -25,7 +26,6 @@ from glmtune.webui.plan_view import PART_COLOURS
 from glmtune.webui.presets import PRESETS
 from glmtune.webui.runs_index import SORT_KEYS
 from glmtune.webui.webhooks import make_message
-from page_client import PageClient
 
 TABS = ("data", "train", "runs", "chat", "evaluate", "export", "model")
 
@@ -172,7 +172,7 @@ def test_two_models_answer_and_a_vote_becomes_a_preference_row(page, context):
     row = json.loads((context.roots[0] / "votes.jsonl").read_text(encoding="utf-8"))
     assert row["chosen"][0]["content"] == "另一个"
     edited = _read_lines(page.post(f"/chat/{id}/send", {**fields, "action": "edit", "index": "0", "prompt": "再见"}))
-    assert [row["text"] for row in edited[-1]["messages"]][0] == "再见"
+    assert edited[-1]["messages"][0]["text"] == "再见"
     assert len(edited[-1]["messages"]) == 2
     rows = page.get(f"/chat/{id}/rows")
     assert json.loads(rows.text.splitlines()[0])["messages"][0]["content"] == "再见"
@@ -234,7 +234,6 @@ def test_every_name_that_is_put_together_has_a_text():
         "preset": PRESETS,
         "runs": SORT_KEYS,
         "section": {item.section for item in fields()},
-        "finding": KINDS,
         "tab": TABS,
         "model": JOBS,
         "chat.setting": SETTINGS,

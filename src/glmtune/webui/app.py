@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 
 from glmtune.errors import GlmtuneError, ServerError
 from glmtune.html.i18n import LANGUAGES
+from glmtune.utils.file_access import set_file_limit
 from glmtune.utils.network import listen
 from glmtune.webui import (
     chat_tab,
@@ -27,6 +28,7 @@ from glmtune.webui import (
     runs_tab,
     status_strip,
     train_tab,
+    uploads,
 )
 from glmtune.webui.context import STATE, Context
 from glmtune.webui.guard import LANGUAGE_COOKIE, visitor_of
@@ -40,8 +42,7 @@ from glmtune.webui.webhooks import check_webhook, send_webhook
 _ROUTES = (*(model_tab, data_tab, train_tab, runs_tab, chat_tab, evaluate_tab, export_tab), jobs_view, status_strip)
 _STYLES = (("glmtune.html", "templates/base.css"), ("glmtune.report", "templates/report.css"))
 _OWN_STYLES = ("glmtune.webui", "static/app.css")
-ROUTE_RULES = (RouteRule("/uploads", body_bytes=2**40, body_seconds=None), RouteRule("/train", MAX_FORM_BYTES))
-"""Bodies that may be larger than those of other routes; uploads have their own limit."""
+_FORM_RULE = RouteRule("/train", MAX_FORM_BYTES)
 PAGE_PATHS = frozenset(
     f"/{name}" for name in (*TABS, "jobs", "static", "strip", "language", "uploads", "login", "logout")
 )
@@ -139,8 +140,10 @@ def make_app(context: Context, rules: PageRules | None = None, *, password: str 
     Raises:
         ServerError: the page's own folder cannot be written to.
     """
-    rules = rules or PageRules(lang=context.lang)
-    return guard_page(make_routes(context), replace(rules, routes=ROUTE_RULES), context.state(), password)
+    app = make_routes(context)
+    routes = (_FORM_RULE, uploads.add_routes(app, context))
+    rules = replace(rules or PageRules(lang=context.lang), routes=routes)
+    return guard_page(app, rules, context.state(), password, roots=context.roots)
 
 
 def serve(
@@ -167,6 +170,7 @@ def serve(
     """
     require_password(host, password)
     context = make_context(roots, rules.lang, locked=bool(password), webhook=webhook)
+    set_file_limit(context.roots)
     with listen(host, port, "ui") as socket:
         app = make_app(context, rules, password=password)
         context.jobs.watch()

@@ -11,14 +11,11 @@ from typing import Any
 
 from glmtune.config import RunConfig
 from glmtune.data.check_fix import FixResult, FixWriter, scan_raw_rows
-from glmtune.data.check_kinds import Finding
+from glmtune.data.check_kinds import Finding, describe_kind
 from glmtune.data.check_rows import CheckReport, ModelChecker, RowChecker, scan_sources
-from glmtune.data.conversation import SKIPPED_KINDS
 from glmtune.data.sources import DataSource
 from glmtune.errors import GlmtuneError
-from glmtune.html.i18n import has_text
 from glmtune.webui.data_rows import load_model_checker, open_rows
-from glmtune.webui.texts import text
 
 _MAX_TASKS = 16
 _MAX_FINDINGS = 20_000
@@ -126,17 +123,9 @@ def group_findings(report: CheckReport, lang: str) -> list[dict[str, Any]]:
     return [
         {
             "severity": severity,
-            "title": describe_finding(kind, lang),
+            "title": describe_kind(kind, lang),
             "count": report.kinds[severity, kind],
             "findings": [item for item in report.findings if (item.severity, item.kind) == (severity, kind)],
         }
         for severity, kind in kinds
     ]
-
-
-def describe_finding(kind: str, lang: str) -> str:
-    """What a kind of findings means; kinds of invalid rows have the name of the kind with it."""
-    if has_text(f"ui.finding.{kind}"):
-        return text(f"finding.{kind}", lang)
-    effect = text("finding.skipped" if kind in SKIPPED_KINDS else "finding.refused", lang)
-    return f"{kind}: {effect}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import tempfile
 from collections import OrderedDict
@@ -15,6 +16,7 @@ from starlette.requests import Request
 from glmtune.errors import GlmtuneError
 from glmtune.html.builder import Html, el, join
 from glmtune.utils.console import format_bytes
+from glmtune.utils.file_access import make_limit_variable
 from glmtune.utils.io import write_text
 from glmtune.webui.elements import make_figures, make_note
 from glmtune.webui.errors import JobError
@@ -75,6 +77,7 @@ async def _run_plan(arguments: list[str], root: Path, lang: str, request: Reques
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "glmtune", "plan", *arguments),
         cwd=root,
+        env={**os.environ, **make_limit_variable()},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=pipe,
         stderr=pipe,
