@@ -18,6 +18,7 @@ from glmtune.html.builder import Html, el, join
 from glmtune.utils.console import format_bytes
 from glmtune.utils.file_access import make_limit_variable
 from glmtune.utils.io import write_text
+from glmtune.webui.context import STATE
 from glmtune.webui.elements import make_figures, make_note
 from glmtune.webui.errors import JobError
 from glmtune.webui.forms import as_yaml
@@ -52,7 +53,7 @@ async def make_plan(
     Args:
         tree: the config.
         memory: of the GPU, such as `12GB`; empty: of this machine's.
-        root: folder in which the command runs.
+        root: the first root, in which the command runs.
         lang: of the page.
         request: the process ends when its client is gone.
 
@@ -62,7 +63,9 @@ async def make_plan(
     config = as_yaml(tree)
     key = (config, memory)
     if key not in _plans:
-        with tempfile.TemporaryDirectory() as folder:  # of this call alone: several browsers plan at the same time
+        scratch = root / STATE  # inside the roots, which limit the command's files
+        scratch.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=scratch) as folder:  # of this call alone: several browsers plan at once
             path = Path(folder) / "plan.yaml"
             write_text(path, config)
             options = ["--gpu-memory", memory] if memory else []
