@@ -25,6 +25,7 @@ from glmtune.webui.model_tab import JOBS
 from glmtune.webui.plan_view import PART_COLOURS
 from glmtune.webui.presets import PRESETS
 from glmtune.webui.runs_index import SORT_KEYS
+from glmtune.webui.training_view import CURVE_GROUPS
 from glmtune.webui.webhooks import make_message
 
 TABS = ("data", "train", "runs", "chat", "evaluate", "export", "model")
@@ -239,6 +240,8 @@ def test_every_name_that_is_put_together_has_a_text():
         "chat.setting": SETTINGS,
         "state": get_args(State),
         "plan.part": PART_COLOURS,
+        "chart": CURVE_GROUPS,
+        "curve": [name for group in CURVE_GROUPS.values() for name in group],
     }
     missing = [
         f"{prefix}.{name}" for prefix, all_ in names.items() for name in all_ if not has_text(f"ui.{prefix}.{name}")

@@ -20,6 +20,7 @@ from glmtune.webui.jobs import Job
 from glmtune.webui.rendering import get_language, render_markup, render_page, render_part
 from glmtune.webui.requests import read_form
 from glmtune.webui.training_view import (
+    describe_charts,
     list_remarks,
     make_curves,
     make_training_figures,
@@ -69,7 +70,7 @@ def render_job(request: Request, context: Context, job: Job) -> Any:
         name=Path(job.output).name if job.output else job.kind,
         command=shlex.join(["glmtune", *job.arguments]),
         curves=json.dumps(_read_curves(job)) if job.kind == "train" else None,
-        lang_code=lang,
+        charts=describe_charts(lang),
     )
 
 

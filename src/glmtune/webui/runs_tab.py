@@ -18,6 +18,7 @@ from starlette.responses import FileResponse, Response
 
 from glmtune.errors import RunError
 from glmtune.html.builder import Html, el
+from glmtune.html.plots import select_points
 from glmtune.report.contents import read_contents
 from glmtune.report.page import render_page as render_report
 from glmtune.utils.io import find_json_object
@@ -40,7 +41,7 @@ from glmtune.webui.run_files import (
 )
 from glmtune.webui.runs_index import PAGE_RUNS, SORT_KEYS, RunQuery, find_page
 from glmtune.webui.texts import text
-from glmtune.webui.training_view import make_curves
+from glmtune.webui.training_view import describe_charts, make_curves
 
 _STATES = ("running", "finished", "stopped", "interrupted", "new", "unreadable")
 _COMPARED_CURVES = ("loss", "eval_loss", "learning_rate", "tokens_per_second")
@@ -160,6 +161,7 @@ def _show_run(request: Request, context: Context, path: Path) -> Response:
         facts=facts,
         busy=is_busy(run),
         curves=json.dumps(make_curves(run.read_metrics(), facts.summary)),
+        charts=describe_charts(lang),
         checkpoints=[(str(folder.relative_to(path)), str(folder)) for folder in checkpoints],
         config=run.config.read_text("utf-8", errors="replace"),
         report=report,
@@ -175,9 +177,9 @@ def _compare(request: Request, context: Context, data: FormData) -> Response:
     curve = data.get("curve") if data.get("curve") in _COMPARED_CURVES else "loss"
     curves = {}
     for name, path in zip(names, paths, strict=True):
-        points = make_curves(require_run(path).read_metrics(), {})["curves"].get(curve)
+        points = select_points(require_run(path).read_metrics(), curve)
         if points:
-            curves[name] = points
+            curves[name] = [list(column) for column in zip(*points, strict=True)]
     changed = differences([read_run(path).config for path in paths]) if len(paths) > 1 else []
     return render_part(
         *(request, context, "runs_compare"),
@@ -188,7 +190,10 @@ def _compare(request: Request, context: Context, data: FormData) -> Response:
         curves=json.dumps({"curves": curves, "best": None}),
         has_points=bool(curves),
         differences=changed,
-        lang_code=lang,
+        charts={
+            "groups": [{"title": text(f"runs.curve.{curve}", lang), "names": names}],
+            "labels": {"step": text("curve.step", lang), "best": text("curve.best", lang)},
+        },
     )
 
 

@@ -16,8 +16,17 @@ from glmtune.webui.elements import describe_gpu_memory, make_figures
 from glmtune.webui.jobs import Job, memory_of
 from glmtune.webui.texts import text
 
-CURVES = ("loss", "eval_loss", "learning_rate", "grad_norm")
-PAIR_CURVES = ("logps_chosen", "logps_rejected", "eval_logps_chosen", "eval_logps_rejected")
+CURVE_GROUPS: dict[str, tuple[str, ...]] = {
+    "loss": ("loss",),
+    "learning_rate": ("learning_rate",),
+    "grad_norm": ("grad_norm",),
+    "logp": ("better_logp", "worse_logp"),
+    "reward": ("reward", "better_reward", "worse_reward", "mean_reward"),
+    "accuracy": ("accuracy",),
+    "kl": ("kl",),
+    "generated": ("rouge_l", "bleu4_characters"),
+}
+"""Charts of a training and the numbers of metrics.jsonl in each; those of evaluations have `eval_` before their name."""
 _MAX_POINTS = 4_000
 _ERROR = "Error: "
 
@@ -74,8 +83,7 @@ def read_training(job: Job, log: str = "") -> TrainingView:
 def make_curves(entries: list[dict[str, Any]], summary: dict[str, Any]) -> dict[str, Any]:
     """The curves as the page's charts take them: `{"curves": {name: [[steps], [values]]}, "best": step or None}`."""
     curves: dict[str, Any] = {}
-    names = dict.fromkeys([*CURVES, *PAIR_CURVES, *(key for entry in entries for key in entry if "reward" in key)])
-    for name in names:
+    for name in list_curve_names():
         points = [(entry["step"], entry[name]) for entry in entries if is_number(entry.get(name)) and "step" in entry]
         if points:
             stride = max(1, -(-len(points) // _MAX_POINTS))
@@ -86,6 +94,22 @@ def make_curves(entries: list[dict[str, Any]], summary: dict[str, Any]) -> dict[
         steps, values = curves["eval_loss"]
         best = steps[values.index(min(values))]
     return {"curves": curves, "best": best}
+
+
+def list_curve_names(group: str = "") -> list[str]:
+    """Numbers that are drawn, of one chart or of all, those of evaluations included."""
+    names = CURVE_GROUPS[group] if group else [name for group in CURVE_GROUPS.values() for name in group]
+    return [label for name in names for label in (name, f"eval_{name}")]
+
+
+def describe_charts(lang: str) -> dict[str, Any]:
+    """The charts of a training for the template `macros`: titles, curves, and labels of the curves."""
+    names = [*list_curve_names(), "step", "best"]
+    plain = {name: text(f"curve.{name.removeprefix('eval_')}", lang) for name in names}
+    evaluation = text("curve.eval", lang)
+    labels = {name: f"{label} ({evaluation})" if name.startswith("eval_") else label for name, label in plain.items()}
+    groups = [{"title": text(f"chart.{group}", lang), "names": list_curve_names(group)} for group in CURVE_GROUPS]
+    return {"groups": groups, "labels": labels}
 
 
 def make_training_figures(view: TrainingView, lang: str) -> Html:

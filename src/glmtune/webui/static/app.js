@@ -94,7 +94,7 @@ function drawChart(place, names, curves, { labels, weight, isLog, best }) {
     label: labels[name] ?? name,
     stroke: palette[index % palette.length],
     width: 2,
-    dash: index % 2 ? [6, 4] : undefined,
+    dash: name.startsWith("eval_") ? [6, 4] : undefined,
     spanGaps: true,
     points: { show: curves[name][0].length < 40 },
   }));
@@ -109,12 +109,12 @@ function drawChart(place, names, curves, { labels, weight, isLog, best }) {
     scales: { x: { time: false }, y: { distr: isLog ? 3 : 1 } },
     series: [{ label: labels.step ?? "step" }, ...series],
     axes: [axis, { ...axis, size: 60 }],
-    hooks: { draw: [(chart) => markBest(chart, best, labels)] },
+    hooks: { draw: [(chart) => names.some((name) => name.startsWith("eval_")) && markBest(chart, best, labels)] },
   }, data, place);
 }
 
 function markBest(chart, best, labels) {
-  if (best === null || best === undefined || chart.series.length < 3) return;
+  if (best === null || best === undefined) return;
   const x = chart.valToPos(best, "x", true);
   const { ctx, bbox } = chart;
   ctx.save();
