@@ -13,11 +13,17 @@ import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra `ui`: pip install 'glmtune[ui]'")
 
+from fastapi.testclient import TestClient
 from page_client import PageClient
 
+from fake_engine import FakeEngine
+from glmtune import detect_family, load_tokenizer
 from glmtune.data.column_formats import COLUMN_ROLES
+from glmtune.errors import ServerError
 from glmtune.html.i18n import LANGUAGES, has_text, load_texts
-from glmtune.webui.app import make_context, make_routes
+from glmtune.serve.context import ServeContext, ServedModel, ServeLimits
+from glmtune.webui.api_mount import ApiMount, make_api
+from glmtune.webui.app import make_app, make_context, make_routes
 from glmtune.webui.chat_tab import SETTINGS
 from glmtune.webui.forms import fields
 from glmtune.webui.jobs import State
@@ -247,3 +253,24 @@ def test_every_name_that_is_put_together_has_a_text():
         f"{prefix}.{name}" for prefix, all_ in names.items() for name in all_ if not has_text(f"ui.{prefix}.{name}")
     ]
     assert missing == []
+
+
+@pytest.mark.parametrize("root_path", ["", "/hub/7860"])
+def test_the_api_answers_beside_the_page_with_a_key_of_its_own(context, tiny, root_path):
+    served = ServeContext(
+        FakeEngine(),
+        load_tokenizer(tiny("glm4")),
+        detect_family(tiny("glm4")),
+        [ServedModel("base")],
+        ServeLimits(4096),
+    )
+    api = make_api(served, "127.0.0.1", "secret", "en")
+    client = TestClient(ApiMount(make_app(context), api, root_path), base_url="http://127.0.0.1:7860")
+    assert client.get("/train").status_code == 200
+    assert client.get(f"{root_path}/api/v1/models").status_code == 401
+    headers = {"Authorization": "Bearer secret"}
+    assert client.get(f"{root_path}/api/v1/models", headers=headers).json()["data"][0]["id"] == "base"
+    assert client.get(f"{root_path}/api/health").status_code == 200
+    assert client.get("/apiary").status_code == 404
+    with pytest.raises(ServerError, match="could use the model"):
+        make_api(served, "0.0.0.0", None, "en")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -45,6 +46,17 @@ def ui(
             "other that takes JSON."
         ),
     ] = None,
+    serve_: Annotated[
+        str | None,
+        typer.Option(
+            "--serve",
+            help="Run or model that OpenAI's API below /api answers with, as in `glmtune serve`.",
+            metavar="RUN_OR_MODEL",
+        ),
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="GLMTUNE_API_KEY", help="With --serve: the key that clients have to send.")
+    ] = None,
     password: Annotated[
         str | None,
         typer.Option(
@@ -68,4 +80,15 @@ def ui(
         parse_root_path(root_path, PAGE_PATHS),
         lang or default_language(),
     )
-    serve(root or [Path.cwd()], rules, host=host, port=port, password=password, webhook=webhook)
+    if api_key is not None and serve_ is None and api_key != os.environ.get("GLMTUNE_API_KEY"):
+        raise ConfigError("--api-key is for --serve, which is not given.", "For the page: --password.")
+    serve(
+        root or [Path.cwd()],
+        rules,
+        host=host,
+        port=port,
+        password=password,
+        webhook=webhook,
+        served_model=serve_,
+        api_key=api_key,
+    )

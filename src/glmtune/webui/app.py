@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from importlib.resources import files
@@ -16,7 +18,7 @@ from starlette.types import ASGIApp
 
 from glmtune.errors import GlmtuneError, ServerError
 from glmtune.html.i18n import LANGUAGES
-from glmtune.utils.file_access import set_file_limit
+from glmtune.serve.model_loading import ServeOptions, load_context
 from glmtune.utils.network import listen
 from glmtune.webui import (
     chat_tab,
@@ -30,6 +32,7 @@ from glmtune.webui import (
     train_tab,
     uploads,
 )
+from glmtune.webui.api_mount import API_PATH, ApiMount, make_api
 from glmtune.webui.context import STATE, Context
 from glmtune.webui.guard import LANGUAGE_COOKIE, visitor_of
 from glmtune.webui.jobs import Jobs
@@ -44,7 +47,7 @@ _STYLES = (("glmtune.html", "templates/base.css"), ("glmtune.report", "templates
 _OWN_STYLES = ("glmtune.webui", "static/app.css")
 _FORM_RULE = RouteRule("/train", MAX_FORM_BYTES)
 PAGE_PATHS = frozenset(
-    f"/{name}" for name in (*TABS, "jobs", "static", "strip", "language", "uploads", "login", "logout")
+    f"/{name}" for name in (*TABS, "jobs", "static", "strip", "language", "uploads", "login", "logout", "api")
 )
 """First parts of the page's own paths, which no root path may equal."""
 _YEAR_S = 365 * 24 * 3600
@@ -154,6 +157,8 @@ def serve(
     port: int,
     password: str | None,
     webhook: str | None = None,
+    served_model: str | None = None,
+    api_key: str | None = None,
 ) -> None:
     """Serve the page until it is interrupted. Jobs continue after that.
 
@@ -164,17 +169,34 @@ def serve(
         port: 0: any that is free.
         password: None: nobody is asked for one.
         webhook: see `make_context`.
+        served_model: a `RUN_OR_MODEL` that the API below `/api` answers with; None: no API.
+        api_key: see `make_api`.
 
     Raises:
-        ServerError: see `make_context`, `require_password` and `listen`.
+        ServerError: see `make_context`, `require_password`, `make_api` and `listen`.
     """
     require_password(host, password)
     context = make_context(roots, rules.lang, locked=bool(password), webhook=webhook)
-    set_file_limit(context.roots)
-    with listen(host, port, "ui") as socket:
-        app = make_app(context, rules, password=password)
+    with listen(host, port, "ui") as socket, _open_api(served_model, host, api_key, rules.lang) as api:
+        page = make_app(context, rules, password=password)
+        app = ApiMount(page, api, rules.root_path) if api is not None else page
         context.jobs.watch()
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, server_header=False)
         place = f"http://{host}:{socket.getsockname()[1]}{rules.root_path}"
-        print(f"glmtune ui: {place}  (Ctrl-C ends it; running jobs continue)", flush=True)
+        also = f"API: {place}{API_PATH}/v1; " if api is not None else ""
+        print(f"glmtune ui: {place}  ({also}Ctrl-C ends it; running jobs continue)", flush=True)
         uvicorn.Server(config).run(sockets=[socket])
+
+
+@contextmanager
+def _open_api(target: str | None, host: str, api_key: str | None, lang: str) -> Iterator[ASGIApp | None]:
+    """The API with its model, which leaves memory at the end."""
+    if target is None:
+        yield None
+        return
+    context = load_context(ServeOptions(target))
+    try:
+        yield make_api(context, host, api_key, lang)
+    finally:
+        context.engine.close()
+        context.close()

@@ -26,7 +26,7 @@ CURVE_GROUPS: dict[str, tuple[str, ...]] = {
     "kl": ("kl",),
     "generated": ("rouge_l", "bleu4_characters"),
 }
-"""Charts of a training and the numbers of metrics.jsonl in each; those of evaluations have `eval_` before their name."""
+"""Charts of a training with the numbers of metrics.jsonl in each; those of evaluations have `eval_` before the name."""
 _MAX_POINTS = 4_000
 _ERROR = "Error: "
 
