@@ -15,6 +15,7 @@ from glmtune.html.i18n import LANGUAGES
 from glmtune.html.pages import make_environment
 from glmtune.utils.console import format_bytes, format_duration
 from glmtune.webui.context import Context
+from glmtune.webui.error_texts import translate_error
 from glmtune.webui.guard import LANGUAGE_COOKIE, csrf_token
 from glmtune.webui.texts import text
 
@@ -64,7 +65,15 @@ def render_error(request: Request, context: Context, error: GlmtuneError) -> HTM
 def make_problem(error: GlmtuneError, lang: str) -> Markup:
     """The one or two lines of an error, under a headline in the page's language."""
     template = _environment().get_template("problem.html.j2")
-    return Markup(template.render(error=error, t=_translator(lang)))
+    return Markup(
+        template.render(
+            message=error.message,
+            hint=error.hint or "",
+            translated=translate_error(error.message, lang),
+            translated_hint=translate_error(error.hint or "", lang),
+            t=_translator(lang),
+        )
+    )
 
 
 def redirect(request: Request, path: str) -> Response:
