@@ -382,7 +382,7 @@ BROKEN = {
         "install 'transformers<6,>=5.23'",
     ),
     "a file named torch.py": (
-        make_machine(shadows={"torch": "/home/me/work/torch.py"}),
+        make_machine(shadows={"torch": "/home/me/work/torch.py"}, torch=TorchFacts(import_error="no attribute")),
         "shadowed-module",
         "hides the module torch",
         "Rename /home/me/work/torch.py",

@@ -109,6 +109,8 @@ def _find_package_problems(facts: MachineFacts) -> Iterator[Diagnosis]:
 
 def _find_torch_problems(facts: MachineFacts) -> Iterator[Diagnosis]:
     torch = facts.torch
+    if torch.import_error and "torch" in facts.shadows:
+        return
     if torch.import_error:
         meaning, fix = (
             "torch cannot be imported, so no command but this one works",

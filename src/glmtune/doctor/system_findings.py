@@ -18,6 +18,7 @@ from glmtune.doctor.diagnosis import (
     unset_variable,
 )
 from glmtune.doctor.machine_facts import FolderFacts, MachineFacts
+from glmtune.download.listing import name_on_modelscope
 from glmtune.utils.console import format_bytes
 
 _LEAST_FREE = 2**30
@@ -220,7 +221,7 @@ def _find_network_problems(facts: MachineFacts) -> Iterator[Diagnosis]:
             ERROR,
             f"{facts.hub.address} cannot be reached ({facts.hub.error})",
             f"{work.model} is not on this machine",
-            f"{mirror}, or: glmtune fetch ZhipuAI/{work.model.rsplit('/', 1)[-1]} --hub modelscope",
+            f"{mirror}, or: glmtune fetch {name_on_modelscope(work.model)} --hub modelscope",
         )
 
 

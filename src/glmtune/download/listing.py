@@ -131,15 +131,19 @@ def _list_modelscope(name: str, revision: str, mirror: str | None) -> Repository
     return repository
 
 
+def name_on_modelscope(name: str) -> str:
+    """What a repository of Hugging Face is called on ModelScope."""
+    owner, _, rest = name.partition("/")
+    return f"{_MODELSCOPE_OWNERS.get(owner.lower(), owner)}/{rest}"
+
+
 def _make_network_error(name: str, hub: str, endpoint: str, error: BaseException) -> ModelError:
     reason = summarize_error(error, 160)
-    owner, _, rest = name.partition("/")
     if hub == "modelscope":
         advice = f"Check the network and the proxy, or try: glmtune fetch {name} --hub huggingface"
     else:
-        other = f"{_MODELSCOPE_OWNERS.get(owner.lower(), owner)}/{rest}"
         advice = (
             f"Check the network and the proxy, or try: glmtune fetch {name} --mirror {_MIRROR}, "
-            f"or: glmtune fetch {other} --hub modelscope"
+            f"or: glmtune fetch {name_on_modelscope(name)} --hub modelscope"
         )
     return ModelError(f"{name}: {endpoint} cannot be reached or does not answer as a hub ({reason}).", advice)
