@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,6 +32,7 @@ from glmtune.doctor.machine_facts import (
 from glmtune.doctor.probe_runner import run_probe
 from glmtune.doctor.requirements import find_unmet
 from glmtune.doctor.trials import list_trials
+from glmtune.html.i18n import LANGUAGES, text
 
 GIB = 2**30
 CUDA_13 = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120")
@@ -521,9 +523,9 @@ def test_a_broken_machine_gets_its_finding_and_no_other(facts, code, what, fix):
     assert what in f"{problem.what} {problem.why}"
     assert fix in problem.fix
     assert problem.severity in ("error", "warning", "note")
-    for text in (problem.what, problem.why, problem.fix):
-        assert text
-        assert not text.endswith(".")
+    for sentence in (problem.what, problem.why, problem.fix):
+        assert sentence
+        assert not sentence.endswith(".")
 
 
 def test_there_are_enough_broken_machines_and_every_code_is_among_them():
@@ -532,6 +534,19 @@ def test_there_are_enough_broken_machines_and_every_code_is_among_them():
     text = "".join(path.read_text("utf-8") for paths in sources for path in paths)
     codes = set(re.findall(r'Diagnosis\(\s*"([a-z0-9-]+)"', text))
     assert codes == {code for _, code, _, _ in BROKEN.values()} | {"no-gpu"}
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_the_page_has_a_title_for_every_finding_and_shows_its_command(lang):
+    pytest.importorskip("gradio", reason="needs the extra `ui`: pip install 'glmtune[ui]'")
+    from glmtune.webui.machine_panel import make_doctor_html
+
+    for facts, _, _, _ in BROKEN.values():
+        (problem,) = findings.find_problems(facts)
+        page = make_doctor_html({"findings": [dataclasses.asdict(problem)]}, lang)
+        assert escape(text(f"ui.machine.finding.{problem.code}", lang)) in page
+        assert f"<code>{escape(problem.fix)}</code>" in page
+    assert text("ui.machine.healthy", lang) in make_doctor_html({"findings": []}, lang)
 
 
 def test_several_faults_are_listed_with_errors_first():

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from glmtune.download.repository import FileSum, Repository, RepositoryFile, hash_file, write_record
 from glmtune.verification import published_sums
-from glmtune.verification.verification_output import make_fetch_command
+from glmtune.verification.verification_output import describe_verification, make_fetch_command
 from glmtune.verification.verifier import verify_folder
 
 SAFETENSORS, BIN = "model.safetensors", "pytorch_model.bin"
@@ -401,6 +401,20 @@ def test_the_command_prints_the_fault_and_how_to_fetch_again(copy, glmtune_comma
     content = json.loads(glmtune_command("verify", folder, "--json").out)
     assert content["ok"] is False
     assert content["faults"][0]["file"] == SHARD_1
+
+
+def test_the_page_runs_the_command_and_names_the_file(copy, tmp_path):
+    pytest.importorskip("gradio", reason="needs the extra `ui`: pip install 'glmtune[ui]'")
+    from glmtune.webui.app import make_context
+    from glmtune.webui.machine_panel import _run, make_verify_html
+
+    folder = copy("shards")
+    context = make_context([tmp_path], "en")
+    assert "No fault found in 4 files" in make_verify_html(_run(["verify", str(folder)], context, 120), "en")
+    _cut(folder / SHARD_1)
+    page = make_verify_html(describe_verification(verify_folder(folder)), "zh")
+    assert SHARD_1 in page
+    assert "glmtune fetch THUDM/chatglm3-6b" in page
 
 
 @pytest.mark.parametrize(
