@@ -143,6 +143,12 @@ CU126 = "--index-url https://download.pytorch.org/whl/cu126"
 BROKEN = {
     "Pascal and CUDA 13": (make_machine("GTX 1080 Ti", CPU_WORK), "no-kernel-image", "compute capability 6.1", CU126),
     "Volta and CUDA 13": (make_machine("V100", CPU_WORK), "no-kernel-image", "NVIDIA V100", CU126),
+    "Volta without nvidia-smi": (
+        make_machine("V100", CPU_WORK, driver=DriverFacts()),
+        "no-kernel-image",
+        "NVIDIA V100",
+        CU126,
+    ),
     "Blackwell and CUDA 12.6": (
         make_machine("RTX 5090", archs=CUDA_126, cuda="12.6"),
         "no-kernel-image",

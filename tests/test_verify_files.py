@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from glmtune.download.repository import FileSum, Repository, RepositoryFile, hash_file, write_record
 from glmtune.verification import published_sums
+from glmtune.verification.pickle_code import find_foreign_names
 from glmtune.verification.verification_output import describe_verification, make_fetch_command
 from glmtune.verification.verifier import verify_folder
 
@@ -153,6 +154,39 @@ def test_code_in_a_checkpoint_is_named_and_not_run(form, copy, tmp_path):
     assert (fault.file, fault.kind) == (BIN, "code")
     assert "mkdir" in fault.problem
     assert not marker.exists()
+
+
+class _Loader:
+    """Code behind a function of torch itself."""
+
+    def __reduce__(self):
+        return torch.load, ("other.bin",)
+
+
+def test_functions_of_torch_that_run_code_are_code_too(copy):
+    folder = copy("bin")
+    torch.save(torch.load(folder / BIN) | {"payload": _Loader()}, folder / BIN)
+    (fault,) = verify_folder(folder).faults
+    assert fault.kind == "code"
+    assert "torch.serialization.load" in fault.problem
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int8, torch.bool, torch.float8_e4m3fn])
+def test_weights_of_every_precision_are_plain(dtype, tmp_path):
+    path = tmp_path / BIN
+    content = {"a": torch.ones(3, 4).to(dtype), "b": torch.nn.Parameter(torch.ones(2)), "c": torch.ones(4)[::2]}
+    torch.save(content, path)
+    assert find_foreign_names(path) == []
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    assert find_foreign_names(path) == []
+
+
+def test_downloads_that_other_clients_did_not_finish_are_notes(copy):
+    folder = copy()
+    for part in (".cache/huggingface/download/x.incomplete", "._____temp/model.safetensors"):
+        (folder / part).parent.mkdir(parents=True)
+        (folder / part).write_bytes(b"1")
+    assert len(verify_folder(folder).notes) == 2
 
 
 def test_code_beside_the_weights_is_named_and_a_trainer_s_settings_are_not(copy, tmp_path):

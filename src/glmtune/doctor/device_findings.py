@@ -30,8 +30,12 @@ def find_device_problems(facts: MachineFacts) -> Iterator[Diagnosis]:
             "Read the trials below; report what fails",
         )
         return
+    if torch.gpus:  # whatever the driver says or nvidia-smi lacks
+        for gpu in torch.gpus:
+            yield from _find_card_problems(facts, gpu)
+        return
     if not facts.driver.cards:
-        if torch.cuda is not None and not torch.gpus and facts.is_wsl:
+        if torch.cuda is not None and facts.is_wsl:
             yield from _find_wsl_problem(facts)
         else:
             yield from _note_missing_gpu(facts)
@@ -39,14 +43,9 @@ def find_device_problems(facts: MachineFacts) -> Iterator[Diagnosis]:
     problem = _find_driver_problem(facts) or _find_build_problem(facts) or _find_access_problem(facts)
     if problem:
         yield problem
-        return
-    for gpu in torch.gpus:
-        yield from _find_card_problems(facts, gpu)
 
 
 def _note_missing_gpu(facts: MachineFacts) -> Iterator[Diagnosis]:
-    if facts.torch.gpus:
-        return
     model = facts.work.model_bytes > 2**30
     yield Diagnosis(
         "no-gpu",
@@ -70,7 +69,7 @@ def _find_wsl_problem(facts: MachineFacts) -> Iterator[Diagnosis]:
 
 
 def _find_driver_problem(facts: MachineFacts) -> Diagnosis | None:
-    driver, torch = facts.driver, facts.torch
+    driver = facts.driver
     if "version mismatch" in driver.error:
         return Diagnosis(
             "driver-mismatch",
@@ -89,8 +88,6 @@ def _find_driver_problem(facts: MachineFacts) -> Diagnosis | None:
             "torch finds no GPU, and everything runs on the CPU",
             "Start the container with the GPU: docker run --gpus all … (needs nvidia-container-toolkit on the host)",
         )
-    if torch.gpus:  # it works, without nvidia-smi
-        return None
     commands = {
         "Linux": "sudo ubuntu-drivers install && sudo reboot (other distributions: their package of NVIDIA's driver)",
         "Windows": "Install the driver from https://www.nvidia.com/drivers and restart",
@@ -129,14 +126,14 @@ def _find_build_problem(facts: MachineFacts) -> Diagnosis | None:
             ERROR,
             f"torch {torch.version} is a build for CPUs, and the machine has {facts.driver.cards[0]}",
             f"{describe_work(facts)} would not use the card",
-            _install_torch(facts, torch.gpus[0].capability if torch.gpus else None),
+            _install_torch(facts, None),
         )
     return None
 
 
 def _find_access_problem(facts: MachineFacts) -> Diagnosis | None:
     torch, visible = facts.torch, facts.environment.get("CUDA_VISIBLE_DEVICES")
-    if torch.gpus or not torch.version:
+    if not torch.version:
         return None
     if visible is not None:
         return Diagnosis(
@@ -184,9 +181,10 @@ def _find_card_problems(facts: MachineFacts, gpu: GpuFacts) -> Iterator[Diagnosi
         name = facts.work.config or "the run"
         yield Diagnosis(
             "no-bf16",
-            ERROR,
+            WARNING,
             f"{gpu.name} (compute capability {capability}) cannot compute in bf16",
-            f"{name} asks for bf16, which cards have from Ampere (8.0) on; fp16 is as fast here",
+            f"{name} asks for bf16, which cards have from Ampere (8.0) on: glmtune train removes training.bf16, and "
+            "weights in bf16 are computed with slowly",
             "Add: --set training.bf16=false --set training.fp16=true --set model.precision=fp16",
         )
     if gpu.free_bytes < gpu.total_bytes * 0.7:
