@@ -8,14 +8,17 @@ import os
 import pickle
 import shlex
 import shutil
+import subprocess
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from glmtune.download.repository import FileSum, Repository, RepositoryFile, hash_file, write_record
+from glmtune.errors import GlmtuneError
 from glmtune.verification import published_sums
 from glmtune.verification.pickle_code import find_foreign_names
 from glmtune.verification.verification_output import describe_verification, make_fetch_command
@@ -437,18 +440,35 @@ def test_the_command_prints_the_fault_and_how_to_fetch_again(copy, glmtune_comma
     assert content["faults"][0]["file"] == SHARD_1
 
 
-def test_the_page_runs_the_command_and_names_the_file(copy, tmp_path):
+def test_the_page_runs_the_command_and_names_the_file(copy, tmp_path, monkeypatch):
     pytest.importorskip("gradio", reason="needs the extra `ui`: pip install 'glmtune[ui]'")
-    from glmtune.webui.app import make_context
-    from glmtune.webui.machine_panel import _run, make_verify_html
+    from glmtune.webui import machine_panel
 
     folder = copy("shards")
-    context = make_context([tmp_path], "en")
-    assert "No fault found in 4 files" in make_verify_html(_run(["verify", str(folder)], context, 120), "en")
+    commands = []
+
+    def run(command, **_):
+        commands.append(command[1:])
+        content = json.dumps(describe_verification(verify_folder(folder)))
+        return subprocess.CompletedProcess(command, 0, stdout=content, stderr="")
+
+    monkeypatch.setattr(machine_panel.subprocess, "run", run)
+    context = SimpleNamespace(roots=[tmp_path], lang="en")
+
+    def show(lang: str) -> str:
+        return machine_panel.make_verify_html(machine_panel._run(["verify", str(folder)], context, 9), lang)
+
+    assert "No fault found in 4 files" in show("en")
     _cut(folder / SHARD_1)
-    page = make_verify_html(describe_verification(verify_folder(folder)), "zh")
+    page = show("zh")
     assert SHARD_1 in page
     assert "glmtune fetch THUDM/chatglm3-6b" in page
+    assert commands == [["-m", "glmtune", "verify", str(folder), "--json"]] * 2
+
+    wrong = subprocess.CompletedProcess([], 1, stdout="", stderr="Error: no such folder.\n")
+    monkeypatch.setattr(machine_panel.subprocess, "run", lambda *_, **__: wrong)
+    with pytest.raises(GlmtuneError, match=r"^no such folder"):
+        show("en")
 
 
 @pytest.mark.parametrize(
