@@ -6,6 +6,8 @@ import dataclasses
 import json
 import os
 import re
+import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from html import escape
@@ -184,7 +186,7 @@ BROKEN = {
         make_machine(torch=NO_GPU, driver=DriverFacts(cards=("PCI 0000:01:00.0",))),
         "no-driver",
         "does not answer",
-        "ubuntu-drivers",
+        "sudo apt-get install -y ubuntu-drivers-common && sudo ubuntu-drivers install",
     ),
     "driver updated, not rebooted": (
         make_machine(torch=NO_GPU, driver={"version": "", "error": "Driver/library version mismatch"}),
@@ -380,7 +382,8 @@ BROKEN = {
         make_machine(duplicates={"torch": ("2.13.0 in /venv/site-packages", "2.1.0 in /home/me/.local/lib")}),
         "two-versions",
         "2.1.0 in /home/me/.local/lib",
-        "PYTHONNOUSERSITE",
+        "uninstall -y torch && python -m pip uninstall -y torch && python -m pip install --force-reinstall "
+        "'torch>=2.6' --index-url https://download.pytorch.org/whl/cu130 && export PYTHONNOUSERSITE=1",
     ),
     "installation broken off": (make_machine(leftovers=("/v/~orch",)), "interrupted-install", "/v/~orch", "rm -r"),
     "wrong transformers": (
@@ -771,11 +774,35 @@ def test_the_model_and_the_config_are_read(tiny, tmp_path):
 
 
 def test_every_table_of_errors_has_a_command():
-    for part, cause, command in library_findings._TORCH_ERRORS:
+    for part, cause, make_command in library_findings._TORCH_ERRORS:
         facts = make_machine(torch=TorchFacts(import_error=f"ImportError: {part}"))
         (problem,) = findings.find_problems(facts)
-        assert problem.why == cause
-        assert problem.fix == command.replace("{pip}", "python -m pip")
+        assert (problem.why, problem.fix) == (cause, make_command(facts))
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_every_command_for_linux_is_one_that_the_shell_accepts():
+    """What begins with a capital letter is a sentence."""
+    machines = [facts for facts, _, _, _ in BROKEN.values() if facts.shell == "sh"]
+    machines += [replace(facts, package_manager=name) for facts in machines for name in ("dnf", "pacman", "apk", "")]
+    machines += [replace(facts, is_root=True) for facts in machines]
+    commands = {problem.fix for facts in machines for problem in findings.find_problems(facts)}
+    commands = sorted(command for command in commands if not command[0].isupper())
+    assert len(commands) > 40
+    script = "\n".join(commands)
+    result = subprocess.run(["bash", "-n", "-c", script], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    for command in commands:
+        assert re.match(
+            r"(sudo|python|export|unset|glmtune|rm|apt-get|dnf|pacman|apk|ulimit|xcode-select|reboot|"
+            r"nvidia-modprobe|rmmod|chown|timedatectl|sntp|winget|mount) ?",
+            command,
+        ), command
+
+
+def test_root_needs_no_sudo_and_every_distribution_has_its_command():
+    facts = replace(BROKEN["Triton without gcc"][0], is_root=True, package_manager="dnf")
+    assert findings.find_problems(facts)[0].fix == "dnf install -y gcc gcc-c++ make"
 
 
 class AcceleratorError(RuntimeError):
