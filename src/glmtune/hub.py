@@ -76,7 +76,7 @@ def find_local_folder(path: str) -> Path | None:
     """
     local = Path(os.path.expanduser(path))
     if os.path.isdir(local):
-        return local
+        return require_readable_folder(local)
     if not is_hub_id(path):
         return None
     from huggingface_hub import snapshot_download
