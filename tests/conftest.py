@@ -57,6 +57,14 @@ def private_cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
+def no_file_limit():
+    """A page limits the process to its roots; the next test is free of it."""
+    yield
+    if "glmtune.utils.file_access" in sys.modules:
+        sys.modules["glmtune.utils.file_access"].set_file_limit(None)
+
+
+@pytest.fixture(autouse=True)
 def skip_memory_plan(request, monkeypatch):
     """Train without a memory plan in this process: it takes a third of a tiny training's time, and a run without a plan
     is trained too. Other processes, and the tests of plans and `train`, make plans."""
