@@ -61,17 +61,19 @@ def private_cache(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def skip_memory_plan(request, monkeypatch):
     """Train without a memory plan in this process: it takes a third of a tiny training's time, and a run without a plan
-    is trained too. Other processes, and the tests of plans and `train`, make plans."""
+    is trained too. Other processes, the tests of plans, and those marked as complete runs make plans."""
     plan_module = sys.modules.get("glmtune.training.plan.apply")
-    if plan_module and not request.module.__name__.startswith(("test_plan", "test_train")):
+    makes_plan = request.module.__name__.startswith("test_plan") or request.node.get_closest_marker("complete_run")
+    if plan_module and not makes_plan:
         monkeypatch.setattr(plan_module, "plan_run", raise_no_plan)
 
 
 @pytest.fixture(autouse=True)
 def skip_pictures(request, monkeypatch):
     """Write empty PNG files in this process: drawing takes as long as a tiny training. Other processes draw, and so do
-    the tests of pictures."""
-    draws = request.module.__name__.startswith(("test_report", "test_train", "test_bench", "test_check"))
+    the tests of pictures and those marked as complete runs."""
+    is_about_pictures = request.module.__name__.startswith(("test_report", "test_bench", "test_check"))
+    draws = is_about_pictures or request.node.get_closest_marker("complete_run")
     if "glmtune.html.plots" in sys.modules and not draws:
         draw_nothing(monkeypatch.setattr)
 
