@@ -24,8 +24,8 @@ SETTINGS = (
     "data.packing=false",
     "lora.dropout=0.1",
 )
-# Runs command lines one after the other, each in a copy of this process, which kills itself at the first call of a method
-# of the trainer at a given step. The libraries are imported once, and nothing is computed before a copy is made.
+# Runs command lines one after the other, each in a copy of this process, which kills itself at the first call of a
+# method of the trainer at a given step. The libraries are imported once, and nothing is computed before a copy is made.
 KILLED = """
 import gc, json, os, signal, sys
 import matplotlib.figure, peft
@@ -98,11 +98,8 @@ def test_kills_at_any_moment_change_nothing(arguments, glmtune_command):
             ("_finalize_training", STEPS, resume),
         ):
             print(json.dumps([method, step, [*map(str, command)]]), file=process.stdin, flush=True)
-            printed = []
-            while not printed or not printed[-1].startswith("ended with"):
-                assert (line := process.stdout.readline()), printed
-                printed.append(line)
-            assert printed[-1] == "ended with -9\n", printed
+            ended = next(line for line in process.stdout if line.startswith("ended with"))
+            assert ended == "ended with -9\n"
             assert not run.adapter.exists()
             for checkpoint in run.checkpoints_newest_first():
                 assert (checkpoint / "optimizer.pt").is_file()
