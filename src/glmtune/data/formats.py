@@ -68,10 +68,10 @@ def list_formats(options: FormatOptions) -> list[RowFormat]:
         if tag not in TAGS:
             raise ConfigError(f"data tags: unknown tag {tag!r}.", suggest_key(str(tag), list(TAGS)))
     formats = _select_formats(options)
-    return [
-        make_preference_format(formats, columns, options.preference == "chosen", options.preference == "pairs"),
-        *formats,
-    ]
+    joined, *_ = _make_message_formats({**columns, "messages": "messages"}, {})
+    reads_pairs = options.preference == "pairs"
+    preference = make_preference_format(formats, columns, options.preference == "chosen", reads_pairs, joined)
+    return [preference, *formats]
 
 
 def _select_formats(options: FormatOptions) -> list[RowFormat]:

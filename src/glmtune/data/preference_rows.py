@@ -17,7 +17,7 @@ from glmtune.data.conversation import (
     RawRow,
     describe_type,
 )
-from glmtune.data.message_keys import Message, convert_to_role_content, find_message_keys
+from glmtune.data.message_keys import Message, MessageKeys, convert_to_role_content, find_message_keys
 from glmtune.data.row_format import (
     Columns,
     RowFormat,
@@ -52,6 +52,7 @@ class PreferenceFormat(RowFormat):
         uses_chosen: whether the better answer is trained on; otherwise the rows are refused.
         reads_pairs: whether both answers are read.
         other_columns: names of columns that the user gave to other roles.
+        joined: the format of a question's messages joined with an answer: `role` and `content` in a column `messages`.
     """
 
     cache_name = "Preference"
@@ -64,6 +65,7 @@ class PreferenceFormat(RowFormat):
     uses_chosen: bool = False
     reads_pairs: bool = field(default=False, repr=False)
     other_columns: tuple[str, ...] = ()
+    joined: RowFormat | None = field(default=None, repr=False)
     name: str = "preference rows"
     formats: tuple[str, ...] = ()
 
@@ -173,7 +175,7 @@ class PreferenceFormat(RowFormat):
         if column is None or (isinstance(worse, list) and len(worse) > 1):
             return values
         messages = list(decode_json_text(values[column]))
-        while messages and convert_to_role_content(messages[-1])["role"] == "assistant":
+        while messages and self._convert_message(messages[-1])["role"] == "assistant":
             messages.pop()
         return {**values, column: messages}
 
@@ -197,6 +199,8 @@ class PreferenceFormat(RowFormat):
                 raise InvalidRowError(WORSE_ANSWER, f"{label_column} is false: a worse answer, which is not trained on")
             del better[label_column]
         row_format = next((inner for inner in self.inner if inner.matches(better)), None)
+        if row_format is None and name is not None and self.joined is not None and self.joined.matches(better):
+            row_format = self.joined
         if row_format is None and has_pair and name is None:
             raise InvalidRowError("no-answer", "a preference row without its better answer", "Fix or remove the row.")
         if row_format is None:
@@ -212,8 +216,8 @@ class PreferenceFormat(RowFormat):
             chosen = [chosen]
         if isinstance(chosen, list) and len(chosen) == 1 and isinstance(chosen[0], str):
             chosen = chosen[0]
-        if isinstance(chosen, list) and find_message_keys(chosen):
-            return self._add_messages(better, [convert_to_role_content(message) for message in chosen])
+        if isinstance(chosen, list) and self._find_keys(chosen):
+            return self._add_messages(better, [self._convert_message(message) for message in chosen])
         if not isinstance(chosen, str):
             problem = f"column {name!r} must be text or messages, not {describe_type(chosen)}"
             raise InvalidRowError("wrong-type", problem)
@@ -240,11 +244,12 @@ class PreferenceFormat(RowFormat):
         prompts = {inner.prompt for inner in self.inner if isinstance(inner, (ColumnFormat, PromptMessagesFormat))}
         if column:
             if not has_question:
-                question = [convert_to_role_content(message) for message in decode_json_text(better[column])]
+                question = [self._convert_message(message) for message in decode_json_text(better[column])]
         elif not has_question:
             row_format = next((i for i in self.inner if isinstance(i, ColumnFormat) and i.prompt in better), None)
             if row_format and isinstance(better[row_format.prompt], str) and len(chosen) == 1:
                 return {**better, row_format.response: chosen[0].get("content")}
+            return better  # without a question: the caller's error
         used = {column, *prompts, *ANSWER_COLUMNS} if column or has_question else {column}
         rest = {key: value for key, value in better.items() if key not in used}
         # `input` and the like of the question are in `chosen` already.
@@ -252,10 +257,27 @@ class PreferenceFormat(RowFormat):
 
     def _find_messages(self, values: dict[str, Any]) -> str | None:
         """The column with the messages of the question."""
-        prompts = [inner.prompt for inner in self.inner if isinstance(inner, PromptMessagesFormat)]
+        prompts = [inner.prompt for inner in self.inner if isinstance(inner, (ColumnFormat, PromptMessagesFormat))]
         named = [inner.column for inner in self.inner if hasattr(inner, "column")]
         columns = (*named, *_MESSAGE_COLUMNS, *prompts)
-        return next((name for name in columns if find_message_keys(decode_json_text(values.get(name)))), None)
+        return next((name for name in columns if self._find_keys(decode_json_text(values.get(name)))), None)
+
+    def _find_keys(self, messages: Any) -> MessageKeys | None:
+        """The keys of messages: those that the user named, else the usual ones; None for other values."""
+        if not isinstance(messages, list) or not messages or not isinstance(messages[0], dict):
+            return None
+        return next((keys for keys in self._named_keys if keys.role in messages[0]), None) or find_message_keys(
+            messages
+        )
+
+    @cached_property
+    def _named_keys(self) -> tuple[MessageKeys, ...]:
+        return tuple(inner.keys for inner in self.inner if hasattr(inner, "keys"))
+
+    def _convert_message(self, message: Any) -> Any:
+        """A message with `role` and `content`."""
+        keys = self._find_keys([message])
+        return message if keys is None else convert_to_role_content(message, keys)
 
     def _find_answer_list(self, values: dict[str, Any]) -> str | None:
         """The column of answers that holds several, the best one first."""
@@ -293,7 +315,11 @@ def make_preference_error(description: str) -> InvalidRowError:
 
 
 def make_preference_format(
-    inner: Iterable[RowFormat], columns: Columns, uses_chosen: bool, reads_pairs: bool = False
+    inner: Iterable[RowFormat],
+    columns: Columns,
+    uses_chosen: bool,
+    reads_pairs: bool = False,
+    joined: RowFormat | None = None,
 ) -> PreferenceFormat:
     """The format with the user's names of columns.
 
@@ -302,6 +328,7 @@ def make_preference_format(
         columns: names by role.
         uses_chosen: whether the better answer is trained on.
         reads_pairs: whether both answers are read.
+        joined: see `PreferenceFormat`.
     """
     own_roles = ("chosen", "rejected", "label")
     names = {role: (columns[role],) for role in ("chosen", "rejected") if role in columns}
@@ -309,7 +336,7 @@ def make_preference_format(
     others = tuple(name for role, name in columns.items() if role not in own_roles)
     answered = tuple(row_format for row_format in inner if not isinstance(row_format, TextFormat))
     options: Any = {**names, **label, "uses_chosen": uses_chosen, "reads_pairs": reads_pairs, "other_columns": others}
-    return PreferenceFormat(answered, **options)
+    return PreferenceFormat(answered, **options, joined=joined)
 
 
 def _split_transcript(text: str) -> list[Message]:

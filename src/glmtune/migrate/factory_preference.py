@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from glmtune.config_parsing import parse_number
 from glmtune.errors import ConfigError
 from glmtune.migrate.dialect import Rules, accept_values, ignore_key, map_key
 from glmtune.migrate.translation import Translation
@@ -36,6 +37,9 @@ PREFERENCE_RULES: Rules = {
     "ref_model_adapters": accept_values(
         note="the reference is the model that training starts from", hint="Start from it: adapter_name_or_path."
     ),
+    "ref_model_quantization_bit": ignore_key("the reference is the same model; model.quantization decides it"),
+    "pref_bco_weight": accept_values(0, 0.0, note="the BCO loss is not supported", hint="Leave it out."),
+    "ld_alpha": accept_values(1, 1.0, note="LD-DPO is not supported", hint="Set preference.length_normalized."),
 }
 
 
@@ -54,7 +58,7 @@ def refuse_unsupported_stages(values: Mapping[str, Any], label: str, source: str
 
 
 def set_preference_loss(translation: Translation, values: Mapping[str, Any]) -> None:
-    """Set stage and loss as `pref_loss` says.
+    """Set stage and loss as `pref_loss` says, and what LLaMA-Factory does in that stage.
 
     Raises:
         ConfigError: a loss that is not supported.
@@ -71,3 +75,17 @@ def set_preference_loss(translation: Translation, values: Mapping[str, Any]) -> 
     translation.set_default("preference.beta", 0.1, "LLaMA-Factory's")
     if stage == "simpo":
         translation.set_default("preference.margin", 0.5, "LLaMA-Factory's")
+    disable_dropout(translation, "LLaMA-Factory")
+    if stage == "dpo" and translation.get_value("adapter"):
+        translation.add_note(
+            "adapter: the reference is the adapter before training; LLaMA-Factory compares with the base without it."
+        )
+
+
+def disable_dropout(translation: Translation, project: str) -> None:
+    """Set the dropout of adapters to 0, as a project does in preference tuning whatever is given."""
+    if translation.get_value("method") not in (None, "lora"):
+        return
+    if float(parse_number(translation.get_value("lora.dropout") or 0)):
+        translation.add_note(f"lora.dropout: 0, as {project} turns dropout off in preference tuning.")
+    translation.set_value("lora.dropout", 0.0)

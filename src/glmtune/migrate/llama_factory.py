@@ -56,7 +56,7 @@ RULES: Rules = {
         "LLaMA-Factory trained all rows (lora.modules_to_save does)",
         switch=True,
     ),
-    "stage": map_key("stage", "pt: as plain text", values={"sft": "sft", "pt": "sft", "dpo": "dpo"}),
+    "stage": map_key("stage", values={"sft": "sft", "pt": "sft", "dpo": "dpo"}),
     **PREFERENCE_RULES,
     "finetuning_type": map_key(
         "method", values={"lora": "lora", "full": "full", "freeze": "freeze", "p_tuning": "ptuning"}
@@ -185,8 +185,8 @@ RULES: Rules = {
 
 
 def _set_defaults(translation: Translation, values: Mapping[str, Any]) -> None:
-    set_factory_defaults(translation, values)
     set_preference_loss(translation, values)
+    set_factory_defaults(translation, values)
     folder = str(values.get("dataset_dir") or "data")
     is_text = values.get("stage") == "pt"
     for name, key in (("dataset", "data.train"), ("eval_dataset", "data.eval")):
