@@ -25,8 +25,8 @@ from glmtune.training.training_data import TrainingData
 PAIRS = 6
 CASES = {
     "dpo": ("dpo", {}, {"loss_type": ["sigmoid"]}),
-    "dpo-beta": ("dpo", {"beta": 0.3}, {"loss_type": ["sigmoid"], "beta": 0.3}),
-    "ipo": ("dpo", {"loss": "ipo", "beta": 2.0}, {"loss_type": ["ipo"], "beta": 2.0}),
+    "dpo-beta": ("dpo", {"beta": 0.05}, {"loss_type": ["sigmoid"], "beta": 0.05}),
+    "ipo": ("dpo", {"loss": "ipo", "beta": 0.2}, {"loss_type": ["ipo"], "beta": 0.2}),
     "hinge": ("dpo", {"loss": "hinge"}, {"loss_type": ["hinge"]}),
     "length-normalized": (
         "dpo",
@@ -102,8 +102,8 @@ def test_losses_and_gradients_are_trl_s(name, tmp_path, capsys):
         figures = f"loss {loss:.6f} off by {abs(loss - result['losses'][key]):.0e}"
         with capsys.disabled():
             print(f"{name} {key}: {figures}, gradient of norm {float(theirs_N.norm()):.1f} off by {error:.0e} of it")
-        # TRL computes log-probabilities in fp32 even of a model in fp64.
-        assert abs(loss - result["losses"][key]) < 1e-6
+        # TRL sums log-probabilities in fp32, even of a model in fp64.
+        assert abs(loss - result["losses"][key]) < 1e-6 * max(1.0, abs(loss))
         assert error < 1e-6
         assert theirs_N.norm() > 0.1
 

@@ -12,11 +12,12 @@ Message = dict[str, Any]
 
 CONTENT_ROLES = {
     **{role: role for role in ("system", "user", "assistant", "tool", "observation", "function_call")},
-    "function": "tool",
+    **{"function": "tool", "tool_call": "function_call", "tool_response": "observation"},  # the last two: ms-swift
 }
 """Roles of messages with `role` and `content`."""
 VALUE_ROLES = {
-    **{"system": "system", "human": "user", "user": "user", "function_call": "function_call"},
+    **{"system": "system", "human": "user", "user": "user"},
+    **{"function_call": "function_call", "tool_call": "function_call", "tool_response": "result"},
     **dict.fromkeys(("gpt", "assistant", "chatgpt"), "assistant"),
     **dict.fromkeys(("observation", "tool", "function_response"), "result"),
 }
@@ -73,13 +74,11 @@ def find_message_keys(messages: Any) -> MessageKeys | None:
     return next((keys for keys in (ROLE_CONTENT, FROM_VALUE) if keys.role in messages[0]), None)
 
 
-def convert_to_role_content(message: Any, keys: MessageKeys = FROM_VALUE) -> Any:
-    """A message with `role` and `content`; one that has not the given keys is returned unchanged."""
-    if keys is ROLE_CONTENT or not isinstance(message, dict) or keys.role not in message:
+def convert_to_role_content(message: Any) -> Any:
+    """A message with `role` and `content`; one that has others than `from` and `value` is returned unchanged."""
+    if not isinstance(message, dict) or "from" not in message or "role" in message:
         return message
-    if keys.role != "role" and "role" in message:
-        return message
-    name = message[keys.role]
-    role = keys.roles.get(name, name) if isinstance(name, str) else name
-    rest = {key: value for key, value in message.items() if key not in (keys.role, keys.content)}
-    return {"role": "observation" if role == "result" else role, "content": message.get(keys.content), **rest}
+    name = message["from"]
+    role = VALUE_ROLES.get(name, name) if isinstance(name, str) else name
+    rest = {key: value for key, value in message.items() if key not in ("from", "value")}
+    return {"role": "observation" if role == "result" else role, "content": message.get("value"), **rest}

@@ -82,7 +82,7 @@ def read_eval_data(
     if is_encoded_folder(Path(path)):
         raise DataError(f"{path}: contains encoded rows.", "Give the file that they were made from.")
     # Replies are compared with the better answers, whatever was trained on.
-    preference = "chosen" if config.preference == "pairs" else config.preference
+    preference = "chosen" if config.preference in ("pairs", "labels") else config.preference
     sources = open_sources(path, config.columns, config.format, seed, preference)
     conversations = list(islice(sample_sources(sources), limit))
     rules = make_encoding_rules(config)

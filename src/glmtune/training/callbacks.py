@@ -17,7 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from glmtune.run_dir import RunDir
 from glmtune.training.distributed import any_rank
-from glmtune.training.objective import PAIR_METRICS
+from glmtune.training.objective import OBJECTIVE_METRICS
 from glmtune.utils.console import format_duration, get_console, is_main_process, print_message
 
 _LOGGED_KEYS = ("loss", "grad_norm", "learning_rate")
@@ -106,7 +106,7 @@ class MetricsCallback(TrainerCallback):
             return
         entry: dict[str, Any] = {"step": state.global_step, "epoch": round(float(state.epoch or 0), 4)}
         if "loss" in logs:
-            entry |= {key: logs[key] for key in (*_LOGGED_KEYS, *PAIR_METRICS) if key in logs}
+            entry |= {key: logs[key] for key in (*_LOGGED_KEYS, *OBJECTIVE_METRICS) if key in logs}
             entry["tokens_per_second"] = round(self._meter.tokens_per_second(state), 2)
         entry |= {key: value for key, value in logs.items() if key.startswith("eval_")}
         # An overflow in fp16 gives an infinite norm, which JSON has no number for.

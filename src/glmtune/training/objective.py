@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
@@ -15,9 +16,23 @@ PAIR_METRICS = ("accuracy", "margin", "better_reward", "worse_reward", "better_l
 """What is logged of pairs, as means: the share of pairs whose better answer has the higher reward, the difference of
 the rewards, and of both sides reward and log-probability of the answer."""
 
+LABEL_METRICS = ("accuracy", "better_reward", "worse_reward", "better_logp", "worse_logp", "kl")
+"""What is logged of answers with a label: the share of answers on their side of the reference point, reward and
+log-probability of the good and of the bad ones, and the estimate of the KL divergence from the reference."""
+
+REWARD_METRICS = ("accuracy", "margin", "better_reward", "worse_reward", "mean_reward")
+"""What is logged of a reward model, as means over pairs."""
+
+OBJECTIVE_METRICS = tuple(dict.fromkeys(PAIR_METRICS + LABEL_METRICS + REWARD_METRICS))
+"""Names of all numbers that objectives log beside the loss."""
+
 
 class Objective(Protocol):
     """Losses of the items of a batch, whose mean over an optimiser step is minimised."""
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Of `OBJECTIVE_METRICS`."""
 
     @property
     def needs_reference(self) -> bool:
@@ -25,6 +40,10 @@ class Objective(Protocol):
 
     def compute_reference(self, model: nn.Module, data: TrainingData, arguments: TrainingArguments) -> None:
         """Compute what the losses need of the model as it is before training."""
+
+    def prepare_batches(self, model: nn.Module, batches: Iterable[dict[str, Any]], is_evaluation: bool) -> None:
+        """Compute what the losses of these batches share, before any of them: those of an optimiser step, or all of an
+        evaluation. All processes call it."""
 
     def compute_losses(self, model: nn.Module, batch: dict[str, Any], settings: LossSettings | None) -> torch.Tensor:
         """Losses (M,) of the items in fp32 or fp64; `settings` of training, None for an evaluation."""
@@ -36,16 +55,21 @@ class Objective(Protocol):
         """The numbers of the rows of the items that a mask selects."""
 
     def pop_metrics(self, is_evaluation: bool) -> torch.Tensor | None:
-        """Sums of `PAIR_METRICS` and the number of pairs since the last call, (7,); None without pairs."""
+        """The sum of each of `metric_names` since the last call, and the number of its summands, (K, 2); None without
+        metrics."""
 
 
 class TokenObjective:
     """Supervised training: the cross-entropy of every target."""
 
     needs_reference = False
+    metric_names: tuple[str, ...] = ()
 
     def compute_reference(self, model: nn.Module, data: TrainingData, arguments: TrainingArguments) -> None:
         """Nothing is needed."""
+
+    def prepare_batches(self, model: nn.Module, batches: Iterable[dict[str, Any]], is_evaluation: bool) -> None:
+        """Nothing is shared."""
 
     def compute_losses(self, model: nn.Module, batch: dict[str, Any], settings: LossSettings | None) -> torch.Tensor:
         """Losses (N,) of the targets."""
@@ -64,3 +88,16 @@ class TokenObjective:
 
     def pop_metrics(self, is_evaluation: bool) -> None:
         """There are none."""
+
+
+def compute_means(names: tuple[str, ...], sums_K2: torch.Tensor) -> dict[str, float]:
+    """Means of what was summed at all; `margin` is the difference of the two rewards where nothing else defines it.
+
+    Args:
+        names: of the K rows.
+        sums_K2: sums, and numbers of summands.
+    """
+    means = {name: total / count for name, (total, count) in zip(names, sums_K2.tolist(), strict=True) if count}
+    if "margin" not in names and {"better_reward", "worse_reward"} <= means.keys():
+        means["margin"] = means["better_reward"] - means["worse_reward"]
+    return means

@@ -119,7 +119,7 @@ def train(
         resume: continue the run in `config.output` from its last checkpoint.
         checkpoint: a path or name: continue from this checkpoint of the run instead; later ones are set aside.
         score: scores replies if `generate.rows` is set: `glmtune.evaluation.scoring.score_questions`.
-        objective: of a stage of preference tuning: `glmtune.preference.PreferenceObjective(config)`.
+        objective: of a stage of preference tuning: `glmtune.preference.make_objective(config)`.
         force: train even if the memory plan says that the run cannot fit.
 
     Raises:
@@ -131,7 +131,7 @@ def train(
         check_config(config)
         init_process_group(config.training)
         if objective is None and config.stage != "sft":
-            raise ValueError(f"stage {config.stage} needs an objective: glmtune.preference.PreferenceObjective(config)")
+            raise ValueError(f"stage {config.stage} needs an objective: glmtune.preference.make_objective(config)")
         run = TrainingRun(resolve_deepspeed(config), resume, score, force, checkpoint, objective or TokenObjective())
         result = run.execute()
         destroy_at_exit()

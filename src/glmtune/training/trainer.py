@@ -30,7 +30,7 @@ from glmtune.training.data_position import (
 from glmtune.training.distributed import count_processes
 from glmtune.training.loss import LossSettings, find_head
 from glmtune.training.loss_checks import LossChecks, NonFiniteLoss, ScaleCheck
-from glmtune.training.objective import PAIR_METRICS, Objective
+from glmtune.training.objective import Objective, compute_means
 from glmtune.training.optimizer_state import OptimizerSettings
 from glmtune.training.samplers import (
     IdleBlockDataset,
@@ -200,7 +200,7 @@ class GlmTrainer(CheckpointTrainer):
         return (loss, {"losses": losses_M}) if return_outputs else loss
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
-        """The targets, or pairs, of an optimiser step in all processes."""
+        """The targets, pairs or answers of an optimiser step in all processes."""
         if not batch_samples:
             return None
         count = torch.stack([self._objective.count_items(batch) for batch in batch_samples]).sum().to(device)
@@ -214,12 +214,11 @@ class GlmTrainer(CheckpointTrainer):
         super().log(logs, start_time)
 
     def _average_metrics(self, is_evaluation: bool) -> dict[str, float]:
-        """Means over the pairs of all processes since the last call; empty without pairs."""
-        sums = self._objective.pop_metrics(is_evaluation)
-        if sums is None:
+        """Means over the items of all processes since the last call; empty without metrics."""
+        sums_K2 = self._objective.pop_metrics(is_evaluation)
+        if sums_K2 is None:
             return {}
-        *values, count = self.accelerator.reduce(sums.to(self.args.device)).tolist()
-        return dict(zip(PAIR_METRICS, (value / count for value in values), strict=True)) if count else {}
+        return compute_means(self._objective.metric_names, self.accelerator.reduce(sums_K2.to(self.args.device)))
 
     def evaluation_loop(
         self,
@@ -236,6 +235,8 @@ class GlmTrainer(CheckpointTrainer):
         keep_losses_fp32(model, find_head(model))
         # On the device until the end, so that no batch waits for it.
         total, count, rows = torch.zeros((), dtype=torch.float64, device=self.args.device), 0, 0
+        with self.compute_loss_context_manager():
+            self._objective.prepare_batches(model, dataloader, True)
         for batch in dataloader:
             batch = self._prepare_inputs(batch)
             with torch.no_grad(), self.compute_loss_context_manager():
@@ -325,6 +326,8 @@ class GlmTrainer(CheckpointTrainer):
         if self._rng_checkpoint is not None:  # creating the iterator, which draws a number, was before the checkpoint
             self._load_rng_state(self._rng_checkpoint)
             self._rng_checkpoint = None
+        with self.compute_loss_context_manager():
+            self._objective.prepare_batches(self.model_wrapped, result[0], False)
         return result
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from glmtune.config import DataConfig, RunConfig
-from glmtune.data.batches import BlockCollator, BlockDataset, pack_rows
+from glmtune.data.batches import BlockCollator, BlockDataset, LabelledCollator, pack_rows
 from glmtune.data.cache import (
     CACHE_VERSION,
     EncodedData,
@@ -83,7 +83,8 @@ def prepare_data(config: RunConfig, family: Family, tokenizer: Any) -> TrainingD
         _require_uncut_rows(replay, replay_rules, config.replay.data)
         train_store, train_rows = _mix_replay(train_store, train_rows, replay.rows, config.replay.share, seed)
 
-    group = 2 if data.preference == "pairs" else 1  # rows that stay together
+    # Rows that stay together: both answers, or a labelled one and its mismatch.
+    group = 2 if data.preference in ("pairs", "labels") else 1
     longest = [int(max(_sum_lengths(store.lengths, group), default=1)) for store in (train_store, eval_store)]
     capacity = max(rules.max_row_length, *longest)
 
@@ -100,7 +101,7 @@ def prepare_data(config: RunConfig, family: Family, tokenizer: Any) -> TrainingD
     packed = (
         f", packed into {count_noun(len(train_blocks), 'block')} of up to {capacity} tokens" if data.packing else ""
     )
-    eval_count = count_noun(len(eval_rows) // group, f"evaluation {'row' if group == 1 else 'pair'}")
+    eval_count = count_noun(len(eval_rows) // group, f"evaluation {'pair' if data.preference == 'pairs' else 'row'}")
     print_message(f"Data: {len(train_rows) // group:,} training and {eval_count}{packed}")
 
     sets = [train, evaluation] if replay is None else [train, evaluation, replay]
@@ -116,7 +117,8 @@ def prepare_data(config: RunConfig, family: Family, tokenizer: Any) -> TrainingD
         "eval": evaluation.info.counts if evaluation else None,
         "blocks": len(train_blocks) if data.packing else None,
     }
-    return TrainingData(train_blocks, eval_blocks if len(eval_rows) else None, BlockCollator(family), summary)
+    collate = LabelledCollator(family) if data.preference == "labels" else BlockCollator(family)
+    return TrainingData(train_blocks, eval_blocks if len(eval_rows) else None, collate, summary)
 
 
 def _sum_lengths(lengths: np.ndarray, group: int) -> np.ndarray:
@@ -154,10 +156,12 @@ def load_encoded_data(
     Raises:
         DataError: encoded rows for pairs: nothing in them says which two belong together.
     """
-    if data.preference == "pairs" and (folder is not None or (isinstance(entries, str) and is_encoded_folder(entries))):
+    is_encoded = isinstance(entries, str) and is_encoded_folder(entries)
+    if data.preference in ("pairs", "labels") and (folder is not None or is_encoded):
+        needs = "two in each row" if data.preference == "pairs" else "a label in each row"
         raise DataError(
-            f"{folder or entries}: encoded rows are single answers, and data.preference pairs needs two in each row.",
-            "Give the files themselves to glmtune train: their pairs are encoded and kept in the cache.",
+            f"{folder or entries}: encoded rows are single answers; data.preference {data.preference} needs {needs}.",
+            "Give the files themselves to glmtune train: their rows are encoded and kept in the cache.",
         )
     if isinstance(entries, str) and is_encoded_folder(entries):
         encoded = open_encoded_data(Path(entries))
@@ -193,6 +197,11 @@ def print_data_report(encoded: EncodedData) -> None:
             f"{counts.question_ends_cut} its end, "
             f"{counts.answers_cut} the end of their answer, {counts.rows_dropped} were dropped "
             f"({count_noun(counts.tokens_cut, 'token')} in all)."
+        )
+    if counts.same_pairs:
+        print_warning(
+            f"Length limits: {count_noun(counts.same_pairs, 'pair')} dropped: "
+            "what is left of the two answers is the same."
         )
 
 
