@@ -7,11 +7,12 @@ import json
 import pytest
 import yaml
 
-from glmtune.config import RunConfig
+from glmtune.config import RunConfig, check_config
 from glmtune.config_parsing import build_dataclass
 from glmtune.data.sources import open_source
 from glmtune.errors import ConfigError
 from glmtune.migrate.entry import translate_command
+from glmtune.migrate.translation import dump_translation
 
 QUESTION, BETTER, WORSE = "介绍一下这件衣服", "这是一件好看的衣服。", "不知道。"
 FACTORY_DPO = {
@@ -142,10 +143,18 @@ def test_entries_of_rankings(name, tmp_path):
 
 
 def _translate(values, tmp_path, monkeypatch):
+    """The config of a YAML file of LLaMA-Factory, which a written copy repeats, and its notes."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(values), "utf-8")
     translation = translate_command(["run.yaml"])
-    return build_dataclass(RunConfig, translation.tree, "run.yaml"), translation.notes
+    return _build(translation), translation.notes
+
+
+def _build(translation):
+    config = build_dataclass(RunConfig, translation.tree, "test")
+    check_config(config)
+    assert build_dataclass(RunConfig, yaml.safe_load(dump_translation(translation)), "test") == config
+    return config
 
 
 def test_the_factory_example_of_dpo(tmp_path, monkeypatch):
@@ -174,3 +183,35 @@ def test_another_reference_than_the_factory_s_is_said(tmp_path, monkeypatch):
 def test_losses_of_the_factory_that_are_not_ours(key, value, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=key):
         _translate({**FACTORY_DPO, key: value}, tmp_path, monkeypatch)
+
+
+def test_a_learning_rate_is_written_even_if_it_is_that_of_supervised_training(tmp_path, monkeypatch):
+    config, _ = _translate({**FACTORY_DPO, "learning_rate": 1.0e-4}, tmp_path, monkeypatch)
+    assert config.training["learning_rate"] == 1e-4
+
+
+FACTORY_KTO = {**FACTORY_DPO, "stage": "kto", "dataset": "labels", "val_size": 0.1, "eval_strategy": "steps"}
+FACTORY_REWARD = {key: value for key, value in FACTORY_DPO.items() if not key.startswith("pref_")}
+FACTORY_REWARD |= {"stage": "rm", "learning_rate": 1.0e-4, "output_dir": "saves/reward"}
+FACTORY_PPO = {**FACTORY_REWARD, "stage": "ppo", "reward_model": "saves/reward", "learning_rate": 1.0e-5}
+FACTORY_PPO |= {"max_new_tokens": 256, "top_k": 0, "top_p": 0.9, "dataset": "identity"}
+
+
+def test_the_factory_examples_of_kto_and_reward_models(tmp_path, monkeypatch):
+    weights = {"kto_chosen_weight": 1.5, "kto_rejected_weight": 0.5}
+    config, _ = _translate({**FACTORY_KTO, **weights, "pref_beta": 0.2}, tmp_path, monkeypatch)
+    preference = config.preference
+    assert (config.stage, config.data.preference, preference.beta) == ("kto", "labels", 0.2)
+    assert (preference.desirable_weight, preference.undesirable_weight) == (1.5, 0.5)
+    config, notes = _translate({**FACTORY_REWARD, "pref_beta": 0.3}, tmp_path, monkeypatch)
+    assert (config.stage, config.training["learning_rate"]) == ("rm", 1e-4)
+    assert any("no effect with stage rm" in note for note in notes)
+
+
+def test_ppo_becomes_grpo(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(FACTORY_PPO), "utf-8")
+    translation = translate_command(["run.yaml"])
+    assert (translation.get_value("stage"), translation.get_value("reward")) == ("grpo", "saves/reward")
+    assert translation.get_value("grpo") == {"max_completion_length": 256, "top_p": 0.9}
+    assert any("ppo: becomes grpo" in note for note in translation.notes)
