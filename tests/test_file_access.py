@@ -5,13 +5,13 @@ The kernel records what is opened (inotify), so that native readers, which Pytho
 
 from __future__ import annotations
 
+import ast
 import contextlib
-import ctypes
 import gzip
 import json
 import os
+import re
 import shutil
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 import torch
+from open_recorder import OpenRecorder
 from safetensors.torch import save_file
 
+import glmtune
 from glmtune.config import load_config
 from glmtune.data.cache import open_encoded_data
 from glmtune.data.files import find_files
@@ -33,11 +35,13 @@ from glmtune.export.folder import create_folder
 from glmtune.methods.lora_files import read_weights
 from glmtune.methods.prefix_files import is_prefix_folder, read_prefix
 from glmtune.methods.tuned_model import resolve_target
+from glmtune.methods.value_head_file import VALUE_HEAD_FILE, read_value_head
 from glmtune.migrate.other_scripts import _read_model_name
 from glmtune.models.checkpoints import inspect_checkpoint
 from glmtune.models.tokenizers import load_tokenizer
 from glmtune.models.tokenizers.new_tokens import read_new_tokens
 from glmtune.models.weight_files import read_inventory
+from glmtune.preference.reward_model import load_reward_model
 from glmtune.report.contents import read_contents
 from glmtune.run_dir import RunDir
 from glmtune.training.checkpoint_files import find_damage
@@ -56,37 +60,10 @@ from glmtune.utils.file_access import (
     require_readable_folder,
 )
 from glmtune.utils.io import find_json_object, lock_folder, replace_folder, write_json
+from glmtune.verification.verifier import verify_folder
 
-_IN_ACCESS, _IN_OPEN = 0x1, 0x20
 ENCODED = {"family": "x", "tokenizer": "x", "rules": {}, "counts": {}, "sources": [], "rows_sha256": "0"}
 ROW = {"instruction": "secret question", "output": "secret answer"}
-
-
-class OpenRecorder:
-    """Names of what is opened in folders, as the kernel sees it."""
-
-    def __init__(self, folder: Path):
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self._queue = self._libc.inotify_init1(os.O_NONBLOCK)
-        for place in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
-            assert self._libc.inotify_add_watch(self._queue, os.fsencode(place), _IN_OPEN | _IN_ACCESS) >= 0
-        self.read_names()
-
-    def read_names(self) -> list[str]:
-        """Names since the last call; `.` is the listing of a folder."""
-        try:
-            data = os.read(self._queue, 1 << 16)
-        except BlockingIOError:
-            return []
-        names, place = [], 0
-        while place < len(data):
-            length = struct.unpack_from("iIII", data, place)[3]
-            names.append(data[place + 16 : place + 16 + length].rstrip(b"\0").decode() or ".")
-            place += 16 + length
-        return names
-
-    def close(self) -> None:
-        os.close(self._queue)
 
 
 def write_rows(path: Path) -> Path:
@@ -350,6 +327,16 @@ MODELS = {
         hash_folder(root / "x"),
     ),
     "bare weights": lambda root, outside: read_weights(link(root / "chatglm-lora.pt", outside / "chatglm-lora.pt")),
+    "a folder to verify": lambda root, outside: verify_folder(link(root / "x", outside / "model")),
+    "a file of a folder to verify": lambda root, outside: (
+        link(copy_model(root, outside, without="*.model") / "tokenizer.model", outside / "model" / "tokenizer.model"),
+        verify_folder(root / "model"),
+    ),
+    "a value head": lambda root, outside: (
+        link(root / "x" / VALUE_HEAD_FILE, outside / "adapter" / "adapter_model.safetensors"),
+        read_value_head(root / "x"),
+    ),
+    "a reward model": lambda root, outside: load_reward_model(outside / "model"),
     "the base of an adapter": lambda root, outside: load_target(
         make_adapter(root, base_model_name_or_path=str(outside / "model"))
     ),
@@ -591,3 +578,60 @@ def test_another_process_of_python_is_limited_too(root, outside):
         environment = {**os.environ, **make_limit_variable()}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
+
+
+# Openers to come
+
+OPENERS = {
+    *("open", "read_text", "read_bytes", "safe_open", "load_file", "from_pretrained", "memory_map"),
+    *("copyfile", "copytree", "ZipFile", "ParquetFile", "GGUFReader", "fdopen"),
+}
+UNCHECKED = {
+    "auto_classes/peft_adapters.py": "the programming interface, which no page uses",
+    "bench/bench_output.py": "files of the system",
+    "data/check_fix.py": "writes; require_writable",
+    "data/table_rows.py": "reads an open stream",
+    "demo/run_demo.py": "files of the package",
+    "doctor/gather.py": "files of the system",
+    "download/repository.py": "fetcher.py checks the folder",
+    "download/transfer.py": "fetcher.py checks the folder",
+    "evaluation/forgetting/probe.py": "a file of the package",
+    "export/exporter.py": "what it has written",
+    "export/gguf_tensors.py": "what it has written",
+    "export/reward_export.py": "what it has written",
+    "export/shards.py": "writes into a folder of create_folder",
+    "html/i18n.py": "files of the package",
+    "html/pages.py": "files of the package",
+    "models/auto.py": "resolve_checkpoint checks the folder",
+    "models/glm.py": "transformers' own method",
+    "models/loading.py": "resolve_checkpoint checks the folder",
+    "serve/chat_page.py": "files of the package",
+    "training/launch.py": "files of the system",
+    "training/memory.py": "files of the system",
+    "training/plan/device.py": "files of the system",
+    "utils/streams.py": "the null device",
+    "verification/expected_sums.py": "verifier.py checks the folder",
+    "verification/file_form.py": "verifier.py checks the folder",
+    "verification/pickle_code.py": "verifier.py checks the folder",
+    "verification/weight_values.py": "verifier.py checks the folder",
+    "webui/app.py": "files of the package",
+    "webui/jobs.py": "logs of the page",
+    "webui/server_key.py": "the key of the page",
+    "webui/uploads.py": "writes; paths.inside",
+}
+"""Modules that open files and ask nothing, each with the reason."""
+
+
+def test_every_module_that_opens_files_asks_first():
+    package = Path(glmtune.__file__).parent
+    modules = set()
+    for path in package.rglob("*.py"):
+        text = path.read_text("utf-8")
+        calls = [node.func for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+        names = {call.attr if isinstance(call, ast.Attribute) else getattr(call, "id", "") for call in calls}
+        if names & OPENERS and not re.search(r"\brequire_readable(_folder)?\(", text):
+            modules.add(str(path.relative_to(package)))
+    new = modules - UNCHECKED.keys()
+    assert not new, f"{new}: open files a user names with utils.file_access.require_readable, or say here why not"
+    old = {name for name in UNCHECKED.keys() - modules if not name.startswith("webui/")}
+    assert not old, f"{old}: need no reason any more"

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("fastapi", reason="needs the extra `ui`: pip install 'glmtune[ui]'")
 
 from glmtune.errors import GlmtuneError
-from glmtune.webui import plan_view
+from glmtune.webui import commands
 from glmtune.webui.errors import JobError
 from glmtune.webui.plan_view import make_plan, render_plan, render_work
 
@@ -40,7 +40,7 @@ def test_a_plan_that_nobody_waits_for_ends(tmp_path, tree, monkeypatch):
         async def is_disconnected(self) -> bool:
             return True
 
-    monkeypatch.setattr(plan_view, "_POLL_S", 0.01)
+    monkeypatch.setattr(commands, "_POLL_S", 0.01)
     start = time.monotonic()
     with pytest.raises(JobError, match="does not wait"):
         asyncio.run(make_plan({**tree, "seed": "unused"}, "24GB", tmp_path, "en", Gone()))

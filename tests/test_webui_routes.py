@@ -29,7 +29,7 @@ from glmtune.webui.chat_tab import SETTINGS
 from glmtune.webui.error_texts import translate_error
 from glmtune.webui.forms import fields
 from glmtune.webui.jobs import State
-from glmtune.webui.model_tab import JOBS
+from glmtune.webui.model_tab import BUTTONS
 from glmtune.webui.plan_view import PART_COLOURS
 from glmtune.webui.presets import PRESETS
 from glmtune.webui.runs_index import SORT_KEYS
@@ -244,7 +244,7 @@ def test_every_name_that_is_put_together_has_a_text():
         "runs": SORT_KEYS,
         "section": {item.section for item in fields()},
         "tab": TABS,
-        "model": JOBS,
+        "machine": BUTTONS,
         "chat.setting": SETTINGS,
         "state": get_args(State),
         "plan.part": PART_COLOURS,

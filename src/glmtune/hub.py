@@ -76,7 +76,7 @@ def find_local_folder(path: str) -> Path | None:
     """
     local = Path(os.path.expanduser(path))
     if os.path.isdir(local):
-        return local
+        return require_readable_folder(local)
     if not is_hub_id(path):
         return None
     from huggingface_hub import snapshot_download
@@ -110,6 +110,8 @@ def _download_from_modelscope(name: str, patterns: list[str]) -> str:
         from modelscope import snapshot_download
     except ImportError:
         raise ModelError(
-            "ModelScope's client is not installed.", "Install it: pip install 'glmtune[modelscope]'"
+            "ModelScope's client is not installed.",
+            "Install it: pip install 'glmtune[modelscope]'; or download without it: "
+            f"glmtune fetch {name} --hub modelscope",
         ) from None
     return snapshot_download(name, allow_patterns=patterns)

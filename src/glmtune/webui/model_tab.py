@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
@@ -16,11 +17,13 @@ from glmtune.families import detect_family, get_family
 from glmtune.hub import resolve_checkpoint
 from glmtune.utils.console import format_bytes
 from glmtune.webui import drafts, lists
+from glmtune.webui.commands import run_command
 from glmtune.webui.context import Context
 from glmtune.webui.elements import make_facts
 from glmtune.webui.forms import fields
 from glmtune.webui.guard import owner_of
 from glmtune.webui.jobs_view import render_job
+from glmtune.webui.machine_view import render_diagnosis, render_verification
 from glmtune.webui.paths import inside, model_or_path
 from glmtune.webui.plan_view import make_plan, render_plan
 from glmtune.webui.rendering import get_language, render_page, render_part
@@ -32,8 +35,9 @@ if TYPE_CHECKING:
 
 _DRAFT = "model"
 _SETTINGS = ("model.family", "model.hub")
-JOBS = ("fetch", "verify", "doctor")
-"""Commands that the tab starts."""
+BUTTONS = ("fetch", "verify", "doctor")
+"""Commands that the tab starts: a download is a job, the others end in what they found."""
+_DOCTOR_TIMEOUT_S, _VERIFY_TIMEOUT_S = 300.0, 3600.0
 
 
 def add_routes(app: FastAPI, context: Context) -> None:
@@ -43,7 +47,7 @@ def add_routes(app: FastAPI, context: Context) -> None:
     def show_model(request: Request) -> Response:
         known = {item.key: item for item in fields()}
         draft = drafts.load_draft(context, owner_of(request), _DRAFT) or FormData()
-        job = next((job for job in context.jobs.list() if job.kind in JOBS), None)
+        job = next((job for job in context.jobs.list() if job.kind == "fetch"), None)
         settings = [(known[key], draft.get(key) or known[key].default or "") for key in _SETTINGS]
         return render_page(
             *(request, context, "model"),
@@ -51,7 +55,7 @@ def add_routes(app: FastAPI, context: Context) -> None:
             path=draft.get("model.path"),
             settings=settings,
             models=lists.list_choices(context, "models"),
-            jobs=JOBS,
+            buttons=BUTTONS,
             panel=render_job(request, context, job) if job else "",
         )
 
@@ -64,12 +68,28 @@ def add_routes(app: FastAPI, context: Context) -> None:
         drafts.save_draft(context, owner_of(request), _DRAFT, data)
         return render_part(request, context, "model_facts", facts=make_facts(rows), is_local=is_local)
 
-    @app.post("/model/job")
-    async def start_job(request: Request) -> Response:
+    @app.post("/model/fetch")
+    async def fetch_model(request: Request) -> Response:
         data = await read_form(request)
-        arguments, output = make_job(context, data)
-        job = await run_in_threadpool(context.jobs.submit, arguments[0], arguments, output, owner_of(request))
+        arguments, output = make_fetch(context, data)
+        job = await run_in_threadpool(context.jobs.submit, "fetch", arguments, output, owner_of(request))
         return render_part(request, context, "markup", markup=render_job(request, context, job))
+
+    @app.post("/model/verify")
+    async def verify_model(request: Request) -> Response:
+        data = await read_form(request)
+        model = parse_model(context, data)[0]
+        result = await _run_json(request, context, ["verify", model], _VERIFY_TIMEOUT_S)
+        markup = render_verification(result, get_language(request, context))
+        return render_part(request, context, "markup", markup=markup)
+
+    @app.post("/model/doctor")
+    async def diagnose_machine(request: Request) -> Response:
+        data = await read_form(request)
+        model = [parse_model(context, data)[0]] if data.get("model.path") else []
+        result = await _run_json(request, context, ["doctor", *model], _DOCTOR_TIMEOUT_S)
+        markup = render_diagnosis(result, get_language(request, context))
+        return render_part(request, context, "markup", markup=markup)
 
     @app.post("/model/plan")
     async def plan_weights(request: Request) -> Response:
@@ -84,22 +104,27 @@ def add_routes(app: FastAPI, context: Context) -> None:
         return render_part(request, context, "model_plan", plan=render_plan(plan, lang))
 
 
-def make_job(context: Context, data: FormData) -> tuple[list[str], str]:
-    """The command behind a button of the tab, without `glmtune`, and the folder that it writes.
+async def _run_json(request: Request, context: Context, words: list[str], timeout_s: float) -> dict[str, Any]:
+    """What a command prints with --json; exit code 1 means faults, which it lists."""
+    slow = text("machine.slow", get_language(request, context))
+    limits: dict[str, Any] = {"timeout_s": timeout_s, "timeout_message": slow}
+    result = await run_command([*words, "--json"], context.roots[0], request=request, **limits)
+    try:
+        content: dict[str, Any] = json.loads(result.output)
+    except ValueError:
+        raise GlmtuneError(result.find_error()) from None
+    return content
+
+
+def make_fetch(context: Context, data: FormData) -> tuple[list[str], str]:
+    """The command that downloads a model, without `glmtune`, and its folder.
 
     Raises:
-        ConfigError: no such button, or no model.
+        ConfigError: the model is a folder.
         PathError: outside of the roots.
     """
     model, _, hub = parse_model(context, data)
-    kind = data.get("job")
-    if kind == "verify":
-        return ["verify", model, "--hub", hub], ""
-    if kind == "doctor":
-        return ["doctor", model], ""
-    if kind != "fetch":
-        raise ConfigError(f"{kind}: no such task.", f"One of: {', '.join(JOBS)}.")
-    if Path(model).is_dir():
+    if Path(model).is_absolute():
         raise ConfigError(f"{context.shorten(model)}: is here already.", "Enter a hub id: THUDM/chatglm3-6b.")
     output = str(inside(context.roots, f"models/{model.rsplit('/', 1)[-1]}"))
     mirror = ["--mirror", data.get("mirror")] if data.get("mirror") else []

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import sys
 import tempfile
 from collections import OrderedDict
 from pathlib import Path
@@ -16,18 +13,16 @@ from starlette.requests import Request
 from glmtune.errors import GlmtuneError
 from glmtune.html.builder import Html, el, join
 from glmtune.utils.console import format_bytes
-from glmtune.utils.file_access import make_limit_variable
 from glmtune.utils.io import write_text
+from glmtune.webui.commands import run_command
 from glmtune.webui.context import STATE
 from glmtune.webui.elements import make_figures, make_note
-from glmtune.webui.errors import JobError
 from glmtune.webui.forms import as_yaml
 from glmtune.webui.texts import text
 
 CPU_DEVICE = "this machine's free memory"
 """Name of a plan's device without a GPU, see `training.plan.device`."""
 _TIMEOUT_S = 300
-_POLL_S = 0.2
 _MAX_PLANS = 64
 PART_COLOURS = {
     "weights": "#0a66ad",
@@ -69,45 +64,15 @@ async def make_plan(
             path = Path(folder) / "plan.yaml"
             write_text(path, config)
             options = ["--gpu-memory", memory] if memory else []
-            _plans[key] = await _run_plan([str(path), "--json", *options], root, lang, request)
+            arguments = ["plan", str(path), "--json", *options]
+            limits: dict[str, Any] = {"timeout_s": _TIMEOUT_S, "timeout_message": text("plan.slow", lang)}
+            result = await run_command(arguments, root, request=request, **limits)
+        if result.code:
+            raise GlmtuneError(result.find_error())
+        _plans[key] = json.loads(result.output)
         while len(_plans) > _MAX_PLANS:
             _plans.popitem(last=False)
     return _plans[key]
-
-
-async def _run_plan(arguments: list[str], root: Path, lang: str, request: Request | None) -> dict[str, Any]:
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "glmtune", "plan", *arguments),
-        cwd=root,
-        env={**os.environ, **make_limit_variable()},
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=pipe,
-        stderr=pipe,
-    )
-    work = asyncio.ensure_future(process.communicate())
-    deadline = asyncio.get_running_loop().time() + _TIMEOUT_S
-    try:
-        while not (await asyncio.wait({work}, timeout=_POLL_S))[0]:
-            if request is not None and await request.is_disconnected():
-                raise JobError("The browser does not wait for the plan any more.")
-            if asyncio.get_running_loop().time() > deadline:
-                raise JobError(text("plan.slow", lang))
-    finally:
-        if process.returncode is None and not work.done():
-            process.kill()
-            await work
-    output, errors = work.result()
-    if process.returncode:
-        raise GlmtuneError(_find_error(errors.decode("utf-8", "replace")))
-    plan: dict[str, Any] = json.loads(output)
-    return plan
-
-
-def _find_error(errors: str) -> str:
-    lines = errors.strip().splitlines()
-    first = next((i for i, line in enumerate(lines) if line.startswith("Error: ")), max(len(lines) - 2, 0))
-    return "\n".join(lines[first:]).removeprefix("Error: ")[:600]
 
 
 def render_plan(plan: dict[str, Any], lang: str) -> Html:
