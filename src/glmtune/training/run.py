@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -288,8 +289,8 @@ class TrainingRun:
                 separate_head(self.model)  # each is sharded by itself
             else:
                 self.base_logits = compute_probe_logits(self.model, self.probe, arguments)
-        if self.objective.needs_reference and not config.adapter:
-            self.objective.compute_reference(self.model, self.data, arguments)
+        if not config.adapter:
+            self._compute_reference()
         with explain_memory(self.config, "before the first step"):
             self.model = self.method.prepare(self.model)
         if config.adapter:
@@ -297,8 +298,14 @@ class TrainingRun:
             if config.stage != "rm" and is_reward_folder(folder):
                 print_warning(f"{folder}: a reward model; its value head is left out, stage {config.stage} has none.")
             self.method.start_from(self.model, folder, self.base_info)
-            if self.objective.needs_reference:
-                self.objective.compute_reference(self.model, self.data, arguments)
+            self._compute_reference()
+
+    def _compute_reference(self) -> None:
+        """Compute what the losses need of the model before training, if anything."""
+        if self.objective.needs_reference:
+            start = time.perf_counter()
+            self.objective.compute_reference(self.model, self.data, self.arguments)
+            self.summary["reference_seconds"] = round(time.perf_counter() - start, 3)
 
     def find_checkpoint(self) -> None:
         """Find the checkpoint to resume from, and require that the run has steps left or a result to complete."""
