@@ -16,7 +16,7 @@ from glmtune.preference.answer_logps import compute_answer_logps, sum_by_row
 from glmtune.preference.judged_rows import PairedRows, find_pairs
 from glmtune.preference.losses import AnswerScores, compute_pair_losses
 from glmtune.training.loss import LossSettings, step_loss
-from glmtune.training.objective import PAIR_METRICS
+from glmtune.training.stage_metrics import PAIR_METRICS
 from glmtune.training.training_data import TrainingData
 
 
