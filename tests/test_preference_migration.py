@@ -190,6 +190,15 @@ def test_a_learning_rate_is_written_even_if_it_is_that_of_supervised_training(tm
     assert config.training["learning_rate"] == 1e-4
 
 
+@pytest.mark.parametrize("stage", ["sft", "dpo", "kto"])
+def test_dropout_of_preference_tuning_is_off_unless_it_is_set(stage):
+    """Else chance would decide whether a better answer is more probable than under the reference."""
+    tree = {"model": "m", "data": "d", "stage": stage}
+    config = build_dataclass(RunConfig, tree, "test")
+    assert config.lora.dropout == config.ptuning.dropout == (0.1 if stage == "sft" else 0)
+    assert build_dataclass(RunConfig, {**tree, "lora": {"dropout": 0.1}}, "test").lora.dropout == 0.1
+
+
 FACTORY_KTO = {**FACTORY_DPO, "stage": "kto", "dataset": "labels", "val_size": 0.1, "eval_strategy": "steps"}
 FACTORY_REWARD = {key: value for key, value in FACTORY_DPO.items() if not key.startswith("pref_")}
 FACTORY_REWARD |= {"stage": "rm", "learning_rate": 1.0e-4, "output_dir": "saves/reward"}
