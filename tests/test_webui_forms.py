@@ -50,7 +50,8 @@ def test_the_form_has_every_key_of_the_config_with_its_default():
         node = tree
         for part in key.split("."):
             node = node[part]
-        assert FIELDS[key].default == node, key
+        # The default dropout depends on the stage: the form leaves it empty.
+        assert FIELDS[key].default == (None if key.endswith(".dropout") else node), key
     assert {f"training.{name}" for name in TRAINING_DEFAULTS} <= set(FIELDS)
 
 
