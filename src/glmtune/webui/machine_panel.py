@@ -105,5 +105,6 @@ def make_verify_html(result: dict[str, Any], lang: str) -> str:
     pieces = [html.facts(rows)]
     if result["fix"]:
         fetch = el("code", result["fix"])
-        pieces.append(el("p", f"{text('machine.fetch', lang)}: ", fetch, class_="problem", role="alert"))
+        label = text("machine.fetch_published" if result["fix_is_a_guess"] else "machine.fetch", lang)
+        pieces.append(el("p", f"{label}: ", fetch, class_="problem", role="alert"))
     return html.join([*pieces, *notes])
