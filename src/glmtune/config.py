@@ -467,7 +467,7 @@ def _check_stage(config: RunConfig) -> None:
         raise ConfigError(
             f"data.preference is {config.data.preference}; stage {stage} needs {what}.", "Remove data.preference."
         )
-    for key, stages in _PREFERENCE_KEYS.items():
+    for key, stages in PREFERENCE_KEYS.items():
         default = PreferenceConfig.__dataclass_fields__[key].default
         if stage not in stages and getattr(preference, key) != default:
             raise ConfigError(
@@ -493,7 +493,7 @@ def _check_stage(config: RunConfig) -> None:
         )
 
 
-_PREFERENCE_KEYS = {
+PREFERENCE_KEYS = {
     "loss": ("dpo",),
     "beta": ("dpo", "orpo", "simpo", "kto"),
     "label_smoothing": ("dpo",),

@@ -26,6 +26,7 @@ from glmtune.download.selection import select_files
 from glmtune.download.transfer import Transfer, TransferStopped, find_part
 from glmtune.errors import ModelError
 from glmtune.utils.console import ProgressBar, format_bytes
+from glmtune.utils.file_access import require_readable_folder
 from glmtune.utils.io import explain_write_errors, lock_folder
 
 _SPARE_BYTES = 64 * 2**20  # left free on the disk
@@ -74,6 +75,7 @@ def fetch_model(request: FetchRequest) -> FetchResult:
     for file in chosen:
         _require_safe_path(file.path)
     with explain_write_errors(request.folder), lock_folder(request.folder, "downloading"):
+        require_readable_folder(request.folder)  # parts of files are continued
         _require_space(request.folder, chosen)
         return _fetch_files(request, listing, chosen)
 

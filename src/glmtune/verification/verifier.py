@@ -10,6 +10,7 @@ from pathlib import Path
 from glmtune.download.repository import RECORD_FILE, FileSum, hash_file
 from glmtune.errors import GlmtuneError, ModelError, summarize_error
 from glmtune.utils.console import ProgressBar, format_bytes
+from glmtune.utils.file_access import require_readable_folder
 from glmtune.utils.io import LOCK_FILE, read_json_object
 from glmtune.verification.expected_sums import (
     ExpectedFiles,
@@ -89,6 +90,7 @@ def verify_folder(
     Raises:
         ModelError: there is nothing to verify: no config.json and no weights.
     """
+    require_readable_folder(folder)
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     weights = [name for name in names if _WEIGHTS.fullmatch(name)]
     if not weights and "config.json" not in names:
