@@ -437,6 +437,34 @@ def test_the_command_prints_the_fault_and_how_to_fetch_again(copy, glmtune_comma
     assert content["faults"][0]["file"] == SHARD_1
 
 
+def test_an_adapter_and_the_run_that_trained_it(tmp_path, glmtune_command):
+    run = tmp_path / "run"
+    (run / "adapter").mkdir(parents=True)
+    (run / "config.yaml").write_text("model: x\n")
+    (run / "summary.json").write_text("{}")
+    (run / "adapter" / "adapter_config.json").write_text("{}")
+    save_file({"a": torch.ones(2, 2), "b": torch.zeros(2, 2)}, run / "adapter" / "adapter_model.safetensors")
+    for folder in (run, run / "adapter"):
+        result = glmtune_command("verify", folder)
+        assert result.code == 0, result.out
+        assert "its base was not checked" in result.out
+    _cut(run / "adapter" / "adapter_model.safetensors")
+    assert "adapter_model.safetensors: cut short" in glmtune_command("verify", run).out
+
+
+def test_the_base_of_a_tuned_model_is_no_certain_source(copy, glmtune_command):
+    """Its files would not fit the others, which were tuned."""
+    folder = copy()
+    _cut(folder / SAFETENSORS)
+    out = glmtune_command("verify", folder).out
+    assert f"Download again from where this folder came from: {SAFETENSORS}" in out
+    assert "If it is the published model as it is: glmtune fetch THUDM/chatglm3-6b" in out
+    _record(folder)
+    (folder / SAFETENSORS).write_bytes(b"")
+    out = glmtune_command("verify", folder).out
+    assert "Fetch again: glmtune fetch ZhipuAI/chatglm3-6b --hub modelscope" in out
+
+
 def test_the_page_runs_the_command_and_names_the_file(copy, tmp_path):
     pytest.importorskip("fastapi", reason="needs the extra `ui`: pip install 'glmtune[ui]'")
     from page_client import PageClient

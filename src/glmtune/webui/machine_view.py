@@ -38,7 +38,8 @@ def render_verification(result: dict[str, Any], lang: str) -> Html:
         return join([el("p", line, class_="callout good"), *notes])
     pieces = [make_facts((fault["file"], fault["problem"]) for fault in result["faults"])]
     if result["fix"]:
-        pieces.append(el("p", f"{text('machine.again', lang)}: ", el("code", result["fix"]), class_="callout bad"))
+        label = text("machine.fetch_published" if result["fix_is_a_guess"] else "machine.again", lang)
+        pieces.append(el("p", f"{label}: ", el("code", result["fix"]), class_="callout bad"))
     return join([*pieces, *notes])
 
 
