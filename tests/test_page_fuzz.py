@@ -15,11 +15,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.staticfiles import StaticFiles
 
-from glmtune.errors import GlmtuneError
+from glmtune.errors import ConfigError, GlmtuneError
 from glmtune.utils.documents import DocumentError, read_document
 from glmtune.webui import model_tab, plan_view
 from glmtune.webui.app import make_context, make_routes
 from glmtune.webui.context import STATE, Context
+from glmtune.webui.forms import Field, _number
 from glmtune.webui.jobs import Jobs
 from glmtune.webui.page_rules import PageRules
 from glmtune.webui.paths import data_entries, inside, model_or_path
@@ -204,7 +205,13 @@ def test_routes_below_a_mount_are_listed():
     app, inner = FastAPI(openapi_url=None), FastAPI(openapi_url=None)
     inner.add_api_route("/x", fail, methods=["POST"], response_model=None)
     app.mount("/api", inner)
-    assert list(list_routes(app.routes)) == [("POST", "/api/x")]
+    assert list(list_routes(app.routes)) == [("POST", "/api/x", fail)]
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "-inf", "1e309", "9" * 400 + ".5", "1.5"])
+def test_a_field_for_whole_numbers_takes_no_other(text):
+    with pytest.raises(ConfigError, match="must be a whole number"):
+        _number(Field("data.max_length", "integer", 1, (), False), text)
 
 
 def test_the_whole_page_passes(place, monkeypatch):
