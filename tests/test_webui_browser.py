@@ -76,7 +76,8 @@ class Site:
 
     def _check_console(self, message) -> None:
         # htmx reports a request that a newer one of the same form replaced, the browser an error that the page shows.
-        is_expected = message.text.startswith(("htmx:sendAbort", "htmx:afterRequest")) or "status of 422" in message.text
+        is_replaced = message.text.startswith(("htmx:sendAbort", "htmx:afterRequest"))
+        is_expected = is_replaced or "status of 422" in message.text
         if message.type == "error" and not is_expected:
             self.complaints.append(message.text)
 
