@@ -352,16 +352,16 @@ class RunConfig:
     )
     stage: Literal["sft", "dpo", "orpo", "simpo", "grpo"] = _option(
         "sft",
-        "What is trained on: answers (sft), pairs of a better and a worse answer (dpo, orpo, simpo), or the model's own "
-        "answers and their rewards (grpo).",
+        "What is trained on: answers (sft), pairs of a better and a worse answer (dpo, orpo, simpo), or the model's "
+        "own answers and their rewards (grpo).",
     )
     preference: PreferenceConfig = field(
         default_factory=PreferenceConfig, metadata={"help": "Options of stages dpo, orpo and simpo."}
     )
     reward: str | list[str] = _option(
         "",
-        "With stage grpo, what scores answers: FILE.py:FUNCTION, Python code that is run as your own, or the run folder "
-        "of a reward model; several as a list.",
+        "With stage grpo, what scores answers: FILE.py:FUNCTION, Python code that is run as your own, or the run "
+        "folder of a reward model; several as a list.",
     )
     grpo: GrpoConfig = field(default_factory=GrpoConfig, metadata={"help": "Options of stage grpo."})
     lora: LoraConfig = field(default_factory=LoraConfig, metadata={"help": "Options of methods lora and qlora."})
@@ -503,9 +503,9 @@ def _check_stage(config: RunConfig) -> None:
     if stage == "grpo":
         _check_grpo(config)
         return
-    for key, value, default in (("reward", config.reward, ""), ("grpo.*", config.grpo, GrpoConfig())):
-        if value != default:
-            raise ConfigError(f"{key} has no effect with stage {stage}.", "Add: --set stage=grpo")
+    if config.reward or config.grpo != GrpoConfig():
+        key = "reward" if config.reward else "grpo.*"
+        raise ConfigError(f"{key} has no effect with stage {stage}.", "Add: --set stage=grpo")
     if stage == "sft":
         if config.data.preference == "prompts":
             raise ConfigError("data.preference prompts has no answers; stage sft trains on them.", "Remove it.")

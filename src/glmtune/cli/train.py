@@ -108,9 +108,12 @@ def train(
 
     objective: Objective | None = None
     if run_config.stage != "sft":
-        from glmtune.preference import PreferenceObjective
+        from glmtune.config import check_config
+        from glmtune.preference import make_objective
 
-        objective = PreferenceObjective(run_config)
+        with report_error_once():
+            check_config(run_config)  # a wrong setting is named before a reward function is imported
+            objective = make_objective(run_config)
 
     result = run_training(
         run_config, resume=resume, checkpoint=checkpoint, score=score, objective=objective, force=force

@@ -37,6 +37,8 @@ class Conversation:
         unread_message_keys: such keys of its messages.
         rejected: of a pair, the same conversation with the worse answer.
         is_better_answer: whether it is a preference row, of which the better answer alone is read.
+        reference: of a row that is read as a question, its answer, or what it has in column `reference`.
+        columns: all columns of such a row but `reference`, as in the file.
     """
 
     messages: list[dict[str, Any]]
@@ -49,6 +51,8 @@ class Conversation:
     unread_message_keys: tuple[str, ...] = ()
     rejected: Conversation | None = None
     is_better_answer: bool = False
+    reference: Any = None
+    columns: dict[str, Any] | None = None
 
 
 @dataclass(slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from glmtune.config_parsing import suggest_key
@@ -12,6 +12,7 @@ from glmtune.data.conversation import Conversation, InvalidRowError, RawRow, che
 from glmtune.data.message_keys import CONTENT_ROLES, FROM_VALUE, ROLE_CONTENT, VALUE_ROLES, MessageKeys
 from glmtune.data.message_reader import MessageReader
 from glmtune.data.preference_rows import make_preference_format
+from glmtune.data.prompt_rows import list_question_formats
 from glmtune.data.row_format import (
     SYSTEM_COLUMNS,
     TOOLS_COLUMNS,
@@ -36,8 +37,9 @@ _ROLE_TAGS = {
 }
 TAGS = ("role_tag", "content_tag", *_ROLE_TAGS)
 
-Preference = Literal["refuse", "chosen", "pairs"]
-"""What is done with preference rows: refuse them, train on their better answer, or read both answers."""
+Preference = Literal["refuse", "chosen", "pairs", "prompts"]
+"""What is done with preference rows: refuse them, train on their better answer, or read both answers. `prompts`: rows
+of every kind are read as questions."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,13 @@ def list_formats(options: FormatOptions) -> list[RowFormat]:
         if tag not in TAGS:
             raise ConfigError(f"data tags: unknown tag {tag!r}.", suggest_key(str(tag), list(TAGS)))
     formats = _select_formats(options)
-    return [
-        make_preference_format(formats, columns, options.preference == "chosen", options.preference == "pairs"),
-        *formats,
-    ]
+    preference = options.preference
+    preference_format = make_preference_format(
+        formats, columns, uses_chosen=preference in ("chosen", "prompts"), reads_pairs=preference == "pairs"
+    )
+    if preference == "prompts":  # a label belongs to an answer, which is not used
+        preference_format = replace(preference_format, label=())
+    return [preference_format, *formats]
 
 
 def _select_formats(options: FormatOptions) -> list[RowFormat]:
@@ -82,6 +87,7 @@ def _select_formats(options: FormatOptions) -> list[RowFormat]:
     column_formats: list[RowFormat] = [
         *(PromptMessagesFormat(pair.prompt, pair.response, pair.name) for pair in columns_of_pairs),
         *columns_of_pairs,
+        *(list_question_formats(columns_of_pairs) if options.preference == "prompts" else ()),
     ]
     text_formats: list[RowFormat] = [TextFormat(columns.get("text", "text"))]
     history = HistoryFormat(columns["history"]) if "history" in columns else HistoryFormat()

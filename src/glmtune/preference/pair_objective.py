@@ -16,17 +16,19 @@ from glmtune.data.batches import BlockCollator, BlockDataset
 from glmtune.preference.losses import AnswerScores, compute_pair_losses
 from glmtune.training.distributed import count_processes
 from glmtune.training.loss import LossSettings, step_loss
-from glmtune.training.objective import PAIR_METRICS
+from glmtune.training.objective import PAIR_METRICS, BatchHooks
 from glmtune.training.training_data import TrainingData
 from glmtune.utils.console import show_status
 
 
-class PreferenceObjective:
+class PreferenceObjective(BatchHooks):
     """The loss of pairs; implements `glmtune.training.objective.Objective`.
 
     Args:
         config: of the run; its stage is not `sft`.
     """
+
+    metric_names: tuple[str, ...] = PAIR_METRICS
 
     def __init__(self, config: RunConfig):
         self._stage, self._options = config.stage, config.preference
@@ -94,9 +96,10 @@ class PreferenceObjective:
         return count
 
     def pop_metrics(self, is_evaluation: bool) -> torch.Tensor | None:
-        """Sums of `PAIR_METRICS` and the number of pairs since the last call, (7,)."""
+        """Sums of `PAIR_METRICS` and the number of pairs since the last call, (2, 6)."""
         none = torch.zeros(len(PAIR_METRICS) + 1, dtype=torch.float64)
-        return self._sums.pop(is_evaluation, none)
+        *sums, count = self._sums.pop(is_evaluation, none)
+        return torch.stack([torch.stack(sums), count.expand(len(sums))])
 
 
 @torch.no_grad()

@@ -27,6 +27,8 @@ class LossSettings:
     """See `compute_head_losses`."""
     embedding_noise: float = 0.0
     """Alpha of NEFTune (arXiv 2310.05914); 0: no noise. Only a model in training mode gets any."""
+    temperature: float = 1.0
+    """What logits are divided by."""
 
 
 def step_loss(
@@ -52,7 +54,7 @@ def step_loss(
     inputs = select_model_inputs(model, batch, single_rows)
     settings = settings or LossSettings()
     with (
-        _head_computes_losses(model, batch["target_positions"], batch["targets"], settings.label_smoothing),
+        _head_computes_losses(model, batch["target_positions"], batch["targets"], settings),
         _add_embedding_noise(model, batch["row_lengths"], settings.embedding_noise),
     ):
         return model(**inputs, labels=batch["targets"], use_cache=False).loss
@@ -87,7 +89,7 @@ def find_head(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def _head_computes_losses(
-    model: nn.Module, positions_N: torch.Tensor, targets_N: torch.Tensor, smoothing: float
+    model: nn.Module, positions_N: torch.Tensor, targets_N: torch.Tensor, settings: LossSettings
 ) -> Iterator[None]:
     """Let the model's head return losses (N,), and its loss function pass them on as `output.loss`.
 
@@ -101,7 +103,9 @@ def _head_computes_losses(
 
     def compute_losses(hidden_1TH: torch.Tensor) -> torch.Tensor:
         hidden_NH = hidden_1TH.flatten(0, 1).index_select(0, positions_N)  # its backward pass does not sort
-        return compute_head_losses(head, forward, hidden_NH, targets_N, smoothing)
+        if settings.temperature != 1:  # a head is linear, without a bias
+            hidden_NH = hidden_NH / settings.temperature
+        return compute_head_losses(head, forward, hidden_NH, targets_N, settings.label_smoothing)
 
     def return_losses(logits: torch.Tensor, **_: Any) -> torch.Tensor:
         return logits

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 from transformers import TrainingArguments
 
+from glmtune.errors import TrainingError
+from glmtune.families import Family
 from glmtune.training.loss import LossSettings, step_loss
 from glmtune.training.training_data import TrainingData
 
@@ -16,8 +20,64 @@ PAIR_METRICS = ("accuracy", "margin", "better_reward", "worse_reward", "better_l
 the rewards, and of both sides reward and log-probability of the answer."""
 
 
+class StepDataError(TrainingError):
+    """The data of a step cannot be made: a reward function fails, say. The weights are those after the last step, and
+    are saved before this ends the run."""
+
+
+@dataclass
+class ObjectiveContext:
+    """What an objective may need of a run.
+
+    Attributes:
+        model: trainable, with the adapter that training starts from, before a checkpoint is loaded.
+        tokenizer: of the model.
+        family: its generation.
+        data: rows to train on and to evaluate on.
+        arguments: of the training.
+        samples: a file of the run folder for samples.
+    """
+
+    model: Any
+    tokenizer: Any
+    family: Family
+    data: TrainingData
+    arguments: TrainingArguments
+    samples: Path
+
+
 class Objective(Protocol):
     """Losses of the items of a batch, whose mean over an optimiser step is minimised."""
+
+    metric_names: tuple[str, ...]
+    """What `pop_metrics` counts."""
+    extra_updates: int
+    """Optimiser updates on the data of a step before its last one."""
+    stops_at_zero_loss: bool
+    """Whether losses of exactly 0 mean that nothing is learnt."""
+    evaluates_losses: bool
+    """Whether evaluation rows have losses; otherwise `evaluate` scores them."""
+
+    def start(self, context: ObjectiveContext) -> None:
+        """Prepare what needs the trainable model, before the first step."""
+
+    def prepare_step(self, batches: list[Any], step: int, writes_samples: bool) -> list[Any]:
+        """Make the micro-batches of a step of what the data loader gave.
+
+        Args:
+            batches: from the collator.
+            step: number of the step, from 1.
+            writes_samples: whether it is one of which samples are written.
+
+        Raises:
+            StepDataError: they cannot be made.
+        """
+
+    def split_batch(self, batch: Any) -> list[Any]:
+        """The parts of a micro-batch that are computed one after the other."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Scores of the evaluation rows, the same in all processes; all must call it."""
 
     @property
     def needs_reference(self) -> bool:
@@ -36,10 +96,35 @@ class Objective(Protocol):
         """The numbers of the rows of the items that a mask selects."""
 
     def pop_metrics(self, is_evaluation: bool) -> torch.Tensor | None:
-        """Sums of `PAIR_METRICS` and the number of pairs since the last call, (7,); None without pairs."""
+        """Of what `metric_names` names, sums and the numbers of what was summed since the last call, (2, K); None
+        without any."""
 
 
-class TokenObjective:
+class BatchHooks:
+    """The parts of `Objective` that objectives of given rows have in common."""
+
+    metric_names: tuple[str, ...] = ()
+    extra_updates = 0
+    stops_at_zero_loss = True
+    evaluates_losses = True
+
+    def start(self, context: ObjectiveContext) -> None:
+        """Nothing is needed."""
+
+    def prepare_step(self, batches: list[Any], step: int, writes_samples: bool) -> list[Any]:
+        """The batches as they are."""
+        return batches
+
+    def split_batch(self, batch: Any) -> list[Any]:
+        """The batch as a whole."""
+        return [batch]
+
+    def evaluate(self) -> dict[str, float]:
+        """There are losses instead."""
+        return {}
+
+
+class TokenObjective(BatchHooks):
     """Supervised training: the cross-entropy of every target."""
 
     needs_reference = False

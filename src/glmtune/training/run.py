@@ -63,7 +63,7 @@ from glmtune.training.distributed import (
 )
 from glmtune.training.failures import explain_memory, record_failure
 from glmtune.training.generated import GeneratedScores, ScoreReplies, make_generated_scores
-from glmtune.training.objective import Objective, TokenObjective
+from glmtune.training.objective import Objective, ObjectiveContext, TokenObjective
 from glmtune.training.optimizer_state import require_optimizer_state
 from glmtune.training.plan.apply import PlanDecision, apply_plan
 from glmtune.training.reporters import build_reporters
@@ -118,7 +118,7 @@ def train(
         resume: continue the run in `config.output` from its last checkpoint.
         checkpoint: a path or name: continue from this checkpoint of the run instead; later ones are set aside.
         score: scores replies if `generate.rows` is set: `glmtune.evaluation.scoring.score_questions`.
-        objective: of a stage of preference tuning: `glmtune.preference.PreferenceObjective(config)`.
+        objective: of a stage other than sft: `glmtune.preference.make_objective(config)`.
         force: train even if the memory plan says that the run cannot fit.
 
     Raises:
@@ -130,7 +130,7 @@ def train(
         check_config(config)
         init_process_group(config.training)
         if objective is None and config.stage != "sft":
-            raise ValueError(f"stage {config.stage} needs an objective: glmtune.preference.PreferenceObjective(config)")
+            raise ValueError(f"stage {config.stage} needs an objective: glmtune.preference.make_objective(config)")
         run = TrainingRun(resolve_deepspeed(config), resume, score, force, checkpoint, objective or TokenObjective())
         result = run.execute()
         destroy_at_exit()
@@ -296,6 +296,9 @@ class TrainingRun:
             self.method.start_from(self.model, folder, self.base_info)
             if self.objective.needs_reference:
                 self.objective.compute_reference(self.model, self.data, arguments)
+        self.objective.start(
+            ObjectiveContext(self.model, self.tokenizer, self.base.family, self.data, self.arguments, self.run.samples)
+        )
 
     def find_checkpoint(self) -> None:
         """Find the checkpoint to resume from, and require that the run has steps left or a result to complete."""
@@ -344,7 +347,10 @@ class TrainingRun:
         """Build the trainer with everything that happens beside its steps."""
         sync_trained_only(self.model)
         self.stopper = StopCallback(self.run)
-        callbacks: list[Any] = [MetricsCallback(self.run, ProgressDisplay()), self.stopper]
+        callbacks: list[Any] = [
+            MetricsCallback(self.run, ProgressDisplay(), self.objective.metric_names),
+            self.stopper,
+        ]
         if self.config.early_stopping:
             callbacks.append(EarlyStoppingCallback(self.config.early_stopping))
         callbacks += build_reporters(self.config, self.run)

@@ -27,10 +27,10 @@ from glmtune.training.data_position import (
     count_micro_batches,
     count_steps,
 )
-from glmtune.training.distributed import count_processes
+from glmtune.training.distributed import any_rank, count_processes
 from glmtune.training.loss import LossSettings, find_head
 from glmtune.training.loss_checks import LossChecks, NonFiniteLoss, ScaleCheck
-from glmtune.training.objective import PAIR_METRICS, Objective
+from glmtune.training.objective import Objective, StepDataError
 from glmtune.training.optimizer_state import OptimizerSettings
 from glmtune.training.samplers import (
     IdleBlockDataset,
@@ -75,7 +75,7 @@ class GlmTrainer(CheckpointTrainer):
         self._base_info = base_info
         self._objective = objective
         self._scores = scores
-        self._loss_checks = LossChecks(self._describe_rows, objective.find_rows)
+        self._loss_checks = LossChecks(self._describe_rows, objective.find_rows, objective.stops_at_zero_loss)
         self._eval_checks = LossChecks(self._describe_rows, objective.find_rows, stops_at_zero=False)
         self._scale_check, self._scaled_step = ScaleCheck(), -1
         self._frozen_dtype = frozen_dtype
@@ -200,7 +200,7 @@ class GlmTrainer(CheckpointTrainer):
         return (loss, {"losses": losses_M}) if return_outputs else loss
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
-        """The targets, or pairs, of an optimiser step in all processes."""
+        """The items of an optimiser step in all processes."""
         if not batch_samples:
             return None
         count = torch.stack([self._objective.count_items(batch) for batch in batch_samples]).sum().to(device)
@@ -214,12 +214,13 @@ class GlmTrainer(CheckpointTrainer):
         super().log(logs, start_time)
 
     def _average_metrics(self, is_evaluation: bool) -> dict[str, float]:
-        """Means over the pairs of all processes since the last call; empty without pairs."""
-        sums = self._objective.pop_metrics(is_evaluation)
-        if sums is None:
+        """Means over what all processes have counted since the last call, without those of nothing."""
+        sums_2K = self._objective.pop_metrics(is_evaluation)
+        if sums_2K is None:
             return {}
-        *values, count = self.accelerator.reduce(sums.to(self.args.device)).tolist()
-        return dict(zip(PAIR_METRICS, (value / count for value in values), strict=True)) if count else {}
+        sums, counts = self.accelerator.reduce(sums_2K.to(self.args.device)).tolist()
+        named = zip(self._objective.metric_names, sums, counts, strict=True)
+        return {name: total / count for name, total, count in named if count}
 
     def evaluation_loop(
         self,
@@ -231,6 +232,11 @@ class GlmTrainer(CheckpointTrainer):
     ) -> EvalLoopOutput:
         """Compute the mean loss over all targets or pairs, which unlike a mean of batch means does not depend on
         batching, and the scores of replies if `generate.rows` is set, so that a checkpoint can be the best by any."""
+        if not self._objective.evaluates_losses:
+            with self.compute_loss_context_manager():
+                scores = self._objective.evaluate()
+            metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+            return EvalLoopOutput(None, None, metrics, len(dataloader.dataset))  # type: ignore[arg-type]
         model = self.model_wrapped
         model.eval()  # DeepSpeed's returns nothing
         keep_losses_fp32(model, find_head(model))
@@ -277,8 +283,14 @@ class GlmTrainer(CheckpointTrainer):
     def _prepare_input(self, data: Any) -> Any:
         return data.to(self.args.device) if isinstance(data, RowBatch) else super()._prepare_input(data)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss = super().training_step(*args, **kwargs)
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        parts = self._objective.split_batch(inputs)
+        losses = []
+        for number, part in enumerate(parts, start=1):
+            # With the last part, gradients are summed over the processes.
+            with nullcontext() if number == len(parts) else self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, part, num_items_in_batch))
+        loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
         if self._loss_scaler is None:
             return loss
         # The step will be skipped: in the logged mean it counts as the others did.
@@ -320,12 +332,44 @@ class GlmTrainer(CheckpointTrainer):
             self._rng_checkpoint = kwargs["resume_from_checkpoint"]
         super()._run_epoch(model=model, epoch=epoch, **kwargs)
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        result = super().get_batch_samples(*args, **kwargs)
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._rng_checkpoint is not None:  # creating the iterator, which draws a number, was before the checkpoint
             self._load_rng_state(self._rng_checkpoint)
             self._rng_checkpoint = None
-        return result
+        step = self.state.global_step + 1
+        try:
+            with self.compute_loss_context_manager():
+                prepared = self._objective.prepare_step(batches, step, self._is_logged(step))
+        except StepDataError:
+            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+            if self.state.global_step > 0 and not any_rank(folder.is_dir(), self.args.device):
+                self._check_losses()
+                self._sum_counts()
+                self._save_checkpoint(self.model, trial=None)  # type: ignore[arg-type]
+            raise
+        if prepared is not batches:
+            batches, count = prepared, self._get_num_items_in_batch(prepared, device)
+        for _ in range(self._objective.extra_updates):
+            self._update_weights(batches, count)
+        return batches, count
+
+    def _is_logged(self, step: int) -> bool:
+        is_first = step == 1 and self.args.logging_first_step
+        return is_first or step % max(int(self.state.logging_steps or 1), 1) == 0 or step == self.state.max_steps
+
+    def _update_weights(self, batches: list[Any], count: Any) -> None:
+        """An optimiser update on the micro-batches of a step, before the one that the Trainer makes."""
+        model: Any = self.model_wrapped
+        for number, batch in enumerate(batches, start=1):
+            is_last = number == len(batches)
+            self.accelerator.gradient_state._set_sync_gradients(is_last)
+            with nullcontext() if is_last else self.accelerator.no_sync(model):
+                self.training_step(model, batch, count)
+        if self.args.max_grad_norm > 0:
+            self._clip_grad_norm(model)
+        self.optimizer.step()  # type: ignore[union-attr]
+        model.zero_grad()
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         if self._epoch_batches and self._sampler.is_resumed_epoch:
