@@ -13,6 +13,7 @@ from glmtune.config_parsing import build_dataclass
 from glmtune.run_dir import RunDir, default_root
 from glmtune.utils.io import write_text
 from glmtune.webui.context import Context
+from glmtune.webui.errors import PathError
 from glmtune.webui.fields import build_field
 from glmtune.webui.forms import (
     TOP,
@@ -181,6 +182,11 @@ _GREYED = '#train-method label:has(input[value="qlora"]) { opacity: .45; pointer
 
 def _placed(context: Context, tree: dict[str, Any]) -> dict[str, Any]:
     """Paths resolved, whether a field or one of the further keys named them."""
+    if tree.get("reward"):
+        raise PathError(
+            "reward: this page does not run Python files.",
+            "Start such a training by a command: glmtune train --stage grpo",
+        )
     model, data, replay, training = (_section(tree, name) for name in ("model", "data", "replay", "training"))
     if model.get("path"):
         model["path"] = model_or_path(context.roots, str(model["path"]))
