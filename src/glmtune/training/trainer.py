@@ -5,6 +5,7 @@ CONTRIBUTING.md lists the private methods of transformers that it overrides, and
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -341,12 +342,17 @@ class GlmTrainer(CheckpointTrainer):
         try:
             with self.compute_loss_context_manager():
                 prepared = self._objective.prepare_step(batches, step, self._is_logged(step))
-        except StepDataError:
-            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        except StepDataError as error:
+            checkpoints = Path(str(self.args.output_dir))
+            folder = checkpoints / f"checkpoint-{self.state.global_step}"
             if self.state.global_step > 0 and not any_rank(folder.is_dir(), self.args.device):
                 self._check_losses()
                 self._sum_counts()
                 self._save_checkpoint(self.model, trial=None)  # type: ignore[arg-type]
+            if self.state.global_step > 0:
+                command = f"glmtune train --resume --output {shlex.quote(str(checkpoints.parent))}"
+                hint = f"{error.hint or 'Correct it.'} Step {self.state.global_step} is saved; continue: {command}"
+                raise StepDataError(error.message, hint) from None
             raise
         if prepared is not batches:
             batches, count = prepared, self._get_num_items_in_batch(prepared, device)
