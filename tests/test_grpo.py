@@ -577,3 +577,23 @@ def test_settings_that_do_not_work_are_refused(options, problem, tiny, questions
     assert result.code == 1
     assert problem in result.err
     assert not (tmp_path / "run").exists()
+
+
+def test_the_plan_is_that_of_the_longest_answers(tiny, questions, glmtune_command):
+    """A pass of as many answers as supervised rows would fit, and a copy of what is trained."""
+    base = tiny("glm4")
+    words = ["plan", "--model", base, "--data", questions, "--json"]
+    settings = ["stage=grpo", "reward=rewards.py:score", "method=full", "grpo.max_completion_length=200"]
+
+    def make_plan(*more):
+        result = glmtune_command(*words, *(word for setting in (*settings, *more) for word in ("--set", setting)))
+        assert result.code == 0, result.err
+        return json.loads(result.out)
+
+    plan = make_plan("data.max_source_length=300", "grpo.beta=0.1", "grpo.num_generations=8")
+    assert plan["largest_batch"]["targets"] == 2 * 200, "two answers fit into 500 tokens"
+    assert plan["parts"]["reference"] == plan["parts"]["gradients"]
+    longer = make_plan("data.max_source_length=700")
+    assert longer["largest_batch"]["targets"] == 4 * 200
+    assert "reference" not in longer["parts"]
+    assert longer["tokens"] > longer["steps"] * 2 * 8 * 200
