@@ -115,6 +115,7 @@ def test_each_problem_is_found(kind, messages):
 def test_every_check_has_a_test():
     elsewhere = {*("unreadable", "refused-by-model", "over-limit", "duplicate", "eval-overlap", "eval-same-prompt")}
     elsewhere |= {"unread-key", "worse-answer"}  # in test_row_kinds.py
+    elsewhere |= {"similar-answers", "same-after-cut", "contradicting-pair", "length-bias"}  # test_preference_data.py
     assert set(FAULTY) | elsewhere == set(KINDS)
     found = {p.kind for check in CHECKS for _, m in ABOUT_ONE_ROW for p in check(Conversation(m, "a:1"))}
     assert found == set(FAULTY)

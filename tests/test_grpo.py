@@ -15,6 +15,7 @@ import glmtune
 from glmtune.config import GrpoConfig, RunConfig
 from glmtune.config_parsing import build_dataclass
 from glmtune.data.batches import BlockCollator
+from glmtune.data.conversation import Conversation
 from glmtune.data.encoding import EncodedRow
 from glmtune.data.sources import open_source
 from glmtune.errors import ConfigError, DataError
@@ -22,6 +23,7 @@ from glmtune.generation.batched import generate_batched
 from glmtune.generation.sampling import Sampling
 from glmtune.methods import make_method
 from glmtune.models.packed_attention import set_packed_attention
+from glmtune.preference import load_reward_model
 from glmtune.preference.group_losses import (
     combine_rewards,
     compute_advantages,
@@ -253,7 +255,7 @@ def test_a_step_has_the_loss_of_its_answers_alone(family, method, settings, tiny
 
     objective._answer_questions = record
     batches = [data.collate([data.train[0], data.train[1]]), data.collate([data.train[2]])]
-    prepared = objective.prepare_step(batches, 1, writes_samples=False)
+    prepared = objective.generate_batches(batches, 1, writes_samples=False)
     old = copy.deepcopy(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     if options.num_iterations > 1:  # the second update: the model is another one
@@ -341,13 +343,13 @@ def test_answers_without_an_effect_are_not_computed(tiny, questions, rewards, tm
     objective, model, data = _start_objective(tiny("glm4"), questions, rewards, tmp_path)
     rewards.write_text("def count_letters(completions, **columns):\n    return [1.0] * len(completions)\n")
     objective._rewards[0]._function = FunctionReward(f"{rewards}:count_letters")._function
-    (batch,) = objective.prepare_step([data.collate([data.train[0], data.train[1]])], 1, writes_samples=False)
+    (batch,) = objective.generate_batches([data.collate([data.train[0], data.train[1]])], 1, writes_samples=False)
     (part,) = batch.parts
     assert (len(part["rows"]), int(objective.count_items(batch))) == (1, 6)
     objective.compute_losses(model, part, None).sum().backward()
     assert all(float(p.grad.abs().max()) == 0 for p in model.parameters() if p.grad is not None)
-    sums_2K = objective.pop_metrics(is_evaluation=False)
-    metrics = dict(zip(objective.metric_names, (sums_2K[0] / sums_2K[1]).tolist(), strict=True))
+    sums_K2 = objective.pop_metrics(is_evaluation=False)
+    metrics = dict(zip(objective.metric_names, (sums_K2[:, 0] / sums_K2[:, 1]).tolist(), strict=True))
     assert (metrics["zero_advantage"], metrics["reward"], metrics["reward_std"]) == (1.0, 1.0, 0.0)
 
 
@@ -355,7 +357,8 @@ def test_answers_without_an_effect_are_not_computed(tiny, questions, rewards, tm
 
 
 def _answer(text="abc", **columns):
-    return Answer([{"role": "user", "content": QUESTION}], text, [1, 2], columns, "rows.json:3")
+    messages = [{"role": "user", "content": QUESTION}]
+    return Answer(Conversation(messages, "rows.json:3"), messages, text, [1, 2], columns, "rows.json:3")
 
 
 BROKEN = """
@@ -596,4 +599,34 @@ def test_the_plan_is_that_of_the_longest_answers(tiny, questions, glmtune_comman
     longer = make_plan("data.max_source_length=700")
     assert longer["largest_batch"]["targets"] == 4 * 200
     assert "reference" not in longer["parts"]
-    assert longer["tokens"] > longer["steps"] * 2 * 8 * 200
+    assert longer["tokens"] > 11 * 8 * 200
+
+
+def test_a_reward_model_beside_a_function(tiny, questions, rewards, tmp_path, glmtune_command):
+    """Of another generation than the model that is trained; what is logged is what it gives alone."""
+    pairs = _write(
+        tmp_path, [{"prompt": f"{QUESTION}{n}", "chosen": "好", "rejected": "坏坏"} for n in range(4)], "p.json"
+    )
+    sets = [f"--set=training.{s}" for s in ("max_steps=1", "report_to=none", "eval_strategy=no", "learning_rate=1e-2")]
+    words = ["train", "--model", tiny("chatglm3"), "--data", pairs, "--stage", "rm", "--output", tmp_path / "rm", *sets]
+    assert glmtune_command(*words).code == 0
+    both = f"[{rewards}:shorten, {tmp_path / 'rm'}]"
+    options = ["training.max_steps=1", "training.learning_rate=1e-2", "grpo.reward_weights=[0.5,2]", "data.eval_rows=2"]
+    result = _train(glmtune_command, tiny("glm4"), questions, both, tmp_path / "run", *options)
+    assert result.code == 0, result.err
+    assert f"reward model {tmp_path / 'rm'} (ChatGLM3-6B)" in result.out
+    samples = _read_lines(tmp_path / "run" / "samples.jsonl")
+    rows = [[*s["prompt"], {"role": "assistant", "content": s["completion"]}] for s in samples]
+    expected = load_reward_model(tmp_path / "rm", device="cpu").score_rows(rows)
+    assert [s["rewards"]["reward_model"] for s in samples] == pytest.approx(expected, abs=1e-5)
+    for sample in samples:
+        assert sample["reward"] == pytest.approx(
+            0.5 * sample["rewards"]["shorten"] + 2 * sample["rewards"]["reward_model"]
+        )
+    step, evaluation = _read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert step["reward"] == pytest.approx(0.5 * step["reward_shorten"] + 2 * step["reward_reward_model"])
+    scored = [s for s in samples if s["kind"] == "evaluation"]
+    assert len(scored) == 2
+    assert evaluation["eval_reward_reward_model"] == pytest.approx(
+        statistics.fmean(s["rewards"]["reward_model"] for s in scored)
+    )

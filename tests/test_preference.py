@@ -84,7 +84,7 @@ def test_only_what_differs_is_compared(tmp_path):
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
-        ({"prompt": QUESTION, "response": BETTER}, "this row is"),
+        ({"prompt": QUESTION, "response": BETTER}, "no worse answer"),
         ({"prompt": QUESTION, "response": BETTER, "label": True}, "no worse answer"),
         ({"prompt": QUESTION, "chosen": BETTER, "rejected": ""}, "no worse answer"),
     ],
@@ -236,8 +236,8 @@ def test_packed_pairs_have_the_losses_of_the_pairs_alone(family, tiny, tmp_path)
         total = total + loss
     (expected,) = torch.autograd.grad(total, head)
     torch.testing.assert_close(gradient, expected, atol=1e-6, rtol=1e-4)
-    sums_2K = objective.pop_metrics(is_evaluation=True)
-    assert sums_2K[1].tolist() == [4] * 6
+    sums = objective.pop_metrics(is_evaluation=True)
+    assert sums[:, 1].tolist() == [4] * 6
 
 
 def _train(command, base, data, output, *options):
@@ -304,7 +304,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tiny, pairs, tmp_path, glmtun
         (["stage=dpo", "data.preference=chosen"], "stage dpo needs both"),
         (["stage=dpo", "training.label_smoothing_factor=0.1"], "preference.label_smoothing"),
         (["stage=dpo", "preference.beta=0"], "preference.beta"),
-        (["stage=rm"], "stage"),
+        (["stage=ppo"], "stage"),
+        (["stage=rm", "preference.beta=0.5"], "preference.beta has no effect with stage rm"),
+        (["stage=kto", "preference.center_rewards=0.01"], "preference.center_rewards has no effect with stage kto"),
+        (["stage=kto", "data.preference=pairs"], "stage kto needs single answers with a label"),
     ],
 )
 def test_settings_without_effect_are_refused(options, problem, tiny, pairs, tmp_path, glmtune_command):

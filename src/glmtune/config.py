@@ -111,10 +111,11 @@ class DataConfig:
     )
     overlength: Literal["cut", "drop", "error"] = _option("cut", "What to do with rows over the limits.")
     train_on: Literal["all", "last"] = _option("all", "Which answers of a conversation to train on.")
-    preference: Literal["refuse", "chosen", "pairs", "prompts"] = _option(
+    preference: Literal["refuse", "chosen", "pairs", "labels", "prompts"] = _option(
         "refuse",
-        "Rows with a better and a worse answer: refuse them, train on the better answer alone, or read both, which all "
-        "stages but sft do. prompts: read the questions of rows of any kind, as stage grpo does.",
+        "Rows with a better and a worse answer: refuse them, train on the better answer alone, read both as a pair "
+        "(stages dpo, orpo, simpo and rm), or read single answers with a label, good or bad (stage kto). prompts: read "
+        "the questions of rows of any kind (stage grpo).",
     )
     prefix: str = _option("", "Text inserted before the first question of every conversation, in training and in chat.")
     new_tokens: str | list[str] = _option(
@@ -228,14 +229,15 @@ class GenerateConfig:
 
 @dataclass
 class PreferenceConfig:
-    """Losses of preference tuning: `stage` dpo, orpo and simpo."""
+    """Losses of preference tuning: `stage` dpo, orpo, simpo, kto and rm."""
 
     loss: Literal["sigmoid", "ipo", "hinge"] = _option(
         "sigmoid", "With stage dpo: DPO (arXiv 2305.18290), IPO (arXiv 2310.12036) or hinge (SLiC, arXiv 2305.10425)."
     )
     beta: float = _option(
         0.1,
-        "Scale of the difference between better and worse answer; with simpo, its authors take 2 to 2.5.",
+        "Scale of the difference between better and worse answer, with kto between an answer and the reference point; "
+        "with simpo, its authors take 2 to 2.5.",
         NumberRange(0, 1000, excludes_low=True),
     )
     label_smoothing: float = _option(
@@ -253,7 +255,19 @@ class PreferenceConfig:
     )
     sft_weight: float = _option(
         0.0,
-        "With dpo and simpo: weight of the cross-entropy of the better answer, added to the loss (RPO's alpha).",
+        "With dpo, simpo and kto: weight of the cross-entropy of the better answer, added to the loss (RPO's alpha).",
+        NumberRange(0, 1000),
+    )
+    desirable_weight: float = _option(
+        1.0, "With kto: weight of the loss of good answers (lambda_D, arXiv 2402.01306).", NumberRange(0, 1000)
+    )
+    undesirable_weight: float = _option(
+        1.0, "With kto: weight of the loss of bad answers (lambda_U).", NumberRange(0, 1000)
+    )
+    center_rewards: float = _option(
+        0.0,
+        "With rm: weight of the squared sum of a pair's rewards, which keeps their mean near 0 (arXiv 2312.09244); "
+        "0.01 is usual.",
         NumberRange(0, 1000),
     )
 
@@ -314,11 +328,15 @@ class GrpoConfig:
     max_batch: int = _option(32, "Answers that are generated at the same time, per process.", NumberRange(1, 10_000))
 
 
+_ROWS_OF_STAGES: dict[str, Literal["labels", "prompts"]] = {"kto": "labels", "grpo": "prompts"}
+"""`data.preference` of stages that do not read pairs."""
+
 METHOD_RATES = {"lora": 1e-4, "ptuning": 2e-2, "freeze": 2e-5, "full": 1e-5}
 """Default learning rates. That of P-Tuning is from the published scripts."""
 
 PREFERENCE_RATE = 0.05
-"""Learning rate of preference tuning, as a part of the method's: 5e-6 with LoRA, as in published recipes of DPO."""
+"""Learning rate of preference tuning, as a part of the method's: 5e-6 with LoRA, as in published recipes of DPO. A
+reward model, whose value head starts from nothing, has the method's own."""
 
 TRAINING_DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 1.0,
@@ -350,13 +368,14 @@ class RunConfig:
     method: Literal["lora", "qlora", "ptuning", "freeze", "full"] = _option(
         "lora", "Fine-tuning method. qlora: lora on a base quantized to nf4 while loading."
     )
-    stage: Literal["sft", "dpo", "orpo", "simpo", "grpo"] = _option(
+    stage: Literal["sft", "dpo", "orpo", "simpo", "kto", "rm", "grpo"] = _option(
         "sft",
-        "What is trained on: answers (sft), pairs of a better and a worse answer (dpo, orpo, simpo), or the model's "
-        "own answers and their rewards (grpo).",
+        "What is trained: answers (sft), a preference from pairs of a better and a worse answer (dpo, orpo, simpo) or "
+        "from single answers with a label (kto), a reward model from pairs (rm), or answers that the model generates "
+        "itself, by their rewards (grpo).",
     )
     preference: PreferenceConfig = field(
-        default_factory=PreferenceConfig, metadata={"help": "Options of stages dpo, orpo and simpo."}
+        default_factory=PreferenceConfig, metadata={"help": "Options of stages dpo, orpo, simpo, kto and rm."}
     )
     reward: str | list[str] = _option(
         "",
@@ -400,10 +419,10 @@ class RunConfig:
             if f"{action}_steps" in training:
                 training.setdefault(f"{action}_strategy", "steps")
         rate = METHOD_RATES[self.method]
-        if self.stage != "sft":
+        if self.stage not in ("sft", "rm"):
             rate *= PREFERENCE_RATE
-            if self.data.preference == "refuse":
-                self.data.preference = "prompts" if self.stage == "grpo" else "pairs"
+        if self.stage != "sft" and self.data.preference == "refuse":
+            self.data.preference = _ROWS_OF_STAGES.get(self.stage, "pairs")
         if self.stage == "grpo":
             for section in (self.lora, self.ptuning):  # answers are sampled without dropout
                 section.dropout = 0.0 if section.dropout == type(section)().dropout else section.dropout
@@ -462,6 +481,11 @@ def check_config(config: RunConfig) -> None:
             f"data.new_tokens: method {config.method} does not train the embedding, so new tokens would mean nothing.",
             "Use method lora, qlora or full, or leave it out.",
         )
+    if config.data.new_tokens and config.stage == "rm":
+        raise ConfigError(
+            "data.new_tokens trains rows of the head, which a reward model does not use.",
+            "Add the tokens in a run of stage sft, and train the reward model on its merged result: glmtune export.",
+        )
     if config.data.new_tokens and (config.model.head_quantization or config.model.embedding_on_host):
         key = "head_quantization" if config.model.head_quantization else "embedding_on_host"
         raise ConfigError(
@@ -507,17 +531,20 @@ def _check_stage(config: RunConfig) -> None:
         key = "reward" if config.reward else "grpo.*"
         raise ConfigError(f"{key} has no effect with stage {stage}.", "Add: --set stage=grpo")
     if stage == "sft":
-        if config.data.preference == "prompts":
-            raise ConfigError("data.preference prompts has no answers; stage sft trains on them.", "Remove it.")
-        if config.data.preference == "pairs":
-            raise ConfigError("data.preference pairs is for preference tuning; stage is sft.", "Add: --set stage=dpo")
+        kind = config.data.preference
+        if kind in ("pairs", "labels", "prompts"):
+            fitting = {"pairs": "dpo", "labels": "kto", "prompts": "grpo"}[kind]
+            raise ConfigError(
+                f"data.preference {kind} is for preference tuning; stage is sft.", f"Add: --set stage={fitting}"
+            )
         if preference != PreferenceConfig():
-            raise ConfigError("preference.* has no effect with stage sft.", "Set stage to dpo, orpo or simpo.")
+            raise ConfigError("preference.* has no effect with stage sft.", "Set stage to dpo, orpo, simpo, kto or rm.")
         return
-    if config.data.preference == "chosen":
+    needed = "labels" if stage == "kto" else "pairs"
+    if config.data.preference != needed:
+        what = "single answers with a label" if needed == "labels" else "both answers of every row"
         raise ConfigError(
-            f"data.preference chosen trains on the better answers alone; stage {stage} needs both.",
-            "Remove one of the two.",
+            f"data.preference is {config.data.preference}; stage {stage} needs {what}.", "Remove data.preference."
         )
     for key, stages in _PREFERENCE_KEYS.items():
         default = PreferenceConfig.__dataclass_fields__[key].default
@@ -525,6 +552,8 @@ def _check_stage(config: RunConfig) -> None:
             raise ConfigError(
                 f"preference.{key} has no effect with stage {stage}.", f"It is for {' and '.join(stages)}."
             )
+    if stage == "kto" and not preference.desirable_weight and not preference.undesirable_weight:
+        raise ConfigError("preference.desirable_weight and undesirable_weight are both 0.", "Set one of them.")
     if preference.label_smoothing and preference.loss != "sigmoid":
         raise ConfigError(
             f"preference.label_smoothing has no effect with preference.loss {preference.loss}.", "Remove it."
@@ -535,7 +564,8 @@ def _check_stage(config: RunConfig) -> None:
             "Use preference.label_smoothing.",
         )
     if config.replay.data:
-        raise ConfigError(f"replay.data has single answers; stage {stage} needs pairs.", "Remove it.")
+        rows = "answers with a label" if stage == "kto" else "pairs"
+        raise ConfigError(f"replay.data has single answers; stage {stage} needs {rows}.", "Remove it.")
     if config.generate.rows:
         raise ConfigError(
             f"generate.rows is for stage sft, not {stage}.", "Score the result: glmtune eval RUN --data FILE"
@@ -605,10 +635,14 @@ def list_rewards(config: RunConfig) -> list[str]:
 
 _PREFERENCE_KEYS = {
     "loss": ("dpo",),
+    "beta": ("dpo", "orpo", "simpo", "kto"),
     "label_smoothing": ("dpo",),
     "length_normalized": ("dpo",),
     "margin": ("simpo",),
-    "sft_weight": ("dpo", "simpo"),
+    "sft_weight": ("dpo", "simpo", "kto"),
+    "desirable_weight": ("kto",),
+    "undesirable_weight": ("kto",),
+    "center_rewards": ("rm",),
 }
 """The stages that options of preference tuning have an effect on."""
 

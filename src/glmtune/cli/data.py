@@ -75,7 +75,7 @@ def check_data(
             findings = checker.check_row(row)
             if writer:
                 writer.add_row(raw_row, line, findings)
-    checker.add_unread_keys(sources)
+    checker.add_findings_of_all_rows(sources)
     fix_result = writer.result if writer else None
     if png is not None:
         limit = model_checker.rules.max_row_length if model_checker else None

@@ -238,6 +238,7 @@ def _print_notes(notes: list[str]) -> None:
 
 
 def _print_result(result: TrainingResult) -> None:
+    from glmtune.methods.value_head_file import is_reward_folder
     from glmtune.utils.console import count_noun, print_message
 
     summary, run = result.summary, result.run
@@ -252,7 +253,11 @@ def _print_result(result: TrainingResult) -> None:
     parts.append(f"{summary['tokens_per_second']:,.0f} tokens/s")
     print_message(f"Done: {', '.join(parts)}.")
     print_message(f"Result: {result.folder}   report: {run.report}   numbers: {run.summary}")
-    print_message(f"Chat with it: glmtune chat {shlex.quote(str(run.root))}")
+    root = shlex.quote(str(run.root))
+    if is_reward_folder(result.folder):
+        print_message(f"Score answers with it: glmtune score {root} --data FILE")
+    else:
+        print_message(f"Chat with it: glmtune chat {root}")
 
 
 def _drop_launch_options(words: list[str]) -> list[str]:

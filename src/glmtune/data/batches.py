@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ class BlockDataset(Dataset):
         return [(row, self.rows[row]) for row in self.blocks[index]]
 
 
-class RowBatch(dict[str, torch.Tensor]):
+class RowBatch(dict[str, Any]):
     """A batch of `BlockCollator`. What describes its rows stays on the CPU, where it is read: on a GPU every look at it
     would wait for all work so far."""
 
@@ -70,6 +71,7 @@ class BlockCollator:
         contexts: (R,), the number of first tokens of each row with bidirectional attention.
         rows: (R,), the numbers of the rows, for errors; -1 for placeholder rows.
         tokens: (1,), the number of tokens without those of placeholder rows.
+        values: (R,), the values of the rows (`EncodedRow.value`).
     """
 
     family: Family
@@ -96,7 +98,23 @@ class BlockCollator:
             tokens=torch.tensor([sum(n for number, n in zip(numbers, lengths, strict=True) if number >= 0)]),
             target_positions=torch.from_numpy(target_positions_N),
             targets=torch.from_numpy(labels_T[1:][target_positions_N]),
+            values=torch.tensor([row.value for row in rows], dtype=torch.float64),
         )
+
+
+@dataclass
+class LabelledCollator(BlockCollator):
+    """Collates blocks whose rows go by twos: an answer with a label, and the same question with an answer to another
+    one (`mismatched_rows`).
+
+    Calling it returns the batch of the first ones, with that of the second ones as `mismatched`: they are computed
+    apart, without gradients.
+    """
+
+    def __call__(self, items: list[Block]) -> RowBatch:
+        batch = super().__call__([block[::2] for block in items])
+        batch["mismatched"] = super().__call__([block[1::2] for block in items])
+        return batch
 
 
 def make_position_ids(length: int, context: int, family: Family) -> np.ndarray:

@@ -22,6 +22,7 @@ from filelock import FileLock
 from glmtune.data.conversation import Conversation
 from glmtune.data.encoding import EncodingCounts, EncodingRules, encode_conversations
 from glmtune.data.files import ENCODED_FILES
+from glmtune.data.mismatched_rows import add_mismatched_rows
 from glmtune.data.row_store import RowStore, rename_location, write_rows
 from glmtune.data.sources import DataSource, sample_sources
 from glmtune.errors import DataError
@@ -301,7 +302,10 @@ def _encode_to_folder(
 ) -> None:
     counts = EncodingCounts()
     conversations = _report_progress(sample_sources(sources), progress)
-    write_rows(folder / ROWS_FILE, encode_conversations(conversations, family, tokenizer, rules, counts))
+    rows = encode_conversations(conversations, family, tokenizer, rules, counts)
+    if any(source.reads_labels for source in sources):
+        rows = add_mismatched_rows(rows, rules.max_row_length)
+    write_rows(folder / ROWS_FILE, rows)
     invalid_lines = [line for source in sources for line in source.invalid_lines]
     info = EncodedDataInfo(
         family.name,

@@ -17,6 +17,8 @@ from glmtune.data.sources import DataSource
 from glmtune.errors import ConfigError, DataError
 
 REFUSED_SUFFIX = ".refused.jsonl"
+REMOVED_WARNINGS = ("duplicate", "contradicting-pair")
+"""Kinds of warnings whose row is refused; an earlier one is kept."""
 
 
 @dataclass
@@ -77,14 +79,14 @@ class FixWriter:
                 temporary.unlink(missing_ok=True)
 
     def add_row(self, row: RawRow | InvalidRow, line: str | None, findings: list[Finding]) -> None:
-        """Write a row to one of the files. Errors and duplicates are refused.
+        """Write a row to one of the files. Errors, duplicates and contradictions are refused.
 
         Args:
             row: as in its file.
             line: text of a line that could not be parsed.
             findings: of the row.
         """
-        reasons = [finding for finding in findings if finding.severity == ERROR or finding.kind == "duplicate"]
+        reasons = [finding for finding in findings if finding.severity == ERROR or finding.kind in REMOVED_WARNINGS]
         if not reasons and isinstance(row, RawRow):
             self._write_json(0, row.values)
             self.result.clean_rows += 1

@@ -16,39 +16,32 @@ from typing import Any
 
 from glmtune.data.conversation import SKIPPED_KINDS, Conversation, InvalidRow
 from glmtune.data.mojibake import find_mojibake
+from glmtune.html.i18n import text as localize
 
 ERROR, WARNING = "error", "warning"
 MAX_EXCERPT = 60
 """Maximum number of characters of a row in a finding."""
 
-# Kinds of problems with their severity and description. The kinds of invalid rows (`InvalidRow.kind`) are kinds too;
-# those that are not listed are errors.
-KINDS: dict[str, tuple[str, str]] = {
-    "unreadable": (ERROR, "the rest of the file cannot be read"),
-    "empty-answer": (ERROR, "a trained answer is empty"),
-    "no-target": (ERROR, "nothing in the row is trained on"),
-    "call-without-result": (ERROR, "a tool call without a result after it"),
-    "result-without-call": (ERROR, "the result of a tool without a call before it"),
-    "refused-by-model": (ERROR, "this generation cannot be trained on the row"),
-    "eval-overlap": (ERROR, "the evaluation data has the same question and answer"),
-    "eval-same-prompt": (WARNING, "the evaluation data has the same question with another answer"),
-    "empty-question": (WARNING, "a question is empty"),
-    "chat-template": (WARNING, "a question that holds a prompt format already; the model's own is put around it"),
-    "placeholder": (WARNING, "a placeholder that was not filled in; it is trained on as text"),
-    "duplicate": (WARNING, "a duplicate of an earlier row"),
-    "answer-is-question": (WARNING, "an answer repeats its question"),
-    "over-limit": (WARNING, "longer than the length limits"),
-    "same-role-twice": (WARNING, "two messages of the same role in a row (not supported by some generations)"),
-    "assistant-first": (
-        WARNING,
-        "an assistant message before the first user message (not supported by some generations)",
+# Kinds of problems with their severity; the texts `check.kind.KIND` describe them. The kinds of invalid rows
+# (`InvalidRow.kind`) are kinds too; those that are not listed are errors.
+KINDS: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            *("unreadable", "empty-answer", "no-target", "call-without-result"),
+            *("result-without-call", "refused-by-model", "eval-overlap"),
+        ),
+        ERROR,
     ),
-    "no-final-answer": (WARNING, "messages after the last answer are not used"),
-    "replacement-character": (WARNING, "U+FFFD: a character was lost when the file was made"),
-    "mojibake": (WARNING, "text decoded with the wrong encoding"),
-    "unread-key": (WARNING, "columns, or keys of messages, that are not used (with the number of their rows)"),
-    "worse-answer": (WARNING, "a worse answer alone (label: false), left out by data.preference=chosen"),
-    "special-token": (WARNING, "a special token typed in the text; it is trained on as text"),
+    **dict.fromkeys(
+        (
+            *("eval-same-prompt", "empty-question", "chat-template", "placeholder"),
+            *("duplicate", "answer-is-question", "over-limit", "same-role-twice"),
+            *("assistant-first", "no-final-answer", "replacement-character", "mojibake"),
+            *("unread-key", "worse-answer", "special-token", "similar-answers"),
+            *("same-after-cut", "contradicting-pair", "length-bias"),
+        ),
+        WARNING,
+    ),
 }
 
 # `sop` and `eop` without brackets are special tokens of ChatGLM2 and ChatGLM3 too, but also ordinary letters.
@@ -124,24 +117,22 @@ class Finding:
         }
 
 
-def describe_kind(kind: str) -> str:
+def describe_kind(kind: str, lang: str = "en") -> str:
     """The description of a kind of findings."""
     if kind in KINDS:
-        return KINDS[kind][1]
-    if kind in SKIPPED_KINDS:
-        return "the line cannot be read; training skips it"
-    return "the row cannot be used; training stops there"
+        return localize(f"check.kind.{kind}", lang)
+    return localize("check.invalid.skipped" if kind in SKIPPED_KINDS else "check.invalid.stops", lang)
 
 
 def make_finding(problem: Problem, where: str, row: int) -> Finding:
     """Make the finding for a problem of a row."""
-    severity = problem.severity or KINDS[problem.kind][0]
+    severity = problem.severity or KINDS[problem.kind]
     return Finding(severity, problem.kind, where, row, problem.message, problem.excerpt, problem.hint)
 
 
 def make_invalid_row_finding(invalid: InvalidRow, row: int) -> Finding:
     """Make the finding for an invalid row."""
-    severity = KINDS.get(invalid.kind, (ERROR, ""))[0]
+    severity = KINDS.get(invalid.kind, ERROR)
     return Finding(severity, invalid.kind, invalid.where, row, invalid.message, "", invalid.hint)
 
 
@@ -164,7 +155,7 @@ def find_empty_questions(conversation: Conversation) -> Iterator[Problem]:
     for number, message in enumerate(conversation.messages, start=1):
         if message["role"] == "user" and is_blank(message["content"]):
             answer = conversation.messages[number] if number < len(conversation.messages) else {}
-            excerpt = make_excerpt(_get_message_text(answer)) if answer else ""
+            excerpt = make_excerpt(read_message_text(answer)) if answer else ""
             yield Problem("empty-question", f"message {number}, a question, is empty", excerpt)
 
 
@@ -234,16 +225,16 @@ def find_role_errors(conversation: Conversation) -> Iterator[Problem]:
         return
     if turns[0]["role"] in ("assistant", "tool"):
         problem = "the first message is the assistant's"
-        yield Problem("assistant-first", problem, make_excerpt(_get_message_text(turns[0])))
+        yield Problem("assistant-first", problem, make_excerpt(read_message_text(turns[0])))
     for number, (first, second) in enumerate(pairwise(messages), start=2):
         if first["role"] == second["role"] and second["role"] in ("user", "assistant"):
             problem = f"messages {number - 1} and {number} are both the {second['role']}'s"
-            yield Problem("same-role-twice", problem, make_excerpt(_get_message_text(second)))
+            yield Problem("same-role-twice", problem, make_excerpt(read_message_text(second)))
     last = turns[-1]
     if last["role"] in ("user", "observation") or (last["role"] == "tool" and "observation" in last):
         end = "a user message" if last["role"] == "user" else "the result of a tool"
         problem = f"the row ends with {end}, not with an answer"
-        yield Problem("no-final-answer", problem, make_excerpt(_get_message_text(last)))
+        yield Problem("no-final-answer", problem, make_excerpt(read_message_text(last)))
 
 
 def find_unpaired_calls(conversation: Conversation) -> Iterator[Problem]:
@@ -258,10 +249,10 @@ def find_unpaired_calls(conversation: Conversation) -> Iterator[Problem]:
             call = message.get("metadata") or ""
         if call and following != "observation":
             problem = f"message {i + 1} calls {call!r}, but no result follows"
-            yield Problem("call-without-result", problem, make_excerpt(_get_message_text(message)))
+            yield Problem("call-without-result", problem, make_excerpt(read_message_text(message)))
         elif message["role"] == "observation" and not _has_call(messages, i):
             problem = f"message {i + 1} is the result of a tool, but there is no call before it"
-            yield Problem("result-without-call", problem, make_excerpt(_get_message_text(message)))
+            yield Problem("result-without-call", problem, make_excerpt(read_message_text(message)))
 
 
 def find_replacement_characters(conversation: Conversation) -> Iterator[Problem]:
@@ -312,7 +303,7 @@ def list_texts(conversation: Conversation) -> Iterator[tuple[str, str]]:
     if conversation.text is not None:
         yield "the text", conversation.text
     for number, message in enumerate(conversation.messages, start=1):
-        yield f"message {number} ({message['role']})", _get_message_text(message)
+        yield f"message {number} ({message['role']})", read_message_text(message)
     if conversation.tools:
         yield "the list of tools", json.dumps(conversation.tools, ensure_ascii=False)
 
@@ -347,7 +338,8 @@ def find_last_answer(conversation: Conversation) -> int:
     return max((i for i, role in enumerate(roles) if role in ("assistant", "tool")), default=-1)
 
 
-def _get_message_text(message: dict[str, Any]) -> str:
+def read_message_text(message: dict[str, Any]) -> str:
+    """The text of a message; of a call, its name, arguments and result."""
     if message["role"] != "tool":
         return message["content"]
     parts = [message["name"], json.dumps(message["parameters"], ensure_ascii=False)]

@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from glmtune.data.check_fix import FixResult
+from glmtune.data.check_fix import REMOVED_WARNINGS, FixResult
 from glmtune.data.check_kinds import ERROR, Finding, describe_kind, escape_controls
 from glmtune.data.check_rows import FINDINGS_SHOWN, CheckReport, ModelChecker
 from glmtune.data.histogram import PERCENTILES, make_bins, render_bars
@@ -29,11 +29,15 @@ def report_to_dict(
         counts: `rows` = `conversations` + `texts` + `unusable`; `messages` by role; `answers` that are trained on;
             `with_tools`; `training_rows` of the model; `targets`, their number of target tokens (null without a model);
             `eval_rows` (null without evaluation data); `errors` and `warnings`.
-        lengths: `unit` (tokens or characters) and `limits`; `total`, `prompt` and `answer` with min, mean, p50, p90,
-            p95, p99 and max, all before truncation; `histogram`, a list of [first, last, rows].
+        lengths: `unit` (tokens or characters) and `limits`; `total`, `prompt` and `answer` (of pairs also
+            `worse_answer`) with min, mean, p50, p90, p95, p99 and max, all before truncation; `histogram`, a list of
+            [first, last, rows].
         kinds: `severity`, `kind` and `count` of each kind of findings.
         findings: `severity`, `kind`, `where`, `file`, `line` (null where rows have no lines), `row` (from 1),
             `message`, `excerpt` and `hint`.
+        pairs: of rows with two answers: `pairs`, of which the better answer is longer (`better_longer`, and the share
+            `better_longer_share`), the worse one is (`worse_longer`), or neither (`same_length`); `better_mean` and
+            `worse_mean`, their mean lengths in characters. null without pairs.
         fixed: `clean`, `clean_rows`, `refused`, `refused_rows`, or null without `--fix`.
     """
     return {
@@ -59,8 +63,10 @@ def report_to_dict(
             "total": report.total.as_dict(),
             "prompt": report.prompts.as_dict(),
             "answer": report.last_answers.as_dict(),
+            **({"worse_answer": report.worse_answers.as_dict()} if len(report.worse_answers) else {}),
             "histogram": [[item.first, item.last, item.count] for item in make_bins(report.total)],
         },
+        "pairs": report.pair_lengths.as_dict() if report.pair_lengths.pairs else None,
         "kinds": [
             {"severity": severity, "kind": kind, "count": report.kinds[severity, kind]}
             for severity, kind in _sort_kinds(report)
@@ -111,8 +117,9 @@ def print_check_report(
         print_message(
             f"clean rows: {fix_result.clean_rows:,} ({clean})   refused: {fix_result.refused_rows:,} ({refused})"
         )
-    elif report.errors or any(kind == "duplicate" for _, kind in report.kinds):
-        print_message(f"To remove rows with errors and duplicates: {fix_command}")
+    elif report.errors or any(kind in REMOVED_WARNINGS for _, kind in report.kinds):
+        names = "errors, duplicates and contradictions" if report.pair_lengths.pairs else "errors and duplicates"
+        print_message(f"To remove rows with {names}: {fix_command}")
 
 
 def _get_limits(model: ModelChecker | None) -> dict[str, int] | None:
@@ -133,9 +140,12 @@ def _make_counts_table(report: CheckReport, model: ModelChecker | None) -> Table
     roles = ", ".join(f"{count:,} {role}" for role, count in report.messages.most_common())
     with_tools = f"with tools: {report.with_tools:,}" if report.with_tools else ""
     tokens = sum(length * count for length, count in report.total.counts.items())
+    pairs = report.pair_lengths.as_dict()
+    longer = f"the better answer is longer in {pairs['better_longer_share']:.0%}"
     lines: list[tuple[str, int | None, str]] = [
         ("rows", report.rows, ""),
         ("conversations", report.conversations or None, with_tools),
+        ("pairs of answers", report.pair_lengths.pairs or None, longer),
         ("plain texts", report.texts or None, ""),
         ("unusable", report.unusable or None, ""),
         ("messages", report.messages.total() or None, roles),
@@ -163,7 +173,8 @@ def _make_lengths_table(report: CheckReport, model: ModelChecker | None) -> Tabl
         table.add_column(name, justify="right")
     parts = [
         ("prompt", "prompt", report.prompts),
-        ("last answer", "answer", report.last_answers),
+        ("better answer" if len(report.worse_answers) else "last answer", "answer", report.last_answers),
+        *([("worse answer", "answer", report.worse_answers)] if len(report.worse_answers) else []),
         ("together", "total", report.total),
     ]
     for name, key, lengths in parts:

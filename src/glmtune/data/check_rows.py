@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from glmtune.data.check_kinds import (
@@ -25,6 +25,7 @@ from glmtune.data.check_kinds import (
 from glmtune.data.conversation import Conversation, InvalidRow
 from glmtune.data.encoding import EncodingCounts, EncodingRules, encode_conversations, encode_examples
 from glmtune.data.histogram import LengthCounts
+from glmtune.data.pair_checks import PairLengths, check_pair, describe_pair_cut, read_answers
 from glmtune.data.sources import DataSource
 from glmtune.errors import DataError
 from glmtune.families import IGNORE_INDEX, EncodedSequence, Family
@@ -59,6 +60,9 @@ class CheckReport:
     total: LengthCounts = field(default_factory=LengthCounts)
     prompts: LengthCounts = field(default_factory=LengthCounts)
     last_answers: LengthCounts = field(default_factory=LengthCounts)
+    """Of a pair, the better answer."""
+    worse_answers: LengthCounts = field(default_factory=LengthCounts)
+    pair_lengths: PairLengths = field(default_factory=PairLengths)
     kinds: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Numbers of findings by severity and kind."""
     findings: list[Finding] = field(default_factory=list)
@@ -101,6 +105,8 @@ class ModelChecker:
         """Lengths in tokens of the rows of a conversation, and problems with the generation or the limits."""
         if conversation.text is not None:
             return [_measure_row(self.family.encode_text(conversation.text, self.tokenizer))], []
+        if conversation.rejected is not None:
+            return self._measure_pair(conversation, conversation.rejected)
         try:
             examples = encode_examples(conversation, self.family, self.tokenizer, self.rules)
             lengths = [_measure_row(example.row, example.tokens_before) for example in examples]
@@ -121,6 +127,30 @@ class ModelChecker:
         longest = max(over, key=lambda row: row.prompt + row.answer)
         sizes = f"{longest.prompt} tokens of prompt and {longest.answer} of answer"
         return lengths, [Problem("over-limit", f"{sizes}: {describe_truncation(counts)}", excerpt)]
+
+    def _measure_pair(self, better: Conversation, worse: Conversation) -> tuple[list[RowLength], list[Problem]]:
+        """Lengths of the two rows of a pair, and what the limits do to them."""
+        excerpt, counts = _make_row_excerpt(better), EncodingCounts()
+        lengths: list[RowLength] = []
+        try:
+            for side in (better, worse):
+                rules = replace(self.rules, train_on="last") if self.family.one_answer_per_row else self.rules
+                for example in encode_examples(side, self.family, self.tokenizer, rules):
+                    lengths.append(_measure_row(example.row, example.tokens_before))
+            rows = list(encode_conversations([better], self.family, self.tokenizer, self.rules, counts))
+        except DataError as error:
+            problem = error.message.removeprefix(f"{better.where}: ").rstrip(".")
+            kind = "over-limit" if len(lengths) == 2 else "refused-by-model"
+            return lengths, [Problem(kind, problem, excerpt, ERROR, error.hint)]
+        if len(lengths) != 2 or all(map(self.fits, lengths)):
+            return lengths, []
+        sizes = f"{lengths[0].prompt} tokens of prompt, {lengths[0].answer} of the better answer and "
+        sizes += f"{lengths[1].answer} of the worse one"
+        if counts.same_pairs:
+            return lengths, [
+                Problem("same-after-cut", f"{sizes}: what is left of the two answers is the same", excerpt)
+            ]
+        return lengths, [Problem("over-limit", f"{sizes}: {describe_pair_cut(lengths[0], lengths[1], rows)}", excerpt)]
 
     def fits(self, length: RowLength) -> bool:
         """Whether a row is within the limits."""
@@ -160,6 +190,7 @@ class RowChecker:
         self.model = model
         self._locations = _LocationIndex()
         self._row_hashes: dict[bytes, int] = {}
+        self._exchanged_pairs: dict[bytes, int] = {}
         self._eval_pairs: dict[bytes, int] = {}
         self._eval_prompts: dict[bytes, int] = {}
 
@@ -185,11 +216,22 @@ class RowChecker:
         else:
             self._count_row(row)
             problems = [*check_conversation(row), *self._find_overlap(row)]
+            if row.rejected is not None:
+                problems += [*check_pair(row), *self._find_contradiction(row, row.rejected)]
             problems += self._measure_row(row, has_targets=all(problem.kind != "no-target" for problem in problems))
             findings = [make_finding(problem, row.where, number) for problem in problems]
         for finding in findings:
             self.report.add_finding(finding)
         return findings
+
+    def add_findings_of_all_rows(self, sources: Iterable[DataSource]) -> None:
+        """Add findings that no single row shows: unread columns, and lengths of the answers of pairs. Call it after the
+        rows."""
+        sources = list(sources)
+        self.add_unread_keys(sources)
+        bias = self.report.pair_lengths.find_bias()
+        if bias is not None:
+            self.report.add_finding(make_finding(bias, ", ".join(source.name for source in sources), 1))
 
     def add_unread_keys(self, sources: Iterable[DataSource]) -> None:
         """Add a finding for each source with columns or keys of messages that were not read. Call it after the rows."""
@@ -208,11 +250,14 @@ class RowChecker:
         report.with_tools += bool(row.tools)
         report.messages.update(message["role"] for message in row.messages)
         report.answers += sum(m["role"] in ("assistant", "tool") and m.get("loss", True) for m in row.messages)
+        if row.rejected is not None:
+            report.pair_lengths.add_pair(*map(len, read_answers(row)))
 
     def _find_overlap(self, row: Conversation) -> Iterator[Problem]:
         """Duplicates, and overlap with the evaluation data."""
         excerpt = _make_row_excerpt(row)
-        key = _hash_value([_get_content(row), [_is_trained(message) for message in row.messages]])
+        sides = [row] if row.rejected is None else [row, row.rejected]
+        key = _hash_value([[_get_content(side), list(map(_is_trained, side.messages))] for side in sides])
         if key not in self._row_hashes:
             self._row_hashes[key] = self._locations.pack_location(row.where, self.report.rows)
         else:
@@ -228,19 +273,32 @@ class RowChecker:
             where = self._locations.describe_location(self._eval_prompts[prompt])
             yield Problem("eval-same-prompt", f"the evaluation data has the same question in {where}", excerpt)
 
+    def _find_contradiction(self, better: Conversation, worse: Conversation) -> Iterator[Problem]:
+        """An earlier pair with the same two answers the other way round."""
+        sides = [_get_content(better), _get_content(worse)]
+        exchanged = self._exchanged_pairs.get(_hash_value(sides))
+        if exchanged is not None:
+            where = self._locations.describe_location(exchanged, better.where)
+            hint = "Decide which answer is the better one; --fix keeps the first of the two pairs."
+            problem = f"{where} prefers the other answer to the same question"
+            yield Problem("contradicting-pair", problem, _make_row_excerpt(better), hint=hint)
+        location = self._locations.pack_location(better.where, self.report.rows)
+        self._exchanged_pairs.setdefault(_hash_value(sides[::-1]), location)
+
     def _measure_row(self, row: Conversation, has_targets: bool) -> list[Problem]:
         lengths: list[RowLength] = []
         problems: list[Problem] = []
         if self.model is None:
-            lengths = [count_characters(row)]
+            lengths = [count_characters(side) for side in (row, row.rejected) if side is not None]
         elif has_targets:
             lengths, problems = self.model.measure_rows(row)
-        for length in lengths:
+        for number, length in enumerate(lengths):
             self.report.training_rows += 1
             self.report.targets += length.targets
             self.report.total.add_length(length.prompt + length.answer)
             self.report.prompts.add_length(length.prompt)
-            self.report.last_answers.add_length(length.answer)
+            is_worse = row.rejected is not None and number == 1
+            (self.report.worse_answers if is_worse else self.report.last_answers).add_length(length.answer)
         return problems
 
 

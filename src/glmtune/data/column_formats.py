@@ -19,7 +19,7 @@ from glmtune.data.turn_history import exclude_answers, list_unread_history_keys,
 
 COLUMN_ROLES = (
     *("prompt", "input", "response", "history", "system", "text", "messages", "tools"),
-    *("chosen", "rejected", "label"),
+    *("chosen", "rejected", "label", "margin"),
 )
 _INPUT_COLUMNS = ("input",)
 _HISTORY_COLUMNS = ("history",)

@@ -36,6 +36,8 @@ class Conversation:
         unread_columns: columns of the row that hold something and are not read.
         unread_message_keys: such keys of its messages.
         rejected: of a pair, the same conversation with the worse answer.
+        margin: of a pair, how much better the better answer is.
+        is_desirable: of an answer with a label, whether it is good.
         is_better_answer: whether it is a preference row, of which the better answer alone is read.
         reference: of a row that is read as a question, its answer, or what it has in column `reference`.
         columns: all columns of such a row but `reference`, as in the file.
@@ -50,6 +52,8 @@ class Conversation:
     unread_columns: tuple[str, ...] = ()
     unread_message_keys: tuple[str, ...] = ()
     rejected: Conversation | None = None
+    margin: float = 0.0
+    is_desirable: bool | None = None
     is_better_answer: bool = False
     reference: Any = None
     columns: dict[str, Any] | None = None

@@ -67,6 +67,8 @@ class EncodingCounts:
     """Rows whose answer was cut at the end (the end token stays)."""
     rows_dropped: int = 0
     """Rows over the limits that were dropped: all with `drop`, those that cannot be cut enough with `cut`."""
+    same_pairs: int = 0
+    """Pairs that were dropped because the limits leave the same of both answers."""
     tokens_cut: int = 0
     """Estimated for conversations many times over the limits, of which not every row is encoded as a whole."""
 
@@ -89,6 +91,7 @@ class EncodedRow:
         context: number of first tokens with bidirectional attention (ChatGLM-6B).
         conversation: number of the conversation that it comes from.
         where: `file:line` of that conversation.
+        value: of a pair's rows, how much better the better answer is; of a row with a label, 1 if it is good, else 0.
     """
 
     input_ids: Sequence[int]
@@ -96,6 +99,7 @@ class EncodedRow:
     context: int
     conversation: int
     where: str
+    value: float = 0.0
 
 
 def encode_conversations(
@@ -105,7 +109,8 @@ def encode_conversations(
     rules: EncodingRules,
     counts: EncodingCounts,
 ) -> Iterator[EncodedRow]:
-    """Encode conversations as they come, and update `counts`. A pair gives two rows, the better one first.
+    """Encode conversations as they come, and update `counts`. A pair gives two rows, the better one first; two answers
+    with labels that belong to one conversation, two rows that are independent of each other.
 
     Raises:
         DataError: a conversation does not fit the family's roles, has nothing to train on, or (with
@@ -113,18 +118,35 @@ def encode_conversations(
     """
     for conversation in conversations:
         try:
-            if conversation.rejected is not None:
-                rows = _encode_pair(conversation, conversation.rejected, family, tokenizer, rules, counts)
-            else:
-                rows = list(_encode_conversation(conversation, family, tokenizer, rules, counts))
+            rows = _encode_answers(conversation, family, tokenizer, rules, counts)
         except DataError as error:
             raise DataError(f"{conversation.where}: {error.message}", error.hint) from None
         counts.conversations += 1
-        for row in rows:
+        for row, value in rows:
             counts.rows += 1
             counts.tokens += len(row.input_ids)
             counts.targets += len(row.labels) - row.labels.count(IGNORE_INDEX)
-            yield EncodedRow(row.input_ids, row.labels, row.context, conversation.number, conversation.where)
+            yield EncodedRow(row.input_ids, row.labels, row.context, conversation.number, conversation.where, value)
+
+
+def _encode_answers(
+    conversation: Conversation, family: Family, tokenizer: Any, rules: EncodingRules, counts: EncodingCounts
+) -> list[tuple[EncodedSequence, float]]:
+    """The rows of a conversation, each with the value of `EncodedRow`."""
+    worse = conversation.rejected
+    if conversation.is_desirable is not None:
+        if family.one_answer_per_row:
+            rules = replace(rules, train_on="last")
+        sides = [conversation] if worse is None else [conversation, worse]
+        return [
+            (row, float(bool(side.is_desirable)))
+            for side in sides
+            for row in _encode_conversation(side, family, tokenizer, rules, counts)
+        ]
+    if worse is not None:
+        pair = _encode_pair(conversation, worse, family, tokenizer, rules, counts)
+        return [(row, conversation.margin) for row in pair]
+    return [(row, 0.0) for row in _encode_conversation(conversation, family, tokenizer, rules, counts)]
 
 
 def _encode_conversation(
@@ -167,6 +189,11 @@ def _encode_pair(
         rows = encode(replace(rules, max_length=None, max_source_length=prompt, max_target_length=answer))
     if any(len(side) != 1 for side in rows):
         counts.rows_dropped += sum(map(len, rows))
+        return []
+    ids = [list(side[0].input_ids) for side in rows]
+    if ids[0] == ids[1]:
+        counts.rows_dropped += 2
+        counts.same_pairs += 1
         return []
     return [row for side in rows for row in side]
 

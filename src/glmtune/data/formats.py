@@ -37,9 +37,9 @@ _ROLE_TAGS = {
 }
 TAGS = ("role_tag", "content_tag", *_ROLE_TAGS)
 
-Preference = Literal["refuse", "chosen", "pairs", "prompts"]
-"""What is done with preference rows: refuse them, train on their better answer, or read both answers. `prompts`: rows
-of every kind are read as questions."""
+Preference = Literal["refuse", "chosen", "pairs", "labels", "prompts"]
+"""What is done with preference rows: refuse them, train on their better answer, read both answers, or answers with a
+label. `prompts`: rows of every kind are read as questions."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,13 @@ def list_formats(options: FormatOptions) -> list[RowFormat]:
         if tag not in TAGS:
             raise ConfigError(f"data tags: unknown tag {tag!r}.", suggest_key(str(tag), list(TAGS)))
     formats = _select_formats(options)
-    preference = options.preference
-    preference_format = make_preference_format(
-        formats, columns, uses_chosen=preference in ("chosen", "prompts"), reads_pairs=preference == "pairs"
-    )
-    if preference == "prompts":  # a label belongs to an answer, which is not used
+    named = {role: (columns[role],) for role in ("system", "tools") if role in columns}
+    messages = MessageFormat("OpenAI messages", (), "messages", ROLE_CONTENT, **named)
+    keys = _make_message_keys(options.tags) if options.tags else None
+    uses_chosen = options.preference in ("chosen", "prompts")  # the better answer of a question is its reference
+    reading = [uses_chosen, options.preference == "pairs", options.preference == "labels"]
+    preference_format = make_preference_format(formats, columns, *reading, messages=messages, keys=keys)
+    if options.preference == "prompts":  # a label belongs to an answer, which is not used
         preference_format = replace(preference_format, label=())
     return [preference_format, *formats]
 
@@ -180,14 +182,20 @@ def _make_message_formats(columns: Columns, tags: Columns) -> Iterator[RowFormat
     names = {role: (columns[role],) for role in ("system", "tools") if role in columns}
     for column in message_columns:
         if tags:
-            role_key, content_key = tags.get("role_tag", "from"), tags.get("content_tag", "value")
-            roles = VALUE_ROLES if role_key == "from" else CONTENT_ROLES
-            roles = {**roles, **{tags[tag]: role for tag, role in _ROLE_TAGS.items() if tag in tags}}
-            name = f"{column} ({role_key}/{content_key})"
+            keys = _make_message_keys(tags)
+            name = f"{column} ({keys.role}/{keys.content})"
             formats: tuple[str, ...] = ("sharegpt", "openai", "conversations", "chatglm3")
-            yield MessageFormat(name, formats, column, MessageKeys(role_key, content_key, roles), **names)
+            yield MessageFormat(name, formats, column, keys, **names)
             continue
         name = "OpenAI messages" if column == "messages" else f"{column} (role/content)"
         yield MessageFormat(name, ("conversations", "chatglm3", "openai"), column, ROLE_CONTENT, **names)
         yield MessageFormat("ShareGPT (from/value)", ("sharegpt",), column, FROM_VALUE, **names)
         yield TurnsFormat(column, f"{column} (turns)", ("turns",), **names)
+
+
+def _make_message_keys(tags: Columns) -> MessageKeys:
+    """The keys and roles that LLaMA-Factory's `tags` name."""
+    role_key, content_key = tags.get("role_tag", "from"), tags.get("content_tag", "value")
+    roles = VALUE_ROLES if role_key == "from" else CONTENT_ROLES
+    roles = {**roles, **{tags[tag]: role for tag, role in _ROLE_TAGS.items() if tag in tags}}
+    return MessageKeys(role_key, content_key, roles)

@@ -12,11 +12,12 @@ Message = dict[str, Any]
 
 CONTENT_ROLES = {
     **{role: role for role in ("system", "user", "assistant", "tool", "observation", "function_call")},
-    "function": "tool",
+    **{"function": "tool", "tool_call": "function_call", "tool_response": "observation"},  # the last two: ms-swift
 }
 """Roles of messages with `role` and `content`."""
 VALUE_ROLES = {
-    **{"system": "system", "human": "user", "user": "user", "function_call": "function_call"},
+    **{"system": "system", "human": "user", "user": "user"},
+    **{"function_call": "function_call", "tool_call": "function_call", "tool_response": "result"},
     **dict.fromkeys(("gpt", "assistant", "chatgpt"), "assistant"),
     **dict.fromkeys(("observation", "tool", "function_response"), "result"),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 TARGET_STYLE, INPUT_STYLE = "green", "dim"
 SPECIAL_STYLE, SPECIAL_TARGET_STYLE, MARKER_STYLE = "bold magenta", "bold white on green", "bold yellow"
+WORSE_STYLE, SPECIAL_WORSE_STYLE = "red", "bold white on red"
+"""Of the targets of a worse answer."""
 OPEN, CLOSE = "⟦", "⟧"
 """Marks around the targets where there are no colours."""
 MAX_TEXT = 20_000
@@ -72,10 +74,22 @@ class UnusedRowError(DataError):
 
 @dataclass(frozen=True)
 class PreviewRow:
-    """A training row; `left_out` is the reason if it is not trained on because of the length limits."""
+    """A training row.
+
+    Attributes:
+        tokens: of it.
+        left_out: the reason if it is not trained on because of the length limits.
+        side: of a pair, `better` or `worse`.
+    """
 
     tokens: list[TokenView]
     left_out: str = ""
+    side: str = ""
+
+    @property
+    def name(self) -> str:
+        """The side for the heading, with a space before it."""
+        return f" ({self.side} answer)" if self.side else ""
 
     @property
     def targets(self) -> int:
@@ -166,7 +180,8 @@ def make_preview(
                 for example in encode_examples(side, family, tokenizer, rules):
                     row = fit_example(example, side, family, tokenizer, rules, EncodingCounts() if worse else counts)
                     left_out = _describe_excess(example.row, example.tokens_before, rules) if row is None else ""
-                    rows.append(PreviewRow(make_token_views(row or example.row, tokenizer), left_out))
+                    shown = example.row if row is None or counts.same_pairs else row
+                    rows.append(PreviewRow(make_token_views(shown, tokenizer), left_out))
         except DataError as error:
             problem = f"{conversation.where}: {error.message}"
             effect = _describe_effect(conversation.where, is_skipped=False)
@@ -174,6 +189,11 @@ def make_preview(
     unread = describe_unread_keys(conversation)
     notes = [*source.notes, *([unread] if unread else [])]
     if worse is not None:
+        left_out = next((row.left_out for row in rows if row.left_out), "")
+        if counts.same_pairs:
+            left_out = "what is left of the two answers is the same"
+        sides = ["better", "worse"] if len(rows) == 2 else [""] * len(rows)
+        rows = [replace(row, left_out=left_out, side=side) for row, side in zip(rows, sides, strict=True)]
         notes.append("row 1 has the better answer, row 2 the worse one")
     return Preview(source.format, conversation.where, family.title, rows, describe_truncation(counts), notes)
 
@@ -250,13 +270,14 @@ def print_preview(preview: Preview, ids: bool = False) -> None:
     console = get_console()
     colours = console.is_terminal and not console.no_color and console.color_system is not None
     print_message("\n".join(preview.make_heading()))
-    console.print(_render_legend(colours, preview.has_markers))
+    is_pair = any(row.side for row in preview.rows)
+    console.print(_render_legend(colours, preview.has_markers, is_pair))
     for number, row in enumerate(preview.rows, start=1):
         if len(preview.rows) > 1:
             sizes = f"{count_noun(len(row.tokens), 'token')}, {row.targets:,} trained on"
             if row.left_out:
                 sizes = f"left out of training: {row.left_out}"
-            print_message(f"\nrow {number} of {len(preview.rows)}: {sizes}", "bold")
+            print_message(f"\nrow {number} of {len(preview.rows)}{row.name}: {sizes}", "bold")
         console.print()
         console.print(render_text(row, colours), soft_wrap=True)
         if ids:
@@ -283,7 +304,7 @@ def render_text(row: PreviewRow, colours: bool) -> Text:
         if not colours and is_open != token.is_target:
             text.append(OPEN if token.is_target else CLOSE)
             is_open = token.is_target
-        text.append(escape_token(token), get_token_style(token))
+        text.append(escape_token(token), get_token_style(token, row.side == "worse"))
     if is_open:
         text.append(CLOSE)
     return text
@@ -296,7 +317,7 @@ def render_token_lines(row: PreviewRow, colours: bool) -> Iterator[Text]:
         target = "yes" if token.is_target else f"→{token.label_only}" if token.label_only else ""
         text = "⋯" if token.text is None else escape_token(token).replace("\n", "")
         line = Text(f"{position:>8} {token.id:>7}  {target:<6}  ")
-        yield line.append(text.replace(" ", "␣"), get_token_style(token) if colours else "")
+        yield line.append(text.replace(" ", "␣"), get_token_style(token, row.side == "worse") if colours else "")
 
 
 def escape_token(token: TokenView) -> str:
@@ -305,11 +326,13 @@ def escape_token(token: TokenView) -> str:
     return "↵\n".join(parts)
 
 
-def get_token_style(token: TokenView) -> str:
-    """The colour of a token."""
-    if token.is_special:
-        return SPECIAL_TARGET_STYLE if token.is_target else SPECIAL_STYLE
-    return TARGET_STYLE if token.is_target else INPUT_STYLE
+def get_token_style(token: TokenView, is_worse: bool = False) -> str:
+    """The colour of a token; `is_worse`: of a worse answer."""
+    if not token.is_target:
+        return SPECIAL_STYLE if token.is_special else INPUT_STYLE
+    if is_worse:
+        return SPECIAL_WORSE_STYLE if token.is_special else WORSE_STYLE
+    return SPECIAL_TARGET_STYLE if token.is_special else TARGET_STYLE
 
 
 def render_html(preview: Preview, ids: bool = False) -> str:
@@ -331,7 +354,8 @@ def render_html(preview: Preview, ids: bool = False) -> str:
             joined_ids = "+".join(map(str, token_ids))
             spans.append({"text": text, "rest": newline + rest, "classes": classes, "ids": joined_ids})
             token_ids = []
-        rows.append({"tokens": row.tokens, "targets": row.targets, "spans": spans, "left_out": row.left_out})
+        facts_of_row = {"targets": row.targets, "left_out": row.left_out, "side": row.side, "name": row.name}
+        rows.append({"tokens": row.tokens, "spans": spans, **facts_of_row})
     title, *facts = preview.make_heading()
     return render_template(
         "glmtune.data",
@@ -344,10 +368,11 @@ def render_html(preview: Preview, ids: bool = False) -> str:
     )
 
 
-def _render_legend(colours: bool, has_markers: bool) -> Text:
+def _render_legend(colours: bool, has_markers: bool, is_pair: bool) -> Text:
     if colours:
         parts = [
-            ("trained on", TARGET_STYLE),
+            ("better answer" if is_pair else "trained on", TARGET_STYLE),
+            *([("worse answer", WORSE_STYLE)] if is_pair else []),
             ("input only", INPUT_STYLE),
             ("special token", SPECIAL_STYLE),
             ("special token trained on", SPECIAL_TARGET_STYLE),

@@ -19,6 +19,7 @@ _SCHEMA = pa.schema(
         "context": pa.int32(),
         "conversation": pa.int32(),
         "where": pa.string(),
+        "value": pa.float64(),
     }
 )
 _BATCH = 1000
@@ -40,6 +41,9 @@ class RowStore:
         parts = [np.diff(chunk.offsets.to_numpy()) for chunk in self._table["input_ids"].chunks]
         self.lengths = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32)
         self.conversations = self._table["conversation"].to_numpy()
+        # Files of earlier versions have no such column.
+        has_values = "value" in self._table.column_names
+        self.values = self._table["value"].to_numpy() if has_values else np.zeros(len(self))
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -52,6 +56,7 @@ class RowStore:
             row["context"][0].as_py(),
             row["conversation"][0].as_py(),
             rename_location(row["where"][0].as_py(), self.new_names),
+            float(self.values[index]),
         )
 
 
@@ -63,6 +68,7 @@ class JoinedRowStore(RowStore):
         self.parts = (first, second)
         self.lengths = np.concatenate([first.lengths, second.lengths])
         self.conversations = np.concatenate([first.conversations, second.conversations])
+        self.values = np.concatenate([first.values, second.values])
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
@@ -113,6 +119,7 @@ class _ColumnBuffer:
         self._contexts: list[int] = []
         self._conversations: list[int] = []
         self._where: list[str] = []
+        self._values: list[float] = []
 
     def add_row(self, row: EncodedRow) -> None:
         self._ids.fromlist(list(row.input_ids))
@@ -121,12 +128,14 @@ class _ColumnBuffer:
         self._contexts.append(row.context)
         self._conversations.append(row.conversation)
         self._where.append(row.where)
+        self._values.append(row.value)
 
     def pop_batch(self) -> pa.RecordBatch:
         """All collected rows as a batch; the buffer is empty after it."""
         ends = pa.array(np.cumsum([0, *self._lengths], dtype=np.int32))
         lists = [pa.ListArray.from_arrays(ends, np.array(flat, dtype=np.int32)) for flat in (self._ids, self._labels)]
         scalars = [pa.array(column, pa.int32()) for column in (self._contexts, self._conversations)]
-        batch = pa.record_batch([*lists, *scalars, pa.array(self._where, pa.string())], schema=_SCHEMA)
+        others = [pa.array(self._where, pa.string()), pa.array(self._values, pa.float64())]
+        batch = pa.record_batch([*lists, *scalars, *others], schema=_SCHEMA)
         self.__init__()  # type: ignore[misc]
         return batch

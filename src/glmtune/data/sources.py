@@ -26,7 +26,7 @@ from glmtune.utils.console import count_noun
 __all__ = ["Conversation", "DataSource", "InvalidRow", "SourceSpec", "open_source", "open_sources", "sample_sources"]
 
 # Raised whenever the same file gives other conversations than before; older encoded caches are then not found.
-READING_RULES = 4
+READING_RULES = 5
 # Rows of a file in which its format is looked for.
 _LOOK_AHEAD = 200
 _MAX_INVALID_LINES = 20
@@ -170,12 +170,19 @@ class DataSource:
         return hasher.hexdigest()
 
     @property
+    def reads_labels(self) -> bool:
+        """Whether its rows are answers with a label (`data.preference: labels`)."""
+        return self._preference.reads_labels
+
+    @property
     def is_sampled(self) -> bool:
         """Whether a weight or a sample changes how often its rows are used."""
         return self.spec.weight != 1 or self.spec.num_samples is not None
 
     def _convert_row(self, row: RawRow) -> Conversation | InvalidRow:
         try:
+            if self._preference.is_required and not self._preference.matches(row.values):
+                raise self._preference.make_missing_error()
             if self._reads_prompts:
                 row = RawRow({key: value for key, value in row.values.items() if value is not None}, row.where)
                 return read_prompt(detect_format(self._formats, row.values) or self._format, row)
@@ -373,9 +380,13 @@ def _detect_first_format(
             read_conversation(plain[0], first)
         except InvalidRowError as error:
             raise error.to_invalid_row(first.where).to_error() from None
+    problem = f"{first.where}: no known columns (this row has {list_keys(first.values)})."
+    if any(isinstance(row_format, PreferenceFormat) and row_format.reads_pairs for row_format in formats):
+        names = " ".join(f"--set data.columns.{role}=COLUMN" for role in ("prompt", "chosen", "rejected"))
+        raise DataError(problem, f"Name those of the question and the two answers: {names}")
     names = "; ".join(_list_format_names(plain))
     raise DataError(
-        f"{first.where}: no known columns (this row has {list_keys(first.values)}).",
+        problem,
         f"Known: {names}. Others: give their names in data.columns, e.g. --set data.columns.prompt=question.",
     )
 

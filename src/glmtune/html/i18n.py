@@ -1,6 +1,6 @@
 """Texts of reports, web page and command line in every language: locales/zh.json and locales/en.json, with equal keys.
 
-Keys begin with who shows them: `report.`, `serve.` (its page), `ui.` or `metric.` (names of
+Keys begin with who shows them: `check.` (of data), `report.`, `serve.` (its page), `ui.` or `metric.` (names of
 scores).
 """
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def make_method(
     config: RunConfig, family: Family, precision: torch.dtype, new_tokens: NewTokens | None = None
 ) -> Method:
-    """Make the method of a run's config, with its settings.
+    """Make the method of a run's config, with its settings; for stage rm, with a value head.
 
     Args:
         config: the run.
@@ -27,6 +27,7 @@ def make_method(
     from glmtune.methods.full_finetuning import Freeze, Full
     from glmtune.methods.lora import Lora
     from glmtune.methods.ptuning import PTuning
+    from glmtune.methods.value_head import RewardMethod
 
     methods = {
         "lora": lambda: Lora(config.lora, family, new_tokens),
@@ -34,4 +35,5 @@ def make_method(
         "freeze": lambda: Freeze(config.freeze, precision),
         "full": lambda: Full(new_tokens),
     }
-    return methods[config.method]()
+    method = methods[config.method]()
+    return RewardMethod(method) if config.stage == "rm" else method

@@ -28,6 +28,7 @@ from glmtune.methods.lora_sources import ASSUMED_ALPHA, CONFIG, find_bare_weight
 from glmtune.methods.lora_targets import resolve_modules_to_save, resolve_targets
 from glmtune.methods.lora_tokens import count_needed_rows, list_trained_ids, make_token_indices, patch_token_rows
 from glmtune.methods.method import Method, StateDict
+from glmtune.methods.value_head_file import require_generating
 from glmtune.models.embedding_rows import grow_vocabulary
 from glmtune.models.tokenizers.new_tokens import NewTokens, read_saved_ids, write_added_tokens
 from glmtune.utils.console import print_warning
@@ -200,7 +201,9 @@ def add_adapter(model: PeftModel, folder: Path, name: str) -> None:
 
     Raises:
         ModelError: the folder holds no LoRA adapter, a broken one, or one for other modules.
+        RunError: it is a reward model.
     """
+    require_generating(folder)
     config, state = _open_adapter(folder, model.get_base_model(), trainable=False)
     active = model.active_adapter
     try:

@@ -17,6 +17,7 @@ from glmtune.methods.lora import load_adapter, read_base_path
 from glmtune.methods.lora_files import find_adapter_folder
 from glmtune.methods.lora_sources import CONFIG, find_bare_weights
 from glmtune.methods.ptuning import find_official_base, holds_whole_model, is_prefix_folder, load_prefix
+from glmtune.methods.value_head_file import require_generating
 from glmtune.models.checkpoints import Checkpoint, inspect_checkpoint
 from glmtune.models.loading import load_base
 from glmtune.run_dir import RunDir, is_run
@@ -87,12 +88,24 @@ def load_with_adapter(
     device: str | torch.device | None = None,
     quantization: str | None = None,
     double_quantization: bool = True,
+    is_reward_model: bool = False,
 ) -> PreTrainedModel:
     """Load an inspected base and, once the fingerprints agree, its adapter.
 
+    Args:
+        base: from `inspect_checkpoint`.
+        adapter: its folder; None for the base alone.
+        dtype: see `load_model`.
+        device: see `load_model`.
+        quantization: see `load_model`.
+        double_quantization: with nf4, quantise the scales too.
+        is_reward_model: the caller uses the layers of a reward model for rewards, not to generate.
+
     Raises:
-        RunError: the adapter belongs to another base.
+        RunError: the adapter belongs to another base, or a reward model was given to generate with.
     """
+    if not is_reward_model:
+        require_generating(adapter or base.folder)
     if adapter is not None:
         require_same_base(adapter, base.fingerprint, base.folder)
     model = load_base(

@@ -1,19 +1,37 @@
-"""Preference tuning: losses of answers that are better or worse than others, given or generated."""
+"""Preference tuning: losses of good and bad answers to the same question, given or generated, and reward models."""
+
+from __future__ import annotations
 
 from glmtune.config import RunConfig
 from glmtune.preference.grpo_objective import GrpoObjective
+from glmtune.preference.kto_objective import KtoObjective
 from glmtune.preference.pair_objective import PreferenceObjective
+from glmtune.preference.reward_model import RewardModel, load_reward_model
+from glmtune.preference.reward_objective import RewardObjective
 from glmtune.training.objective import Objective
 
-__all__ = ["GrpoObjective", "PreferenceObjective", "make_objective"]
+__all__ = [
+    "GrpoObjective",
+    "KtoObjective",
+    "PreferenceObjective",
+    "RewardModel",
+    "RewardObjective",
+    "load_reward_model",
+    "make_objective",
+]
 
 
 def make_objective(config: RunConfig) -> Objective:
-    """Make the objective of a stage other than sft.
+    """What the steps of a run minimise.
+
+    Args:
+        config: of the run; its stage is not `sft`.
 
     Raises:
-        ConfigError: a reward that cannot be loaded.
+        ConfigError: a reward of stage grpo that cannot be loaded.
     """
     if config.stage == "grpo":
         return GrpoObjective(config)
-    return PreferenceObjective(config)
+    if config.stage == "kto":
+        return KtoObjective(config)
+    return RewardObjective(config) if config.stage == "rm" else PreferenceObjective(config)

@@ -18,8 +18,10 @@ from glmtune.data.conversation import Conversation
 from glmtune.data.encoding import add_prefix
 from glmtune.data.prompt_rows import REFERENCE
 from glmtune.data.row_store import RowStore
+from glmtune.errors import ConfigError
 from glmtune.preference.group_losses import combine_rewards
-from glmtune.preference.reward_functions import Answer, Reward
+from glmtune.preference.model_reward import ModelReward
+from glmtune.preference.reward_functions import Answer, FunctionReward, Reward
 from glmtune.preference.rollouts import Completion
 
 
@@ -40,6 +42,29 @@ class ScoredAnswer:
     rewards: list[float]
     reward: float
     advantage: float = 0.0
+
+
+def open_rewards(entries: Sequence[str]) -> list[Reward]:
+    """Open the rewards of a run; names that occur twice get a number.
+
+    Args:
+        entries: of `reward`.
+
+    Raises:
+        ConfigError: no such function, or no such folder.
+    """
+    rewards: list[Reward] = []
+    names: set[str] = set()
+    for entry in entries:
+        if entry.endswith(".py"):
+            raise ConfigError(f"reward {entry}: which function of the file?", f"Name it: {entry}:FUNCTION")
+        reward: Reward = FunctionReward(entry) if entry.rpartition(":")[0].endswith(".py") else ModelReward(entry)
+        name, number = reward.name, 2
+        while reward.name in names:
+            reward.name, number = f"{name}_{number}", number + 1
+        names.add(reward.name)
+        rewards.append(reward)
+    return rewards
 
 
 class AnswerScorer:
@@ -84,7 +109,7 @@ class AnswerScorer:
             question = questions[row.conversation]
             columns = {**(question.columns or {}), REFERENCE: question.reference}
             messages = list_prompt_messages(question, self._prefix)
-            answers.append(Answer(messages, completion.text, completion.answer_ids, columns, row.where, question.tools))
+            answers.append(Answer(question, messages, completion.text, completion.answer_ids, columns, row.where))
         scores = [reward.score(answers) for reward in self._rewards]
         table_AF = torch.tensor(
             [[math.nan if value is None else value for value in values] for values in zip(*scores, strict=True)],

@@ -16,10 +16,9 @@ from glmtune.config import RunConfig, list_rewards
 from glmtune.data.batches import Block, RowBatch, pack_rows
 from glmtune.data.encoding import EncodedRow
 from glmtune.data.prompt_rows import REFERENCE
-from glmtune.preference.answer_scoring import AnswerScorer, ScoredAnswer
+from glmtune.preference.answer_scoring import AnswerScorer, ScoredAnswer, open_rewards
 from glmtune.preference.group_losses import compute_advantages, compute_answer_weights, compute_token_losses
 from glmtune.preference.reference_weights import ReferenceWeights
-from glmtune.preference.reward_functions import load_rewards
 from glmtune.preference.rollouts import CompletionMaker, Prompt, make_seed
 from glmtune.training.distributed import any_rank, count_processes, is_main_process
 from glmtune.training.generated import extract_last_turn
@@ -61,7 +60,7 @@ class GrpoObjective(BatchHooks):
 
     def __init__(self, config: RunConfig):
         self._config, self._options = config, config.grpo
-        self._rewards = load_rewards(list_rewards(config))
+        self._rewards = open_rewards(list_rewards(config))
         weights = config.grpo.reward_weights or [1.0] * len(self._rewards)
         self._scorer = AnswerScorer(self._rewards, weights, config.data.prefix)
         self.extra_updates = config.grpo.num_iterations - 1
@@ -92,6 +91,7 @@ class GrpoObjective(BatchHooks):
         columns = {name for question in questions.train.values() for name in question.columns or ()} | {REFERENCE}
         for reward in self._rewards:
             reward.check(columns)
+            reward.load(context.arguments.device)
             print_message(f"Reward: {reward.describe()}.")
         print_message("Answers are sampled and trained on without dropout; those of the data are passed as reference.")
         self._maker = CompletionMaker(
@@ -113,7 +113,7 @@ class GrpoObjective(BatchHooks):
 
     # --- a step ---
 
-    def prepare_step(self, batches: list[Any], step: int, writes_samples: bool) -> list[Any]:
+    def generate_batches(self, batches: list[Any], step: int, writes_samples: bool) -> list[Any]:
         """Answer the questions of a step, score the answers, and make micro-batches of them.
 
         Raises:
@@ -175,7 +175,7 @@ class GrpoObjective(BatchHooks):
         return count
 
     def pop_metrics(self, is_evaluation: bool) -> torch.Tensor:
-        """Sums and counts of the metrics of training since the last call, (2, K)."""
+        """See `Objective.pop_metrics`; evaluations have none."""
         pairs = [self._sums.get(name, [0.0, 0]) for name in self.metric_names]
         self._sums = {}
         device = self._context.arguments.device
@@ -184,7 +184,7 @@ class GrpoObjective(BatchHooks):
             for total, count in pairs
             for value in (total, count)
         ]
-        return torch.stack(values).view(-1, 2).T.contiguous()
+        return torch.stack(values).view(-1, 2)
 
     # --- evaluation ---
 

@@ -1,10 +1,11 @@
-"""Losses of pairs, from the log-probabilities of their answers.
+"""Losses of pairs and of labelled answers, from the log-probabilities or the rewards of answers.
 
-Shapes: P pairs.
+Shapes: P pairs; for KTO, P answers.
 
 Sources: DPO (arXiv 2305.18290, equation 7), its label smoothing (conservative DPO, ericmitchell.ai/cdpo.pdf), IPO
 (arXiv 2310.12036, equation 17), hinge (SLiC-HF, arXiv 2305.10425), RPO (arXiv 2404.19733), ORPO (arXiv 2403.07691),
-SimPO (arXiv 2405.14734).
+SimPO (arXiv 2405.14734), KTO (arXiv 2402.01306, equation 7), Bradley-Terry with a margin (arXiv 2307.09288, equation
+2) and centred rewards (arXiv 2312.09244).
 """
 
 from __future__ import annotations
@@ -50,6 +51,61 @@ class PairLosses:
     losses_P: torch.Tensor
     better_rewards_P: torch.Tensor
     worse_rewards_P: torch.Tensor
+
+
+@dataclass
+class LabelledLosses:
+    """Losses and implicit rewards of answers with a label.
+
+    Attributes:
+        losses_P: to minimise.
+        rewards_P: of the answers, without gradient.
+        is_right_P: whether an answer is on its side of the reference point: a good one above it, a bad one below.
+    """
+
+    losses_P: torch.Tensor
+    rewards_P: torch.Tensor
+    is_right_P: torch.Tensor
+
+
+def compute_kto_losses(
+    answers: AnswerScores, is_good_P: torch.Tensor, kl: torch.Tensor, options: PreferenceConfig
+) -> LabelledLosses:
+    """Compute KTO's loss of every answer.
+
+    Args:
+        answers: with their log-probabilities under the reference.
+        is_good_P: the labels.
+        kl: the estimate of the KL divergence from the reference, at least 0, without gradient.
+        options: of the losses.
+    """
+    assert answers.reference_P is not None
+    ratios_P = answers.sums_P - answers.reference_P
+    goods_P = is_good_P.to(ratios_P.dtype)
+    sides_P = 2 * goods_P - 1
+    values_P = torch.sigmoid(options.beta * sides_P * (ratios_P - kl))
+    weights_P = options.desirable_weight * goods_P + options.undesirable_weight * (1 - goods_P)
+    losses_P = weights_P * (1 - values_P)
+    if options.sft_weight:
+        losses_P = losses_P - options.sft_weight * answers.means_P * goods_P
+    return LabelledLosses(losses_P, options.beta * ratios_P.detach(), (ratios_P.detach() > kl) == is_good_P)
+
+
+def compute_reward_losses(
+    better_P: torch.Tensor, worse_P: torch.Tensor, margins_P: torch.Tensor, options: PreferenceConfig
+) -> torch.Tensor:
+    """Compute the Bradley-Terry loss (P,) of every pair.
+
+    Args:
+        better_P: rewards of the preferred answers.
+        worse_P: of the others.
+        margins_P: that the better reward should have over the other; 0 without.
+        options: of the losses.
+    """
+    losses_P = -F.logsigmoid(better_P - worse_P - margins_P)
+    if options.center_rewards:
+        losses_P = losses_P + options.center_rewards * (better_P + worse_P) ** 2
+    return losses_P
 
 
 def compute_pair_losses(stage: str, better: AnswerScores, worse: AnswerScores, options: PreferenceConfig) -> PairLosses:

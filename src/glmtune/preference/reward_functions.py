@@ -1,4 +1,4 @@
-"""Rewards of answers: functions of a user's Python files, and reward models."""
+"""Rewards of generated answers: functions of a user's Python files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from glmtune.config_parsing import suggest_key
+from glmtune.data.conversation import Conversation
 from glmtune.errors import ConfigError, join_lines
 from glmtune.training.objective import StepDataError
 
@@ -22,20 +25,20 @@ class Answer:
     """An answer to be scored.
 
     Attributes:
-        messages: of the question.
+        question: as it was read from its row, which the model answers.
+        messages: of the prompt, as functions get them.
         text: of the answer.
         ids: its tokens, without the end token.
         columns: of the question's row, and its reference.
         where: the file and line of the question.
-        tools: of the question.
     """
 
+    question: Conversation
     messages: list[dict[str, Any]]
     text: str
     ids: list[int]
     columns: dict[str, Any]
     where: str
-    tools: list[Any] | None = None
 
 
 class Reward(Protocol):
@@ -43,6 +46,9 @@ class Reward(Protocol):
 
     name: str
     """In metrics and samples."""
+
+    def load(self, device: torch.device) -> None:
+        """Load what it needs, before the first step."""
 
     def describe(self) -> str:
         """What it is, for a message when a run starts."""
@@ -90,6 +96,9 @@ class FunctionReward:
                 f"reward {entry}: its arguments are passed by keyword, and one of its parameters is positional only.",
                 "Write: def " + name + "(prompts, completions, **columns)",
             )
+
+    def load(self, device: torch.device) -> None:
+        """The function is there already."""
 
     def describe(self) -> str:
         """The file and the function."""
@@ -172,36 +181,6 @@ class FunctionReward:
                 where = f"an answer to {answer.where}: {answer.text[:60]!r}"
                 break
         return StepDataError(f"{place}: {self.name} failed with {type(error).__name__}: {join_lines(error)} ({where}).")
-
-
-def load_rewards(entries: Sequence[str]) -> list[Reward]:
-    """Load the rewards of a run; names that occur twice get a number.
-
-    Args:
-        entries: of `reward`.
-
-    Raises:
-        ConfigError: no such function.
-        RunError, ModelError: no such reward model.
-    """
-    rewards: list[Reward] = []
-    names: set[str] = set()
-    for entry in entries:
-        reward = _load_reward(entry)
-        name, number = reward.name, 2
-        while reward.name in names:
-            reward.name, number = f"{name}_{number}", number + 1
-        names.add(reward.name)
-        rewards.append(reward)
-    return rewards
-
-
-def _load_reward(entry: str) -> Reward:
-    if entry.rpartition(":")[0].endswith(".py"):
-        return FunctionReward(entry)
-    if entry.endswith(".py"):
-        raise ConfigError(f"reward {entry}: which function of the file?", f"Name it: {entry}:FUNCTION")
-    raise ConfigError(f"reward {entry}: not FILE.py:FUNCTION.", "For example: --set reward=rewards.py:score")
 
 
 def _import_function(path: Path, name: str, entry: str) -> Callable[..., Any]:

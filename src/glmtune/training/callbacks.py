@@ -17,6 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from glmtune.run_dir import RunDir
 from glmtune.training.distributed import any_rank
+from glmtune.training.objective import OBJECTIVE_METRICS
 from glmtune.utils.console import format_duration, get_console, is_main_process, print_message
 
 _LOGGED_KEYS = ("loss", "grad_norm", "learning_rate")
@@ -79,7 +80,7 @@ class MetricsCallback(TrainerCallback):
         """
         self._run = run
         self._display = display
-        self._logged_keys = (*_LOGGED_KEYS, *metric_names)
+        self._logged_keys = tuple(dict.fromkeys((*_LOGGED_KEYS, *OBJECTIVE_METRICS, *metric_names)))
         self._meter = SpeedMeter()
         self._last_entry: dict[str, Any] = {}
         self._last_write = -math.inf

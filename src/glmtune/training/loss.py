@@ -5,7 +5,7 @@ Shapes: T tokens of a batch of rows without padding, N of them targets, H hidden
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -53,9 +53,17 @@ def step_loss(
     """
     inputs = select_model_inputs(model, batch, single_rows)
     settings = settings or LossSettings()
+    positions_N, targets_N = batch["target_positions"], batch["targets"]
+
+    def compute_losses(head: nn.Module, forward: Callable[..., Any], hidden_TH: torch.Tensor) -> torch.Tensor:
+        hidden_NH = hidden_TH.index_select(0, positions_N)  # its backward pass does not sort
+        if settings.temperature != 1:  # a head is linear, without a bias
+            hidden_NH = hidden_NH / settings.temperature
+        return compute_head_losses(head, forward, hidden_NH, targets_N, settings.label_smoothing)
+
     with (
-        _head_computes_losses(model, batch["target_positions"], batch["targets"], settings),
-        _add_embedding_noise(model, batch["row_lengths"], settings.embedding_noise),
+        compute_in_head(model, compute_losses),
+        add_embedding_noise(model, batch["row_lengths"], settings.embedding_noise),
     ):
         return model(**inputs, labels=batch["targets"], use_cache=False).loss
 
@@ -88,29 +96,30 @@ def find_head(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def _head_computes_losses(
-    model: nn.Module, positions_N: torch.Tensor, targets_N: torch.Tensor, settings: LossSettings
+def compute_in_head(
+    model: nn.Module, compute: Callable[[nn.Module, Callable[..., Any], torch.Tensor], torch.Tensor]
 ) -> Iterator[None]:
-    """Let the model's head return losses (N,), and its loss function pass them on as `output.loss`.
+    """Let the model's head compute something else than logits, and its loss function pass it on as `output.loss`.
 
-    The losses are computed inside the head's own call, because FSDP and ZeRO-3 gather its weights by hooks on it, and
-    they leave the model through its output, because FSDP starts the backward pass by hooks on that.
+    It is computed inside the head's own call, because FSDP and ZeRO-3 gather its weights by hooks on it, and it leaves
+    the model through its output, because FSDP starts the backward pass by hooks on that.
+
+    Args:
+        model: perhaps wrapped.
+        compute: of the head, its own forward pass and the final hidden states (T, H).
     """
     head: Any = find_head(model)
     owner: Any = next(m for m in model.modules() if isinstance(m, PreTrainedModel) and head in m.children())
     forward, own_forward = head.forward, vars(head).get("forward")  # accelerate may have set one on the instance
     own_loss = vars(owner).get("_loss_function")
 
-    def compute_losses(hidden_1TH: torch.Tensor) -> torch.Tensor:
-        hidden_NH = hidden_1TH.flatten(0, 1).index_select(0, positions_N)  # its backward pass does not sort
-        if settings.temperature != 1:  # a head is linear, without a bias
-            hidden_NH = hidden_NH / settings.temperature
-        return compute_head_losses(head, forward, hidden_NH, targets_N, settings.label_smoothing)
+    def compute_in_forward(hidden_1TH: torch.Tensor) -> torch.Tensor:
+        return compute(head, forward, hidden_1TH.flatten(0, 1))
 
     def return_losses(logits: torch.Tensor, **_: Any) -> torch.Tensor:
         return logits
 
-    head.forward, owner.loss_function = compute_losses, return_losses
+    head.forward, owner.loss_function = compute_in_forward, return_losses
     try:
         yield
     finally:
@@ -122,7 +131,7 @@ def _head_computes_losses(
 
 
 @contextmanager
-def _add_embedding_noise(model: nn.Module, row_lengths_R: torch.Tensor, alpha: float) -> Iterator[None]:
+def add_embedding_noise(model: nn.Module, row_lengths_R: torch.Tensor, alpha: float) -> Iterator[None]:
     """Add uniform noise of NEFTune to the embeddings of a model in training mode.
 
     Its magnitude is alpha / sqrt(L * H) with the length L of each row; transformers' own hook would take the length of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +19,16 @@ from glmtune.training.training_data import TrainingData
 PAIR_METRICS = ("accuracy", "margin", "better_reward", "worse_reward", "better_logp", "worse_logp")
 """What is logged of pairs, as means: the share of pairs whose better answer has the higher reward, the difference of
 the rewards, and of both sides reward and log-probability of the answer."""
+
+LABEL_METRICS = ("accuracy", "better_reward", "worse_reward", "better_logp", "worse_logp", "kl")
+"""What is logged of answers with a label: the share of answers on their side of the reference point, reward and
+log-probability of the good and of the bad ones, and the estimate of the KL divergence from the reference."""
+
+REWARD_METRICS = ("accuracy", "margin", "better_reward", "worse_reward", "mean_reward")
+"""What is logged of a reward model, as means over pairs."""
+
+OBJECTIVE_METRICS = tuple(dict.fromkeys(PAIR_METRICS + LABEL_METRICS + REWARD_METRICS))
+"""Names of all numbers that objectives log beside the loss."""
 
 
 class StepDataError(TrainingError):
@@ -49,8 +60,6 @@ class ObjectiveContext:
 class Objective(Protocol):
     """Losses of the items of a batch, whose mean over an optimiser step is minimised."""
 
-    metric_names: tuple[str, ...]
-    """What `pop_metrics` counts."""
     extra_updates: int
     """Optimiser updates on the data of a step before its last one."""
     stops_at_zero_loss: bool
@@ -61,7 +70,7 @@ class Objective(Protocol):
     def start(self, context: ObjectiveContext) -> None:
         """Prepare what needs the trainable model, before the first step."""
 
-    def prepare_step(self, batches: list[Any], step: int, writes_samples: bool) -> list[Any]:
+    def generate_batches(self, batches: list[Any], step: int, writes_samples: bool) -> list[Any]:
         """Make the micro-batches of a step of what the data loader gave.
 
         Args:
@@ -80,11 +89,19 @@ class Objective(Protocol):
         """Scores of the evaluation rows, the same in all processes; all must call it."""
 
     @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Of what `pop_metrics` counts."""
+
+    @property
     def needs_reference(self) -> bool:
         """Whether `compute_reference` must be called with the model before it is trained."""
 
     def compute_reference(self, model: nn.Module, data: TrainingData, arguments: TrainingArguments) -> None:
         """Compute what the losses need of the model as it is before training."""
+
+    def prepare_batches(self, model: nn.Module, batches: Iterable[dict[str, Any]], is_evaluation: bool) -> None:
+        """Compute what the losses of these batches share, before any of them: those of an optimiser step, or all of an
+        evaluation. All processes call it."""
 
     def compute_losses(self, model: nn.Module, batch: dict[str, Any], settings: LossSettings | None) -> torch.Tensor:
         """Losses (M,) of the items in fp32 or fp64; `settings` of training, None for an evaluation."""
@@ -96,14 +113,13 @@ class Objective(Protocol):
         """The numbers of the rows of the items that a mask selects."""
 
     def pop_metrics(self, is_evaluation: bool) -> torch.Tensor | None:
-        """Of what `metric_names` names, sums and the numbers of what was summed since the last call, (2, K); None
-        without any."""
+        """The sum of each of `metric_names` since the last call, and the number of its summands, (K, 2); None without
+        metrics."""
 
 
 class BatchHooks:
     """The parts of `Objective` that objectives of given rows have in common."""
 
-    metric_names: tuple[str, ...] = ()
     extra_updates = 0
     stops_at_zero_loss = True
     evaluates_losses = True
@@ -111,9 +127,12 @@ class BatchHooks:
     def start(self, context: ObjectiveContext) -> None:
         """Nothing is needed."""
 
-    def prepare_step(self, batches: list[Any], step: int, writes_samples: bool) -> list[Any]:
+    def generate_batches(self, batches: list[Any], step: int, writes_samples: bool) -> list[Any]:
         """The batches as they are."""
         return batches
+
+    def prepare_batches(self, model: nn.Module, batches: Iterable[dict[str, Any]], is_evaluation: bool) -> None:
+        """Nothing is shared."""
 
     def split_batch(self, batch: Any) -> list[Any]:
         """The batch as a whole."""
@@ -128,6 +147,7 @@ class TokenObjective(BatchHooks):
     """Supervised training: the cross-entropy of every target."""
 
     needs_reference = False
+    metric_names: tuple[str, ...] = ()
 
     def compute_reference(self, model: nn.Module, data: TrainingData, arguments: TrainingArguments) -> None:
         """Nothing is needed."""
@@ -149,3 +169,16 @@ class TokenObjective(BatchHooks):
 
     def pop_metrics(self, is_evaluation: bool) -> None:
         """There are none."""
+
+
+def compute_means(names: tuple[str, ...], sums_K2: torch.Tensor) -> dict[str, float]:
+    """Means of what was summed at all; `margin` is the difference of the two rewards where nothing else defines it.
+
+    Args:
+        names: of the K rows.
+        sums_K2: sums, and numbers of summands.
+    """
+    means = {name: total / count for name, (total, count) in zip(names, sums_K2.tolist(), strict=True) if count}
+    if "margin" not in names and {"better_reward", "worse_reward"} <= means.keys():
+        means["margin"] = means["better_reward"] - means["worse_reward"]
+    return means

@@ -31,7 +31,7 @@ from glmtune.training.data_position import (
 from glmtune.training.distributed import any_rank, count_processes
 from glmtune.training.loss import LossSettings, find_head
 from glmtune.training.loss_checks import LossChecks, NonFiniteLoss, ScaleCheck
-from glmtune.training.objective import Objective, StepDataError
+from glmtune.training.objective import Objective, StepDataError, compute_means
 from glmtune.training.optimizer_state import OptimizerSettings
 from glmtune.training.samplers import (
     IdleBlockDataset,
@@ -201,7 +201,7 @@ class GlmTrainer(CheckpointTrainer):
         return (loss, {"losses": losses_M}) if return_outputs else loss
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
-        """The items of an optimiser step in all processes."""
+        """The targets, pairs or answers of an optimiser step in all processes."""
         if not batch_samples:
             return None
         count = torch.stack([self._objective.count_items(batch) for batch in batch_samples]).sum().to(device)
@@ -215,13 +215,11 @@ class GlmTrainer(CheckpointTrainer):
         super().log(logs, start_time)
 
     def _average_metrics(self, is_evaluation: bool) -> dict[str, float]:
-        """Means over what all processes have counted since the last call, without those of nothing."""
-        sums_2K = self._objective.pop_metrics(is_evaluation)
-        if sums_2K is None:
+        """Means over the items of all processes since the last call; empty without metrics."""
+        sums_K2 = self._objective.pop_metrics(is_evaluation)
+        if sums_K2 is None:
             return {}
-        sums, counts = self.accelerator.reduce(sums_2K.to(self.args.device)).tolist()
-        named = zip(self._objective.metric_names, sums, counts, strict=True)
-        return {name: total / count for name, total, count in named if count}
+        return compute_means(self._objective.metric_names, self.accelerator.reduce(sums_K2.to(self.args.device)))
 
     def evaluation_loop(
         self,
@@ -243,6 +241,8 @@ class GlmTrainer(CheckpointTrainer):
         keep_losses_fp32(model, find_head(model))
         # On the device until the end, so that no batch waits for it.
         total, count, rows = torch.zeros((), dtype=torch.float64, device=self.args.device), 0, 0
+        with self.compute_loss_context_manager():
+            self._objective.prepare_batches(model, dataloader, True)
         for batch in dataloader:
             batch = self._prepare_inputs(batch)
             with torch.no_grad(), self.compute_loss_context_manager():
@@ -339,26 +339,30 @@ class GlmTrainer(CheckpointTrainer):
             self._load_rng_state(self._rng_checkpoint)
             self._rng_checkpoint = None
         step = self.state.global_step + 1
-        try:
-            with self.compute_loss_context_manager():
-                prepared = self._objective.prepare_step(batches, step, self._is_logged(step))
-        except StepDataError as error:
-            checkpoints = Path(str(self.args.output_dir))
-            folder = checkpoints / f"checkpoint-{self.state.global_step}"
-            if self.state.global_step > 0 and not any_rank(folder.is_dir(), self.args.device):
-                self._check_losses()
-                self._sum_counts()
-                self._save_checkpoint(self.model, trial=None)  # type: ignore[arg-type]
-            if self.state.global_step > 0:
-                command = f"glmtune train --resume --output {shlex.quote(str(checkpoints.parent))}"
-                hint = f"{error.hint or 'Correct it.'} Step {self.state.global_step} is saved; continue: {command}"
-                raise StepDataError(error.message, hint) from None
-            raise
-        if prepared is not batches:
-            batches, count = prepared, self._get_num_items_in_batch(prepared, device)
+        with self.compute_loss_context_manager():
+            try:
+                prepared = self._objective.generate_batches(batches, step, self._is_logged(step))
+            except StepDataError as error:
+                self._save_before_failure(error)
+            if prepared is not batches:
+                batches, count = prepared, self._get_num_items_in_batch(prepared, device)
+            self._objective.prepare_batches(self.model_wrapped, batches, False)
         for _ in range(self._objective.extra_updates):
             self._update_weights(batches, count)
         return batches, count
+
+    def _save_before_failure(self, error: StepDataError) -> NoReturn:
+        """Save the weights after the last step, if they are not yet, and raise the error with what to do then."""
+        step, checkpoints = self.state.global_step, Path(str(self.args.output_dir))
+        if step == 0:
+            raise error
+        if not any_rank((checkpoints / f"checkpoint-{step}").is_dir(), self.args.device):
+            self._check_losses()
+            self._sum_counts()
+            self._save_checkpoint(self.model, trial=None)  # type: ignore[arg-type]
+        command = f"glmtune train --resume --output {shlex.quote(str(checkpoints.parent))}"
+        hint = f"{error.hint or 'Correct it.'} Step {step} is saved; continue: {command}"
+        raise StepDataError(error.message, hint) from None
 
     def _is_logged(self, step: int) -> bool:
         is_first = step == 1 and self.args.logging_first_step

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from glmtune.config import DataConfig, RunConfig
-from glmtune.data.batches import BlockCollator, BlockDataset, pack_rows
+from glmtune.data.batches import BlockCollator, BlockDataset, LabelledCollator, pack_rows
 from glmtune.data.cache import (
     CACHE_VERSION,
     EncodedData,
@@ -93,7 +93,8 @@ def prepare_data(config: RunConfig, family: Family, tokenizer: Any) -> TrainingD
         _require_uncut_rows(replay, replay_rules, config.replay.data)
         train_store, train_rows = _mix_replay(train_store, train_rows, replay.rows, config.replay.share, seed)
 
-    group = 2 if data.preference == "pairs" else 1  # rows that stay together
+    # Rows that stay together: both answers, or a labelled one and its mismatch.
+    group = 2 if data.preference in ("pairs", "labels") else 1
     longest = [int(max(_sum_lengths(store.lengths, group), default=1)) for store in (train_store, eval_store)]
     capacity = max(rules.max_row_length, *longest)
 
@@ -126,26 +127,21 @@ def prepare_data(config: RunConfig, family: Family, tokenizer: Any) -> TrainingD
         "eval": evaluation.info.counts if evaluation else None,
         "blocks": len(train_blocks) if is_packed else None,
     }
-    questions = None
-    if data.preference == "prompts":
-        train_questions = read_questions(data.train, data, seed)
-        questions = QuestionTables(
-            train_questions, read_questions(data.eval, data, seed) if data.eval else train_questions
-        )
+    collate = LabelledCollator(family) if data.preference == "labels" else BlockCollator(family)
     evaluated = eval_blocks if len(eval_rows) else None
-    return TrainingData(train_blocks, evaluated, BlockCollator(family), summary, questions)
+    questions = _read_question_tables(data, seed) if data.preference == "prompts" else None
+    return TrainingData(train_blocks, evaluated, collate, summary, questions)
 
 
-def read_questions(entries: Any, data: DataConfig, seed: int) -> dict[int, Conversation]:
-    """Read rows as questions, by their numbers, with everything that is not encoded: messages, columns, reference.
+def _read_question_tables(data: DataConfig, seed: int) -> QuestionTables:
+    """Read rows as questions, by their numbers, with everything that is not encoded: messages, columns, reference."""
 
-    Args:
-        entries: `data.train` or `data.eval` of a config.
-        data: the other data settings.
-        seed: of sampling.
-    """
-    sources = open_sources(entries, data.columns, data.format, seed, data.preference)
-    return {conversation.number: conversation for conversation in sample_sources(sources)}
+    def read(entries: Any) -> dict[int, Conversation]:
+        sources = open_sources(entries, data.columns, data.format, seed, data.preference)
+        return {conversation.number: conversation for conversation in sample_sources(sources)}
+
+    train = read(data.train)
+    return QuestionTables(train, read(data.eval) if data.eval else train)
 
 
 def _sum_lengths(lengths: np.ndarray, group: int) -> np.ndarray:
@@ -184,10 +180,11 @@ def load_encoded_data(
         DataError: encoded rows for pairs, since nothing in them says which two belong together, or for questions.
     """
     is_encoded = folder is not None or (isinstance(entries, str) and is_encoded_folder(entries))
-    if data.preference == "pairs" and is_encoded:
+    if data.preference in ("pairs", "labels") and is_encoded:
+        needs = "two in each row" if data.preference == "pairs" else "a label in each row"
         raise DataError(
-            f"{folder or entries}: encoded rows are single answers, and data.preference pairs needs two in each row.",
-            "Give the files themselves to glmtune train: their pairs are encoded and kept in the cache.",
+            f"{folder or entries}: encoded rows are single answers; data.preference {data.preference} needs {needs}.",
+            "Give the files themselves to glmtune train: their rows are encoded and kept in the cache.",
         )
     if data.preference == "prompts" and is_encoded:
         raise DataError(
@@ -228,6 +225,11 @@ def print_data_report(encoded: EncodedData) -> None:
             f"{counts.question_ends_cut} its end, "
             f"{counts.answers_cut} the end of their answer, {counts.rows_dropped} were dropped "
             f"({count_noun(counts.tokens_cut, 'token')} in all)."
+        )
+    if counts.same_pairs:
+        print_warning(
+            f"Length limits: {count_noun(counts.same_pairs, 'pair')} dropped: "
+            "what is left of the two answers is the same."
         )
 
 
