@@ -482,6 +482,15 @@ def test_rows_without_a_question_are_refused(row, problem, tmp_path):
         list(open_source(_write(tmp_path, [{"prompt": "q"}, row]), preference="prompts"))
 
 
+def test_questions_are_checked_and_shown_without_a_reward(tiny, questions, glmtune_command):
+    checked = glmtune_command("data", "check", questions, "--set", "stage=grpo")
+    assert checked.code == 0, checked.out
+    words = ["data", "preview", questions, "--model", tiny("glm4"), "--set", "stage=grpo"]
+    shown = glmtune_command(*words)
+    assert shown.code == 0, shown.err
+    assert f"{QUESTION}0" in shown.out
+
+
 # --- runs ---
 
 

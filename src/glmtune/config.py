@@ -573,19 +573,13 @@ def _check_stage(config: RunConfig) -> None:
 
 
 def _check_grpo(config: RunConfig) -> None:
-    """Check the settings of stage grpo.
+    """Check the settings of stage grpo; that there is a reward is checked where it is opened: previews need none.
 
     Raises:
-        ConfigError: no reward, or a setting that has no effect or does not work.
+        ConfigError: a setting that has no effect or does not work.
     """
-    rewards = list_rewards(config)
-    if not rewards:
-        raise ConfigError(
-            "stage grpo needs a reward.",
-            "Name a function of a Python file: --set reward=rewards.py:score, or the run folder of a reward model.",
-        )
-    weights = config.grpo.reward_weights
-    if weights and len(weights) != len(rewards):
+    rewards, weights = list_rewards(config), config.grpo.reward_weights
+    if weights and rewards and len(weights) != len(rewards):
         raise ConfigError(
             f"grpo.reward_weights has {len(weights)} numbers, and reward has {len(rewards)} entries.",
             "Give one weight for each reward, in the same order.",

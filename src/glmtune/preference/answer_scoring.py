@@ -51,8 +51,13 @@ def open_rewards(entries: Sequence[str]) -> list[Reward]:
         entries: of `reward`.
 
     Raises:
-        ConfigError: no such function, or no such folder.
+        ConfigError: no entry, no such function, or no such folder.
     """
+    if not entries:
+        raise ConfigError(
+            "stage grpo needs a reward.",
+            "Name a function of a Python file: --set reward=rewards.py:score, or the run folder of a reward model.",
+        )
     rewards: list[Reward] = []
     names: set[str] = set()
     for entry in entries:
