@@ -34,6 +34,7 @@ def train(
     eval_data: EvalData = None,
     method: Method = None,
     stage: Annotated[str | None, typer.Option(help=get_help("stage"))] = None,
+    reward: Annotated[str | None, typer.Option(help=get_help("reward"))] = None,
     output: Annotated[str | None, typer.Option(help=get_help("output"))] = None,
     family: FamilyName = None,
     resume: Annotated[
@@ -90,6 +91,7 @@ def train(
                 "data.eval": eval_data,
                 "method": method,
                 "stage": stage,
+                "reward": reward,
                 "output": output,
                 "model.family": family,
             }
