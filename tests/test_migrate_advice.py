@@ -357,13 +357,6 @@ lora = dict(type=LoraConfig, r=64, lora_alpha=16, lora_dropout=0.2)
     assert (run.training["adam_beta2"], run.training["gradient_accumulation_steps"]) == (0.99, 4)
 
 
-@pytest.mark.parametrize("stage", ["rm", "ppo", "kto"])
-def test_preference_stages_are_refused_by_name(stage, write_file):
-    values = {**FACTORY, "stage": stage, "pref_beta": 0.1, "reward_model": "r"}
-    with pytest.raises(ConfigError, match=f"stage {stage}: .* not supported yet"):
-        translate_command([write_file("a.yaml", yaml.safe_dump(values))])
-
-
 def test_max_samples_is_a_maximum_of_each_data_set(write_file):
     write_file("data/a.json", json.dumps([{"instruction": str(i), "output": "是"} for i in range(5)]))
     write_file("data/dataset_info.json", json.dumps({"tea": {"file_name": "a.json"}}))

@@ -8,16 +8,20 @@ import os
 import pickle
 import shlex
 import shutil
+import subprocess
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from glmtune.download.repository import FileSum, Repository, RepositoryFile, hash_file, write_record
+from glmtune.errors import GlmtuneError
 from glmtune.verification import published_sums
-from glmtune.verification.verification_output import make_fetch_command
+from glmtune.verification.pickle_code import find_foreign_names
+from glmtune.verification.verification_output import describe_verification, make_fetch_command
 from glmtune.verification.verifier import verify_folder
 
 SAFETENSORS, BIN = "model.safetensors", "pytorch_model.bin"
@@ -153,6 +157,39 @@ def test_code_in_a_checkpoint_is_named_and_not_run(form, copy, tmp_path):
     assert (fault.file, fault.kind) == (BIN, "code")
     assert "mkdir" in fault.problem
     assert not marker.exists()
+
+
+class _Loader:
+    """Code behind a function of torch itself."""
+
+    def __reduce__(self):
+        return torch.load, ("other.bin",)
+
+
+def test_functions_of_torch_that_run_code_are_code_too(copy):
+    folder = copy("bin")
+    torch.save(torch.load(folder / BIN) | {"payload": _Loader()}, folder / BIN)
+    (fault,) = verify_folder(folder).faults
+    assert fault.kind == "code"
+    assert "torch.serialization.load" in fault.problem
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int8, torch.bool, torch.float8_e4m3fn])
+def test_weights_of_every_precision_are_plain(dtype, tmp_path):
+    path = tmp_path / BIN
+    content = {"a": torch.ones(3, 4).to(dtype), "b": torch.nn.Parameter(torch.ones(2)), "c": torch.ones(4)[::2]}
+    torch.save(content, path)
+    assert find_foreign_names(path) == []
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    assert find_foreign_names(path) == []
+
+
+def test_downloads_that_other_clients_did_not_finish_are_notes(copy):
+    folder = copy()
+    for part in (".cache/huggingface/download/x.incomplete", "._____temp/model.safetensors"):
+        (folder / part).parent.mkdir(parents=True)
+        (folder / part).write_bytes(b"1")
+    assert len(verify_folder(folder).notes) == 2
 
 
 def test_code_beside_the_weights_is_named_and_a_trainer_s_settings_are_not(copy, tmp_path):
@@ -401,6 +438,37 @@ def test_the_command_prints_the_fault_and_how_to_fetch_again(copy, glmtune_comma
     content = json.loads(glmtune_command("verify", folder, "--json").out)
     assert content["ok"] is False
     assert content["faults"][0]["file"] == SHARD_1
+
+
+def test_the_page_runs_the_command_and_names_the_file(copy, tmp_path, monkeypatch):
+    pytest.importorskip("gradio", reason="needs the extra `ui`: pip install 'glmtune[ui]'")
+    from glmtune.webui import machine_panel
+
+    folder = copy("shards")
+    commands = []
+
+    def run(command, **_):
+        commands.append(command[1:])
+        content = json.dumps(describe_verification(verify_folder(folder)))
+        return subprocess.CompletedProcess(command, 0, stdout=content, stderr="")
+
+    monkeypatch.setattr(machine_panel.subprocess, "run", run)
+    context = SimpleNamespace(roots=[tmp_path], lang="en")
+
+    def show(lang: str) -> str:
+        return machine_panel.make_verify_html(machine_panel._run(["verify", str(folder)], context, 9), lang)
+
+    assert "No fault found in 4 files" in show("en")
+    _cut(folder / SHARD_1)
+    page = show("zh")
+    assert SHARD_1 in page
+    assert "glmtune fetch THUDM/chatglm3-6b" in page
+    assert commands == [["-m", "glmtune", "verify", str(folder), "--json"]] * 2
+
+    wrong = subprocess.CompletedProcess([], 1, stdout="", stderr="Error: no such folder.\n")
+    monkeypatch.setattr(machine_panel.subprocess, "run", lambda *_, **__: wrong)
+    with pytest.raises(GlmtuneError, match=r"^no such folder"):
+        show("en")
 
 
 @pytest.mark.parametrize(

@@ -546,7 +546,7 @@ def _check_stage(config: RunConfig) -> None:
         raise ConfigError(
             f"data.preference is {config.data.preference}; stage {stage} needs {what}.", "Remove data.preference."
         )
-    for key, stages in _PREFERENCE_KEYS.items():
+    for key, stages in PREFERENCE_KEYS.items():
         default = PreferenceConfig.__dataclass_fields__[key].default
         if stage not in stages and getattr(preference, key) != default:
             raise ConfigError(
@@ -627,7 +627,7 @@ def list_rewards(config: RunConfig) -> list[str]:
     return [entry for entry in entries if entry]
 
 
-_PREFERENCE_KEYS = {
+PREFERENCE_KEYS = {
     "loss": ("dpo",),
     "beta": ("dpo", "orpo", "simpo", "kto"),
     "label_smoothing": ("dpo",),

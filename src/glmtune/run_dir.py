@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.errors import RunError
+from glmtune.utils.file_access import require_readable, require_readable_folder
 from glmtune.utils.io import LOCK_FILE, file_timestamp, lock_folder, slugify, write_json, write_text
 
 
@@ -116,6 +117,7 @@ class RunDir:
             RunError: it cannot be created, is not empty, or another process trains in it.
         """
         with lock_folder(self.root, "training"):
+            require_readable_folder(self.root)  # checkpoints are read, and logs written, by transformers
             if new:
                 self.require_new()
             yield
@@ -158,7 +160,7 @@ class RunDir:
         if not path.is_file():
             return [], 0
         entries, bad = [], 0
-        for line in path.read_bytes().splitlines():
+        for line in require_readable(path).read_bytes().splitlines():
             try:
                 entry = json.loads(line)
             except (ValueError, RecursionError):

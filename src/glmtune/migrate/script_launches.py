@@ -13,7 +13,6 @@ from glmtune.migrate.config_files import find_file, make_config_steps, translate
 from glmtune.migrate.dialect import Dialect, format_flag, require_known_keys, translate_keys
 from glmtune.migrate.dialects import ALL_SWITCHES, SHARED_NAMES, choose_dialect, list_script_names
 from glmtune.migrate.factory_commands import FACTORY_COMMANDS_KEYS, FACTORY_SCRIPTS, make_factory_command
-from glmtune.migrate.factory_preference import refuse_unsupported_stages
 from glmtune.migrate.finetune_demo import SCRIPT_NAMES as FINETUNE_DEMO_SCRIPTS
 from glmtune.migrate.launchers import ScriptLaunch, translate_launcher
 from glmtune.migrate.llama_factory import LLAMA_FACTORY
@@ -129,7 +128,6 @@ def translate_flags(
     if positionals:
         raise ConfigError(f"{source}: {positionals[0]!r} belongs to no flag.", "Quote values that contain spaces.")
     if dialect is LLAMA_FACTORY:
-        refuse_unsupported_stages(values, "--stage", source)
         steps = make_config_steps(values, source)
         if steps:
             return list(steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -287,18 +288,24 @@ class TrainingRun:
                 separate_head(self.model)  # each is sharded by itself
             else:
                 self.base_logits = compute_probe_logits(self.model, self.probe, arguments)
-        if self.objective.needs_reference and not config.adapter:
-            self.objective.compute_reference(self.model, self.data, arguments)
+        if not config.adapter:
+            self._compute_reference()
         with explain_memory(self.config, "before the first step"):
             self.model = self.method.prepare(self.model)
         if config.adapter:
             folder = find_trained_folder(Path(config.adapter), self.method.output_kind)
             self.method.start_from(self.model, folder, self.base_info)
-            if self.objective.needs_reference:
-                self.objective.compute_reference(self.model, self.data, arguments)
+            self._compute_reference()
         self.objective.start(
             ObjectiveContext(self.model, self.tokenizer, self.base.family, self.data, self.arguments, self.run.samples)
         )
+
+    def _compute_reference(self) -> None:
+        """Compute what the losses need of the model before training, if anything."""
+        if self.objective.needs_reference:
+            start = time.perf_counter()
+            self.objective.compute_reference(self.model, self.data, self.arguments)
+            self.summary["reference_seconds"] = round(time.perf_counter() - start, 3)
 
     def find_checkpoint(self) -> None:
         """Find the checkpoint to resume from, and require that the run has steps left or a result to complete."""

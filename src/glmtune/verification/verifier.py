@@ -10,6 +10,7 @@ from pathlib import Path
 from glmtune.download.repository import RECORD_FILE, FileSum, hash_file
 from glmtune.errors import GlmtuneError, ModelError, summarize_error
 from glmtune.utils.console import ProgressBar, format_bytes
+from glmtune.utils.file_access import require_readable_folder
 from glmtune.utils.io import LOCK_FILE, read_json_object
 from glmtune.verification.expected_sums import (
     ExpectedFiles,
@@ -85,6 +86,7 @@ def verify_folder(
     Raises:
         ModelError: there is nothing to verify: no config.json and no weights.
     """
+    require_readable_folder(folder)
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     weights = [name for name in names if _WEIGHTS.fullmatch(name)]
     if not weights and "config.json" not in names:
@@ -97,6 +99,8 @@ def verify_folder(
 
     _check_missing(result, names)
     _check_sizes(result)
+    if result.expected and weights and not set(weights) & set(known):
+        result.notes.append(f"None of the weight files here is in {result.expected.source}.")
     sums = [name for name in result.files if name in known or (not known and is_published_name(name))]
     passes = sum(result.files[name].size for name in sums) + sum(result.files[name].size for name in weights)
     with ProgressBar("Verify", passes, unit="bytes") as progress:
@@ -133,9 +137,19 @@ def _check_missing(result: Verification, names: list[str]) -> None:
         if not any(name.lstrip(".").startswith(other) for other in missing):
             note = f"{name}: left by a download that was not finished."
             result.notes += [note] if note not in result.notes else []
+    _note_unfinished_downloads(result)
     links = [path.name for path in result.folder.iterdir() if path.is_symlink() and not path.exists()]
     for name in links:
         result.add_fault(name, "missing", f"a link to {os.readlink(result.folder / name)}, which is not there")
+
+
+def _note_unfinished_downloads(result: Verification) -> None:
+    """Downloads that the hubs' own clients did not finish, in folders of theirs."""
+    for pattern in (".cache/huggingface/download/*.incomplete", "._____temp/*"):
+        for path in sorted(result.folder.glob(pattern)):
+            name = path.relative_to(result.folder).as_posix()
+            note = f"{name}: left by a download that was not finished ({format_bytes(path.stat().st_size)})."
+            result.notes += [note] if note not in result.notes else []
 
 
 def _check_sizes(result: Verification) -> None:
@@ -162,7 +176,11 @@ def _check_sums(result: Verification, names: list[str], progress: ProgressBar) -
         if file_sum is None or name in broken:  # a wrong size says enough
             progress.add(result.files[name].size)
             continue
-        digits = hash_file(result.folder / name, file_sum.kind, progress.add)
+        try:
+            digits = hash_file(result.folder / name, file_sum.kind, progress.add)
+        except OSError as error:  # a bad disk, no permission
+            result.add_fault(name, "form", f"cannot be read ({error.strerror or error})")
+            continue
         if file_sum.kind == "sha256":
             result.files[name].sha256 = digits
         if has_list:

@@ -8,6 +8,7 @@ not taken for them.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,13 +26,15 @@ from filelock import FileLock
 
 from glmtune.run_dir import RunDir, is_run
 from glmtune.utils.console import print_warning
-from glmtune.utils.documents import shorten_value
+from glmtune.utils.documents import shorten_path, shorten_value
+from glmtune.utils.file_access import make_limit_variable
 from glmtune.utils.io import find_json_object, read_json_object, write_json
 from glmtune.webui.errors import JobError
 
 State = Literal["queued", "running", "finished", "failed", "stopped"]
 COMMAND = (sys.executable, "-m", "glmtune")
 _TICK_SECONDS = 1.0
+_ID = re.compile(r"[\w-]{1,80}")
 _TAIL_BYTES = 256 * 1024
 _BROKEN_HINT = "Remove the file: the result of the job is in its own folder."
 _INTERRUPTED = 130
@@ -222,7 +225,7 @@ class Jobs:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self._workdir,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "160"},
+                env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "160", **make_limit_variable()},
                 start_new_session=True,  # so that it lives on when the server ends
             )
         self._children[job.id] = process
@@ -236,8 +239,8 @@ class Jobs:
 
     def _path(self, id: str) -> Path:
         path = self._folder / f"{id}.json"
-        if not id or Path(id).name != id or not path.is_file():
-            raise JobError(f"{id or '(none)'}: no such job.", "Choose one of the list.")
+        if not _ID.fullmatch(id) or not path.is_file():
+            raise JobError(f"{shorten_path(id) or '(none)'}: no such job.", "Choose one of the list.")
         return path
 
     def _read(self, id: str) -> Job:

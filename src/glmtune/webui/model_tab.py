@@ -14,6 +14,7 @@ from glmtune.webui import html
 from glmtune.webui.context import Context
 from glmtune.webui.errors import shown
 from glmtune.webui.fields import build_field
+from glmtune.webui.machine_panel import build_machine_panel
 from glmtune.webui.paths import model_or_path
 from glmtune.webui.pick import choices, renewed, this_tab
 from glmtune.webui.plan_panel import weights_html
@@ -38,6 +39,7 @@ def build(context: Context, words: Words, lang: gr.State, chosen: Chosen) -> Non
         refresh = words.add(gr.Button(), value="common.refresh")
     facts = gr.HTML(elem_id="model-facts")
     room = gr.HTML(elem_id="model-room")
+    build_machine_panel(context, words, lang, path)
 
     @shown
     def describe(named: str | None, generation: str | None, site: str, code: str) -> tuple[str, str, str]:

@@ -10,9 +10,11 @@ from typing import Literal
 
 from glmtune.data.files import ENCODED_FILES
 from glmtune.run_dir import is_run
+from glmtune.utils.documents import shorten_path, shorten_value
 from glmtune.webui.errors import PathError
 
 Kind = Literal["runs", "models", "data"]
+_NAME_BYTES, _PATH_BYTES = 255, 4095
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _DEPTH = 4
 _MOST = 200
@@ -31,8 +33,11 @@ def inside(roots: Sequence[Path], text: str) -> Path:
         raise PathError("No path is given.", "Choose one, or type it.")
     try:
         path = (roots[0] / Path(named).expanduser()).resolve()
+        os.fsencode(path)
     except (OSError, RuntimeError, ValueError):  # a loop of links, an unknown ~user, a NUL
-        raise PathError(f"{named!r}: not a path.", "Choose one, or type it again.") from None
+        raise PathError(f"{shorten_value(named)}: not a path.", "Choose one, or type it again.") from None
+    if any(len(os.fsencode(part)) > _NAME_BYTES for part in path.parts) or len(os.fsencode(path)) > _PATH_BYTES:
+        raise PathError(f"{shorten_path(named)}: too long for a path.", "Choose one, or type it again.")
     if not any(path.is_relative_to(root.resolve()) for root in roots):
         raise PathError(
             f"{named}: outside of the folders that this server may use ({', '.join(map(str, roots))}).",

@@ -1,0 +1,42 @@
+"""Every method, precision and generation on a simulated GPU: trained, evaluated, saved, resumed and decoded."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+from simulated_device import build_simulated_device, run_on_device
+
+from tiny import FAMILIES
+
+PRECISIONS = {"7.5": ("fp32", "fp16"), "8.6": ("fp32", "bf16", "fp16")}
+
+
+def list_cells(base: str, capability: str) -> list[dict[str, str | None]]:
+    """The cells of bases in full precision, or of quantised ones."""
+    if base == "full":
+        runs = itertools.product(("lora", "ptuning", "freeze", "full"), [None], PRECISIONS[capability])
+    else:
+        runs = [("qlora", None, precision) for precision in PRECISIONS[capability]]
+        quantized = (("lora", "int8"), *(("ptuning", name) for name in ("packed4", "packed8", "nf4", "int8")))
+        runs += [(*one, PRECISIONS[capability][1]) for one in quantized]
+    return [dict(zip(("method", "quantization", "precision"), run, strict=True)) for run in runs]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    return build_simulated_device(tmp_path_factory.mktemp("device"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("capability", PRECISIONS)
+@pytest.mark.parametrize("base", ["full", "quantized"])
+def test_methods(base, capability, family, environment, tmp_path):
+    cells = list_cells(base, capability)
+    job = {"proofs": [], "runs": [{"family": family, "capability": capability, "cells": cells}]}
+    results = run_on_device(environment, job, tmp_path)
+    for result in results:
+        print(json.dumps(result, ensure_ascii=False))
+    assert len(results) == len(cells)
+    assert not [result for result in results if not result["ok"]]
