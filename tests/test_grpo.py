@@ -579,6 +579,7 @@ def test_a_run_whose_reward_fails_loses_nothing(tiny, questions, rewards, tmp_pa
         (["training.neftune_noise_alpha=5"], "neftune"),
         (["preference.beta=0.3"], "under grpo"),
         (["generate.rows=5"], "generate.rows"),
+        (["model.attention=flash_attention_2"], "flash_attention_2"),
         (["stage=sft"], "reward has no effect with stage sft"),
         (["training.metric_for_best_model=loss"], "rewards alone"),
         (["grpo.num_generations=1"], "grpo.num_generations"),

@@ -612,6 +612,11 @@ def _check_grpo(config: RunConfig) -> None:
                 f"training.{key} does not work with stage grpo: every process generates answers with the whole model.",
                 f"Remove training.{key}; several GPUs work without it, and model.quantization saves memory.",
             )
+    if config.model.attention == "flash_attention_2":
+        raise ConfigError(
+            "model.attention flash_attention_2 cannot generate answers of several lengths in one batch (stage grpo).",
+            "Remove model.attention: auto takes the best kernel of torch.",
+        )
     if config.replay.data:
         raise ConfigError("replay.data has answers to train on; stage grpo trains on the model's own.", "Remove it.")
     if config.generate.rows:
