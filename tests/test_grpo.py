@@ -527,6 +527,7 @@ def test_a_programmatic_reward_is_raised(family, method, rate, tiny, questions, 
     assert training[0]["prompt"][0]["content"].startswith(QUESTION)
     assert training[0]["reference"].startswith("好")
     assert training[0]["reward"] == training[0]["rewards"]["prefer_even"]
+    assert "Length of answers" in (output / "report.html").read_text("utf-8")
     last_samples = [sample["reward"] for sample in samples if sample["kind"] == "evaluation" and sample["step"] == 10]
     assert statistics.fmean(last_samples) == pytest.approx(evaluation["eval_reward"])
 
