@@ -1,4 +1,4 @@
-"""Scores by which `training.metric_for_best_model` can choose a checkpoint."""
+"""Numbers by which `training.metric_for_best_model` can choose a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from glmtune.config import RunConfig
 from glmtune.config_parsing import suggest_key
 from glmtune.errors import ConfigError
+from glmtune.training.stage_metrics import BEST_METRICS
 from glmtune.utils.documents import shorten_value
 
 QUALITY = (
@@ -34,7 +35,7 @@ def check_best_metric(config: RunConfig) -> None:
     """Check the metric of the best checkpoint before anything is loaded; the Trainer looks for it after an evaluation.
 
     Raises:
-        ConfigError: an unknown one, or a score of replies where none are generated.
+        ConfigError: an unknown one, one that the stage does not have, or a score of replies where none are generated.
     """
     given = config.training.get("metric_for_best_model")
     if config.stage == "grpo":
@@ -42,8 +43,11 @@ def check_best_metric(config: RunConfig) -> None:
         return
     if given is None or get_metric_name(config) == "loss":
         return
-    known = ("loss", *QUALITY, *FAULTS)
     name = get_metric_name(config)
+    of_stage = BEST_METRICS.get(config.stage, ())
+    if name in of_stage:
+        return
+    known = ("loss", *of_stage) if of_stage else ("loss", *QUALITY, *FAULTS)
     if name not in known:
         raise ConfigError(
             f"{_KEY}: there is no metric {shorten_value(given)}.",

@@ -27,6 +27,7 @@ from glmtune.methods.base_info import BaseInfo
 from glmtune.methods.method import count_trainable_parameters
 from glmtune.methods.run_tokenizer import load_run_tokenizer
 from glmtune.methods.tuned_model import find_trained_folder
+from glmtune.methods.value_head_file import is_reward_folder
 from glmtune.models.checkpoints import inspect_checkpoint, require_bitsandbytes
 from glmtune.models.shared_head import separate_head
 from glmtune.run_dir import RunDir, default_root
@@ -294,6 +295,8 @@ class TrainingRun:
             self.model = self.method.prepare(self.model)
         if config.adapter:
             folder = find_trained_folder(Path(config.adapter), self.method.output_kind)
+            if config.stage != "rm" and is_reward_folder(folder):
+                print_warning(f"{folder}: a reward model; its value head is left out, stage {config.stage} has none.")
             self.method.start_from(self.model, folder, self.base_info)
             self._compute_reference()
         self.objective.start(

@@ -127,6 +127,8 @@ def prepare_data(config: RunConfig, family: Family, tokenizer: Any) -> TrainingD
         "eval": evaluation.info.counts if evaluation else None,
         "blocks": len(train_blocks) if is_packed else None,
     }
+    if data.preference == "pairs" and config.stage != "rm" and train.rows.values.any():
+        print_warning(f"The rows have margins, which have no effect on stage {config.stage}: they are for rm.")
     collate = LabelledCollator(family) if data.preference == "labels" else BlockCollator(family)
     evaluated = eval_blocks if len(eval_rows) else None
     questions = _read_question_tables(data, seed) if data.preference == "prompts" else None
