@@ -118,6 +118,9 @@ def run_cell(
     run_command("train", "--resume", "--output", half.root)
     resumed = check_losses("resumed", read_losses(half.root), losses, 0.0)
 
+    if cell["stage"] == "rm":  # it writes no replies
+        run_command("score", half.root, "--data", data / "pairs.jsonl", "--output", work / "score")
+        return {"training": error, "resumed": resumed}
     rows = data / "sft.jsonl"
     loss, replies = evaluate(half.root, rows, work / "eval-cuda", cell["precision"], "cuda")
     if cell["precision"] == "fp32":
