@@ -110,6 +110,8 @@ def _download_from_modelscope(name: str, patterns: list[str]) -> str:
         from modelscope import snapshot_download
     except ImportError:
         raise ModelError(
-            "ModelScope's client is not installed.", "Install it: pip install 'glmtune[modelscope]'"
+            "ModelScope's client is not installed.",
+            "Install it: pip install 'glmtune[modelscope]'; or download without it: "
+            f"glmtune fetch {name} --hub modelscope",
         ) from None
     return snapshot_download(name, allow_patterns=patterns)

@@ -30,7 +30,7 @@ from glmtune.utils.file_access import require_readable_folder
 from glmtune.utils.io import explain_write_errors, lock_folder
 
 _SPARE_BYTES = 64 * 2**20  # left free on the disk
-_TIMEOUT_S = 30.0
+_TIMEOUT_S = 15.0  # between two blocks; Ctrl-C waits for it too
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _fetch_files(request: FetchRequest, listing: Repository, chosen: list[Reposi
     present: list[str] = []
     arrived = 0
     pool = ThreadPoolExecutor(request.parallel, thread_name_prefix="fetch")
-    headers, timeout = make_headers(request.hub), httpx.Timeout(_TIMEOUT_S)
+    headers, timeout = make_headers(request.hub, request.mirror), httpx.Timeout(_TIMEOUT_S)
     with (
         ProgressBar("Fetch", total or None, unit="bytes") as progress,
         httpx.Client(headers=headers, timeout=timeout, follow_redirects=True) as client,

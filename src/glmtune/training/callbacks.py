@@ -17,7 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from glmtune.run_dir import RunDir
 from glmtune.training.distributed import any_rank
-from glmtune.training.objective import OBJECTIVE_METRICS
+from glmtune.training.stage_metrics import OBJECTIVE_METRICS
 from glmtune.utils.console import format_duration, get_console, is_main_process, print_message
 
 _LOGGED_KEYS = ("loss", "grad_norm", "learning_rate")
