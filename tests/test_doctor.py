@@ -37,7 +37,7 @@ from glmtune.doctor.trials import list_trials
 from glmtune.html.i18n import LANGUAGES, text
 
 GIB = 2**30
-CUDA_13 = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120")
+CUDA_13 = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")  # torch 2.11 on PyPI
 CUDA_126 = ("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90")
 CARDS = {
     "GTX 1080 Ti": ((6, 1), 11),
@@ -304,7 +304,7 @@ BROKEN = {
         "python3.11-dev",
     ),
     "kernels give wrong numbers": (
-        make_machine(trials=(TrialFacts("nf4 product", "cuda", "its numbers are wrong (by 40% of the largest)"),)),
+        make_machine(trials=(TrialFacts("nf4 product", "cuda", "its result is wrong (by 40% of the largest number)"),)),
         "trial",
         "nf4 product on cuda",
         "bitsandbytes",
@@ -547,15 +547,15 @@ def test_there_are_enough_broken_machines_and_every_code_is_among_them():
 
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_the_page_has_a_title_for_every_finding_and_shows_its_command(lang):
-    pytest.importorskip("gradio", reason="needs the extra `ui`: pip install 'glmtune[ui]'")
-    from glmtune.webui.machine_panel import make_doctor_html
+    pytest.importorskip("fastapi", reason="needs the extra `ui`: pip install 'glmtune[ui]'")
+    from glmtune.webui.machine_view import render_diagnosis
 
     for facts, _, _, _ in BROKEN.values():
         (problem,) = findings.find_problems(facts)
-        page = make_doctor_html({"findings": [dataclasses.asdict(problem)]}, lang)
+        page = render_diagnosis({"findings": [dataclasses.asdict(problem)]}, lang)
         assert escape(text(f"ui.machine.finding.{problem.code}", lang)) in page
         assert f"<code>{escape(problem.fix)}</code>" in page
-    assert text("ui.machine.healthy", lang) in make_doctor_html({"findings": []}, lang)
+    assert text("ui.machine.healthy", lang) in render_diagnosis({"findings": []}, lang)
 
 
 def test_several_faults_are_listed_with_errors_first():
@@ -612,6 +612,30 @@ def test_this_machine_is_read(facts):
     assert all(folder.writable for folder in facts.folders)
     assert facts.shadows == {}
     assert facts.import_errors == {}
+
+
+def test_trials_notice_kernels_that_give_wrong_numbers(monkeypatch):
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs the extra `qlora`: pip install 'glmtune[qlora]'")
+    from glmtune.quantization.packed_linear import PackedLinear
+    from glmtune.training import loss
+
+    cpu = torch.device("cpu")
+    right = {name: trial(cpu) for name, trial in list_trials().items()}
+    assert right == {"training step": "", "nf4 product": "", "packed4 product": ""}
+
+    forward, multiply, compute = PackedLinear.forward, bitsandbytes.matmul_4bit, loss.step_loss
+    calls = []
+
+    def compute_wrong(*arguments):
+        calls.append(1)
+        return compute(*arguments) * (1 if len(calls) == 1 else 1.1)
+
+    monkeypatch.setattr(PackedLinear, "forward", lambda self, inputs: forward(self, inputs) * 1.1)
+    monkeypatch.setattr(bitsandbytes, "matmul_4bit", lambda *a, **k: multiply(*a, **k) * 1.1)
+    monkeypatch.setattr(loss, "step_loss", compute_wrong)
+    wrong = {name: trial(cpu) for name, trial in list_trials().items()}
+    assert "on the CPU" in wrong["training step"]
+    assert wrong["nf4 product"] == wrong["packed4 product"] == "its result is wrong (by 10% of the largest number)"
 
 
 def test_the_command_prints_findings_and_json(facts, monkeypatch, glmtune_command, tmp_path):

@@ -32,6 +32,8 @@ def _make_files() -> dict[str, bytes]:
         "model.safetensors.index.json": b"{}",
         "pytorch_model-00001-of-00001.bin": RANDOM.randbytes(4000),
         "pytorch_model.bin.index.json": b"{}",
+        "model.safetensors": RANDOM.randbytes(4000),
+        "glmtune-fetch.json": b"{}",
         "modeling_chatglm.py": b"import os",
         "README.md": b"# text",
         "onnx/model.onnx": b"x",

@@ -8,17 +8,14 @@ import os
 import pickle
 import shlex
 import shutil
-import subprocess
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from glmtune.download.repository import FileSum, Repository, RepositoryFile, hash_file, write_record
-from glmtune.errors import GlmtuneError
 from glmtune.verification import published_sums
 from glmtune.verification.pickle_code import find_foreign_names
 from glmtune.verification.verification_output import describe_verification, make_fetch_command
@@ -440,35 +437,58 @@ def test_the_command_prints_the_fault_and_how_to_fetch_again(copy, glmtune_comma
     assert content["faults"][0]["file"] == SHARD_1
 
 
-def test_the_page_runs_the_command_and_names_the_file(copy, tmp_path, monkeypatch):
-    pytest.importorskip("gradio", reason="needs the extra `ui`: pip install 'glmtune[ui]'")
-    from glmtune.webui import machine_panel
+def test_an_adapter_and_the_run_that_trained_it(tmp_path, glmtune_command):
+    run = tmp_path / "run"
+    (run / "adapter").mkdir(parents=True)
+    (run / "config.yaml").write_text("model: x\n")
+    (run / "summary.json").write_text("{}")
+    (run / "adapter" / "adapter_config.json").write_text("{}")
+    save_file({"a": torch.ones(2, 2), "b": torch.zeros(2, 2)}, run / "adapter" / "adapter_model.safetensors")
+    for folder in (run, run / "adapter"):
+        result = glmtune_command("verify", folder)
+        assert result.code == 0, result.out
+        assert "its base was not checked" in result.out
+    _cut(run / "adapter" / "adapter_model.safetensors")
+    assert "adapter_model.safetensors: cut short" in glmtune_command("verify", run).out
+
+
+def test_the_base_of_a_tuned_model_is_no_certain_source(copy, glmtune_command):
+    """Its files would not fit the others, which were tuned."""
+    folder = copy()
+    _cut(folder / SAFETENSORS)
+    out = glmtune_command("verify", folder).out
+    assert f"Download again from where this folder came from: {SAFETENSORS}" in out
+    assert "If it is the published model as it is: glmtune fetch THUDM/chatglm3-6b" in out
+    _record(folder)
+    (folder / SAFETENSORS).write_bytes(b"")
+    out = glmtune_command("verify", folder).out
+    assert "Fetch again: glmtune fetch ZhipuAI/chatglm3-6b --hub modelscope" in out
+
+
+def test_the_page_runs_the_command_and_names_the_file(copy, tmp_path):
+    pytest.importorskip("fastapi", reason="needs the extra `ui`: pip install 'glmtune[ui]'")
+    from page_client import PageClient
+
+    from glmtune.webui.app import make_context
 
     folder = copy("shards")
-    commands = []
-
-    def run(command, **_):
-        commands.append(command[1:])
-        content = json.dumps(describe_verification(verify_folder(folder)))
-        return subprocess.CompletedProcess(command, 0, stdout=content, stderr="")
-
-    monkeypatch.setattr(machine_panel.subprocess, "run", run)
-    context = SimpleNamespace(roots=[tmp_path], lang="en")
-
-    def show(lang: str) -> str:
-        return machine_panel.make_verify_html(machine_panel._run(["verify", str(folder)], context, 9), lang)
-
-    assert "No fault found in 4 files" in show("en")
+    page = PageClient(make_context([tmp_path, folder.parent], "zh"))
     _cut(folder / SHARD_1)
-    page = show("zh")
-    assert SHARD_1 in page
-    assert "glmtune fetch THUDM/chatglm3-6b" in page
-    assert commands == [["-m", "glmtune", "verify", str(folder), "--json"]] * 2
+    content = page.post("/model/verify", {"model.path": str(folder)}).text
+    assert SHARD_1 in content
+    assert "glmtune fetch THUDM/chatglm3-6b" in content
+    refused = page.post("/model/verify", {"model.path": str(tmp_path / "nothing")})
+    assert refused.status_code == 422
+    assert "no such folder" in refused.text
 
-    wrong = subprocess.CompletedProcess([], 1, stdout="", stderr="Error: no such folder.\n")
-    monkeypatch.setattr(machine_panel.subprocess, "run", lambda *_, **__: wrong)
-    with pytest.raises(GlmtuneError, match=r"^no such folder"):
-        show("en")
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_a_folder_without_faults_is_called_so_on_the_page(copy, lang):
+    pytest.importorskip("fastapi", reason="needs the extra `ui`: pip install 'glmtune[ui]'")
+    from glmtune.webui.machine_view import render_verification
+
+    words = {"en": "No fault found in 4 files", "zh": "4"}[lang]
+    assert words in render_verification(describe_verification(verify_folder(copy("shards"))), lang)
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,8 @@ class PreferenceObjective(PairedRows):
         better, worse = select_side(0), select_side(1)
         result = compute_pair_losses(self._stage, better, worse, self._options)
         better_P, worse_P = result.better_rewards_P, result.worse_rewards_P
-        values = [(better_P > worse_P).float(), better_P - worse_P, better_P, worse_P, better.sums_P, worse.sums_P]
+        # Equal rewards, as before the first step, count half: chance.
+        wins_P = torch.heaviside(better_P - worse_P, better_P.new_tensor(0.5))
+        values = [wins_P, better_P - worse_P, better_P, worse_P, better.sums_P, worse.sums_P]
         self.add_metrics(torch.stack(values), settings is None)
         return result.losses_P

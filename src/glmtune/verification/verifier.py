@@ -22,10 +22,14 @@ from glmtune.verification.file_form import find_form_problem, find_wrong_entries
 from glmtune.verification.pickle_code import find_foreign_names
 from glmtune.verification.weight_values import find_weights_problem, list_tensor_names
 
-_WEIGHTS = re.compile(r"(model|pytorch_model).*\.(safetensors|bin)")
+_WEIGHTS = re.compile(r"(model|pytorch_model|adapter_model).*\.(safetensors|bin)")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _PARTS = (".part", ".incomplete", ".aria2", ".crdownload", ".download", ".tmp", ".!ut")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_NEEDED_JSON = (
+    *("config.json", "generation_config.json", "adapter_config.json"),
+    *("tokenizer.json", "tokenizer_config.json"),
+)
 _EDITABLE = (".json", ".md", ".py", ".txt")
 
 
@@ -36,7 +40,7 @@ class FileFault:
     file: str
     """Its name; empty for the folder as a whole."""
     kind: str
-    """missing, unfinished, form, sum, code, values, index, config or tokenizer."""
+    """missing, form, sum, code, values, index, config or tokenizer."""
     problem: str
 
 
@@ -113,7 +117,9 @@ def verify_folder(
                 _check_code(result, name)
     _check_json(result)
     _check_index(result, names, tensors)
-    if not any(fault.kind not in ("sum", "unfinished") for fault in result.faults):
+    if "adapter_config.json" in names and "config.json" not in names:
+        result.notes.append("An adapter: its base was not checked.")
+    elif not any(fault.kind != "sum" for fault in result.faults):
         _check_model(result, family)
     return result
 
@@ -230,7 +236,7 @@ def _check_weights(
                 return
         tensors[name] = list_tensor_names(path)
         if values:
-            problem = find_weights_problem(path, progress.add)
+            problem = find_weights_problem(path, progress.add, allow_zeros=name.startswith("adapter"))
             if problem:
                 result.add_fault(name, "values", problem)
     except ModelError as error:
@@ -274,7 +280,7 @@ def _check_json(result: Verification) -> None:
                 read_json_object(result.folder / name, ModelError, max_bytes=2**28)
             except GlmtuneError as error:
                 text = error.message.split(": ", 1)[-1].rstrip(".")
-                if name in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+                if name in _NEEDED_JSON:
                     result.add_fault(name, "form", text)
 
 

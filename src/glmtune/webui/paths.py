@@ -95,28 +95,33 @@ def listed(roots: Iterable[Path], kind: Kind) -> list[str]:
 
 
 def _runs(root: Path) -> Iterator[Path]:
-    return (folder for folder, names in _folders(root) if "config.yaml" in names and is_run(folder))
+    return (folder for folder, names in walk_folders(root) if "config.yaml" in names and is_run(folder))
 
 
 def _models(root: Path) -> Iterator[Path]:
-    for folder, names in _folders(root):
+    for folder, names in walk_folders(root):
         whole = any(name.endswith((".safetensors", ".bin", ".index.json")) for name in names)
         if "config.json" in names and whole and folder.parent.name != "checkpoints":
             yield folder
 
 
 def _data(root: Path) -> Iterator[Path]:
-    for folder, names in _folders(root):
+    for folder, names in walk_folders(root):
         if set(names) >= set(ENCODED_FILES):
             yield folder
         elif not {"config.json", "config.yaml", "adapter_config.json", "metrics.json"} & set(names):
             yield from (folder / name for name in sorted(names) if name.endswith(_DATA))
 
 
+def find_runs(roots: Iterable[Path]) -> list[Path]:
+    """All runs under the roots, the newest first."""
+    return sorted((path for root in roots for path in _runs(root)), key=_changed, reverse=True)
+
+
 _FIND = {"runs": _runs, "models": _models, "data": _data}
 
 
-def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
+def walk_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
     """Folders and the names of their files, from the top down."""
     for count, (folder, below, names) in enumerate(os.walk(root)):
         if count >= _LOOKED_AT:
