@@ -25,6 +25,7 @@ def list_cells(kind: str, capability: str) -> list[dict[str, str | None]]:
     else:
         runs = [("lora", "dpo", None, precision) for precision in precisions]
         pairs = (("lora", "orpo"), ("lora", "simpo"), ("qlora", "dpo"), ("ptuning", "dpo"), ("full", "dpo"))
+        pairs += (("lora", "kto"), ("ptuning", "kto"), ("lora", "rm"), ("qlora", "rm"), ("full", "rm"))
         runs += [(method, stage, None, precisions[1]) for method, stage in pairs]
     return [dict(zip(("method", "stage", "quantization", "precision"), run, strict=True)) for run in runs]
 
