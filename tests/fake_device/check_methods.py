@@ -26,6 +26,7 @@ def list_cells(kind: str, capability: str) -> list[dict[str, str | None]]:
         runs = [("lora", "dpo", None, precision) for precision in precisions]
         runs += [("lora", stage, None, precisions[1]) for stage in ("orpo", "simpo", "kto", "rm")]
         runs += [(method, "dpo", None, precisions[1]) for method in ("qlora", "ptuning", "full")]
+        runs += [("ptuning", "kto", None, precisions[1]), ("qlora", "rm", None, precisions[1])]
     return [dict(zip(("method", "stage", "quantization", "precision"), run, strict=True)) for run in runs]
 
 
