@@ -3,7 +3,8 @@
     PYTHONPATH=src python benchmarks/serving.py [--clients 1 4 16 64] [--candidates batch serve vllm] [--vllm ENV]
 
 Every client sends its next request when its reply has ended. Prompts are questions of the demo's kind, greedy, and no
-reply stops early. All candidates have the same prompts, precision (fp32) and number of threads.
+reply stops early. All candidates have the same prompts, precision (fp32) and number of threads (OMP_NUM_THREADS). Where
+other work shares the machine, the CPU time of a token says more than the clock.
 
 - **one by one** is the loop that `glmtune chat` and evaluation run, on one request at a time in order of arrival.
 - **batch** is the engine of `glmtune serve`, called in its own process.
@@ -35,6 +36,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 from harness import (
     REPOSITORY,
     BenchmarkError,
@@ -298,7 +300,17 @@ def measure_candidate(name: str, folder: Path, clients: int, requests: int, new:
     prompts = make_prompts(folder, requests)
     with CANDIDATES[name](folder, clients, new) as ask:
         ask(prompts[0], lambda count: None)
-        return measure_clients(ask, clients, prompts, new)
+        start = count_cpu_seconds()
+        result = measure_clients(ask, clients, prompts, new)
+        seconds = count_cpu_seconds() - start
+    return {**result, "cpu_ms_per_token": seconds * 1000 / (len(prompts) * new)}
+
+
+def count_cpu_seconds() -> float:
+    """CPU time of this process and those it started: servers, and the clients, which take a little of it."""
+    process = psutil.Process()
+    times = [part.cpu_times() for part in (process, *process.children(recursive=True))]
+    return sum(part.user + part.system for part in times)
 
 
 # --- all candidates ---
@@ -316,6 +328,9 @@ def measure_vllm(python: Path, folder: Path, prompts: Path, clients: int, new: i
     """Measure `LLM.generate` in its own environment."""
     script = REPOSITORY / "benchmarks" / "peers" / "run_vllm.py"
     env = {"VLLM_CPU_KVCACHE_SPACE": "1", "PYTHONPATH": ""}
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if threads:  # vLLM takes the cores' numbers
+        env["VLLM_CPU_OMP_THREADS_BIND"] = f"0-{int(threads) - 1}"
     _, output = run_timed([python, script, folder, prompts, str(clients), str(new)], env=env)
     return json.loads(next(line for line in reversed(output.splitlines()) if line.startswith("{")))
 
@@ -326,7 +341,7 @@ def format_results(result: dict[str, Any]) -> str:
     alone = {cell["clients"]: cell for cell in result["cells"] if cell["name"] == "one by one"}
     for cell in result["cells"]:
         if "failed" in cell:
-            rows.append([cell["name"], str(cell["clients"]), cell["failed"], *[""] * 5])
+            rows.append([cell["name"], str(cell["clients"]), cell["failed"], *[""] * 6])
             continue
         runs = cell["runs"]
         rate = median(run["tokens_per_s"] for run in runs)
@@ -336,8 +351,9 @@ def format_results(result: dict[str, Any]) -> str:
             f"{median(run[key] for run in runs) * 1000:,.1f}" if key in runs[0] else ""
             for key in ("first_p50", "first_p95", "between_p50", "between_p95")
         ]
-        rows.append([cell["name"], str(cell["clients"]), f"{rate:,.0f}", ratio, *times])
-    head = ["candidate", "clients", "tokens/s", "times one by one"]
+        cpu = f"{median(run['cpu_ms_per_token'] for run in runs):.2f}"
+        rows.append([cell["name"], str(cell["clients"]), f"{rate:,.0f}", ratio, cpu, *times])
+    head = ["candidate", "clients", "tokens/s", "times one by one", "CPU time of a token, ms"]
     head += ["first token p50, ms", "p95", "between tokens p50, ms", "p95"]
     return "\n".join([*format_table(head, rows), "", *format_footer(result)])
 

@@ -10,6 +10,7 @@ is outside of the root is in it, listed, opened or changed, and markup that was 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import os
 import random
@@ -125,6 +126,7 @@ def fuzz_page(
     outside: Path,
     cookies: str = "",
     fields: Collection[str] = (),
+    good: Collection[str] = ("1", "on"),
     skip: Collection[str] = (),
     rounds: int = 12,
     seed: int = 0,
@@ -139,21 +141,24 @@ def fuzz_page(
         outside: made by `write_secrets`; nothing of it may be opened.
         cookies: further ones, such as that of a login.
         fields: names of form fields, beside those that are found in the pages.
+        good: values that the page takes, such as names of files in the root: with them the foreign ones get further.
         skip: paths of routes that are not called, as `METHOD PATH`.
         rounds: requests to each route and method.
         seed: of the generator.
         routes: of the page without its guard; `app.routes` when None.
     """
-    return asyncio.run(_Fuzzer(app, key, root, outside, cookies, seed).run(routes or app.routes, fields, skip, rounds))
+    fuzzer = _Fuzzer(app, key, root, outside, cookies, list(good), seed)
+    return asyncio.run(fuzzer.run(routes or app.routes, fields, skip, rounds))
 
 
 class _Fuzzer:
-    def __init__(self, app: Any, key: bytes, root: Path, outside: Path, cookies: str, seed: int):
+    def __init__(self, app: Any, key: bytes, root: Path, outside: Path, cookies: str, good: list[str], seed: int):
         self._app = app
         self._outside = outside
         self._random = random.Random(seed)
         self._values = make_foreign_values(root, outside)
-        self._names: list[str] = []
+        self._good = good
+        self._names: dict[str, list[str]] = {}  # by first part of a path
         self._headers = {
             "host": "localhost",
             "cookie": f"{SESSION_COOKIE}={SESSION}; {cookies}".strip("; "),
@@ -164,12 +169,15 @@ class _Fuzzer:
         self._recorder = OpenRecorder(outside)
 
     async def run(self, routes: Any, fields: Collection[str], skip: Collection[str], rounds: int) -> FuzzResult:
-        places = [(method, path) for method, path in list_routes(routes) if f"{method} {path}" not in skip]
+        all_places = [place for place in list_routes(routes) if f"{place[0]} {place[1]}" not in skip]
+        places = [(method, path) for method, path, _ in all_places]
         before = _take_snapshot(self._outside)
         self._recorder.read_names()
-        self._names = sorted(
-            {*fields, *[name for _, path in places if "{" not in path for name in await self._find_names(path)]}
-        )
+        for method, path, endpoint in all_places:
+            names = {*fields, *_find_read_names(endpoint)}
+            if method == "GET" and "{" not in path:
+                names |= set(await self._find_names(path))
+            self._names[_first(path)] = sorted(names | set(self._names.get(_first(path), ())))
         for method, path in places:
             for number in range(rounds):
                 await self._send_one(method, path, number)
@@ -185,8 +193,10 @@ class _Fuzzer:
 
     async def _send_one(self, method: str, path: str, number: int) -> None:
         choose = self._random.choice
-        target = re.sub(r"\{[^}]*\}", lambda _: self._quote(choose(self._values)), path)
-        pairs = [(name, choose(self._values)) for name in self._choose_names()]
+        target = re.sub(r"\{[^}]*\}", lambda _: self._quote(choose(choose((self._values, self._good)))), path)
+        share = choose((0.0, 0.3, 0.8))  # of good values
+        values = [self._good if self._random.random() < share else self._values for _ in range(20)]
+        pairs = [(name, choose(pool)) for name, pool in zip(self._choose_names(_first(path)), values, strict=False)]
         headers, body = self._make_body(pairs) if method not in ("GET", "HEAD") else ({}, b"")
         if method in ("GET", "HEAD", "DELETE") or number % 4 == 3:
             target += f"?{_encode(pairs)}"
@@ -231,9 +241,10 @@ class _Fuzzer:
     def _fail(self, what: str, problem: str) -> None:
         self._result.failures.append(f"{problem}\n    {what}")
 
-    def _choose_names(self) -> list[str]:
-        count = self._random.randint(0, min(6, len(self._names)))
-        return [*self._random.sample(self._names, count), self._random.choice(["x", "id", "path", "name", ""])]
+    def _choose_names(self, place: str) -> list[str]:
+        names = self._names.get(place, [])
+        count = self._random.randint(0, min(12, len(names)))
+        return [*self._random.sample(names, count), self._random.choice(["x", "id", "path", "name", ""])]
 
     def _make_body(self, pairs: list[tuple[str, str]]) -> tuple[dict[str, str], bytes]:
         kind = self._random.randrange(6)
@@ -311,17 +322,28 @@ class _Fuzzer:
         return answer
 
 
-def list_routes(routes: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Methods and paths of all routes, those of mounted applications included."""
+def list_routes(routes: Any, prefix: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Method, path and function of all routes, those of mounted applications included."""
     for route in routes:
         path = prefix + getattr(route, "path", "")
         below = getattr(route, "routes", None)
         if below:
             yield from list_routes(below, path)
         elif getattr(route, "methods", None):
-            yield from ((method, path) for method in sorted(route.methods - {"HEAD"}))
+            yield from ((method, path, route.endpoint) for method in sorted(route.methods - {"HEAD"}))
         else:  # a folder of files
-            yield "GET", f"{path}/{{path}}"
+            yield "GET", f"{path}/{{path}}", None
+
+
+def _find_read_names(endpoint: Any) -> list[str]:
+    """Names of fields that the module of a function reads: `form.get("data")`."""
+    module = inspect.getmodule(endpoint) if endpoint is not None else None
+    source = inspect.getsource(module) if module is not None else ""
+    return re.findall(r"""\.(?:get|get_\w+|has)\(\s*["']([\w.-]+)["']""", source)
+
+
+def _first(path: str) -> str:
+    return path.strip("/").partition("/")[0]
 
 
 def _encode(pairs: list[tuple[str, str]]) -> str:

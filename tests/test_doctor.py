@@ -547,15 +547,15 @@ def test_there_are_enough_broken_machines_and_every_code_is_among_them():
 
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_the_page_has_a_title_for_every_finding_and_shows_its_command(lang):
-    pytest.importorskip("gradio", reason="needs the extra `ui`: pip install 'glmtune[ui]'")
-    from glmtune.webui.machine_panel import make_doctor_html
+    pytest.importorskip("fastapi", reason="needs the extra `ui`: pip install 'glmtune[ui]'")
+    from glmtune.webui.machine_view import render_diagnosis
 
     for facts, _, _, _ in BROKEN.values():
         (problem,) = findings.find_problems(facts)
-        page = make_doctor_html({"findings": [dataclasses.asdict(problem)]}, lang)
+        page = render_diagnosis({"findings": [dataclasses.asdict(problem)]}, lang)
         assert escape(text(f"ui.machine.finding.{problem.code}", lang)) in page
         assert f"<code>{escape(problem.fix)}</code>" in page
-    assert text("ui.machine.healthy", lang) in make_doctor_html({"findings": []}, lang)
+    assert text("ui.machine.healthy", lang) in render_diagnosis({"findings": []}, lang)
 
 
 def test_several_faults_are_listed_with_errors_first():

@@ -8,9 +8,9 @@ import json
 from simulated_device import build_simulated_device, run_on_device
 
 SAMPLES = (
-    ("chatglm2", "7.5", "qlora", "fp16", None),
-    ("chatglm", "8.6", "ptuning", "bf16", "packed4"),
-    ("glm4", "8.6", "full", "fp32", None),
+    ("chatglm2", "7.5", "qlora", "sft", "fp16", None),
+    ("chatglm", "8.6", "ptuning", "sft", "bf16", "packed4"),
+    ("glm4", "8.6", "full", "dpo", "fp32", None),
 )
 
 
@@ -21,9 +21,9 @@ def test_numbers_and_devices(tmp_path_factory):
         {
             "family": family,
             "capability": capability,
-            "cells": [{"method": method, "precision": precision, "quantization": quantization}],
+            "cells": [{"method": method, "stage": stage, "precision": precision, "quantization": quantization}],
         }
-        for family, capability, method, precision, quantization in SAMPLES
+        for family, capability, method, stage, precision, quantization in SAMPLES
     ]
     work = tmp_path_factory.mktemp("work")
     results = run_on_device(environment, {"proofs": ["7.5", "8.6"], "runs": runs}, work)

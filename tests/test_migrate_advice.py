@@ -203,7 +203,7 @@ def test_results_do_not_go_into_a_folder_with_other_files(write_file):
         ("python finetune.py --base_model m --width 3", "unknown project", "glmtune train"),
         ("python train.py --width 3", "unknown project", "glmtune train"),
         ("xtuner train chatglm3_6b_qlora_alpaca_e3", "no file", "xtuner copy-cfg chatglm3_6b_qlora_alpaca_e3"),
-        ("swift rlhf --model m", "no equivalent", "swift sft"),
+        ("swift sample --model m", "no equivalent", "swift sft"),
         ("python main.py --do_predict --test_file a.json", "no --model_name_or_path", "model"),
         ("python main.py --do_predict --model_name_or_path m", "no rows", "--test_file"),
     ],

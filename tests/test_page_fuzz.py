@@ -15,9 +15,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.staticfiles import StaticFiles
 
-from glmtune.errors import GlmtuneError
+from glmtune.errors import ConfigError, GlmtuneError
 from glmtune.utils.documents import DocumentError, read_document
+from glmtune.webui import model_tab, plan_view
+from glmtune.webui.app import make_context, make_routes
 from glmtune.webui.context import STATE, Context
+from glmtune.webui.forms import Field, _number
 from glmtune.webui.jobs import Jobs
 from glmtune.webui.page_rules import PageRules
 from glmtune.webui.paths import data_entries, inside, model_or_path
@@ -120,12 +123,12 @@ def test_good_routes_pass(place):
 
 
 def test_with_a_password_nobody_else_is_answered(place):
-    result = run_fuzz(place, add_good_routes, password="x", rounds=4)
+    result = run_fuzz(place, add_good_routes, password="x", rounds=8)
     assert result.failures == [], result
     assert set(result.statuses) <= {303, 401, 413}
     sessions = PasswordSessions("x", load_server_key(place[0] / STATE), place[0] / STATE)
     result = run_fuzz(
-        place, add_good_routes, password="x", rounds=4, cookies=f"{sessions.cookie}={sessions.make_login()}"
+        place, add_good_routes, password="x", rounds=8, cookies=f"{sessions.cookie}={sessions.make_login()}"
     )
     assert result.failures == [], result
     assert 200 in result.statuses
@@ -202,4 +205,30 @@ def test_routes_below_a_mount_are_listed():
     app, inner = FastAPI(openapi_url=None), FastAPI(openapi_url=None)
     inner.add_api_route("/x", fail, methods=["POST"], response_model=None)
     app.mount("/api", inner)
-    assert list(list_routes(app.routes)) == [("POST", "/api/x")]
+    assert list(list_routes(app.routes)) == [("POST", "/api/x", fail)]
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "-inf", "1e309", "9" * 400 + ".5", "1.5"])
+def test_a_field_for_whole_numbers_takes_no_other(text):
+    with pytest.raises(ConfigError, match="must be a whole number"):
+        _number(Field("data.max_length", "integer", 1, (), False), text)
+
+
+def test_the_whole_page_passes(place, monkeypatch):
+    root, outside = place
+    monkeypatch.setattr(Jobs, "_start", lambda self, job: None)  # a job that happens to be valid stays in the queue
+
+    async def refuse(*_, **__):
+        raise GlmtuneError("no process in this test")
+
+    monkeypatch.setattr(plan_view, "run_command", refuse)
+    monkeypatch.setattr(model_tab, "run_command", refuse)
+    context = make_context([root], "zh")
+    app = make_routes(context)
+    rule = add_routes(app, context)
+    page = guard_page(app, PageRules(routes=(rule,)), context.state(), None, roots=[root])
+    result = fuzz_page(
+        page, key=load_server_key(context.state()), root=root, outside=outside, routes=app.routes, rounds=8
+    )
+    assert result.failures == [], result
+    assert len(result.requests) > 40, result

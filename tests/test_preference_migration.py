@@ -7,8 +7,8 @@ import json
 import pytest
 import yaml
 
-from glmtune.config import RunConfig, check_config
-from glmtune.config_parsing import build_dataclass
+from glmtune.config import PreferenceConfig, RunConfig, check_config
+from glmtune.config_parsing import build_dataclass, parse_number
 from glmtune.data.sources import open_source
 from glmtune.errors import ConfigError
 from glmtune.migrate.entry import translate_command
@@ -190,6 +190,15 @@ def test_a_learning_rate_is_written_even_if_it_is_that_of_supervised_training(tm
     assert config.training["learning_rate"] == 1e-4
 
 
+@pytest.mark.parametrize("stage", ["sft", "dpo", "kto"])
+def test_dropout_of_preference_tuning_is_off_unless_it_is_set(stage):
+    """Else chance would decide whether a better answer is more probable than under the reference."""
+    tree = {"model": "m", "data": "d", "stage": stage}
+    config = build_dataclass(RunConfig, tree, "test")
+    assert config.lora.dropout == config.ptuning.dropout == (0.1 if stage == "sft" else 0)
+    assert build_dataclass(RunConfig, {**tree, "lora": {"dropout": 0.1}}, "test").lora.dropout == 0.1
+
+
 FACTORY_KTO = {**FACTORY_DPO, "stage": "kto", "dataset": "labels", "val_size": 0.1, "eval_strategy": "steps"}
 FACTORY_REWARD = {key: value for key, value in FACTORY_DPO.items() if not key.startswith("pref_")}
 FACTORY_REWARD |= {"stage": "rm", "learning_rate": 1.0e-4, "output_dir": "saves/reward"}
@@ -215,3 +224,115 @@ def test_ppo_becomes_grpo(tmp_path, monkeypatch):
     assert (translation.get_value("stage"), translation.get_value("reward")) == ("grpo", "saves/reward")
     assert translation.get_value("grpo") == {"max_completion_length": 256, "top_p": 0.9}
     assert any("ppo: becomes grpo" in note for note in translation.notes)
+
+
+SWIFT = "swift rlhf --model m --train_type lora --dataset a.jsonl b.jsonl --learning_rate 1e-4 --rlhf_type"
+TRL = "--model_name_or_path m --dataset_name a/b --use_peft --lora_target_modules q_proj v_proj --output_dir o"
+
+
+@pytest.mark.parametrize(
+    ("typed", "stage", "options"),
+    [
+        (f"{SWIFT} dpo --rpo_alpha 0.1 --load_from_cache_file true", "dpo", {"sft_weight": 0.1}),
+        (
+            f"{SWIFT} dpo --loss_type sigmoid sft --loss_weights 1 0.5 --beta 0.3",
+            "dpo",
+            {"sft_weight": 0.5, "beta": 0.3},
+        ),
+        (f"{SWIFT} dpo --loss_type ipo --label_smoothing 0", "dpo", {"loss": "ipo"}),
+        (f"{SWIFT} orpo --beta 0.2", "orpo", {"beta": 0.2}),
+        (f"{SWIFT} simpo --simpo_gamma 0.8 --cpo_alpha 0", "simpo", {"beta": 2, "margin": 0.8}),
+        (f"{SWIFT} cpo --loss_type simpo", "simpo", {"beta": 2, "margin": 1, "sft_weight": 1}),
+        (f"{SWIFT} kto --desirable_weight 2 --temperature 0.7", "kto", {"desirable_weight": 2}),
+        (f"{SWIFT} rm --center_rewards_coefficient 0.01", "rm", {"center_rewards": 0.01}),
+        (f"trl dpo {TRL} --beta 0.3 --max_prompt_length 512", "dpo", {"beta": 0.3}),
+        (f"python trl/scripts/dpo.py {TRL} --loss_type sigmoid_norm", "dpo", {"length_normalized": True}),
+        (f"accelerate launch dpo.py {TRL} --rpo_alpha 1", "dpo", {"sft_weight": 1}),
+        (f"trl kto {TRL} --undesirable_weight 0.5", "kto", {"undesirable_weight": 0.5}),
+        (f"python orpo.py {TRL} --beta 0.2", "orpo", {"beta": 0.2}),
+        (f"python cpo.py {TRL} --loss_type simpo --cpo_alpha 0 --simpo_gamma 1", "simpo", {"margin": 1}),
+        (f"trl reward {TRL} --center_rewards_coefficient 0.01", "rm", {"center_rewards": 0.01}),
+        (f"trl sft {TRL} --packing", "sft", {}),
+    ],
+)
+def test_command_lines_of_swift_and_trl(typed, stage, options):
+    translation = translate_command(typed.split())
+    config = _build(translation)
+    assert (config.stage, config.method) == (stage, "lora")
+    assert config.preference == PreferenceConfig(**options)
+    if "swift" in typed:
+        assert config.data.train == ["a.jsonl", "b.jsonl"]
+    else:
+        assert config.data.train == [{"path": "a/b", "split": "train"}]
+        assert config.lora.targets == ["q_proj", "v_proj"]
+    if stage not in ("sft", "rm"):
+        assert config.lora.dropout == 0
+    assert not any("lora_dropout" in note for note in translation.notes if stage == "dpo")
+
+
+@pytest.mark.parametrize(
+    ("typed", "problem"),
+    [
+        (f"{SWIFT} dpo --loss_type robust", "robust is not supported"),
+        (f"{SWIFT} cpo", "cpo is supported with --loss_type simpo"),
+        (f"{SWIFT} gkd", "gkd is not supported"),
+        (f"{SWIFT} dpo --adapters x --ref_adapters y", "the reference is the model that training starts from"),
+        (f"{SWIFT} grpo --reward_funcs accuracy format", "reward_funcs"),
+        (f"trl dpo {TRL} --loss_type sigmoid ipo", "sigmoid ipo is not supported"),
+        (f"trl dpo {TRL} --sync_ref_model", "sync_ref_model"),
+        ("trl vllm-serve --model m", "no equivalent"),
+    ],
+)
+def test_what_swift_and_trl_have_and_we_have_not(typed, problem):
+    with pytest.raises(ConfigError) as caught:
+        translate_command(typed.split())
+    assert problem in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("typed", "grpo"),
+    [
+        (
+            f"{SWIFT} ppo --reward_model r --response_length 64 --kl_coef 0.1",
+            {"max_completion_length": 64, "beta": 0.1, "temperature": 0.9},
+        ),
+        (
+            f"{SWIFT} grpo --reward_model r --num_generations 4 --beta 0.01 --use_vllm true",
+            {"num_generations": 4, "beta": 0.01, "temperature": 0.9},
+        ),
+        (
+            f"trl grpo {TRL} --reward_model_name_or_path r --num_generations 4 --max_completion_length 64",
+            {"num_generations": 4, "max_completion_length": 64},
+        ),
+    ],
+)
+def test_online_tuning_of_swift_and_trl(typed, grpo):
+    translation = translate_command(typed.split())
+    assert (translation.get_value("stage"), translation.get_value("reward")) == ("grpo", "r")
+    values = {key: parse_number(value) for key, value in translation.get_value("grpo").items()}
+    assert values == grpo
+    assert translation.get_value("preference") is None
+    assert any("ppo: becomes grpo" in note for note in translation.notes) == (" ppo " in typed)
+
+
+def test_a_yaml_file_of_trl(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values = {
+        "model_name_or_path": "THUDM/glm-4-9b-chat-hf",
+        "dataset_name": "trl-lib/ultrafeedback_binarized",
+        "use_peft": True,
+        "lora_r": 32,
+        "learning_rate": 5.0e-6,
+        "beta": 0.05,
+        "loss_type": ["sigmoid", "sft"],
+        "loss_weights": [2.0, 0.4],
+        "max_length": 1024,
+        "eval_strategy": "steps",
+        "output_dir": "out",
+    }
+    (tmp_path / "dpo.yaml").write_text(yaml.safe_dump(values), "utf-8")
+    for words in (["dpo.yaml"], ["trl", "dpo", "--config", "dpo.yaml"]):
+        config = _build(translate_command(words))
+        assert (config.stage, config.preference) == ("dpo", PreferenceConfig(beta=0.05, sft_weight=0.2))
+        assert config.data.eval == [{"path": "trl-lib/ultrafeedback_binarized", "split": "test"}]
+        assert (config.lora.rank, config.data.max_length) == (32, 1024)

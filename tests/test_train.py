@@ -434,8 +434,7 @@ def test_a_broken_line_is_said_and_the_rest_trained(glmtune_command, tiny, adgen
 # --- real rows, published tokenizers ---
 
 
-@pytest.mark.complete_run
-@pytest.mark.parametrize("family", ["chatglm", "chatglm2", "chatglm3"])
+@pytest.mark.parametrize("family", ["chatglm", "chatglm2", pytest.param("chatglm3", marks=pytest.mark.complete_run)])
 def test_real_rows_lower_the_evaluation_loss(family, asset, glmtune_command, tmp_path):
     """The published tokenizer, config keys and ADGEN rows; the weights are small and random."""
     from mini import make_mini

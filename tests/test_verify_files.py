@@ -8,17 +8,15 @@ import os
 import pickle
 import shlex
 import shutil
-import subprocess
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from glmtune.download.repository import FileSum, Repository, RepositoryFile, hash_file, write_record
-from glmtune.errors import GlmtuneError, ModelError
+from glmtune.errors import ModelError
 from glmtune.models.weight_files import read_bin
 from glmtune.verification import published_sums
 from glmtune.verification.pickle_code import find_foreign_names
@@ -509,35 +507,30 @@ def test_a_path_that_the_locale_cannot_read_is_no_damage(copy, tmp_path):
             read(wrong)
 
 
-def test_the_page_runs_the_command_and_names_the_file(copy, tmp_path, monkeypatch):
-    pytest.importorskip("gradio", reason="needs the extra `ui`: pip install 'glmtune[ui]'")
-    from glmtune.webui import machine_panel
+def test_the_page_runs_the_command_and_names_the_file(copy, tmp_path):
+    pytest.importorskip("fastapi", reason="needs the extra `ui`: pip install 'glmtune[ui]'")
+    from page_client import PageClient
+
+    from glmtune.webui.app import make_context
 
     folder = copy("shards")
-    commands = []
-
-    def run(command, **_):
-        commands.append(command[1:])
-        content = json.dumps(describe_verification(verify_folder(folder)))
-        return subprocess.CompletedProcess(command, 0, stdout=content, stderr="")
-
-    monkeypatch.setattr(machine_panel.subprocess, "run", run)
-    context = SimpleNamespace(roots=[tmp_path], lang="en")
-
-    def show(lang: str) -> str:
-        return machine_panel.make_verify_html(machine_panel._run(["verify", str(folder)], context, 9), lang)
-
-    assert "No fault found in 4 files" in show("en")
+    page = PageClient(make_context([tmp_path, folder.parent], "zh"))
     _cut(folder / SHARD_1)
-    page = show("zh")
-    assert SHARD_1 in page
-    assert "glmtune fetch THUDM/chatglm3-6b" in page
-    assert commands == [["-m", "glmtune", "verify", str(folder), "--json"]] * 2
+    content = page.post("/model/verify", {"model.path": str(folder)}).text
+    assert SHARD_1 in content
+    assert "glmtune fetch THUDM/chatglm3-6b" in content
+    refused = page.post("/model/verify", {"model.path": str(tmp_path / "nothing")})
+    assert refused.status_code == 422
+    assert "no such folder" in refused.text
 
-    wrong = subprocess.CompletedProcess([], 1, stdout="", stderr="Error: no such folder.\n")
-    monkeypatch.setattr(machine_panel.subprocess, "run", lambda *_, **__: wrong)
-    with pytest.raises(GlmtuneError, match=r"^no such folder"):
-        show("en")
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_a_folder_without_faults_is_called_so_on_the_page(copy, lang):
+    pytest.importorskip("fastapi", reason="needs the extra `ui`: pip install 'glmtune[ui]'")
+    from glmtune.webui.machine_view import render_verification
+
+    words = {"en": "No fault found in 4 files", "zh": "4"}[lang]
+    assert words in render_verification(describe_verification(verify_folder(copy("shards"))), lang)
 
 
 @pytest.mark.parametrize(

@@ -13,15 +13,20 @@ from tiny import FAMILIES
 PRECISIONS = {"7.5": ("fp32", "fp16"), "8.6": ("fp32", "bf16", "fp16")}
 
 
-def list_cells(base: str, capability: str) -> list[dict[str, str | None]]:
-    """The cells of bases in full precision, or of quantised ones."""
-    if base == "full":
-        runs = itertools.product(("lora", "ptuning", "freeze", "full"), [None], PRECISIONS[capability])
-    else:
-        runs = [("qlora", None, precision) for precision in PRECISIONS[capability]]
+def list_cells(kind: str, capability: str) -> list[dict[str, str | None]]:
+    """The cells of bases in full precision, of quantised ones, or of pairs of answers."""
+    precisions = PRECISIONS[capability]
+    if kind == "full":
+        runs = [*itertools.product(("lora", "ptuning", "freeze", "full"), ["sft"], [None], precisions)]
+    elif kind == "quantized":
         quantized = (("lora", "int8"), *(("ptuning", name) for name in ("packed4", "packed8", "nf4", "int8")))
-        runs += [(*one, PRECISIONS[capability][1]) for one in quantized]
-    return [dict(zip(("method", "quantization", "precision"), run, strict=True)) for run in runs]
+        runs = [("qlora", "sft", None, precision) for precision in precisions]
+        runs += [(method, "sft", name, precisions[1]) for method, name in quantized]
+    else:
+        runs = [("lora", "dpo", None, precision) for precision in precisions]
+        runs += [("lora", stage, None, precisions[1]) for stage in ("orpo", "simpo", "kto", "rm")]
+        runs += [(method, "dpo", None, precisions[1]) for method in ("qlora", "ptuning", "full")]
+    return [dict(zip(("method", "stage", "quantization", "precision"), run, strict=True)) for run in runs]
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +36,9 @@ def environment(tmp_path_factory):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("capability", PRECISIONS)
-@pytest.mark.parametrize("base", ["full", "quantized"])
-def test_methods(base, capability, family, environment, tmp_path):
-    cells = list_cells(base, capability)
+@pytest.mark.parametrize("kind", ["full", "quantized", "pairs"])
+def test_methods(kind, capability, family, environment, tmp_path):
+    cells = list_cells(kind, capability)
     job = {"proofs": [], "runs": [{"family": family, "capability": capability, "cells": cells}]}
     results = run_on_device(environment, job, tmp_path)
     for result in results:

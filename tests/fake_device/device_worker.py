@@ -55,6 +55,7 @@ def main() -> None:
         work = Path(job["work"], f"{run['family']}-{run['capability']}")
         for result in method_cells.run_cells(device, run["family"], run["cells"], work):
             write({"capability": run["capability"], **result})
+    gc.unfreeze()  # Triton lists what is left at the end of the process
 
 
 if __name__ == "__main__":

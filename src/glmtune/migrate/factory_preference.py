@@ -85,14 +85,7 @@ def set_preference_loss(translation: Translation, values: Mapping[str, Any]) -> 
             if values.get(name) is not None:
                 translation.set_value(key, values[name])
         set_online_rewards(translation, values.get("reward_model"), stage)
-    else:
-        for key in ("reward", "grpo"):
-            if translation.tree.pop(key, None):
-                translation.add_note(f"{key}: no effect with stage {stage}.")
-    if stage not in ("sft", "pt", "rm"):
-        complete_preference(translation, "LLaMA-Factory", compares_with_base=True)
-    elif translation.tree.pop("preference", None):
-        translation.add_note(f"preference.*: no effect with stage {stage}.")
+    complete_preference(translation, "LLaMA-Factory", compares_with_base=True)
 
 
 def _set_pair_loss(translation: Translation, values: Mapping[str, Any]) -> None:

@@ -1,10 +1,13 @@
-"""Scores by which `training.metric_for_best_model` can choose a checkpoint."""
+"""Numbers by which `training.metric_for_best_model` can choose a checkpoint."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from glmtune.config import RunConfig
 from glmtune.config_parsing import suggest_key
 from glmtune.errors import ConfigError
+from glmtune.training.stage_metrics import BEST_METRICS
 from glmtune.utils.documents import shorten_value
 
 QUALITY = (
@@ -32,13 +35,19 @@ def check_best_metric(config: RunConfig) -> None:
     """Check the metric of the best checkpoint before anything is loaded; the Trainer looks for it after an evaluation.
 
     Raises:
-        ConfigError: an unknown one, or a score of replies where none are generated.
+        ConfigError: an unknown one, one that the stage does not have, or a score of replies where none are generated.
     """
     given = config.training.get("metric_for_best_model")
+    if config.stage == "grpo":
+        _check_reward_metric(get_metric_name(config), given)
+        return
     if given is None or get_metric_name(config) == "loss":
         return
-    known = ("loss", *QUALITY, *FAULTS)
     name = get_metric_name(config)
+    of_stage = BEST_METRICS.get(config.stage, ())
+    if name in of_stage:
+        return
+    known = ("loss", *of_stage) if of_stage else ("loss", *QUALITY, *FAULTS)
     if name not in known:
         raise ConfigError(
             f"{_KEY}: there is no metric {shorten_value(given)}.",
@@ -53,4 +62,13 @@ def check_best_metric(config: RunConfig) -> None:
 
 def get_metric_name(config: RunConfig) -> str:
     """The name of the metric of the best checkpoint, without the prefix that transformers adds to it."""
-    return str(config.training.get("metric_for_best_model") or "loss").removeprefix("eval_")
+    default = "reward" if config.stage == "grpo" else "loss"
+    return str(config.training.get("metric_for_best_model") or default).removeprefix("eval_")
+
+
+def _check_reward_metric(name: str, given: Any) -> None:
+    """Check a metric of stage grpo, whose evaluations have rewards and no loss."""
+    if not name.startswith("reward"):
+        raise ConfigError(
+            f"{_KEY} {shorten_value(given)}: evaluations of stage grpo have rewards alone.", "Remove it, or use reward."
+        )

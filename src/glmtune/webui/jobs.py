@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
@@ -81,13 +81,13 @@ class Jobs:
     Args:
         folder: where their state is kept.
         workdir: where the commands run.
-        anyone_stops: whether users may stop each other's jobs: those of a server with a password may.
+        on_end: called with a job that has ended, while the jobs are locked.
     """
 
-    def __init__(self, folder: Path, workdir: Path, *, anyone_stops: bool = False):
+    def __init__(self, folder: Path, workdir: Path, on_end: Callable[[Job], object] | None = None):
         self._folder = folder
         self._workdir = workdir
-        self._anyone_stops = anyone_stops
+        self._on_end = on_end
         self._thread_lock = threading.RLock()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._broken: set[str] = set()
@@ -117,20 +117,15 @@ class Jobs:
             self._advance()
             return self._read(name)
 
-    def stop(self, id: str, owner: str) -> Job:
+    def stop(self, id: str) -> Job:
         """Ask a job to stop. A training saves a checkpoint first; the second time it is interrupted at once.
 
         Raises:
-            JobError: there is no such job, or it is somebody else's.
+            JobError: there is no such job.
         """
         with self._held():
             self._advance()
             job = self._read(id)
-            if not self._anyone_stops and job.owner != owner:
-                raise JobError(
-                    f"{' '.join(['glmtune', *job.arguments])}: was started from another browser.",
-                    "Stop it there; a server with a password lets all its users stop jobs.",
-                )
             if not job.alive:
                 return job
             job.stops += 1
@@ -215,6 +210,8 @@ class Jobs:
         if job.kind == "train":
             RunDir(job.output).stop.unlink(missing_ok=True)
         self._write(job)
+        if self._on_end is not None:
+            self._on_end(job)
 
     def _start(self, job: Job) -> None:
         command = [*COMMAND, *job.arguments]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from glmtune.data.files import ENCODED_FILES
+from glmtune.data.files import ENCODED_FILES, list_matches
 from glmtune.run_dir import is_run
 from glmtune.utils.documents import shorten_path, shorten_value
 from glmtune.webui.errors import PathError
@@ -74,7 +74,7 @@ def _data_entry(roots: Sequence[Path], text: str) -> str:
     entry = model_or_path(roots, text)
     path = Path(entry)
     if any(mark in path.name for mark in "*?["):
-        within: Iterable[Path] = path.parent.glob(path.name)
+        within: Iterable[Path] = list_matches(path.parent, path.name)
     else:
         within = path.iterdir() if path.is_dir() else ()
     for found in within:
@@ -95,28 +95,33 @@ def listed(roots: Iterable[Path], kind: Kind) -> list[str]:
 
 
 def _runs(root: Path) -> Iterator[Path]:
-    return (folder for folder, names in _folders(root) if "config.yaml" in names and is_run(folder))
+    return (folder for folder, names in walk_folders(root) if "config.yaml" in names and is_run(folder))
 
 
 def _models(root: Path) -> Iterator[Path]:
-    for folder, names in _folders(root):
+    for folder, names in walk_folders(root):
         whole = any(name.endswith((".safetensors", ".bin", ".index.json")) for name in names)
         if "config.json" in names and whole and folder.parent.name != "checkpoints":
             yield folder
 
 
 def _data(root: Path) -> Iterator[Path]:
-    for folder, names in _folders(root):
+    for folder, names in walk_folders(root):
         if set(names) >= set(ENCODED_FILES):
             yield folder
         elif not {"config.json", "config.yaml", "adapter_config.json", "metrics.json"} & set(names):
             yield from (folder / name for name in sorted(names) if name.endswith(_DATA))
 
 
+def find_runs(roots: Iterable[Path]) -> list[Path]:
+    """All runs under the roots, the newest first."""
+    return sorted((path for root in roots for path in _runs(root)), key=_changed, reverse=True)
+
+
 _FIND = {"runs": _runs, "models": _models, "data": _data}
 
 
-def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
+def walk_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
     """Folders and the names of their files, from the top down."""
     for count, (folder, below, names) in enumerate(os.walk(root)):
         if count >= _LOOKED_AT:
