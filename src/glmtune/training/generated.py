@@ -112,8 +112,10 @@ class GeneratedScores:
         rank = dist.get_rank() if dist.is_initialized() else 0
         questions = self._questions[rank :: count_processes()]
         self._replies = {}
-        context = (model, self._tokenizer, self._family, questions)
-        scores = self._score(*context, **self._limits, on_reply=self._keep_reply) if questions else []
+        scores = []
+        if questions:
+            limits: dict[str, Any] = {**self._limits, "on_reply": self._keep_reply}
+            scores = self._score(model, self._tokenizer, self._family, questions, **limits)
         if self._samples is not None and rank == 0:
             self._write_samples(self._samples, step)
         rows = [row for part in _gather_scores(scores) for row in part]
