@@ -12,6 +12,8 @@ from glmtune.evaluation.statistics import ScoreDifference, ScoreSummary
 from glmtune.utils.io import parse_dataclass, read_json_object
 
 EVALUATION_FILE, COMPARISON_FILE, FORGETTING_FILE = "metrics.json", "comparison.json", "forgetting.json"
+PAIRS_FILE, PAIR_ROWS_FILE = "pairs.json", "pairs.jsonl"
+"""Beside metrics.json, of an evaluation on pairs of answers: the result, and a line per pair."""
 _HINT = "Run the command that wrote it again."
 
 
@@ -67,6 +69,36 @@ class EvaluationResult:
         if self.settings is None:
             del tree["settings"]
         return tree
+
+
+@dataclass(frozen=True)
+class PairResult:
+    """pairs.json: how a model rewards better and worse answers."""
+
+    kind: str
+    pairs: int
+    dropped: int
+    """Pairs that do not fit the length limits."""
+    others: int
+    """Rows that are no pairs."""
+    reward: str
+    """What a reward is, in words."""
+    reference: ModelInfo | None
+    """The model that log-probabilities are compared with; None: none."""
+    scores: dict[str, ScoreSummary]
+    """Of rewards and log-probabilities; accuracies in percent."""
+    kl: ScoreSummary | None
+    """Estimate of KL(model || reference) in nats per reply, from the model's replies; None without reference."""
+    kl_per_token: float | None
+    command: str
+    finished_at: str
+    settings: dict[str, Any] | None = None
+
+    @classmethod
+    def load(cls, path: Path) -> PairResult:
+        """Read pairs.json; see `load_result`."""
+        result: PairResult = load_result(cls, path)
+        return result
 
 
 @dataclass(frozen=True)

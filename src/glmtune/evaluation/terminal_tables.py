@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from glmtune.evaluation.metric_order import find_direction, sort_metrics
-from glmtune.evaluation.results import ChangedRow, ComparisonResult, EvaluationResult, ForgettingResult
+from glmtune.evaluation.results import ChangedRow, ComparisonResult, EvaluationResult, ForgettingResult, PairResult
 from glmtune.evaluation.statistics import ScoreDifference
 from glmtune.html.i18n import has_text, text
 from glmtune.utils.console import count_noun, get_console, print_message
@@ -54,6 +54,31 @@ def print_scores(result: EvaluationResult) -> None:
     for name, meaning in faults.items():
         if counts[name]:
             print_message(f"{counts[name]} of {count_noun(data.rows, 'reply', 'replies')} {meaning}.")
+
+
+def print_pairs(result: PairResult) -> None:
+    """Print how the model rewards better and worse answers, and how far it is from its reference."""
+    reference = f"compared with {result.reference.name}" if result.reference else "without a reference"
+    table = Table("pairs of answers", title=f"{count_noun(result.pairs, 'pair')}; reward: {result.reward}, {reference}")
+    for heading in ("mean", "95 % interval", "pairs"):
+        table.add_column(heading, justify="right")
+    for name, score in result.scores.items():
+        is_share = name.startswith("accuracy")
+        form = ".1f" if is_share else ".3f"
+        unit = " %" if is_share else ""
+        interval = f"{score.low:{form}} – {score.high:{form}}"
+        table.add_row(text(f"report.pairs.{name}", "en"), f"{score.mean:{form}}{unit}", interval, str(score.rows))
+    get_console().print(table)
+    if result.kl is not None:
+        print_message(
+            f"KL from the reference, estimated from {count_noun(result.kl.rows, 'reply', 'replies')}: "
+            f"{result.kl.mean:.3f} nats per reply ({result.kl.low:.3f} – {result.kl.high:.3f}), "
+            f"{_format_number(result.kl_per_token)} per token."
+        )
+    if result.dropped:
+        print_message(f"{count_noun(result.dropped, 'pair is', 'pairs are')} left out: too long, or the same when cut.")
+    if result.others:
+        print_message(f"{count_noun(result.others, 'row is', 'rows are')} no pairs.")
 
 
 def print_comparison(comparison: ComparisonResult) -> None:

@@ -281,20 +281,20 @@ def thin_points(points: Points) -> Points:
     return result
 
 
-def make_loss_chart(entries: Sequence[dict[str, Any]]) -> LineChart:
-    """Training loss, smoothed where there are many steps, and evaluation loss."""
+def make_loss_chart(entries: Sequence[dict[str, Any]], stage: str = "sft") -> LineChart:
+    """Training loss, smoothed where there are many steps, and evaluation loss; the stage names what is averaged."""
     train, evaluation = select_points(entries, "loss"), select_points(entries, "eval_loss")
     smooth = smooth_points(train)
     raw_name = "report.curve.train_raw" if smooth else "report.curve.train"
     return LineChart(
         "report.chart.loss",
-        "report.unit.loss",
+        "report.unit.loss" if stage == "sft" else "report.unit.preference_loss",
         [
             Series(raw_name, train, "raw" if smooth else "first", has_label=not smooth),
             Series("report.curve.train_smooth", smooth, "first", has_label=True),
             Series("report.curve.eval", evaluation, "second", has_dots=True, has_label=True),
         ],
-        axis="loss per target token",
+        axis="loss per target token" if stage == "sft" else "loss",
     )
 
 
