@@ -18,6 +18,7 @@ import warnings
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,6 +66,17 @@ JOBS = {
         FSDP | {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 3},
     ),
 }
+# name: stage and preference options of the jobs that are no supervised training
+STAGES = {
+    "kto": {"stage": "kto", "preference": {"desirable_weight": 1.2}},
+    "rm": {"stage": "rm", "preference": {"center_rewards": 0.01}},
+    "rm-fsdp": {"stage": "rm"},
+}
+JOBS |= {
+    "kto": ("chatglm", "lora", True, {"per_device_train_batch_size": 1, "max_steps": 3}),
+    "rm": ("glm4", "lora", False, {"max_steps": 3}),
+    "rm-fsdp": ("chatglm2", "full", False, FSDP | SGD | {"max_steps": 3}),
+}
 if find_spec("deepspeed"):
     for stage in (2, 3):
         ds = {"deepspeed": str(CONFIGS / f"ds_zero{stage}.json")}
@@ -81,9 +93,16 @@ def _config(name: str, base: Path, data: Path, output: Path, alone: bool) -> dic
     if alone:
         training = {key: value for key, value in training.items() if key not in ("fsdp", "deepspeed")}
         training["gradient_accumulation_steps"] = 2
+    stage = STAGES.get(name, {})
     return {
+        **stage,
         "model": str(base / family),
-        "data": {"train": str(data), "packing": packing, "eval_fraction": 0.15, "max_length": 96},
+        "data": {
+            "train": str(data.with_name(f"{stage.get('stage', 'train')}.json")),
+            "packing": packing,
+            "eval_fraction": 0.15,
+            "max_length": 96,
+        },
         "method": method,
         "lora": {"dropout": 0.0},
         "ptuning": {"num_virtual_tokens": 4, "dropout": 0.0},
@@ -103,7 +122,6 @@ def _work(folder: Path) -> None:
     import torch.distributed as dist
 
     from glmtune.training import objective as objective_module
-    from glmtune.training.run import train
     from glmtune.training.trainer import GlmTrainer
 
     _no_compiler()
@@ -129,7 +147,7 @@ def _work(folder: Path) -> None:
         _forget()
         seen.clear()
         whole.clear()
-        outcome = train(load_config(folder / f"{name}.json", []))
+        outcome = _train(load_config(folder / f"{name}.json", []))
         (folder / f"{name}.rows.{dist.get_rank()}").write_text(json.dumps(seen))
         (folder / f"{name}.whole.{dist.get_rank()}").write_text(json.dumps(whole))
         assert outcome.is_finished
@@ -140,7 +158,14 @@ def _work(folder: Path) -> None:
             _cut(RunDir(folder / name), again, step)
         dist.barrier()
         config = load_config(again.config, [f"output={again.root}"])
-        train(config, resume=True)
+        _train(config, resume=True)
+
+
+def _train(config: RunConfig, **options: bool) -> Any:
+    from glmtune.preference import make_objective
+    from glmtune.training.run import train
+
+    return train(config, objective=None if config.stage == "sft" else make_objective(config), **options)
 
 
 def _no_compiler() -> None:
@@ -176,12 +201,23 @@ def _environment() -> dict[str, str]:
 def folder(tmp_path_factory, tiny):
     """All jobs done by two processes: `folder/NAME`, and alone with twice the accumulation: `folder/alone/NAME`."""
     from demo_corpus.corpus import make_adgen_rows
-    from glmtune.training.run import train
 
     folder = tmp_path_factory.mktemp("distributed")
     data = folder / "train.json"
     rows = make_adgen_rows(22, seed=1)  # 19 to train on: no multiple of any batch
-    data.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n", "utf-8")
+    others = [row["summary"] for row in rows[1:] + rows[:1]]
+    for path, lines in {
+        data: rows,
+        folder / "rm.json": [
+            {"prompt": row["content"], "chosen": row["summary"], "rejected": other, "margin": 0.1}
+            for row, other in zip(rows, others, strict=True)
+        ],
+        folder / "kto.json": [
+            {"prompt": row["content"], "completion": row["summary"], "label": number % 3 > 0}
+            for number, row in enumerate(rows)
+        ],
+    }.items():
+        path.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n", "utf-8")
     (folder / "bases").mkdir()
     for family, *_ in JOBS.values():
         link = folder / "bases" / family
@@ -207,7 +243,7 @@ def folder(tmp_path_factory, tiny):
         (folder / "alone").mkdir()
         for name in JOBS | IN_16_BITS:
             config = _config(name, folder / "bases", data, folder / "alone" / name, True)
-            train(load_config(_write(folder / "alone.json", config), []))
+            _train(load_config(_write(folder / "alone.json", config), []))
     torch.set_num_threads(threads)
     return folder
 

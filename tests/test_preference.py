@@ -84,7 +84,7 @@ def test_only_what_differs_is_compared(tmp_path):
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
-        ({"prompt": QUESTION, "response": BETTER}, "this row is"),
+        ({"prompt": QUESTION, "response": BETTER}, "no worse answer"),
         ({"prompt": QUESTION, "response": BETTER, "label": True}, "no worse answer"),
         ({"prompt": QUESTION, "chosen": BETTER, "rejected": ""}, "no worse answer"),
     ],

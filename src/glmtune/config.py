@@ -408,6 +408,11 @@ def check_config(config: RunConfig) -> None:
             f"data.new_tokens: method {config.method} does not train the embedding, so new tokens would mean nothing.",
             "Use method lora, qlora or full, or leave it out.",
         )
+    if config.data.new_tokens and config.stage == "rm":
+        raise ConfigError(
+            "data.new_tokens trains rows of the head, which a reward model does not use.",
+            "Add the tokens in a run of stage sft, and train the reward model on its merged result: glmtune export.",
+        )
     if config.data.new_tokens and (config.model.head_quantization or config.model.embedding_on_host):
         key = "head_quantization" if config.model.head_quantization else "embedding_on_host"
         raise ConfigError(

@@ -21,6 +21,7 @@ from glmtune.generation.graph_step import describe_graph
 from glmtune.methods.lora_merge import merge_adapter
 from glmtune.methods.ptuning import is_prefix_folder
 from glmtune.methods.tuned_model import load_with_adapter, resolve_target
+from glmtune.methods.value_head_file import require_generating
 from glmtune.models.checkpoints import inspect_checkpoint
 from glmtune.models.loading import parse_device
 from glmtune.quantization.device_kernels import pick_path
@@ -122,6 +123,7 @@ def make_cases(
     for target, name in zip(targets, list_names(targets), strict=True):
         resolved = resolve_target(target, base=base)
         inspected = inspect_checkpoint(resolved.base, family=resolved.family, hub=resolved.hub)
+        require_generating(resolved.adapter or inspected.folder)
         for size in sizes.batch_sizes:
             check_sizes(inspected.config, sizes.prompt_tokens, sizes.new_tokens, size, sizes.repeats)
         stored = f"packed{inspected.packed_bits}" if inspected.packed_bits else inspected.stored_quantization

@@ -23,6 +23,7 @@ from glmtune.cli.option_spellings import normalize_words
 from glmtune.cli.plan import plan
 from glmtune.cli.report import report
 from glmtune.cli.run_script import register as register_run
+from glmtune.cli.score import score
 from glmtune.cli.serve import serve
 from glmtune.cli.train import train
 from glmtune.cli.ui import ui
@@ -54,6 +55,7 @@ app.command()(chat)
 app.command("eval")(eval_)
 app.command()(compare)
 app.command()(forget)
+app.command()(score)
 app.command()(export)
 app.command()(bench)
 app.command()(report)

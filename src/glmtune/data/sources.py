@@ -170,10 +170,9 @@ class DataSource:
 
     def _convert_row(self, row: RawRow) -> Conversation | InvalidRow:
         try:
-            row_format = self._choose_format(row)
-            if self._preference.is_required and row_format is not self._preference:
+            if self._preference.is_required and not self._preference.matches(row.values):
                 raise self._preference.make_missing_error()
-            return read_conversation(row_format, row)
+            return read_conversation(self._choose_format(row), row)
         except InvalidRowError as error:
             return error.to_invalid_row(row.where)
 

@@ -15,6 +15,7 @@ from glmtune.data.cache import hash_tokenizer
 from glmtune.evaluation.model_info import ModelInfo, find_run, hash_folder, read_settings
 from glmtune.methods.base_info import require_same_base
 from glmtune.methods.tuned_model import ModelTarget, find_newest_inside, is_adapter, resolve_target
+from glmtune.methods.value_head_file import require_generating
 from glmtune.models.checkpoints import Checkpoint, inspect_checkpoint
 from glmtune.models.tokenizers import load_tokenizer
 from glmtune.run_dir import RunDir, is_run
@@ -141,6 +142,7 @@ def _inspect_candidate(
     config = read_settings(target, overrides)
     resolved = resolve_target(target, base=base if needs_base else None, family=family, hub=hub)
     inspected = inspect_checkpoint(resolved.base, family=resolved.family, hub=resolved.hub)
+    require_generating(resolved.adapter or inspected.folder)
     if resolved.adapter is not None:
         require_same_base(resolved.adapter, inspected.fingerprint, inspected.folder)
     return Candidate(

@@ -97,7 +97,7 @@ def read_eval_data(
     rows = list(_make_rows(conversations, family, tokenizer, rules, counts))
     if not any(row.reference for row in rows):
         raise _explain_no_rows(path, conversations, counts)
-    return EvalData(path, _hash_rows(sources), rows, encoded, rules, counts, list(_list_notes(sources)))
+    return EvalData(path, _hash_rows(sources), rows, encoded, rules, counts, list(list_notes(sources)))
 
 
 def _make_rows(
@@ -154,7 +154,8 @@ def _hash_rows(sources: list[DataSource]) -> str:
     return "-".join(source.compute_digest()[:16] for source in sources)
 
 
-def _list_notes(sources: list[DataSource]) -> Iterator[str]:
+def list_notes(sources: list[DataSource]) -> Iterator[str]:
+    """What the user should know of the data: formats, what was not read, and skipped lines."""
     for source in sources:
         yield f"{source.name}: {source.format}"
         yield from (f"{source.name}: {note}" for note in source.describe_rows())

@@ -16,6 +16,7 @@ from glmtune.export.shards import parse_shard_size
 from glmtune.methods.base_info import require_same_base
 from glmtune.methods.ptuning import is_prefix_folder
 from glmtune.methods.tuned_model import resolve_target
+from glmtune.methods.value_head_file import is_reward_folder
 from glmtune.models.checkpoints import Checkpoint, inspect_checkpoint
 from glmtune.models.loading import DTYPES, make_quantization_arguments, parse_device, parse_dtype
 from glmtune.models.tokenizers import load_tokenizer
@@ -62,6 +63,10 @@ class ExportSource:
     @property
     def is_lora(self) -> bool:
         return self.adapter is not None and not self.is_prefix
+
+    @property
+    def is_reward_model(self) -> bool:
+        return is_reward_folder(self.adapter or self.base.folder)
 
     def dtype(self, request: ExportRequest) -> torch.dtype:
         """The precision of what is not quantised."""

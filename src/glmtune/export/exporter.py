@@ -39,6 +39,7 @@ from glmtune.export.gguf_adapter import ADAPTER_FILE, write_gguf_adapter
 from glmtune.export.gguf_export import GgufModelWriter, choose_type
 from glmtune.export.layouts import find_main_dtype, list_pieces, write_hf_files, write_official_files
 from glmtune.export.published_config import make_published_config
+from glmtune.export.reward_export import require_reward_export, write_reward_model
 from glmtune.export.shards import parse_shard_size, write_shards
 from glmtune.methods.lora import load_adapter
 from glmtune.methods.lora_merge import merge_adapter
@@ -93,8 +94,12 @@ def export_model(
     out = out.expanduser().absolute()
     require_free_folder(out)
     source = open_source(target, base, family, hub)
+    if source.is_reward_model:
+        require_reward_export(source, request)
     require_possible(source, request, out)
     with create_folder(out) as folder, show_steps() as steps:
+        if source.is_reward_model:
+            return ExportResult(out, source, write_reward_model(source, request, folder, steps))
         exporter = _Exporter(source, request, folder, out, steps)
         if request.adapter_only:
             exporter.write_adapter_alone()

@@ -17,6 +17,10 @@ _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 def format_result(result: ExportResult, request: ExportRequest) -> list[str]:
     """Sentences: the folder, its size, how to serve it and how to talk to it."""
+    if result.source.is_reward_model:
+        size = _measure_folder(result.folder)
+        load = f"AutoModelForSequenceClassification.from_pretrained({str(result.folder)!r})"
+        return [f"Done: {result.folder} (a reward model for transformers, {size}).", f"Load it: {load}"]
     if request.layout == "gguf":
         return _describe_gguf(result, request)
     form = "adapter" if request.adapter_only else f"{request.bits} bits"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,9 @@ from glmtune.models.weight_files import WeightInventory, check_shapes, compute_f
 from glmtune.models.weight_names import PREFIX_ENCODER, list_published_shapes
 from glmtune.quantization.quantizer import replace_linears
 from glmtune.utils.io import read_json_object
+
+_SCORE = "score.weight"
+"""Weight of transformers' `...ForSequenceClassification`."""
 
 
 @dataclass
@@ -76,6 +80,12 @@ def inspect_checkpoint(
         raise ModelError(
             f"{folder}: holds a P-Tuning prefix alone, not a model.",
             "Give the base that it was trained on as the model; the prefix is an adapter.",
+        )
+    if _SCORE in inventory.weights:
+        raise ModelError(
+            f"{folder}: a reward model in transformers' layout (sequence classification): it gives answers a reward "
+            "and writes none itself.",
+            f"Use it: glmtune score {shlex.quote(str(folder))} --data FILE",
         )
     bits = read_packed_bits(config)
     check_packing(inventory, bits)

@@ -81,12 +81,13 @@ def compute_kto_losses(
     """
     assert answers.reference_P is not None
     ratios_P = answers.sums_P - answers.reference_P
-    sides_P = torch.where(is_good_P, 1.0, -1.0).to(ratios_P.dtype)
+    goods_P = is_good_P.to(ratios_P.dtype)
+    sides_P = 2 * goods_P - 1
     values_P = torch.sigmoid(options.beta * sides_P * (ratios_P - kl))
-    weights_P = torch.where(is_good_P, options.desirable_weight, options.undesirable_weight).to(ratios_P.dtype)
+    weights_P = options.desirable_weight * goods_P + options.undesirable_weight * (1 - goods_P)
     losses_P = weights_P * (1 - values_P)
     if options.sft_weight:
-        losses_P = losses_P - options.sft_weight * answers.means_P * is_good_P
+        losses_P = losses_P - options.sft_weight * answers.means_P * goods_P
     return LabelledLosses(losses_P, options.beta * ratios_P.detach(), (ratios_P.detach() > kl) == is_good_P)
 
 

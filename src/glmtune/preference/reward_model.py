@@ -13,20 +13,24 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from glmtune.data.batches import BlockCollator
 from glmtune.data.conversation import Conversation
 from glmtune.data.encoding import EncodedRow, add_prefix
-from glmtune.families import IGNORE_INDEX, EncodedSequence, Family, Message
+from glmtune.errors import ModelError
+from glmtune.families import IGNORE_INDEX, EncodedSequence, Family, Message, detect_family, get_family
 from glmtune.generation.batched import run_in_batches
 from glmtune.methods.tuned_model import load_with_adapter, resolve_target
 from glmtune.methods.value_head import attach_value_head, find_language_model
 from glmtune.methods.value_head_file import read_value_head
 from glmtune.models.checkpoints import inspect_checkpoint
+from glmtune.models.loading import parse_device, parse_dtype
 from glmtune.models.packed_attention import set_packed_attention
 from glmtune.models.row_layout import get_row_layout
 from glmtune.models.tokenizers import load_tokenizer
 from glmtune.training.row_scores import compute_row_scores
+from glmtune.utils.io import find_json_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -102,14 +106,16 @@ class RewardModel:
             return row
         if isinstance(row, EncodedSequence):
             return EncodedRow(row.input_ids, row.labels, row.context, number, "")
-        if len(row) and isinstance(row[0], int) if not isinstance(row, Conversation) else False:
-            ids: list[int] = list(row)  # type: ignore[arg-type]
-            context = get_row_layout(find_language_model(self.model)).count_context(ids)
-            return EncodedRow(ids, [IGNORE_INDEX] * len(ids), context, number, "")
-        is_conversation = isinstance(row, Conversation)
-        messages: Any = row.messages if is_conversation else list(row)  # type: ignore[union-attr,arg-type]
-        tools = row.tools if is_conversation else None  # type: ignore[union-attr]
-        encoded = self.family.encode(add_prefix(messages, self.prefix), self.tokenizer, tools)
+        tools = None
+        if isinstance(row, Conversation):
+            items: list[Any] = row.messages
+            tools = row.tools
+        else:
+            items = list(row)
+        if items and isinstance(items[0], int):
+            context = get_row_layout(find_language_model(self.model)).count_context(items)
+            return EncodedRow(items, [IGNORE_INDEX] * len(items), context, number, "")
+        encoded = self.family.encode(add_prefix(items, self.prefix), self.tokenizer, tools)
         return EncodedRow(encoded.input_ids, encoded.labels, encoded.context, number, "")
 
 
@@ -126,7 +132,8 @@ def load_reward_model(
     """Load a reward model.
 
     Args:
-        path: a run of stage rm, or the folder of its adapter or model.
+        path: a run of stage rm, the folder of its adapter or model, or a folder of transformers' sequence
+            classification with one label (an exported reward model).
         base: of the adapter, if it is no longer where the adapter was trained.
         dtype: precision of the layers; the checkpoint's own when None. The value head is in fp32.
         device: a GPU if there is one when None.
@@ -138,6 +145,8 @@ def load_reward_model(
         ModelError: there is no value head, or the base cannot be loaded.
         RunError: the run is unfinished, or its base gone or another one.
     """
+    if _is_sequence_classification(Path(path)):
+        return _load_sequence_classification(Path(path), dtype, device, family)
     target = resolve_target(path, base=base, family=family, hub=hub)
     checkpoint = inspect_checkpoint(target.base, family=target.family, hub=target.hub)
     folder = target.adapter or checkpoint.folder
@@ -158,3 +167,28 @@ def load_reward_model(
     head.weight.data.copy_(weight_1H)
     attach_value_head(language_model, head.requires_grad_(False))
     return RewardModel(model.eval(), tokenizer, checkpoint.family, target.prefix, folder)
+
+
+def _is_sequence_classification(folder: Path) -> bool:
+    config = find_json_object(folder / "config.json") or {}
+    return any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ())
+
+
+def _load_sequence_classification(
+    folder: Path, dtype: str | torch.dtype | None, device: str | torch.device | None, family: str | None
+) -> RewardModel:
+    """Load an exported reward model: its layers, as those of a language model whose head is never computed."""
+    precision: Any = parse_dtype(dtype) or "auto"
+    target = parse_device(device)
+    loaded: Any = AutoModelForSequenceClassification.from_pretrained(folder, dtype=precision, device_map={"": target})
+    if loaded.num_labels != 1:
+        raise ModelError(f"{folder}: a classification with {loaded.num_labels} labels.", "A reward model has one.")
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(loaded.config)
+    head = loaded.score.float().requires_grad_(False)
+    setattr(model, model.base_model_prefix, loaded.base_model)
+    model.set_output_embeddings(head)
+    set_packed_attention(model)
+    attach_value_head(model, head)
+    known = get_family(family) if family else detect_family(folder)
+    return RewardModel(model.eval(), load_tokenizer(folder, family=known.name), known, "", folder)

@@ -55,6 +55,9 @@ def load_trainable_base(
         except (ImportError, ValueError) as error:
             raise ConfigError(f"model.attention: {summarize_error(error)}", "Use sdpa or eager.") from None
     set_packed_attention(model)
+    # transformers gives the embedding of the padding token no gradient. Nothing is padded here, and GLM-4's rows end
+    # with that token: a reward is read there.
+    model.get_input_embeddings().padding_idx = None
     if new_tokens:
         separate_head(model)  # its new rows are trained apart from the embedding's
         grow_vocabulary(model, new_tokens.rows)
