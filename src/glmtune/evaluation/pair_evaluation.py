@@ -220,6 +220,7 @@ def make_pair_result(
     command: str,
 ) -> PairResult:
     """The content of pairs.json."""
+    sampling = settings.get("sampling") or {}
     return PairResult(
         kind="pairs",
         pairs=len(data.pairs),
@@ -230,6 +231,7 @@ def make_pair_result(
         scores=summarize_scores(scores).scores,
         kl=kl[0],
         kl_per_token=kl[1],
+        is_sampled=sampling.get("temperature") == 1 and sampling.get("top_p") == 1,
         command=command,
         finished_at=iso_timestamp(),
         settings=settings,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from glmtune.errors import RunError
 from glmtune.evaluation.model_info import ModelInfo
 from glmtune.evaluation.statistics import ScoreDifference, ScoreSummary
+from glmtune.evaluation.win_rates import WinRate
 from glmtune.utils.io import parse_dataclass, read_json_object
 
 EVALUATION_FILE, COMPARISON_FILE, FORGETTING_FILE = "metrics.json", "comparison.json", "forgetting.json"
@@ -90,6 +91,8 @@ class PairResult:
     kl: ScoreSummary | None
     """Estimate of KL(model || reference) in nats per reply, from the model's replies; None without reference."""
     kl_per_token: float | None
+    is_sampled: bool
+    """Whether replies were drawn from the model as it is (temperature and top_p 1): the estimate is unbiased then."""
     command: str
     finished_at: str
     settings: dict[str, Any] | None = None
@@ -209,6 +212,9 @@ class ComparisonResult:
     forgetting: list[ForgettingResult | None]
     command: str
     finished_at: str
+    judge: str | None = None
+    """The reward model of the win rates."""
+    win_rates: list[WinRate] = field(default_factory=list)
 
     @classmethod
     def load(cls, path: Path) -> ComparisonResult:

@@ -314,7 +314,16 @@ def _view_pairs(comparison: ComparisonResult) -> dict[str, Any]:
             for name in sort_metrics(differences)
         ]
         tables.append({"before": names[a], "after": names[b], "rows": rows})
-    return {"tables": tables, "names": names, "changed": [row for row in comparison.changed if row.where]}
+    numbers = range(len(models))
+    wins = [win for win in comparison.win_rates if win.a in numbers and win.b in numbers]
+    judge = Path(comparison.judge).name if comparison.judge else "?"
+    return {
+        "tables": tables,
+        "names": names,
+        "win_rates": wins,
+        "judge": judge,
+        "changed": [row for row in comparison.changed if row.where],
+    }
 
 
 def _view_probe(probe: ForgettingResult) -> dict[str, Any]:
