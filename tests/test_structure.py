@@ -21,6 +21,7 @@ LAYERS = [
         "hub",
         "utils",
         "html",
+        "download",
         "_transformers_hook",
         "__version__",
     },
@@ -28,8 +29,8 @@ LAYERS = [
     {"models", "quantization"},
     {"methods", "data"},
     {"training", "generation"},
-    {"preference", "evaluation", "export", "bench", "auto_classes"},
-    {"report", "migrate", "serve"},
+    {"preference", "evaluation", "export", "bench", "auto_classes", "verification"},
+    {"report", "migrate", "serve", "doctor"},
     {"webui", "demo"},
     {"cli", "__main__"},
 ]

@@ -36,9 +36,7 @@ def resolve_checkpoint(path: str | os.PathLike[str], hub: str = "huggingface", p
     name = str(path)
     if os.path.exists(local):
         raise ModelError(f"{name}: a file, not a checkpoint folder.", "Give the folder that holds config.json.")
-    # If the first part is a local folder, this is a mistyped local path: no hub is asked.
-    is_local_path = name.startswith(".") or ("/" in name and os.path.isdir(Path(name).parent))
-    if is_local_path or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if not is_hub_id(name):
         raise ModelError(
             f"{shorten_path(name)}: no such folder.", "Give a checkpoint folder or a hub id like org/name."
         )
@@ -52,8 +50,38 @@ def resolve_checkpoint(path: str | os.PathLike[str], hub: str = "huggingface", p
     except Exception as error:  # the clients raise many types; each means that the checkpoint cannot be downloaded
         raise ModelError(
             f"{name}: no such folder, and it cannot be downloaded from {hub} ({summarize_error(error)}).",
-            "Check the spelling and the network, or download it manually and give the folder.",
+            f"Check the spelling and the network, or: glmtune fetch {name} --hub {hub}",
         ) from None
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name that is no folder is one of a hub rather than a mistyped path.
+
+    Args:
+        name: if its first part is a local folder, it is a path: no hub is asked.
+    """
+    is_local_path = name.startswith(".") or ("/" in name and os.path.isdir(Path(name).parent))
+    return not is_local_path and re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+
+
+def find_local_folder(path: str) -> Path | None:
+    """The folder of a checkpoint that is on this machine: a folder, or a hub id in Hugging Face's cache.
+
+    Args:
+        path: a folder or a hub id.
+    """
+    local = Path(os.path.expanduser(path))
+    if os.path.isdir(local):
+        return local
+    if not is_hub_id(path):
+        return None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(path, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
+        return None
 
 
 def list_patterns(parts: str) -> list[str]:

@@ -22,6 +22,7 @@ from glmtune.families import FAMILY_KEY, Family, Message, family_from_config, ge
 from glmtune.generation.context_window import fit_prompt, get_context_window, get_default_reply_length
 from glmtune.generation.engine import stream_tokens
 from glmtune.generation.sampling import Sampling, make_sampler
+from glmtune.models.tokenizers.text_decoding import decode_text
 from glmtune.utils.console import count_noun
 
 if TYPE_CHECKING:
@@ -342,7 +343,7 @@ def _separate_tools(turn: _ChatTurn) -> tuple[Messages, list[Any] | None]:
 
 
 def _decode(turn: _ChatTurn) -> str:
-    return str(turn.tokenizer.decode(turn.ids, skip_special_tokens=True))
+    return decode_text(turn.tokenizer, turn.ids)
 
 
 def _read_reply(turn: _ChatTurn) -> tuple[Any, list[Any]]:

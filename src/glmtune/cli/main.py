@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -15,8 +16,11 @@ from glmtune.cli.bench import bench
 from glmtune.cli.chat import chat
 from glmtune.cli.compare import compare, forget
 from glmtune.cli.data import data_app
+from glmtune.cli.device_errors import find_device_error, is_cause_known
+from glmtune.cli.doctor import doctor
 from glmtune.cli.eval import eval_
 from glmtune.cli.export import export
+from glmtune.cli.fetch import fetch
 from glmtune.cli.interrupts import repeat_lost_interrupts
 from glmtune.cli.migrate import register as register_migrate
 from glmtune.cli.option_spellings import normalize_words
@@ -27,6 +31,7 @@ from glmtune.cli.score import score
 from glmtune.cli.serve import serve
 from glmtune.cli.train import train
 from glmtune.cli.ui import ui
+from glmtune.cli.verify_files import verify
 from glmtune.errors import GlmtuneError, ReportedInterrupt
 from glmtune.utils.documents import shorten_path
 from glmtune.utils.gpu_allocator import set_allocator_defaults
@@ -61,6 +66,9 @@ app.command()(bench)
 app.command()(report)
 app.command()(serve)
 app.command()(ui)
+app.command()(doctor)
+app.command()(fetch)
+app.command()(verify)
 register_migrate(app)
 register_run(app)
 
@@ -111,22 +119,35 @@ def _run() -> int:
     except OSError as error:
         # A path that the system refuses: too long, a loop of links, no permission, a folder, a full disk.
         if not isinstance(error.filename, (str, bytes, os.PathLike)) and error.errno not in _DISK_ERRORS:
-            raise
+            return _report_device_error(error)
         place = f"{shorten_path(os.fsdecode(error.filename))}: " if error.filename else ""
         _print_error(f"{place}{error.strerror or error}.")
         return 1
     except RuntimeError as error:
         problem = next((text for start, text in _PATH_ERRORS.items() if str(error).startswith(start)), None)
         if problem is None:
-            raise
+            return _report_device_error(error)
         _print_error(problem)
         return 1
+    except (ImportError, AssertionError, AttributeError) as error:  # what broken installations raise
+        return _report_device_error(error)
     except SystemExit as end:  # how typer ends every command
         interrupt = getattr(end.__context__, "__cause__", None)
         if isinstance(interrupt, KeyboardInterrupt) and not isinstance(interrupt, ReportedInterrupt):
             typer.echo("Interrupted.", err=True)
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
+
+
+def _report_device_error(error: Exception) -> int:
+    """Name `glmtune doctor` for an error of the device or a native library; raise any other again."""
+    line = find_device_error(error)
+    if not line:
+        raise error
+    if not is_cause_known(line):
+        traceback.print_exception(error)
+    _print_error(f"{line.rstrip('.')}.\nFind the cause and the command that fixes it: glmtune doctor")
+    return 1
 
 
 def _print_error(text: str) -> None:

@@ -10,6 +10,7 @@ from glmtune.evaluation.metrics import score_pair
 from glmtune.families import Family, ToolCall
 from glmtune.generation.batched import GeneratedReply, generate_batched
 from glmtune.generation.reply import Sampling
+from glmtune.models.tokenizers.text_decoding import decode_text
 from glmtune.training.generated import Question
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def read_reference(ids: list[int], tokenizer: PreTrainedTokenizerBase, family: F
     The published scores take their references from ids too. Nothing else would be fair to a tokenizer that spells some
     characters in its own way.
     """
-    written = str(tokenizer.decode(ids, skip_special_tokens=True))
+    written = decode_text(tokenizer, ids)
     reply = family.parse_reply(written)
     return make_printable(written.strip() if reply.tool_calls else reply.content), reply.tool_calls
 

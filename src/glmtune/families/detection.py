@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from glmtune.download.repository import read_record
 from glmtune.errors import ModelError
 from glmtune.families.chatglm import ChatGLM
 from glmtune.families.chatglm2 import ChatGLM2
@@ -50,10 +51,12 @@ def family_from_folder(folder: Path, name: str = "") -> Family:
     """
     config = read_model_config(folder)
     tokenizer_config = find_json_object(folder / "tokenizer_config.json") or {}
+    record = read_record(folder)
     names = [
         name,
         str(config.get("_name_or_path", "")),
         str(tokenizer_config.get("name_or_path", "")),
+        record.id if record else "",
         folder.resolve().name,
     ]
     return family_from_config(config, names=names, has_role_tokens=_has_role_tokens(folder), where=str(folder))

@@ -22,6 +22,7 @@ from glmtune.generation.batch_sampling import BatchSampler
 from glmtune.generation.prefix_store import BLOCK, PrefixStore, count_common
 from glmtune.generation.slot_cache import SlotCache
 from glmtune.models.row_layout import RowLayout
+from glmtune.models.tokenizers.text_decoding import TextDecoder
 from glmtune.training.memory import is_out_of_memory
 
 # Tokens of prompts in one forward pass: generating rows wait for it.
@@ -44,7 +45,7 @@ class BatchModel:
     switch: AdapterSwitch
     stop_ids: Collection[int]
     store: PrefixStore
-    decode: Callable[[list[int]], str]
+    decode: TextDecoder
     vocabulary: int
 
     @property

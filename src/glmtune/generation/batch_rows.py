@@ -12,6 +12,7 @@ from glmtune.generation.batch_requests import BatchRequest, FinishEvent, TokenEv
 from glmtune.generation.batch_sampling import RowSampler
 from glmtune.generation.reply_text import ReplyText, StopStrings
 from glmtune.models.row_layout import RowLayout
+from glmtune.models.tokenizers.text_decoding import TextDecoder
 
 OnEvent = Callable[[TokenEvent | FinishEvent], None]
 FinishReason = Literal["stop", "length", "cancelled", "error"]
@@ -72,7 +73,7 @@ class BatchRow:
         """Places of the slot that are filled, if anything is."""
         return self.offset + self.filled
 
-    def prepare(self, layout: RowLayout, decode: Callable[[list[int]], str], vocabulary: int, device: torch.device):
+    def prepare(self, layout: RowLayout, decode: TextDecoder, vocabulary: int, device: torch.device):
         """Make what generating needs, when the row joins a batch; of a row that returns, positions alone."""
         self.context = layout.count_context(self.ids)
         self.filled = 0

@@ -16,6 +16,7 @@ from glmtune.generation.cpu_prepack import prepacked
 from glmtune.generation.engine import decode_tokens
 from glmtune.generation.graph_step import release_graph
 from glmtune.generation.sampling import Sampling, make_sampler
+from glmtune.models.tokenizers.text_decoding import decode_text
 from glmtune.training.memory import is_out_of_memory
 from glmtune.utils.console import count_noun
 
@@ -166,7 +167,7 @@ def _make_reply(index: int, ids: list[int], tokenizer: PreTrainedTokenizerBase, 
     stops = set(family.get_stop_ids(tokenizer))
     end = next((position for position, token in enumerate(ids) if token in stops), None)
     answer_ids = ids[:end]
-    text = str(tokenizer.decode(answer_ids, skip_special_tokens=True))
+    text = decode_text(tokenizer, answer_ids)
     if end is None:
         return GeneratedReply(index, answer_ids, text, "length")
     return GeneratedReply(index, answer_ids, text, "stop", ids[end])

@@ -26,6 +26,7 @@ from glmtune.generation.context_window import get_context_window
 from glmtune.generation.cpu_prepack import prepack_weights, restore_weights
 from glmtune.generation.prefix_store import PrefixStore
 from glmtune.models.row_layout import get_row_layout
+from glmtune.models.tokenizers.text_decoding import make_text_decoder
 from glmtune.training.memory import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class BatchEngine:
             self._switch,
             frozenset(family.get_stop_ids(tokenizer)),
             PrefixStore(prefix_cache_bytes),
-            _make_decode(tokenizer),
+            make_text_decoder(tokenizer),
             bare.config.vocab_size,
         )
         self._lanes: dict[AdapterLane, BatchLane] = {}
@@ -355,11 +356,3 @@ class BatchEngine:
             raise RequestTooLong(len(ids), self._limit)
         if request.adapter is not None and request.adapter not in self._switch.names():
             raise ValueError(f"there is no adapter {request.adapter!r}; there are {self._switch.names()}")
-
-
-def _make_decode(tokenizer: PreTrainedTokenizerBase) -> Any:
-    """From ids to text, special tokens left out; the tokenizer's own backend where that gives the same."""
-    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None and not tokenizer.clean_up_tokenization_spaces:
-        return backend.decode  # leaves special tokens out unless told otherwise
-    return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True))

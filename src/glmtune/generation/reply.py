@@ -14,6 +14,7 @@ from glmtune.generation.context_window import fit_prompt, get_context_window, ge
 from glmtune.generation.engine import decode_tokens
 from glmtune.generation.reply_text import ReplyText
 from glmtune.generation.sampling import Sampling, make_sampler
+from glmtune.models.tokenizers.text_decoding import decode_text, make_text_decoder
 from glmtune.utils.streams import replace_undecodable
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class TextStream(BaseStreamer):
     several byte tokens) and passes it on."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]):
-        self._text = ReplyText(lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)))
+        self._text = ReplyText(make_text_decoder(tokenizer))
         self._on_text = on_text
         self._has_prompt = False
         self._is_started = False
@@ -109,4 +110,4 @@ def generate_reply(
     )
     if stream:
         stream.end()
-    return family.parse_reply(str(tokenizer.decode(ids, skip_special_tokens=True)))
+    return family.parse_reply(decode_text(tokenizer, ids))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+
+from glmtune.models.tokenizers.text_decoding import TextDecoder
 
 # Ids that are decoded again for each token: few, and enough that the window rarely has to be moved.
 _WINDOW = 16
@@ -12,14 +14,13 @@ class ReplyText:
     """Finds what a new token adds to the text. A Chinese character may take several byte tokens.
 
     Only the last tokens are decoded, so that the cost of a token does not depend on the reply's length. The pieces
-    together are the text of all tokens, but for bytes that are no character: a tokenizer may then give up the whole
-    characters before them too, which were passed on here.
+    together are the text of all tokens.
 
     Args:
-        decode: from ids to text, special tokens left out.
+        decode: from ids to text, see `make_text_decoder`.
     """
 
-    def __init__(self, decode: Callable[[list[int]], str]):
+    def __init__(self, decode: TextDecoder):
         self._decode = decode
         self._ids: list[int] = []
         self._text = ""  # of the first `_passed` ids, which was passed on
@@ -42,9 +43,12 @@ class ReplyText:
         piece = text[len(self._text) :]
         before, self._passed, self._text = self._passed, len(self._ids), text
         if len(self._ids) > _WINDOW:
-            # The tokens of this piece stay: what a tokenizer makes of a token may depend on the one before it.
-            self._ids = self._ids[before:]
-            self._passed, self._text = len(self._ids), self._decode(self._ids)
+            # The tokens of this piece stay: what a tokenizer makes of a token may depend on the one before it. Not if
+            # they are spaces: after those that begin a text, further ones may be left out.
+            text = self._decode(self._ids[before:])
+            if text.strip(" "):
+                self._ids = self._ids[before:]
+                self._passed, self._text = len(self._ids), text
         return piece
 
 

@@ -107,9 +107,7 @@ def parse_device(device: str | torch.device | None) -> torch.device:
     except RuntimeError:
         raise ModelError(f"There is no device {str(device)!r}.", "Known: cpu, cuda, cuda:1 and so on.") from None
     if target.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError(
-            "torch finds no GPU.", "Check `nvidia-smi`, and that this torch was built for CUDA; or use --device cpu."
-        )
+        raise ModelError("torch finds no GPU.", "Find the cause: glmtune doctor; or use --device cpu.")
     return target
 
 

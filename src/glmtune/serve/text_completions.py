@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from glmtune.generation.batch_requests import BatchRequest, FinishEvent, TokenEvent, TokenLogprob
+from glmtune.models.tokenizers.text_decoding import decode_text
 from glmtune.serve.api_errors import ApiError
 from glmtune.serve.context import ServeContext
 from glmtune.serve.http_messages import (
@@ -179,4 +180,4 @@ async def _read_echo(context: ServeContext, body: TextCompletionBody, prompt: st
         )
     if isinstance(prompt, str):
         return prompt
-    return await context.run_encoder(lambda: str(context.tokenizer.decode(prompt, skip_special_tokens=True)))
+    return await context.run_encoder(lambda: decode_text(context.tokenizer, prompt))

@@ -109,7 +109,7 @@ def announce_compilation(config: RunConfig, on_gpu: bool) -> None:
         config: of the run, with DeepSpeed's settings.
         on_gpu: whether the run is on GPUs.
     """
-    for name in _list_compiled_parts(config.training.get("deepspeed") or {}, on_gpu):
+    for name in list_compiled_parts(config.training.get("deepspeed") or {}, on_gpu):
         folder = _find_build_folder(name)
         if folder is None or (folder / f"{name}.so").is_file():
             continue
@@ -123,7 +123,7 @@ def announce_compilation(config: RunConfig, on_gpu: bool) -> None:
             print_message(f"DeepSpeed compiles {name}, once; this takes some minutes.")
 
 
-def _list_compiled_parts(settings: Mapping[str, Any], on_gpu: bool) -> list[str]:
+def list_compiled_parts(settings: Mapping[str, Any], on_gpu: bool) -> list[str]:
     """The parts of DeepSpeed that it compiles for these settings."""
     zero = settings.get("zero_optimization") or {}
     devices = [str((zero.get(key) or {}).get("device", "none")) for key in ("offload_optimizer", "offload_param")]

@@ -104,7 +104,7 @@ class ProgressBar:
         description: what is done with the items.
         total: number of items; None if it is not known.
         completed: items that were done before, which do not count for the time left.
-        unit: "items", or "bytes" for a bar without numbers.
+        unit: "items", or "bytes", which are shown in MiB or GiB with their rate.
     """
 
     def __init__(self, description: str, total: int | None, completed: int = 0, unit: str = "items"):
@@ -115,12 +115,23 @@ class ProgressBar:
         self._start = self._last_line = time.monotonic()
 
     def __enter__(self) -> ProgressBar:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            MofNCompleteColumn,
+            Progress,
+            ProgressColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TransferSpeedColumn,
+        )
         from rich.progress import TimeRemainingColumn as Eta
 
         console = get_console()
         if console.is_terminal:
-            count = [MofNCompleteColumn()] if self._unit == "items" else []
+            count: list[ProgressColumn] = [MofNCompleteColumn()]
+            if self._unit == "bytes":
+                count = [DownloadColumn(binary_units=True), TransferSpeedColumn()]
             bar = (TextColumn("[bold]{task.description}"), BarColumn(), *count)
             self._bar = Progress(*bar, TimeElapsedColumn(), TextColumn("ETA"), Eta(), console=console)
             # Added as done, earlier items would make the first estimate far too short.
@@ -135,12 +146,17 @@ class ProgressBar:
         now = time.monotonic()
         if self._bar is not None:
             self._bar.update(self._task, completed=self.completed)
-        elif self._unit == "items" and (now - self._last_line >= _LINE_INTERVAL or self.completed == self.total):
+        elif now - self._last_line >= _LINE_INTERVAL or self.completed == self.total:
             self._last_line = now
             seconds_left = None
             if self.total is not None and self.completed > self._first:
                 seconds_left = (now - self._start) / (self.completed - self._first) * (self.total - self.completed)
-            print_message(f"{self.description} {self.completed}/{self.total}  ETA {format_duration(seconds_left)}")
+            counted = f"{self.completed}/{self.total}"
+            if self._unit == "bytes":
+                rate = (self.completed - self._first) / max(now - self._start, 1e-9)
+                total = "unknown size" if self.total is None else format_bytes(self.total)
+                counted = f"{format_bytes(self.completed)} of {total}, {format_bytes(rate)}/s"
+            print_message(f"{self.description} {counted}  ETA {format_duration(seconds_left)}")
 
     def __exit__(self, *exception: object) -> None:
         if self._bar is not None:

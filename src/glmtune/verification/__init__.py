@@ -1,0 +1,1 @@
+"""Whether a checkpoint folder is complete and undamaged: `glmtune verify`."""
