@@ -98,7 +98,7 @@ def _config(name: str, base: Path, data: Path, output: Path, alone: bool) -> dic
         **stage,
         "model": str(base / family),
         "data": {
-            "train": str(data.with_name(f"{stage.get('stage', 'train')}.json")),
+            "train": str(data.with_name(f"rows-{stage.get('stage', 'sft')}.json")),
             "packing": packing,
             "eval_fraction": 0.15,
             "max_length": 96,
@@ -203,16 +203,16 @@ def folder(tmp_path_factory, tiny):
     from demo_corpus.corpus import make_adgen_rows
 
     folder = tmp_path_factory.mktemp("distributed")
-    data = folder / "train.json"
+    data = folder / "rows-sft.json"
     rows = make_adgen_rows(22, seed=1)  # 19 to train on: no multiple of any batch
     others = [row["summary"] for row in rows[1:] + rows[:1]]
     for path, lines in {
         data: rows,
-        folder / "rm.json": [
+        folder / "rows-rm.json": [
             {"prompt": row["content"], "chosen": row["summary"], "rejected": other, "margin": 0.1}
             for row, other in zip(rows, others, strict=True)
         ],
-        folder / "kto.json": [
+        folder / "rows-kto.json": [
             {"prompt": row["content"], "completion": row["summary"], "label": number % 3 > 0}
             for number, row in enumerate(rows)
         ],
