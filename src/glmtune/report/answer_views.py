@@ -26,7 +26,7 @@ def make_answer_charts(metrics: Sequence[dict[str, Any]]) -> list[LineChart]:
         series = []
         for key, style in curves:
             points = select_points(metrics, key)
-            series.append(Series(f"report.pairs.{key}", smooth_points(points) or points, style, has_label=True))
+            series.append(Series(f"report.pairs.train.{key}", smooth_points(points) or points, style, has_label=True))
             held_out = select_points(metrics, f"eval_{key}")
             series.append(Series(f"report.pairs.eval.{key}", held_out, style, has_dots=True))
         chart = LineChart(f"report.chart.pairs.{name}", f"report.unit.pairs.{name}", series)
