@@ -90,8 +90,10 @@ def open_reference(tuned: Candidate, reference: str | None, **options: Any) -> C
             "Give its new place: --reference PATH",
         )
     quantization = options.pop("quantization", None) or tuned.target.quantization
-    if reference or start:
-        found = open_candidates([reference or start], quantization=quantization, **options)[0]
+    if reference:
+        found = open_candidates([reference], quantization=quantization, **options)[0]
+    elif start:  # an adapter of the same base, which may have been moved
+        found = open_candidates([start], base=tuned.target.base, quantization=quantization, **options)[0]
     elif tuned.target.adapter is not None:
         return tuned.bare()
     elif tuned.run is not None:
