@@ -226,6 +226,8 @@ class ComparisonResult:
         """The content of the file."""
         tree = asdict(self)
         tree["models"] = [model.to_dict() for model in self.models]
+        if self.judge is None:
+            del tree["judge"], tree["win_rates"]
         return tree
 
 
