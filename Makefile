@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test engines lint format clean
+.PHONY: demo test engines simulated-gpu lint format clean
 
 demo: .venv/installed
 	$(BIN)/glmtune demo
@@ -15,6 +15,10 @@ test: .venv/installed-test lint
 engines: .venv/installed-test
 	$(PYTHON) tests/engines/build_environments.py .engines
 	GLMTUNE_ENGINES=.engines OMP_NUM_THREADS=1 $(BIN)/python -m pytest -x tests/engines/check_*.py
+
+# Every method, precision and generation on a GPU that is simulated; see CONTRIBUTING.md.
+simulated-gpu: .venv/installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rA tests/fake_device/check_methods.py
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

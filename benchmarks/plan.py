@@ -56,6 +56,13 @@ CELLS = [
     Cell("chatglm", 512, 6, ("method=lora", _NO_CHECKPOINTING, "training.per_device_train_batch_size=2")),
     Cell("chatglm", 512, 6, ("method=full", _NO_CHECKPOINTING)),
     Cell("chatglm", 512, 6, ("method=ptuning", _CHECKPOINTING, _BATCH_4)),
+    Cell("chatglm3", 512, 8, ("stage=dpo", "method=lora", _NO_CHECKPOINTING, _BATCH_4)),
+    Cell("chatglm3", 512, 8, ("stage=dpo", "method=lora", _CHECKPOINTING, _BATCH_4, "data.packing=false")),
+    Cell("chatglm3", 512, 8, ("stage=dpo", "method=full", _NO_CHECKPOINTING)),
+    Cell("chatglm3", 512, 8, ("stage=orpo", "method=lora", _NO_CHECKPOINTING, "data.packing=false")),
+    Cell("chatglm2", 512, 8, ("stage=simpo", "method=ptuning", _NO_CHECKPOINTING, _BATCH_4)),
+    Cell("chatglm", 512, 6, ("stage=dpo", "method=ptuning", _CHECKPOINTING, _BATCH_4)),
+    Cell("chatglm", 512, 6, ("stage=dpo", "method=lora", _NO_CHECKPOINTING)),
 ]
 
 
@@ -91,7 +98,12 @@ def measure_cell(cell: Cell, folder: Path) -> dict[str, Any]:
 
     model = write_model(cell, folder / "model")
     data, run = folder / "rows.json", folder / "run"
-    data.write_text(json.dumps(make_adgen_rows(300, seed=1), ensure_ascii=False), "utf-8")
+    rows = make_adgen_rows(300, seed=1)
+    if any(setting.startswith("stage=") for setting in cell.settings):
+        answers = [row["summary"] for row in rows]
+        pairs = zip(rows, answers[1:] + answers[:1], strict=True)
+        rows = [{"prompt": row["content"], "chosen": row["summary"], "rejected": other} for row, other in pairs]
+    data.write_text(json.dumps(rows, ensure_ascii=False), "utf-8")
     command = [sys.executable, "-m", "glmtune", "train", "--model", str(model), "--data", str(data)]
     command += ["--output", str(run), "--force", "--set", "training.max_steps=2"]
     for setting in cell.settings:

@@ -3,11 +3,14 @@
     PYTHONPATH=src python benchmarks/serving.py [--clients 1 4 16 64] [--candidates batch serve vllm] [--vllm ENV]
 
 Every client sends its next request when its reply has ended. Prompts are questions of the demo's kind, greedy, and no
-reply stops early. All candidates have the same prompts, precision (fp32) and number of threads.
+reply stops early. All candidates have the same prompts, precision (fp32) and number of threads (OMP_NUM_THREADS). Where
+other work shares the machine, the CPU time of a token says more than the clock.
 
 - **one by one** is the loop that `glmtune chat` and evaluation run, on one request at a time in order of arrival.
 - **batch** is the engine of `glmtune serve`, called in its own process.
 - **serve** is `glmtune serve` over HTTP; the clients share the machine with it.
+- **transformers serve** is transformers' own server over HTTP, with and without `--continuous-batching`, on the same
+  weights in its own format and the same prompts as text.
 - **vllm** is vLLM's `LLM.generate` in an environment of its own (`--vllm ENV`: a folder with `bin/python`), as many
   sequences at a time as clients; its latencies are not measured.
 """
@@ -15,22 +18,25 @@ reply stops early. All candidates have the same prompts, precision (fp32) and nu
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import itertools
 import json
 import os
 import queue
 import random
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 from harness import (
     REPOSITORY,
     BenchmarkError,
@@ -190,28 +196,80 @@ def use_http(folder: Path, clients: int, new: int) -> Iterator[Ask]:
 
             def ask(prompt: list[int], note: Callable[[int], None]) -> None:
                 body = {"model": "model", "prompt": prompt, "max_tokens": new, "temperature": 0, "stream": True}
-                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
-                connection.request(
-                    "POST",
-                    "/v1/completions",
-                    json.dumps(body | {"ignore_eos": True, "stream_options": {"include_usage": True}}),
-                    {"Content-Type": "application/json"},
-                )
-                seen = 0
-                for line in connection.getresponse():
-                    if line.startswith(b"data: {"):
-                        event = json.loads(line[6:])
-                        if event.get("choices"):
-                            seen += 1
-                            note(1)
-                        if event.get("usage"):  # pieces of text are not always one token
-                            note(event["usage"]["completion_tokens"] - seen)
-                connection.close()
+                body |= {"ignore_eos": True, "stream_options": {"include_usage": True}}
+                stream_completion(port, body, note)
 
             yield ask
         finally:
             server.terminate()
             server.wait()
+
+
+def use_transformers(*options: str) -> Callable[[Path, int, int], AbstractContextManager[Ask]]:
+    """`transformers serve` in another process, with these options, asked over HTTP with streams."""
+
+    @contextmanager
+    def use(folder: Path, clients: int, new: int) -> Iterator[Ask]:
+        import glmtune
+
+        tokenizer = glmtune.load_tokenizer(folder)
+        # No stop id ends a reply: the server takes them from this, and one alone is asked for a least length too.
+        config = {"pad_token_id": 0, "max_new_tokens": new, **({} if options else {"min_new_tokens": new})}
+        with tempfile.TemporaryDirectory() as hf, socket.socket() as free, tempfile.TemporaryFile("w+") as log:
+            write_hf_folder(folder, Path(hf))
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+            free.close()
+            command = [str(Path(sys.executable).with_name("transformers")), "serve", hf, "--port", str(port)]
+            server = subprocess.Popen(
+                [*command, "--device", "cpu", "--dtype", "float32", *options], stdout=log, stderr=subprocess.STDOUT
+            )
+            try:
+                _wait_until_open(server, port)
+
+                def ask(prompt: list[int], note: Callable[[int], None]) -> None:
+                    text = tokenizer.decode(prompt, skip_special_tokens=True)
+                    body = {"model": hf, "prompt": text, "max_tokens": new, "temperature": 0, "stream": True}
+                    stream_completion(port, body | {"generation_config": json.dumps(config)}, note)
+
+                yield ask
+            finally:
+                server.terminate()
+                server.wait()
+
+    return use
+
+
+def stream_completion(port: int, body: dict[str, Any], note: Callable[[int], None]) -> None:
+    """Ask a server on this machine for a completion and note its tokens as they come.
+
+    Raises:
+        BenchmarkError: it does not answer with a stream.
+    """
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
+    connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    if answer.status != 200:
+        raise BenchmarkError(f"status {answer.status}: {answer.read()[:200].decode(errors='replace')}")
+    noted = 0
+    for line in answer:
+        if line.startswith(b"data: {"):
+            event = json.loads(line[6:])
+            if event.get("choices") and not event.get("usage"):
+                noted += 1
+                note(1)
+            if event.get("usage"):  # pieces of text are not always one token
+                note(event["usage"]["completion_tokens"] - noted)
+    connection.close()
+
+
+def _wait_until_open(server: subprocess.Popen, port: int) -> None:
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        if server.poll() is not None:
+            raise BenchmarkError("the server ended")
+        time.sleep(0.2)
 
 
 def _wait_for_port(server: subprocess.Popen, log: Any) -> int:
@@ -228,7 +286,13 @@ def _wait_for_port(server: subprocess.Popen, log: Any) -> int:
         time.sleep(0.1)
 
 
-CANDIDATES = {"one by one": use_one_by_one, "batch": use_batch, "serve": use_http}
+CANDIDATES = {
+    "one by one": use_one_by_one,
+    "batch": use_batch,
+    "serve": use_http,
+    "transformers serve": use_transformers(),
+    "transformers serve --continuous-batching": use_transformers("--continuous-batching"),
+}
 
 
 def measure_candidate(name: str, folder: Path, clients: int, requests: int, new: int) -> dict[str, float]:
@@ -236,7 +300,17 @@ def measure_candidate(name: str, folder: Path, clients: int, requests: int, new:
     prompts = make_prompts(folder, requests)
     with CANDIDATES[name](folder, clients, new) as ask:
         ask(prompts[0], lambda count: None)
-        return measure_clients(ask, clients, prompts, new)
+        start = count_cpu_seconds()
+        result = measure_clients(ask, clients, prompts, new)
+        seconds = count_cpu_seconds() - start
+    return {**result, "cpu_ms_per_token": seconds * 1000 / (len(prompts) * new)}
+
+
+def count_cpu_seconds() -> float:
+    """CPU time of this process and those it started: servers, and the clients, which take a little of it."""
+    process = psutil.Process()
+    times = [part.cpu_times() for part in (process, *process.children(recursive=True))]
+    return sum(part.user + part.system for part in times)
 
 
 # --- all candidates ---
@@ -247,14 +321,18 @@ def write_hf_folder(folder: Path, output: Path) -> None:
     import glmtune
 
     glmtune.load_model(folder, dtype="fp32", device="cpu").save_pretrained(output)
+    glmtune.load_tokenizer(folder).save_pretrained(output)
 
 
 def measure_vllm(python: Path, folder: Path, prompts: Path, clients: int, new: int) -> dict[str, float]:
     """Measure `LLM.generate` in its own environment."""
     script = REPOSITORY / "benchmarks" / "peers" / "run_vllm.py"
     env = {"VLLM_CPU_KVCACHE_SPACE": "1", "PYTHONPATH": ""}
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if threads:  # vLLM takes the cores' numbers
+        env["VLLM_CPU_OMP_THREADS_BIND"] = f"0-{int(threads) - 1}"
     _, output = run_timed([python, script, folder, prompts, str(clients), str(new)], env=env)
-    return json.loads(output.splitlines()[-1])
+    return json.loads(next(line for line in reversed(output.splitlines()) if line.startswith("{")))
 
 
 def format_results(result: dict[str, Any]) -> str:
@@ -263,7 +341,7 @@ def format_results(result: dict[str, Any]) -> str:
     alone = {cell["clients"]: cell for cell in result["cells"] if cell["name"] == "one by one"}
     for cell in result["cells"]:
         if "failed" in cell:
-            rows.append([cell["name"], str(cell["clients"]), cell["failed"], *[""] * 5])
+            rows.append([cell["name"], str(cell["clients"]), cell["failed"], *[""] * 6])
             continue
         runs = cell["runs"]
         rate = median(run["tokens_per_s"] for run in runs)
@@ -273,8 +351,9 @@ def format_results(result: dict[str, Any]) -> str:
             f"{median(run[key] for run in runs) * 1000:,.1f}" if key in runs[0] else ""
             for key in ("first_p50", "first_p95", "between_p50", "between_p95")
         ]
-        rows.append([cell["name"], str(cell["clients"]), f"{rate:,.0f}", ratio, *times])
-    head = ["candidate", "clients", "tokens/s", "times one by one"]
+        cpu = f"{median(run['cpu_ms_per_token'] for run in runs):.2f}"
+        rows.append([cell["name"], str(cell["clients"]), f"{rate:,.0f}", ratio, cpu, *times])
+    head = ["candidate", "clients", "tokens/s", "times one by one", "CPU time of a token, ms"]
     head += ["first token p50, ms", "p95", "between tokens p50, ms", "p95"]
     return "\n".join([*format_table(head, rows), "", *format_footer(result)])
 

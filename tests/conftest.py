@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -57,12 +59,57 @@ def private_cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
+def no_file_limit():
+    """A page limits the process to its roots; the next test is free of it."""
+    yield
+    if "glmtune.utils.file_access" in sys.modules:
+        sys.modules["glmtune.utils.file_access"].set_file_limit(None)
+
+
+@pytest.fixture(autouse=True)
 def skip_memory_plan(request, monkeypatch):
     """Train without a memory plan in this process: it takes a third of a tiny training's time, and a run without a plan
-    is trained too. Other processes, and the tests of plans and `train`, make plans."""
+    is trained too. Other processes, the tests of plans, and those marked as complete runs make plans."""
     plan_module = sys.modules.get("glmtune.training.plan.apply")
-    if plan_module and not request.module.__name__.startswith(("test_plan", "test_train")):
+    makes_plan = request.module.__name__.startswith("test_plan") or request.node.get_closest_marker("complete_run")
+    if plan_module and not makes_plan:
         monkeypatch.setattr(plan_module, "plan_run", raise_no_plan)
+
+
+@pytest.fixture(autouse=True)
+def skip_pictures(request, monkeypatch):
+    """Write empty PNG files in this process: drawing takes as long as a tiny training. Other processes draw, and so do
+    the tests of pictures and those marked as complete runs."""
+    is_about_pictures = request.module.__name__.startswith(("test_report", "test_bench", "test_check"))
+    draws = is_about_pictures or request.node.get_closest_marker("complete_run")
+    if "glmtune.html.plots" in sys.modules and not draws:
+        draw_nothing(monkeypatch.setattr)
+
+
+def draw_nothing(setattr):
+    """Replace drawing by empty PNG files, with this function to set attributes."""
+    from glmtune.html import plots
+    from glmtune.utils.io import open_atomic
+
+    def write_empty_picture(_, path):
+        with open_atomic(path) as temporary:
+            temporary.write_bytes(b"\x89PNG\r\n\x1a\n")
+        return path
+
+    setattr(plots, "_make_figure", lambda rows, columns, _: (None, [MagicMock()] * rows * columns))
+    setattr(plots, "save_figure", write_empty_picture)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def keep_libraries_out_of_collections():
+    """Take what is in memory between two files out of garbage collections: a training collects once, and looking at all
+    objects of the libraries takes as long as its steps."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()  # libraries report objects that are left at the end of the process
 
 
 def raise_no_plan(*_):

@@ -1,4 +1,4 @@
-"""Replies in a batch in 16 bits and with bitsandbytes: equal to single ones, but where rounding decides between tokens."""
+"""Replies in a batch in 16 bits and with bitsandbytes: those of single rows, but where rounding decides."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ sys.path.append(str(BENCHMARKS))  # last: names of its files are common ones
 import bare_loop  # noqa: E402
 import decoding  # noqa: E402
 import harness  # noqa: E402
+import held_out  # noqa: E402
+import machine  # noqa: E402
 import memory  # noqa: E402
 import models  # noqa: E402
 import serving  # noqa: E402
@@ -139,16 +142,37 @@ def test_the_bare_loop_computes_the_loss_of_padded_rows():
 # --- smoke ---
 
 
-def test_training_with_a_peer_that_is_not_there(tiny, adgen_file, tmp_path):
+def test_training_with_a_peer_that_is_not_there(tiny, adgen_file, tmp_path, monkeypatch, capsys):
+    """Trainers are processes; what is before and after them is computed in this one."""
     out = tmp_path / "out.json"
+
+    def prepare(command, **_):
+        monkeypatch.setattr(sys, "argv", command[1:])
+        training.main()
+
+    def measure(script, *arguments, **_):
+        if script == "machine.py":
+            return {
+                "device": "CPU",
+                "matmul_flops": {"fp32": 1e11, "bf16": 2e11},
+                "read_bytes": 1e10,
+                "copy_bytes": 1e10,
+            }
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        held_out.main()
+        return json.loads(capsys.readouterr().out)
+
+    monkeypatch.setattr(training, "run_timed", prepare)
+    monkeypatch.setattr(training, "run_json", measure)
     given = ["--model", tiny("chatglm3"), "--data", adgen_file(12), "--rows", 8, "--held-out", 4, "--repeats", 1]
     chosen = ["glmtune fp32", "bare fp32", "trl fp32 packed"]
-    done = run("training.py", *given, "--same-order", "--dropout", 0, "--json", out, "--trainers", *chosen)
-    assert done.returncode == 0, done.stderr
+    given += ["--same-order", "--dropout", 0, "--json", out, "--trainers", *chosen]
+    monkeypatch.setattr(sys, "argv", ["training.py", *map(str, given)])
+    training.main()
     result = json.loads(out.read_text("utf-8"))
     found = result["contenders"]
     assert "not run: no --peers" in found["trl fp32 packed"]["failed"]
-    assert "trl fp32 packed: not run" in done.stdout
+    assert "trl fp32 packed: not run" in capsys.readouterr().out
     assert not [found[name]["failed"] for name in chosen[:2] if "failed" in found[name]]
     ours, loop = (found[name]["runs"][0] for name in chosen[:2])
     assert ours["losses"][0] == pytest.approx(loop["losses"][0], rel=1e-4)  # the same batch, before any training
@@ -156,7 +180,9 @@ def test_training_with_a_peer_that_is_not_there(tiny, adgen_file, tmp_path):
     assert str(tmp_path) not in json.dumps({key: result[key] for key in result if key != "contenders"})
 
 
-def test_decoding_by_both_engines():
+def test_decoding_by_both_engines(monkeypatch):
+    monkeypatch.setattr(decoding, "measure_read_rate", partial(machine.measure_read_rate, size=2**20))
+    monkeypatch.setattr(decoding, "_BANDWIDTH_S", 0.001)
     found = {
         engine: decoding.measure_cell(decoding.Cell(engine, "tiny", "fp32", (1, 2), 4, 3), "cpu")
         for engine in ("glmtune", "transformers")

@@ -14,6 +14,7 @@ import glmtune
 from glmtune.bench.measure import measure_model
 from glmtune.config import PTuningConfig
 from glmtune.errors import ConfigError
+from glmtune.generation import cpu_prepack
 from glmtune.generation.compiled_step import compile_step, find_compiled_step
 from glmtune.generation.cpu_prepack import PrepackedLinear, prepacked
 from glmtune.generation.engine import decode_tokens, pick_greedy
@@ -22,6 +23,12 @@ from glmtune.quantization.quantizer import pack_model
 from tiny import FAMILIES
 
 TEXTS = ["你好", "类型#上衣*材质#牛仔布*颜色#白色", "hello world"]
+
+
+@pytest.fixture(autouse=True)
+def small_matrices(monkeypatch):
+    """Prepack the matrices of tiny models too."""
+    monkeypatch.setattr(cpu_prepack, "_MIN_ELEMENTS", 0)
 
 
 @pytest.fixture(autouse=True)

@@ -6,15 +6,14 @@ import json
 
 from demo_corpus.corpus import split_attributes
 from glmtune.demo.run_demo import find_free_folder
-from glmtune.generation.load import load_for_generation
-from glmtune.generation.reply import generate_reply
 from glmtune.run_dir import RunDir
 
 
-def _generate_replies(target, prompts):
-    opened = load_for_generation(str(target), device="cpu")
-    requests = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    return [generate_reply(opened.model, opened.tokenizer, opened.family, messages).content for messages in requests]
+def _read_replies(comparison, number):
+    """Replies by prompt of the model with this number in a comparison."""
+    (file,) = comparison.glob(f"{number}-*/predictions.jsonl")
+    rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    return {row["prompt"][-1]["content"]: row["prediction"] for row in rows}
 
 
 def test_the_demo_turns_lists_into_advertisements(glmtune_command, tmp_path):
@@ -28,7 +27,8 @@ def test_the_demo_turns_lists_into_advertisements(glmtune_command, tmp_path):
 
     rows = [json.loads(line) for line in (folder / "dev.json").read_text("utf-8").splitlines()][4:24]
     prompts = [row["content"] for row in rows]
-    base, tuned = _generate_replies(folder / "base", prompts), _generate_replies(run.root, prompts)
+    found = [_read_replies(run.root / "eval" / "compare-dev", number) for number in (1, 2)]
+    base, tuned = ([replies[prompt] for prompt in prompts] for replies in found)
     assert sum("：" in reply and reply.startswith("*") for reply in base) >= 16
     assert sum(reply.endswith("。") and "*" not in reply and "：" not in reply for reply in tuned) >= 16
     expected = [(reply, value) for reply, row in zip(tuned, prompts, strict=True) for _, value in split_attributes(row)]

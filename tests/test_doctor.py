@@ -6,8 +6,11 @@ import dataclasses
 import json
 import os
 import re
+import shutil
+import subprocess
 import sys
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,9 +34,10 @@ from glmtune.doctor.machine_facts import (
 from glmtune.doctor.probe_runner import run_probe
 from glmtune.doctor.requirements import find_unmet
 from glmtune.doctor.trials import list_trials
+from glmtune.html.i18n import LANGUAGES, text
 
 GIB = 2**30
-CUDA_13 = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120")
+CUDA_13 = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")  # torch 2.11 on PyPI
 CUDA_126 = ("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90")
 CARDS = {
     "GTX 1080 Ti": ((6, 1), 11),
@@ -141,6 +145,12 @@ CU126 = "--index-url https://download.pytorch.org/whl/cu126"
 BROKEN = {
     "Pascal and CUDA 13": (make_machine("GTX 1080 Ti", CPU_WORK), "no-kernel-image", "compute capability 6.1", CU126),
     "Volta and CUDA 13": (make_machine("V100", CPU_WORK), "no-kernel-image", "NVIDIA V100", CU126),
+    "Volta without nvidia-smi": (
+        make_machine("V100", CPU_WORK, driver=DriverFacts()),
+        "no-kernel-image",
+        "NVIDIA V100",
+        CU126,
+    ),
     "Blackwell and CUDA 12.6": (
         make_machine("RTX 5090", archs=CUDA_126, cuda="12.6"),
         "no-kernel-image",
@@ -176,7 +186,7 @@ BROKEN = {
         make_machine(torch=NO_GPU, driver=DriverFacts(cards=("PCI 0000:01:00.0",))),
         "no-driver",
         "does not answer",
-        "ubuntu-drivers",
+        "sudo apt-get install -y ubuntu-drivers-common && sudo ubuntu-drivers install",
     ),
     "driver updated, not rebooted": (
         make_machine(torch=NO_GPU, driver={"version": "", "error": "Driver/library version mismatch"}),
@@ -294,7 +304,7 @@ BROKEN = {
         "python3.11-dev",
     ),
     "kernels give wrong numbers": (
-        make_machine(trials=(TrialFacts("nf4 product", "cuda", "its numbers are wrong (by 40% of the largest)"),)),
+        make_machine(trials=(TrialFacts("nf4 product", "cuda", "its result is wrong (by 40% of the largest number)"),)),
         "trial",
         "nf4 product on cuda",
         "bitsandbytes",
@@ -372,7 +382,8 @@ BROKEN = {
         make_machine(duplicates={"torch": ("2.13.0 in /venv/site-packages", "2.1.0 in /home/me/.local/lib")}),
         "two-versions",
         "2.1.0 in /home/me/.local/lib",
-        "PYTHONNOUSERSITE",
+        "uninstall -y torch && python -m pip uninstall -y torch && python -m pip install --force-reinstall "
+        "'torch>=2.6' --index-url https://download.pytorch.org/whl/cu130 && export PYTHONNOUSERSITE=1",
     ),
     "installation broken off": (make_machine(leftovers=("/v/~orch",)), "interrupted-install", "/v/~orch", "rm -r"),
     "wrong transformers": (
@@ -382,7 +393,7 @@ BROKEN = {
         "install 'transformers<6,>=5.23'",
     ),
     "a file named torch.py": (
-        make_machine(shadows={"torch": "/home/me/work/torch.py"}),
+        make_machine(shadows={"torch": "/home/me/work/torch.py"}, torch=TorchFacts(import_error="no attribute")),
         "shadowed-module",
         "hides the module torch",
         "Rename /home/me/work/torch.py",
@@ -521,9 +532,9 @@ def test_a_broken_machine_gets_its_finding_and_no_other(facts, code, what, fix):
     assert what in f"{problem.what} {problem.why}"
     assert fix in problem.fix
     assert problem.severity in ("error", "warning", "note")
-    for text in (problem.what, problem.why, problem.fix):
-        assert text
-        assert not text.endswith(".")
+    for sentence in (problem.what, problem.why, problem.fix):
+        assert sentence
+        assert not sentence.endswith(".")
 
 
 def test_there_are_enough_broken_machines_and_every_code_is_among_them():
@@ -532,6 +543,19 @@ def test_there_are_enough_broken_machines_and_every_code_is_among_them():
     text = "".join(path.read_text("utf-8") for paths in sources for path in paths)
     codes = set(re.findall(r'Diagnosis\(\s*"([a-z0-9-]+)"', text))
     assert codes == {code for _, code, _, _ in BROKEN.values()} | {"no-gpu"}
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_the_page_has_a_title_for_every_finding_and_shows_its_command(lang):
+    pytest.importorskip("fastapi", reason="needs the extra `ui`: pip install 'glmtune[ui]'")
+    from glmtune.webui.machine_view import render_diagnosis
+
+    for facts, _, _, _ in BROKEN.values():
+        (problem,) = findings.find_problems(facts)
+        page = render_diagnosis({"findings": [dataclasses.asdict(problem)]}, lang)
+        assert escape(text(f"ui.machine.finding.{problem.code}", lang)) in page
+        assert f"<code>{escape(problem.fix)}</code>" in page
+    assert text("ui.machine.healthy", lang) in render_diagnosis({"findings": []}, lang)
 
 
 def test_several_faults_are_listed_with_errors_first():
@@ -588,6 +612,30 @@ def test_this_machine_is_read(facts):
     assert all(folder.writable for folder in facts.folders)
     assert facts.shadows == {}
     assert facts.import_errors == {}
+
+
+def test_trials_notice_kernels_that_give_wrong_numbers(monkeypatch):
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs the extra `qlora`: pip install 'glmtune[qlora]'")
+    from glmtune.quantization.packed_linear import PackedLinear
+    from glmtune.training import loss
+
+    cpu = torch.device("cpu")
+    right = {name: trial(cpu) for name, trial in list_trials().items()}
+    assert right == {"training step": "", "nf4 product": "", "packed4 product": ""}
+
+    forward, multiply, compute = PackedLinear.forward, bitsandbytes.matmul_4bit, loss.step_loss
+    calls = []
+
+    def compute_wrong(*arguments):
+        calls.append(1)
+        return compute(*arguments) * (1 if len(calls) == 1 else 1.1)
+
+    monkeypatch.setattr(PackedLinear, "forward", lambda self, inputs: forward(self, inputs) * 1.1)
+    monkeypatch.setattr(bitsandbytes, "matmul_4bit", lambda *a, **k: multiply(*a, **k) * 1.1)
+    monkeypatch.setattr(loss, "step_loss", compute_wrong)
+    wrong = {name: trial(cpu) for name, trial in list_trials().items()}
+    assert "on the CPU" in wrong["training step"]
+    assert wrong["nf4 product"] == wrong["packed4 product"] == "its result is wrong (by 10% of the largest number)"
 
 
 def test_the_command_prints_findings_and_json(facts, monkeypatch, glmtune_command, tmp_path):
@@ -750,11 +798,35 @@ def test_the_model_and_the_config_are_read(tiny, tmp_path):
 
 
 def test_every_table_of_errors_has_a_command():
-    for part, cause, command in library_findings._TORCH_ERRORS:
+    for part, cause, make_command in library_findings._TORCH_ERRORS:
         facts = make_machine(torch=TorchFacts(import_error=f"ImportError: {part}"))
         (problem,) = findings.find_problems(facts)
-        assert problem.why == cause
-        assert problem.fix == command.replace("{pip}", "python -m pip")
+        assert (problem.why, problem.fix) == (cause, make_command(facts))
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_every_command_for_linux_is_one_that_the_shell_accepts():
+    """What begins with a capital letter is a sentence."""
+    machines = [facts for facts, _, _, _ in BROKEN.values() if facts.shell == "sh"]
+    machines += [replace(facts, package_manager=name) for facts in machines for name in ("dnf", "pacman", "apk", "")]
+    machines += [replace(facts, is_root=True) for facts in machines]
+    commands = {problem.fix for facts in machines for problem in findings.find_problems(facts)}
+    commands = sorted(command for command in commands if not command[0].isupper())
+    assert len(commands) > 40
+    script = "\n".join(commands)
+    result = subprocess.run(["bash", "-n", "-c", script], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    for command in commands:
+        assert re.match(
+            r"(sudo|python|export|unset|glmtune|rm|apt-get|dnf|pacman|apk|ulimit|xcode-select|reboot|"
+            r"nvidia-modprobe|rmmod|chown|timedatectl|sntp|winget|mount) ?",
+            command,
+        ), command
+
+
+def test_root_needs_no_sudo_and_every_distribution_has_its_command():
+    facts = replace(BROKEN["Triton without gcc"][0], is_root=True, package_manager="dnf")
+    assert findings.find_problems(facts)[0].fix == "dnf install -y gcc gcc-c++ make"
 
 
 class AcceleratorError(RuntimeError):

@@ -32,6 +32,8 @@ def _make_files() -> dict[str, bytes]:
         "model.safetensors.index.json": b"{}",
         "pytorch_model-00001-of-00001.bin": RANDOM.randbytes(4000),
         "pytorch_model.bin.index.json": b"{}",
+        "model.safetensors": RANDOM.randbytes(4000),
+        "glmtune-fetch.json": b"{}",
         "modeling_chatglm.py": b"import os",
         "README.md": b"# text",
         "onnx/model.onnx": b"x",
@@ -251,9 +253,21 @@ def _miss(hub, handler, name, content):
     return True
 
 
+def _always_start_again(hub, handler, name, content):
+    send_range(handler, content, ranges=False, end=60_000)
+    return True
+
+
+def _list_more_than_there_is(hub, handler, name, content):
+    send_range(handler, content[:2000])
+    return True
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
+        (_always_start_again, "stopped 6 times in a row"),
+        (_list_more_than_there_is, "stopped 6 times in a row"),
         (_send_wrong, "other content 2 times"),
         (_send_nothing, "stopped 6 times in a row"),
         (_refuse, "refuses it (403)"),
@@ -285,6 +299,31 @@ def test_another_process_continues_where_the_first_stopped(hub, tmp_path):
 def _stop_at(handler, content, end):
     send_range(handler, content, end=end)
     return True
+
+
+def test_a_token_is_not_sent_to_a_mirror(hub, tmp_path, monkeypatch):
+    headers = []
+
+    def answer(hub, handler, name, content):
+        headers.append(handler.headers.get("Authorization"))
+        return False
+
+    hub.answer = answer
+    monkeypatch.setattr("huggingface_hub.utils._headers.get_token", lambda: "hf_secret")
+    _fetch(hub, tmp_path / "mirror", files=["config.json"])
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    fetch_model(FetchRequest(hub.name, "huggingface", tmp_path / "own", files=["config.json"]))
+    assert headers == [None, "Bearer hf_secret"]
+
+
+def test_an_interrupt_names_the_command_that_continues(monkeypatch, glmtune_command):
+    def interrupt(request):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fetcher, "fetch_model", interrupt)
+    result = glmtune_command("fetch", "a/b", "--hub", "modelscope")
+    assert result.code == 130
+    assert result.err == "Interrupted. Continue: glmtune fetch a/b --hub modelscope\n"
 
 
 def test_a_part_of_content_that_the_hub_replaced_is_dropped(hub, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 
@@ -81,23 +82,18 @@ def test_the_line_that_starts_the_page(script, glmtune_command):
 
 
 def test_the_page_in_chinese_with_the_model(project):
-    pytest.importorskip("gradio")
-    from fastapi.testclient import TestClient
+    pytest.importorskip("fastapi")
+    from page_client import PageClient
 
-    from glmtune.webui.app import make_app, make_context
-    from glmtune.webui.data_check import check_rows, data_run
-    from glmtune.webui.model_tab import facts_of
+    from glmtune.webui.app import make_context
 
-    context = make_context([project], "zh")
-    with TestClient(make_app(context), base_url="http://127.0.0.1:7860") as client:
-        page = client.get("/")
-    assert page.status_code == 200
-    model = str(project / "models" / "chatglm3-6b")
-    assert "ChatGLM3-6B" in facts_of(model, None, "huggingface", "zh")
-    run = data_run({"data": {"train": str(project / "data" / "own.json")}, "model": {"path": model}})
-    *_, (findings, is_last) = check_rows(run, "zh")
-    assert is_last
-    assert "没有发现问题" in findings
+    page = PageClient(make_context([project], "zh"))
+    fields = {"model.path": "models/chatglm3-6b", "data.train": "data/own.json"}
+    assert "ChatGLM3-6B" in page.post("/model/describe", fields).text
+    check = page.post("/data/check", fields).text
+    while (poll := re.search(r'hx-get="(/data/check/[^"]+)"', check)) is not None:
+        check = page.get(poll.group(1)).text
+    assert "没有发现问题" in check
 
 
 def test_train_with_the_default_values_and_chat(project, glmtune_command):

@@ -14,6 +14,7 @@ import torch
 import torch.distributed.fsdp
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoModel
 
 import glmtune
 from glmtune.config import RunConfig, check_config
@@ -255,6 +256,16 @@ def test_prepacking_for_a_cpu_leaves_the_embedding_alone(equal_head):
             assert torch.allclose(model(input_ids=ids).logits, before, atol=0.02)
         assert torch.equal(model(input_ids=ids).logits, before)
     assert model.lm_head.weight is model.transformer.word_embeddings.weight
+
+
+def test_auto_classes_share_it_where_weights_are_quantised(equal_head):
+    """In full precision a caller may train all weights in a loop of its own, where embedding and head are two."""
+    model = AutoModel.from_pretrained(equal_head, trust_remote_code=True)
+    assert model.lm_head.weight is not model.transformer.word_embeddings.weight
+    model = model.quantize(8).half()
+    assert model.lm_head.weight is model.transformer.word_embeddings.weight
+    packed = AutoModel.from_pretrained(equal_head, quantization_bit=4, trust_remote_code=True)
+    assert packed.lm_head.weight is packed.transformer.word_embeddings.weight
 
 
 def test_the_plan_counts_one_matrix(equal_head, tiny):

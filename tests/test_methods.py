@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from command import interrupt_run
 from safetensors.torch import load_file
 
 import glmtune
@@ -95,19 +95,6 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
     return {name: value for file in folder.rglob("*.safetensors") for name, value in load_file(file).items()}
 
 
-def _interrupted(run: RunDir, step: int, copy: Path) -> RunDir:
-    """The run as a kill after checkpoint `step` would have left it."""
-    shutil.copytree(run.root, copy)
-    left = RunDir(copy)
-    for checkpoint in left.checkpoints_newest_first():
-        if int(checkpoint.name.rsplit("-", 1)[1]) > step:
-            shutil.rmtree(checkpoint)
-    for kind in ("adapter", "model"):
-        shutil.rmtree(left.result(kind), ignore_errors=True)
-    left.summary.write_text(json.dumps(json.loads(left.summary.read_text("utf-8")) | {"state": "running"}), "utf-8")
-    return left
-
-
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_matrix(family, method, train, base, glmtune_command, tmp_path):
@@ -128,7 +115,7 @@ def test_the_matrix(family, method, train, base, glmtune_command, tmp_path):
     assert (tuned - _logits(untuned)).abs().max() > 1e-3
     assert json.loads(run.summary.read_text("utf-8"))["logits_changed_by"] > 0
 
-    left = _interrupted(run, STEPS // 2, tmp_path / "left")
+    left = interrupt_run(run, STEPS // 2, tmp_path / "left")
     resumed = glmtune_command("train", "--resume", "--output", left.root)
     assert resumed.code == 0, resumed.err
     assert [entry["loss"] for entry in left.read_metrics() if "loss" in entry] == losses

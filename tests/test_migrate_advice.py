@@ -203,7 +203,7 @@ def test_results_do_not_go_into_a_folder_with_other_files(write_file):
         ("python finetune.py --base_model m --width 3", "unknown project", "glmtune train"),
         ("python train.py --width 3", "unknown project", "glmtune train"),
         ("xtuner train chatglm3_6b_qlora_alpaca_e3", "no file", "xtuner copy-cfg chatglm3_6b_qlora_alpaca_e3"),
-        ("swift rlhf --model m", "no equivalent", "swift sft"),
+        ("swift sample --model m", "no equivalent", "swift sft"),
         ("python main.py --do_predict --test_file a.json", "no --model_name_or_path", "model"),
         ("python main.py --do_predict --model_name_or_path m", "no rows", "--test_file"),
     ],
@@ -355,13 +355,6 @@ lora = dict(type=LoraConfig, r=64, lora_alpha=16, lora_dropout=0.2)
     assert (run.lora.rank, run.lora.alpha, run.lora.dropout) == (64, 16, 0.2)
     assert (run.data.train, run.data.max_length, run.data.packing) == ("rows.json", 512, True)
     assert (run.training["adam_beta2"], run.training["gradient_accumulation_steps"]) == (0.99, 4)
-
-
-@pytest.mark.parametrize("stage", ["rm", "ppo", "kto"])
-def test_preference_stages_are_refused_by_name(stage, write_file):
-    values = {**FACTORY, "stage": stage, "pref_beta": 0.1, "reward_model": "r"}
-    with pytest.raises(ConfigError, match=f"stage {stage}: .* not supported yet"):
-        translate_command([write_file("a.yaml", yaml.safe_dump(values))])
 
 
 def test_max_samples_is_a_maximum_of_each_data_set(write_file):

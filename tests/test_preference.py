@@ -317,6 +317,23 @@ def test_settings_without_effect_are_refused(options, problem, tiny, pairs, tmp_
     assert not (tmp_path / "run").exists()
 
 
+def test_the_best_checkpoint_by_a_number_of_pairs(tiny, pairs, tmp_path, glmtune_command):
+    """The metric is checked before anything is loaded, by the stage."""
+    best = ["training.load_best_model_at_end=true", "training.eval_strategy=steps", "training.eval_steps=2"]
+    settings = ["stage=dpo", "training.max_steps=4", "training.learning_rate=1e-2", *best]
+    chosen = "training.metric_for_best_model=eval_margin"
+    result = _train(glmtune_command, tiny("chatglm2"), pairs, tmp_path / "run", *settings, chosen)
+    assert result.code == 0, result.err
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text("utf-8"))
+    entries = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
+    margins = {entry["step"]: entry["eval_margin"] for entry in entries if "eval_margin" in entry}
+    assert summary["kept_step"] == max(margins, key=margins.__getitem__)
+    unknown = "training.metric_for_best_model=rouge_l"
+    result = _train(glmtune_command, tiny("chatglm2"), pairs, tmp_path / "other", *settings, unknown)
+    assert result.code == 1
+    assert "margin" in result.err
+
+
 def test_the_option_of_the_command(tiny, pairs, tmp_path, glmtune_command):
     words = ["train", "--model", tiny("chatglm2"), "--data", pairs, "--output", tmp_path / "run"]
     refused = glmtune_command(*words)

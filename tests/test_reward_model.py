@@ -263,6 +263,34 @@ def test_an_exported_model_gives_the_same_rewards_in_transformers(
     assert "a reward model" in chat.err
 
 
+def test_the_embedding_of_the_end_token_is_trained(tiny, reward_run):
+    """A reward is read there. In GLM-4 it is the padding token, whose embedding transformers gives no gradient."""
+    run = reward_run("glm4", "full")
+    tokenizer = glmtune.load_tokenizer(tiny("glm4"))
+    assert tokenizer.pad_token == "<|endoftext|>"
+    weights = [
+        load_reward_model(run.root).model.get_input_embeddings().weight,
+        glmtune.load_model(tiny("glm4"), dtype="fp32", device="cpu").get_input_embeddings().weight,
+    ]
+    changes = (weights[0].float() - weights[1]).abs().amax(1)
+    assert changes[tokenizer.pad_token_id] > 1e-3
+
+
+@pytest.mark.parametrize("stage", ["dpo", "sft"])
+def test_what_another_stage_leaves_out_is_said(stage, tiny, reward_run, tmp_path, glmtune_command):
+    """Margins, and the value head of an adapter to start from."""
+    rows = _pairs(3, margin=1.0) if stage == "dpo" else [{"prompt": str(n), "response": BETTER} for n in range(3)]
+    settings = [f"stage={stage}", "training.max_steps=1", "training.report_to=none"]
+    settings += [f"adapter={reward_run('chatglm2').root}"] if stage == "sft" else []
+    result = glmtune_command(
+        *("train", "--model", tiny("chatglm2"), "--data", _write(tmp_path, rows), "--output", tmp_path / "run"),
+        *(word for setting in settings for word in ("--set", setting)),
+    )
+    assert result.code == 0, result.err
+    expected = {"dpo": "margins, which have no effect on stage dpo", "sft": "its value head is left out"}
+    assert expected[stage] in result.out + result.err
+
+
 @pytest.mark.parametrize(
     ("family", "method", "options", "problem"),
     [

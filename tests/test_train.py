@@ -77,6 +77,7 @@ def test_each_generation_learns_and_its_adapter_is_plain_peft(family, train, tin
     assert again.out == reply.out
 
 
+@pytest.mark.complete_run
 def test_a_run_folder_holds_what_it_promises(train, tiny):
     run, result = train("chatglm3", "training.max_steps=4", "training.eval_strategy=steps", "training.eval_steps=2")
     assert result.code == 0, result.err
@@ -433,7 +434,7 @@ def test_a_broken_line_is_said_and_the_rest_trained(glmtune_command, tiny, adgen
 # --- real rows, published tokenizers ---
 
 
-@pytest.mark.parametrize("family", ["chatglm", "chatglm2", "chatglm3"])
+@pytest.mark.parametrize("family", ["chatglm", "chatglm2", pytest.param("chatglm3", marks=pytest.mark.complete_run)])
 def test_real_rows_lower_the_evaluation_loss(family, asset, glmtune_command, tmp_path):
     """The published tokenizer, config keys and ADGEN rows; the weights are small and random."""
     from mini import make_mini

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from glmtune.download.repository import FileSum, Repository, RepositoryFile, hash_file, write_record
 from glmtune.verification import published_sums
-from glmtune.verification.verification_output import make_fetch_command
+from glmtune.verification.pickle_code import find_foreign_names
+from glmtune.verification.verification_output import describe_verification, make_fetch_command
 from glmtune.verification.verifier import verify_folder
 
 SAFETENSORS, BIN = "model.safetensors", "pytorch_model.bin"
@@ -153,6 +154,39 @@ def test_code_in_a_checkpoint_is_named_and_not_run(form, copy, tmp_path):
     assert (fault.file, fault.kind) == (BIN, "code")
     assert "mkdir" in fault.problem
     assert not marker.exists()
+
+
+class _Loader:
+    """Code behind a function of torch itself."""
+
+    def __reduce__(self):
+        return torch.load, ("other.bin",)
+
+
+def test_functions_of_torch_that_run_code_are_code_too(copy):
+    folder = copy("bin")
+    torch.save(torch.load(folder / BIN) | {"payload": _Loader()}, folder / BIN)
+    (fault,) = verify_folder(folder).faults
+    assert fault.kind == "code"
+    assert "torch.serialization.load" in fault.problem
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int8, torch.bool, torch.float8_e4m3fn])
+def test_weights_of_every_precision_are_plain(dtype, tmp_path):
+    path = tmp_path / BIN
+    content = {"a": torch.ones(3, 4).to(dtype), "b": torch.nn.Parameter(torch.ones(2)), "c": torch.ones(4)[::2]}
+    torch.save(content, path)
+    assert find_foreign_names(path) == []
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    assert find_foreign_names(path) == []
+
+
+def test_downloads_that_other_clients_did_not_finish_are_notes(copy):
+    folder = copy()
+    for part in (".cache/huggingface/download/x.incomplete", "._____temp/model.safetensors"):
+        (folder / part).parent.mkdir(parents=True)
+        (folder / part).write_bytes(b"1")
+    assert len(verify_folder(folder).notes) == 2
 
 
 def test_code_beside_the_weights_is_named_and_a_trainer_s_settings_are_not(copy, tmp_path):
@@ -401,6 +435,60 @@ def test_the_command_prints_the_fault_and_how_to_fetch_again(copy, glmtune_comma
     content = json.loads(glmtune_command("verify", folder, "--json").out)
     assert content["ok"] is False
     assert content["faults"][0]["file"] == SHARD_1
+
+
+def test_an_adapter_and_the_run_that_trained_it(tmp_path, glmtune_command):
+    run = tmp_path / "run"
+    (run / "adapter").mkdir(parents=True)
+    (run / "config.yaml").write_text("model: x\n")
+    (run / "summary.json").write_text("{}")
+    (run / "adapter" / "adapter_config.json").write_text("{}")
+    save_file({"a": torch.ones(2, 2), "b": torch.zeros(2, 2)}, run / "adapter" / "adapter_model.safetensors")
+    for folder in (run, run / "adapter"):
+        result = glmtune_command("verify", folder)
+        assert result.code == 0, result.out
+        assert "its base was not checked" in result.out
+    _cut(run / "adapter" / "adapter_model.safetensors")
+    assert "adapter_model.safetensors: cut short" in glmtune_command("verify", run).out
+
+
+def test_the_base_of_a_tuned_model_is_no_certain_source(copy, glmtune_command):
+    """Its files would not fit the others, which were tuned."""
+    folder = copy()
+    _cut(folder / SAFETENSORS)
+    out = glmtune_command("verify", folder).out
+    assert f"Download again from where this folder came from: {SAFETENSORS}" in out
+    assert "If it is the published model as it is: glmtune fetch THUDM/chatglm3-6b" in out
+    _record(folder)
+    (folder / SAFETENSORS).write_bytes(b"")
+    out = glmtune_command("verify", folder).out
+    assert "Fetch again: glmtune fetch ZhipuAI/chatglm3-6b --hub modelscope" in out
+
+
+def test_the_page_runs_the_command_and_names_the_file(copy, tmp_path):
+    pytest.importorskip("fastapi", reason="needs the extra `ui`: pip install 'glmtune[ui]'")
+    from page_client import PageClient
+
+    from glmtune.webui.app import make_context
+
+    folder = copy("shards")
+    page = PageClient(make_context([tmp_path, folder.parent], "zh"))
+    _cut(folder / SHARD_1)
+    content = page.post("/model/verify", {"model.path": str(folder)}).text
+    assert SHARD_1 in content
+    assert "glmtune fetch THUDM/chatglm3-6b" in content
+    refused = page.post("/model/verify", {"model.path": str(tmp_path / "nothing")})
+    assert refused.status_code == 422
+    assert "no such folder" in refused.text
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_a_folder_without_faults_is_called_so_on_the_page(copy, lang):
+    pytest.importorskip("fastapi", reason="needs the extra `ui`: pip install 'glmtune[ui]'")
+    from glmtune.webui.machine_view import render_verification
+
+    words = {"en": "No fault found in 4 files", "zh": "4"}[lang]
+    assert words in render_verification(describe_verification(verify_folder(copy("shards"))), lang)
 
 
 @pytest.mark.parametrize(

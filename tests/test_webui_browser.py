@@ -1,4 +1,4 @@
-"""The page in a real browser, on the demo's base: from choosing a model to the exported folder, in both languages."""
+"""The page in a real browser, on the demo's base: from choosing data to the exported folder, in both languages."""
 
 from __future__ import annotations
 
@@ -20,31 +20,28 @@ from demo_corpus.corpus import make_adgen_splits
 from glmtune.html.i18n import LANGUAGES
 from glmtune.webui.texts import text
 
-pytest.importorskip("gradio", reason="needs the extra `ui`: pip install 'glmtune[ui]'")
+pytest.importorskip("fastapi", reason="needs the extra `ui`: pip install 'glmtune[ui]'")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+axe_core = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium")
 expect = playwright.expect
 
-TABS = ("model", "data", "train", "runs", "chat", "evaluate", "export")
+TABS = ("data", "train", "runs", "chat", "evaluate", "export", "model")
+WIDTHS = (1440, 1280, 390)
 PROMPT = "类型#裙*颜色#白色*风格#清新"
-SLOW = int(__import__("os").environ.get("SLOWX", 120_000))
+SLOW = 180_000
 """Milliseconds that a machine busy with other tests may take for a job."""
-KNOBS = {
-    "training.max_steps": "80",
-    "training.learning_rate": "0.005",
-    "data.max_source_length": "64",
-    "data.max_target_length": "64",
+SETTINGS = {
+    "training-max_steps": "40",
+    "training-learning_rate": "0.005",
+    "data-max_source_length": "64",
+    "data-max_target_length": "64",
 }
-NAMELESS = """() => [...document.querySelectorAll('input, textarea, select, button, iframe')].filter(field => {
-  const named = field.labels?.length || field.getAttribute('aria-label') || field.getAttribute('aria-labelledby')
-    || field.title || field.innerText?.trim();
-  return field.checkVisibility() && field.type !== 'file' && !named;
-}).map(field => field.outerHTML.slice(0, 200))"""
 CUT_OFF = """() => [...document.querySelectorAll('button, input, textarea, label, h1, h3, p, svg')].filter(part => {
   const box = part.getBoundingClientRect();
-  const scrolls = part.closest('.scroll, pre, .cm-editor, .visually-hidden');
+  const scrolls = part.closest('.scroll, pre, .visually-hidden, .skip');
   return part.checkVisibility() && box.width && !scrolls && (box.right > innerWidth + 1 || box.left < -1);
 }).map(part => part.outerHTML.slice(0, 200))"""
 
@@ -53,312 +50,262 @@ class Site:
     """A server in a folder of its own, and a page of it in a browser."""
 
     def __init__(self, root: Path, browser, lang: str):
-        self.root, self.lang = root, lang
-        log = (root / "server.log").open("wb")
-        self.server = subprocess.Popen(
-            [sys.executable, "-m", "glmtune", "ui", "--port", "0", "--lang", lang, "--root", str(root)],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            cwd=root,
-            env={**os.environ, "GLMTUNE_CACHE": str(root / ".cache"), "PYTHONUNBUFFERED": "1"},
-        )
-        self.page = browser.new_page(viewport={"width": 1280, "height": 900})
-        self.page.set_default_timeout(SLOW)
+        self.root, self.lang, self.browser = root, lang, browser
         self.complaints: list[str] = []
-        self.page.on("console", lambda said: said.type == "error" and self.complaints.append(said.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", self._look_at)
-        self.page.goto(self._address())
-        self.page.get_by_role("tab").first.wait_for()
+        self.start()
+        self.page = self.new_page()
 
-    def _address(self) -> str:
+    def start(self) -> None:
+        self.log = (self.root / "server.log").open("wb")
+        self.server = subprocess.Popen(
+            [sys.executable, "-m", "glmtune", "ui", "--port", "0", "--lang", self.lang, "--root", str(self.root)],
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            cwd=self.root,
+            env={**os.environ, "GLMTUNE_CACHE": str(self.root / ".cache"), "PYTHONUNBUFFERED": "1"},
+        )
+        self.address = self._read_address()
+
+    def new_page(self):
+        page = self.browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
+        page.set_default_timeout(SLOW)
+        page.on("console", self._check_console)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", self._check_address)
+        return page
+
+    def _check_console(self, message) -> None:
+        # htmx reports a request that a newer one of the same form replaced.
+        if message.type == "error" and not message.text.startswith(("htmx:sendAbort", "htmx:afterRequest")):
+            self.complaints.append(message.text)
+
+    def _read_address(self) -> str:
         limit = time.monotonic() + SLOW / 1000
         while time.monotonic() < limit and self.server.poll() is None:
-            found = re.search(r"http://\S+", (self.root / "server.log").read_text())
-            if found:
-                return found.group()
-            time.sleep(0.2)
+            address = re.search(r"http://\S+", (self.root / "server.log").read_text())
+            if address:
+                return address.group()
+            time.sleep(0.1)
         raise AssertionError((self.root / "server.log").read_text())
 
-    def _look_at(self, request) -> None:
+    def _check_address(self, request) -> None:
         if not request.url.startswith(("http://127.0.0.1:", "data:", "blob:")):
             self.complaints.append(f"leaves the machine: {request.url}")
 
+    def open(self, path: str) -> None:
+        self.page.goto(f"{self.address}/{path}")
+
     def speak(self, lang: str) -> None:
+        self.page.get_by_role("button", name=LANGUAGES[lang], exact=True).click()
+        expect(self.page.locator("html")).to_have_attribute("lang", {"zh": "zh-CN"}.get(lang, lang))
         self.lang = lang
-        tab = self.page.get_by_role("tab", name=text("tab.train", lang), exact=True)
-        # While it loads, a page takes on the language that the browser kept, so one click may be too early.
-        for _ in range(20):
-            self.page.locator("#language label", has_text=LANGUAGES[lang]).click()
-            self.page.wait_for_timeout(2000)
-            if tab.count():
-                return
-        raise AssertionError(f"the page does not speak {lang}")
 
-    def reload(self) -> None:
-        """Gradio's own client complains of the requests that a reload cuts off; all else still counts."""
-        before = len(self.complaints)
-        self.page.reload()
-        self.page.get_by_role("tab").first.wait_for()
-        self.page.wait_for_timeout(1000)
-        cut_off = ("AbortError", "aborted", "errored out")
-        self.complaints[before:] = [c for c in self.complaints[before:] if not any(words in c for words in cut_off)]
-
-    def open(self, tab: str) -> None:
-        name = text(f"tab.{tab}", self.lang)
-        self.page.get_by_role("tab", name=name, exact=True).click()
-        expect(self.page.get_by_role("tab", name=name, exact=True)).to_have_attribute("aria-selected", "true")
-
-    def choose(self, field: str, option: str) -> None:
-        self.page.locator(f"{field} input").first.click()
-        self.page.locator(field).get_by_role("option", name=option, exact=True).click()
-        self.page.keyboard.press("Escape")  # a list of several stays open
-
-    def click(self, button: str) -> None:
-        expect(self.page.locator(button)).to_be_enabled(timeout=SLOW)
-        self.page.locator(button).click()
+    def fill(self, field: str, value: str) -> None:
+        self.page.locator(field).fill(value)
+        self.page.locator(field).blur()
 
     def wait_for(self, place: str, words: str | re.Pattern[str]) -> None:
         expect(self.page.locator(place)).to_contain_text(words, timeout=SLOW)
 
-    def ask(self, message: str) -> None:
-        self.page.locator("#chat-prompt textarea").fill(message)
-        self.page.locator("#chat-prompt textarea").press("Enter")
-        # The field is emptied by the first piece of the answer, which also replaces the status of the one before.
-        expect(self.page.locator("#chat-prompt textarea")).to_have_value("", timeout=SLOW)
-        done = text("chat.done", self.lang, seconds="X").replace("X", r"[\d.]+")
-        self.wait_for("#chat-status", re.compile(rf"^\s*{done}\s*$"))
+    def wait_for_job(self, *states: str) -> None:
+        names = "|".join(text(f"state.{state}", self.lang) for state in states)
+        self.wait_for("#job-status .state", re.compile(names))
 
-    def reply(self, chat: str = "#chat-first") -> str:
-        return self.page.locator(f"{chat} .bot").last.inner_text().strip()
-
-    def job_ends(self, panel: str) -> None:
-        self.wait_for(
-            f"{panel}-status", re.compile("|".join(text(f"job.{s}", self.lang) for s in ("finished", "failed")))
-        )
-        log = self.page.locator(f"{panel}-log textarea").input_value()
-        assert text("job.finished", self.lang) in self.page.locator(f"{panel}-status").inner_text(), log
-
-    def close(self) -> None:
-        self.page.close()
-        self.server.send_signal(signal.SIGINT)
-        self.server.wait(timeout=60)
+    def text(self, key: str, **values: object) -> str:
+        return text(key, self.lang, **values)
 
 
 @pytest.fixture
 def site(tmp_path):
     """`site(lang)`: a running server with base and rows in its root, and a page of it."""
     shutil.copytree(str(files("glmtune.demo") / "base"), tmp_path / "base")
-    for name, rows in make_adgen_splits({"train": 400, "dev": 8}).items():
-        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    for name, rows in make_adgen_splits({"train": 300, "dev": 8}).items():
+        lines = [json.dumps({"q": row["content"], "a": row["summary"]}, ensure_ascii=False) for row in rows]
         (tmp_path / f"{name}.json").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    opened: list[Site] = []
+    columns = {"prompt": "q", "response": "a"}
+    entries = {name: {"file_name": f"{name}.json", "columns": columns} for name in ("train", "dev")}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(entries))
+    sites: list[Site] = []
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
 
         def open_site(lang: str) -> Site:
-            opened.append(Site(tmp_path, browser, lang))
-            return opened[-1]
+            sites.append(Site(tmp_path, browser, lang))
+            return sites[-1]
 
         yield open_site
         browser.close()
-    for each in opened:
+    for each in sites:
         if each.server.poll() is None:
             each.server.kill()
             each.server.wait()
-    for job in _jobs(tmp_path):
+    for job in _read_jobs(tmp_path):
         if job["pid"] and _is_alive(job):
             os.killpg(job["pid"], signal.SIGKILL)
 
 
-def test_from_a_folder_to_a_model_in_chinese(site):
+def test_from_rows_to_an_exported_model(site):
     here = site("zh")
-    _look_at_model(here)
-    _look_at_data(here)
-    _train_stop_and_resume(here)
+    _map_columns_and_check(here)
+    _train_with_a_killed_server(here)
     _look_at_runs(here)
-    _compare_in_chat(here)
+    _vote_in_chat(here)
     _evaluate(here)
-    _export_and_reload(here)
+    _export(here)
+    here.speak("en")
     _check_every_tab(here)
     assert here.complaints == []
 
 
-def test_english_a_vanished_model_and_what_is_left_after_closing(site):
-    here = site("zh")
-    here.speak("en")
-    (here.root / "hostile.json").write_text(
-        json.dumps({"content": "<script>window.hacked = 1</script>", "summary": "<img src=x onerror='hacked=1'>"})
-    )
-    _look_at_row(here, "hostile.json", "<script>")
-    _lose_model_in_chat(here)
-    _check_every_tab(here)
+def test_hostile_rows_and_a_model_that_disappears(site):
+    here = site("en")
+    row = {"content": "<script>window.hacked = 1</script>", "summary": "<img src=x onerror='hacked=1'>"}
+    (here.root / "hostile.json").write_text(json.dumps(row))
+    here.open("data")
+    here.fill("#data-file-input", "hostile.json")
+    here.wait_for("#data-rows", "<script>")
+    shutil.copytree(here.root / "base", here.root / "gone")
+    here.open("chat")
+    here.fill("#chat-model-input", "gone")
+    here.page.locator("#chat-open button").click()
+    _ask(here, "<b>你好</b><img src=x onerror='hacked=1'>")
+    expect(here.page.locator(".message.user .body")).to_have_text("<b>你好</b><img src=x onerror='hacked=1'>")
+    shutil.rmtree(here.root / "gone")
+    here.page.locator("#chat-prompt").fill("again")
+    here.page.locator("#chat-send").click()
+    here.wait_for("#chat-problem", "is not there any more")
+    expect(here.page.locator("#chat-prompt")).to_have_value("again")
     assert here.page.evaluate("window.hacked") is None
     assert here.complaints == []
-    _only_the_training_goes_on(here)
 
 
-def _look_at_model(here: Site) -> None:
-    # The model's tab is the one that opens first; its fields have no other name than their labels.
-    field = f"input[aria-label='{text('name.model.path', here.lang)}']"
-    here.page.locator(field).locator("visible=true").first.click()
-    here.page.get_by_role("option", name="base", exact=True).click()
-    here.page.get_by_role("button", name=text("model.look", here.lang), exact=True).click()
-    here.wait_for("#model-facts", "ChatGLM3-6B")
-
-
-def _look_at_data(here: Site) -> None:
+def _map_columns_and_check(here: Site) -> None:
+    """Columns of unusual names are chosen by menus; then rows, one as tokens, and findings."""
     here.open("data")
-    here.choose("#data-file", "train.json")
-    here.click("#data-check")
-    here.wait_for("#data-findings", text("data.longest", here.lang))
-    _look_at_row(here, "train.json", "类型")
+    here.fill("#data-file-input", "train.json")
+    here.wait_for("#data-rows [role=alert]", "train.json")
+    here.page.locator("details", has_text=here.text("data.columns")).first.locator("summary").click()
+    here.page.locator("#column-prompt").select_option("q")
+    here.page.locator("#column-response").select_option("a")
+    here.wait_for("#data-rows tbody", "类型")
+    here.fill("#data-model-input", "base")
+    here.page.locator("#data-rows tbody button").first.click()
+    expect(here.page.frame_locator("#data-row iframe").locator("body")).to_contain_text("类型", timeout=SLOW)
+    here.page.locator("#data-check").click()
+    here.wait_for("#data-findings", here.text("data.longest"))
 
 
-def _look_at_row(here: Site, file: str, words: str) -> None:
-    here.open("data")
-    here.choose("#data-file", file)
-    here.choose("#data-model", "base")
-    here.click("#data-show")
-    expect(here.page.frame_locator("#data-row iframe").locator("body")).to_contain_text(words, timeout=SLOW)
-
-
-def _fill_training(here: Site, output: str) -> None:
+def _train_with_a_killed_server(here: Site) -> None:
     here.open("train")
-    here.choose("#train-model", "base")
-    if not here.page.locator("#train-data").get_by_text("train.json").count():
-        here.choose("#train-data", "train.json")
-    here.choose("#train-eval", "dev.json")
-    for key, value in KNOBS.items():
-        field = here.page.get_by_label(text(f"name.{key}", here.lang)).locator("visible=true").first
-        field.fill(value)
-        field.blur()
-    here.page.locator("#train-output").get_by_role("textbox").fill(output)
-    here.page.locator("#train-output").get_by_role("textbox").blur()
-    here.wait_for("#train-yaml", "max_steps: 80")
-
-
-def _train_stop_and_resume(here: Site) -> None:
-    _fill_training(here, "runs/web")
-    here.click("#train-start")
-    bar, curve = here.page.locator("#train-status [role=progressbar]"), here.page.locator("#train-curves path").first
-    curve.wait_for(state="attached")
-    before = (bar.get_attribute("aria-valuenow"), curve.get_attribute("d"))
-    expect(bar).not_to_have_attribute("aria-valuenow", before[0], timeout=SLOW)
-    expect(curve).not_to_have_attribute("d", before[1], timeout=SLOW)
-    here.click("#train-stop")
-    here.wait_for("#train-status .state", text("state.stopped", here.lang))
-    here.reload()  # a page that knows nothing finds the training again
-    here.page.get_by_role("tab").first.wait_for()
-    here.open("train")
-    here.page.locator("#train-earlier button").first.click()
-    here.choose("#train-run", "runs/web")
-    here.click("#train-resume")
-    here.wait_for("#train-status .state", text("state.finished", here.lang))
+    here.fill("#models-input", "base")
+    here.fill("input[name='data.train']", "dataset_info.json:train")
+    here.fill("#eval-data-input", "dataset_info.json:dev")
+    for key, value in SETTINGS.items():
+        here.fill(f"#f-{key}", value)
+    here.fill("#f-output", "runs/web")
+    here.wait_for("#train-plan", here.text("plan.tokens"))
+    here.page.reload()  # nothing that was typed is lost
+    expect(here.page.locator("#f-output")).to_have_value("runs/web")
+    here.page.locator("#train-start").click()
+    here.page.locator("#job canvas").first.wait_for(state="attached")
+    here.server.kill()
+    here.server.wait()
+    here.start()
+    other = here.new_page()  # a browser that knows nothing finds the training and may stop it
+    other.goto(f"{here.address}/train")
+    other.on("dialog", lambda dialog: dialog.accept())
+    if other.locator("#job-stop").count():
+        other.locator("#job-stop").click()
+    states = re.compile("|".join(here.text(f"state.{state}") for state in ("stopped", "finished")))
+    expect(other.locator("#job-status .state")).to_have_text(states, timeout=SLOW)
+    other.close()
+    here.open("runs/show?path=runs/web")
+    here.complaints.clear()  # of connections to the server that was killed
+    if here.page.locator("main .state.stopped").count():
+        here.page.get_by_role("button", name=here.text("train.resume"), exact=True).click()
+        here.page.wait_for_url(re.compile("train"))
+        here.wait_for_job("finished")
     steps = [json.loads(line)["step"] for line in (here.root / "runs/web/metrics.jsonl").read_text().splitlines()]
-    assert max(steps) == 80
+    assert max(steps) == 40
     assert len([step for step in steps if step == 10]) == 1
 
 
 def _look_at_runs(here: Site) -> None:
     here.open("runs")
-    here.wait_for("#runs-list tbody", "runs/web")
-    here.page.locator("#runs-curves path").first.wait_for(state="attached")
-    here.click("#runs-report")
-    expect(here.page.frame_locator("#runs-frame iframe").locator("body")).to_contain_text("train.json", timeout=SLOW)
+    here.page.locator("#runs-table tbody input").first.check()
+    here.page.locator("#runs-compare-button").click()
+    here.page.locator("#runs-compare canvas").first.wait_for(state="attached")
+    here.page.get_by_role("link", name="runs/web").click()
+    expect(here.page.frame_locator("iframe.frame").locator("body")).to_contain_text("dataset_info.json", timeout=SLOW)
+    with here.page.expect_download() as download:
+        here.page.get_by_role("link", name=here.text("runs.download")).first.click()
+    assert download.value.suggested_filename == "web-adapter.zip"
 
 
-def _compare_in_chat(here: Site) -> None:
+def _ask(here: Site, message: str) -> None:
+    here.page.locator("#chat-prompt").fill(message)
+    here.page.locator("#chat-prompt").press("Enter")
+    for side in here.page.locator("[data-side]").all():
+        expect(side.locator(".message.assistant .tools").last).to_be_visible(timeout=SLOW)
+    expect(here.page.locator("#chat-send")).to_be_enabled(timeout=SLOW)
+
+
+def _vote_in_chat(here: Site) -> None:
     here.open("chat")
-    here.choose("#chat-model", "runs/web")
-    here.page.locator("#chat-both input").check()
-    here.choose("#chat-other", "base")
-    here.ask(PROMPT)
-    tuned, base = here.reply(), here.reply("#chat-second")
-    assert base.startswith("*")  # the base answers with a list
-    assert tuned
-    assert tuned != base
-    here.click("#chat-again")
-    expect(here.page.locator("#chat-first .bot")).to_have_count(1)
-    here.page.locator("#chat-both input").uncheck()
+    here.fill("#chat-model-input", "runs/web")
+    here.fill("#chat-other-input", "base")
+    here.page.locator("#chat-open button").click()
+    here.page.locator("#chat-prompt").wait_for()
+    _ask(here, PROMPT)
+    replies = [here.page.locator(f"[data-side='{side}'] .assistant .body").inner_text() for side in (0, 1)]
+    assert replies[0] != replies[1]
+    here.page.get_by_role("button", name=re.compile(re.escape(here.text("chat.vote.first")))).click()
+    here.wait_for("#votes", f"{here.text('chat.vote.first')} · 1")
+    here.page.get_by_role("button", name=here.text("chat.write_votes")).click()
+    here.wait_for("#votes-result", "votes.jsonl")
+    row = json.loads((here.root / "votes.jsonl").read_text(encoding="utf-8"))
+    assert row["prompt"][-1]["content"] == PROMPT
+    here.page.reload()  # the conversation is kept
+    expect(here.page.locator("[data-side='0'] .message.user")).to_contain_text(PROMPT)
 
 
 def _evaluate(here: Site) -> None:
-    here.open("evaluate")
-    here.choose("#evaluate-model", "runs/web")
-    here.choose("#evaluate-data", "dev.json")
-    here.page.locator("#evaluate-limit input").fill("4")
-    here.page.locator("#evaluate-tokens input").fill("32")
-    here.click("#evaluate-start")
-    here.job_ends("#evaluate-job")
-    here.wait_for("#evaluate-table tbody", "runs/web/eval/dev")
-    expect(here.page.frame_locator("#evaluate-frame iframe").locator("body")).to_contain_text("ROUGE-L", timeout=SLOW)
+    here.open("evaluate?model=runs/web")
+    here.fill("#evaluate-data-input", "dataset_info.json:dev")
+    here.page.locator("#limit").fill("4")
+    here.page.locator("#tokens").fill("32")
+    here.page.locator("#evaluate-start").click()
+    here.page.locator("#job").wait_for()
+    here.wait_for_job("finished")
+    here.page.locator("#evaluate-results tbody button").first.click()
+    expect(here.page.frame_locator("#evaluate-report iframe").locator("body")).to_contain_text("ROUGE-L", timeout=SLOW)
 
 
-def _export_and_reload(here: Site) -> None:
-    here.open("export")
-    here.choose("#export-model", "runs/web")
-    expect(here.page.locator("#export-output").get_by_role("textbox")).to_have_value("exports/runs-web-hf-16bit")
-    here.click("#export-start")
-    here.job_ends("#export-job")
-    here.open("chat")
-    here.page.locator("#chat-clear").click()
-    tuned = _answer_of(here, "runs/web")
-    assert _answer_of(here, "exports/runs-web-hf-16bit") == tuned
-
-
-def _answer_of(here: Site, model: str) -> str:
-    here.choose("#chat-model", model)
-    here.click("#chat-clear")
-    expect(here.page.locator("#chat-first .bot")).to_have_count(0)
-    here.ask(PROMPT)
-    return here.reply()
-
-
-def _lose_model_in_chat(here: Site) -> None:
-    shutil.copytree(here.root / "base", here.root / "gone")
-    here.open("chat")
-    here.click("#chat-refresh")
-    here.choose("#chat-model", "gone")
-    here.ask("<b>你好</b>")
-    expect(here.page.locator("#chat-first .user").last).to_have_text(re.compile("<b>你好</b>"))
-    shutil.rmtree(here.root / "gone")
-    here.page.locator("#chat-prompt textarea").fill("again")
-    here.click("#chat-send")
-    here.wait_for("#chat-status", "gone: is not there any more.")
-    expect(here.page.locator("#chat-prompt textarea")).to_have_value("again")
+def _export(here: Site) -> None:
+    here.open("export?model=runs/web")
+    expect(here.page.locator("#export-start")).to_be_enabled(timeout=SLOW)
+    here.wait_for("#export-verdict", "exports/runs-web-hf-16bit")
+    here.page.locator("#export-start").click()
+    here.page.locator("#job").wait_for()
+    here.wait_for_job("finished")
+    assert (here.root / "exports/runs-web-hf-16bit/config.json").is_file()
 
 
 def _check_every_tab(here: Site) -> None:
-    """Labels for every field, and nothing cut off, wide and narrow."""
-    for width in (1280, 390):
-        here.page.set_viewport_size({"width": width, "height": 900})
-        for tab in TABS:
-            here.open(tab)
-            here.page.wait_for_timeout(300)
+    """No violation that axe knows, and nothing cut off, wide and narrow."""
+    axe = axe_core.Axe()
+    for tab in (*TABS, "runs/show?path=runs/web"):
+        here.open(tab)
+        here.page.wait_for_load_state("networkidle") if tab == "model" else here.page.wait_for_timeout(300)
+        result = axe.run(here.page, options={"iframes": False})
+        assert result.violations_count == 0, (tab, result.generate_report())
+        for width in WIDTHS:
+            here.page.set_viewport_size({"width": width, "height": 900})
             assert here.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, (tab, width)
             assert here.page.evaluate(CUT_OFF) == [], (tab, width)
-            assert here.page.evaluate(NAMELESS) == [], (tab, width)
-    here.page.set_viewport_size({"width": 1280, "height": 900})
 
 
-def _only_the_training_goes_on(here: Site) -> None:
-    _fill_training(here, "runs/goes-on")
-    here.click("#train-start")
-    here.page.locator("#train-curves path").first.wait_for(state="attached")
-    family = psutil.Process(here.server.pid).children(recursive=True)
-    here.close()
-    job = next(job for job in _jobs(here.root) if job["output"].endswith("goes-on"))
-    training = {job["pid"], *(child.pid for child in psutil.Process(job["pid"]).children(recursive=True))}
-    assert _is_alive(job)
-    left = {process.pid for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE}
-    assert left <= training
-    (here.root / "runs/goes-on/stop").touch()
-    psutil.Process(job["pid"]).wait(timeout=SLOW / 1000)
-    assert json.loads((here.root / "runs/goes-on/summary.json").read_text())["state"] in ("stopped", "finished")
-
-
-def _jobs(root: Path) -> list[dict]:
+def _read_jobs(root: Path) -> list[dict]:
     return [json.loads(path.read_text()) for path in (root / ".glmtune-ui" / "jobs").glob("[!.]*.json")]
 
 

@@ -10,13 +10,13 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-pytest.importorskip("gradio")
+pytest.importorskip("fastapi")
 
 from glmtune.errors import ConfigError, GlmtuneError
 from glmtune.evaluation.results import EVALUATION_FILE
 from glmtune.migrate import plan_commands
-from glmtune.webui import results
-from glmtune.webui.conversation import read_tools
+from glmtune.webui import evaluations
+from glmtune.webui.chat_messages import read_tools
 from glmtune.webui.forms import as_yaml, checked
 from glmtune.webui.jobs import JobError, Jobs
 from glmtune.webui.run_files import NOTES, read_notes
@@ -81,12 +81,12 @@ def test_a_damaged_job_harms_no_other(text, tmp_path, capsys):
 
 @pytest.mark.parametrize("text", ["", "[]", DEEP, "\udcff"])
 def test_a_damaged_result_is_not_listed(text, tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "listed", lambda *_: [])
+    monkeypatch.setattr(evaluations, "listed", lambda *_: [])
     for name in ("good", "bad"):
         (tmp_path / "evals" / name).mkdir(parents=True)
     (tmp_path / "evals" / "good" / EVALUATION_FILE).write_text('{"kind": "eval"}', "utf-8")
     (tmp_path / "evals" / "bad" / EVALUATION_FILE).write_bytes(text.encode("utf-8", "surrogateescape"))
-    found = results.results(SimpleNamespace(roots=[tmp_path]))
+    found = evaluations.list_evaluations(SimpleNamespace(roots=[tmp_path]))
     assert [result.folder.name for result in found] == ["good"]
 
 

@@ -9,24 +9,25 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-pytest.importorskip("gradio")
-
+pytest.importorskip("fastapi")
 
 from glmtune.config import TRAINING_DEFAULTS, RunConfig, config_to_dict, get_help, load_config
 from glmtune.config_parsing import build_dataclass
+from glmtune.data.sources import open_sources
 from glmtune.errors import ConfigError, GlmtuneError
 from glmtune.html.i18n import LANGUAGES, has_text, load_texts
 from glmtune.run_dir import RunDir
 from glmtune.webui import forms
-from glmtune.webui.app import build, make_context
-from glmtune.webui.data_check import check_rows, data_run, row_frame
-from glmtune.webui.errors import PathError, shown
+from glmtune.webui.app import make_context
+from glmtune.webui.data_rows import make_run, read_page, render_row
+from glmtune.webui.errors import PathError
 from glmtune.webui.forms import as_yaml, checked, fields, tree_of, unavailable, values_of
 from glmtune.webui.jobs import Job
-from glmtune.webui.model_tab import facts_of
+from glmtune.webui.model_tab import describe_checkpoint
+from glmtune.webui.requests import FormData
+from glmtune.webui.run_form import make_form, make_tree, parse_form, write_config
 from glmtune.webui.texts import text
-from glmtune.webui.train_form import prepared, tree_from
-from glmtune.webui.train_view import curves, status, watch
+from glmtune.webui.training_view import find_error, list_remarks, make_curves, make_training_figures, read_training
 
 FIELDS = {field.key: field for field in fields()}
 
@@ -49,7 +50,8 @@ def test_the_form_has_every_key_of_the_config_with_its_default():
         node = tree
         for part in key.split("."):
             node = node[part]
-        assert FIELDS[key].default == node, key
+        # The default dropout depends on the stage: the form leaves it empty.
+        assert FIELDS[key].default == (None if key.endswith(".dropout") else node), key
     assert {f"training.{name}" for name in TRAINING_DEFAULTS} <= set(FIELDS)
 
 
@@ -161,21 +163,46 @@ def context(tmp_path):
     return make_context([root], "zh")
 
 
-def values_for(context, **given):
-    return {**values_of({}), "model.path": "base", "data.train": ["a.json"], "data.eval": "", **given}
+def form_for(more="", **given):
+    """The form with a model and data."""
+    form = make_form({"model": {"path": "base"}, "data": {"train": "a.json"}})
+    form.values.update(given)
+    form.more = more
+    return form
 
 
 def test_paths_of_the_form_are_absolute_and_other_methods_options_left_out(context):
     root = context.roots[0]
-    values = values_for(context, method="ptuning", output="out")
-    values |= {"data.train": ["a.json", "b.json"], "lora.rank": 64, "ptuning.num_virtual_tokens": 4}
-    assert tree_from(context, values, "") == {
+    form = form_for(method="ptuning", output="out", **{"lora.rank": 64, "ptuning.num_virtual_tokens": 4})
+    form.datasets = [("a.json", ""), ("b.json", "0.5")]
+    assert make_tree(context, form) == {
         "model": {"path": str(root / "base")},
-        "data": {"train": [str(root / "a.json"), str(root / "b.json")]},
+        "data": {"train": [str(root / "a.json"), {"path": str(root / "b.json"), "weight": 0.5}]},
         "method": "ptuning",
         "ptuning": {"num_virtual_tokens": 4},
         "output": str(root / "out"),
     }
+
+
+def test_a_form_is_what_the_browser_sends_back(context):
+    """Values, data sets with shares, boxes that are not ticked, further keys: nothing is lost or made up."""
+    form = form_for("training.weight_decay=0.1", **{"lora.rank": "4", "data.packing": False})
+    form.datasets = [("a.json", "2"), ("b.json", "")]
+    pairs = [(key, str(value)) for key, value in form.values.items() if not isinstance(value, bool)]
+    pairs += [("flags", key) for key, value in form.values.items() if isinstance(value, bool)]
+    pairs += [(key, "true") for key, value in form.values.items() if value is True]
+    pairs += [pair for entry, weight in form.datasets for pair in (("data.train", entry), ("weight", weight))]
+    again = parse_form(FormData([*pairs, ("more", form.more)]))
+    assert make_tree(context, again) == make_tree(context, form)
+    assert make_tree(context, again)["data"]["packing"] is False
+
+
+@pytest.mark.parametrize("weight", ["half", "-1", "0"])
+def test_a_share_that_is_none_is_refused(context, weight):
+    form = form_for()
+    form.datasets = [("a.json", weight)]
+    with pytest.raises(ConfigError, match=r"share|weight"):
+        open_sources(make_tree(context, form)["data"]["train"])
 
 
 @pytest.mark.parametrize(
@@ -185,7 +212,6 @@ def test_paths_of_the_form_are_absolute_and_other_methods_options_left_out(conte
         "model.path=/etc",
         "data=/etc/passwd",
         "data.eval=../x.json",
-        "data.train=[a.json, /etc/passwd]",
         "replay=/etc/passwd",
         "replay.data=/etc/passwd",
         "adapter=/etc",
@@ -195,73 +221,49 @@ def test_paths_of_the_form_are_absolute_and_other_methods_options_left_out(conte
     ],
 )
 def test_no_way_of_naming_a_path_leads_out_of_the_roots(context, more):
+    form = form_for(more)
+    form.datasets = [] if more.startswith("data=") else form.datasets
     with pytest.raises(PathError, match="outside"):
-        tree_from(context, values_for(context), more)
+        make_tree(context, form)
+
+
+@pytest.mark.parametrize("entry", ["/etc/passwd", "../x.json", "a.json/../../x"])
+def test_no_data_set_leads_out_of_the_roots(context, entry):
+    form = form_for()
+    form.datasets = [("a.json", ""), (entry, "2")]
+    with pytest.raises(PathError, match="outside"):
+        make_tree(context, form)
 
 
 @pytest.mark.parametrize("more", ["model=", "data=", "training=", "replay="])
 def test_an_emptied_section_is_no_accident(context, more):
-    assert isinstance(tree_from(context, values_for(context), more), dict)
+    assert isinstance(make_tree(context, form_for(more)), dict)
 
 
 def test_runs_that_are_started_in_one_second_get_folders_of_their_own(context):
-    tree = tree_from(context, values_for(context), "")
-    config, output = prepared(context, tree)
+    tree = make_tree(context, form_for())
+    config, output = write_config(context, tree)
     assert load_config(config).output == str(output)
     output.mkdir(parents=True)
-    assert prepared(context, tree)[1] != output
+    assert write_config(context, tree)[1] != output
 
 
 def test_a_run_is_never_started_over_another(context):
     (context.roots[0] / "out").mkdir()
     (context.roots[0] / "out" / "config.yaml").write_text("")
-    tree = tree_from(context, values_for(context, output="out"), "")
     with pytest.raises(GlmtuneError, match="not empty"):
-        prepared(context, tree)
+        write_config(context, make_tree(context, form_for(output="out")))
 
 
-def test_the_page_has_a_label_for_every_field_and_all_of_them_change_with_the_language(context):
-    page = build(context)
-    inputs = {"textbox", "number", "dropdown", "checkbox", "radio", "code", "slider", "file", "checkboxgroup"}
-    fields = [block for block in page.blocks.values() if block.get_block_name() in inputs]
-    assert len(fields) > len(FIELDS)
-    assert [block for block in fields if not block.label] == []
-    known = {line for key, line in load_texts("zh").items() if key.startswith("ui.")}
-    assert {block.label for block in fields} <= known
-
-
-def test_a_callbacks_error_becomes_a_notice_and_changes_nothing(monkeypatch):
-    told = []
-    monkeypatch.setattr("glmtune.webui.errors.gr.Warning", lambda said, **named: told.append(said))
-
-    @shown
-    def call(named: str) -> str:
-        raise PathError(f"{named}: outside.", "Choose <another>.")
-
-    @shown
-    def stream():
-        yield "first"
-        raise PathError("gone.")
-
-    assert call("<b>") == {"__type__": "update"}
-    assert list(stream()) == ["first", {"__type__": "update"}]
-    assert told == ["&lt;b&gt;: outside.<br>Choose &lt;another&gt;.", "gone."]
-
-    @shown
-    def broken():
-        raise KeyError("a bug")
-
-    with pytest.raises(KeyError):
-        broken()
-
-
-def test_a_model_is_told_from_its_headers(tiny):
-    said = facts_of(str(tiny("chatglm3")), None, "huggingface", "zh")
-    assert "ChatGLM3-6B" in said
-    assert "指纹" in said
-    assert "fp32" in said or "float32" in said
+def test_a_model_is_described_by_its_headers(tiny):
+    facts, is_local = describe_checkpoint(str(tiny("chatglm3")), None, "huggingface", "zh")
+    values = dict(facts)
+    assert is_local
+    assert values[text("model.family", "zh")] == "ChatGLM3-6B"
+    assert "指纹" in values
+    assert values[text("model.precision", "zh")] == "float32"
     with pytest.raises(GlmtuneError, match=r"config\.json"):
-        facts_of(str(tiny("chatglm3").parent), None, "huggingface", "zh")
+        describe_checkpoint(str(tiny("chatglm3").parent), None, "huggingface", "zh")
 
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -277,31 +279,32 @@ def rows(tmp_path):
 
 @pytest.mark.parametrize("lang", list(LANGUAGES))
 def test_a_row_with_a_script_tag_is_text(rows, tiny, lang):
-    run = data_run({"data": {"train": str(rows)}, "model": {"path": str(tiny("chatglm3"))}})
-    *_, (findings, last) = check_rows(run, lang)
-    assert last
-    assert "empty-answer" in findings
-    assert text("data.lengths", lang) in findings
-    frame = row_frame(run, 1, True, lang)
-    assert frame.startswith('<iframe class="rowview" sandbox=""')
-    for said in (findings, frame):
-        assert "<script" not in said
-        assert "<img" not in said
-        assert "<b>" not in said
+    run = make_run({"data": {"train": str(rows)}, "model": {"path": str(tiny("chatglm3"))}})
+    frame = render_row(run, 1, True, text("data.row_title", lang, row=1))
+    assert frame.startswith("<iframe")
+    assert 'sandbox=""' in frame
+    assert frame.count("<") == 2  # the frame's own tags; the page inside is an attribute
     assert "script" in frame
 
 
-def test_without_a_model_characters_are_counted_and_no_row_is_shown(rows):
-    run = data_run({"data": {"train": str(rows)}})
-    *_, (findings, _) = check_rows(run, "en")
-    assert "characters of a row" in findings
-    assert row_frame(run, 1, False, "en") == f'<p class="note">{text("data.no_model", "en")}</p>'
+def test_rows_are_paged_searched_and_chosen_by_number(rows):
+    run = make_run({"data": {"train": str(rows)}})
+    page, has_more = read_page(run, 1)
+    assert [(row.number, row.question, row.answer) for row in page][2] == (3, "b", "c")
+    assert not has_more
+    assert [row.number for row in read_page(run, 1, "B")[0]] == [3]
+    assert [row.number for row in read_page(run, 1, numbers=frozenset({2}))[0]] == [2]
+    assert read_page(run, 2) == ([], False)
 
 
-def test_a_row_that_is_not_there_is_told(rows, tiny):
-    run = data_run({"data": {"train": str(rows)}, "model": {"path": str(tiny("chatglm3"))}})
+def test_without_a_model_no_row_is_shown_as_tokens(rows):
+    assert render_row(make_run({"data": {"train": str(rows)}}), 1, False, "") is None
+
+
+def test_a_row_that_does_not_exist_is_named(rows, tiny):
+    run = make_run({"data": {"train": str(rows)}, "model": {"path": str(tiny("chatglm3"))}})
     with pytest.raises(GlmtuneError, match="no row 9"):
-        row_frame(run, 9, False, "en")
+        render_row(run, 9, False, "")
 
 
 def job_of(path, state="running", **named):
@@ -313,28 +316,27 @@ def test_a_training_is_watched_through_its_progress_and_its_metrics(tmp_path):
     entries = [
         {"step": 5, "loss": 2.5, "learning_rate": 1e-4, "tokens_per_second": 1234.0},
         {"step": 6, "eval_loss": 2.25},
+        {"step": 8, "eval_loss": 2.5},
     ]
     for entry in entries:
         run.append_metrics(entry)
     run.write_progress("training", step=6, max_steps=40, eta_seconds=75.0)
-    watched = watch(job_of(tmp_path), "ChatGLM3-6B in x\n")
-    assert (watched.step, watched.total, watched.eta) == (6, 40, "0:01:15")
-    said = status(watched, "en")
-    for part in ("6 / 40", "0:01:15", "2.5000", "2.2500", "1,234", 'aria-valuenow="15"', "&lt;c&gt;.yaml"):
-        assert part in said
-    drawn = curves(watched, "zh")
-    assert text("train.loss", "zh") in drawn
-    assert text("train.eval_loss", "zh") in drawn
+    view = read_training(job_of(tmp_path))
+    assert (view.step, view.total, view.eta, view.percent) == (8, 40, "0:01:15", 20)
+    figures = make_training_figures(view, "en")
+    for part in ("8 / 40", "0:01:15", "2.5000", "1,234"):
+        assert part in figures
+    curves = make_curves(view.entries, view.summary)
+    assert curves["curves"]["eval_loss"] == [[6, 8], [2.25, 2.5]]
+    assert curves["best"] == 6
 
 
-def test_a_run_folder_that_is_gone_is_told_and_nothing_breaks(tmp_path):
-    watched = watch(job_of(tmp_path / "gone", "stopped", ended=200.0), "")
-    assert text("train.gone", "en", path=tmp_path / "gone") in status(watched, "en")
-    assert curves(watched, "en") == ""
+def test_a_run_folder_that_is_gone_is_named_and_nothing_breaks(tmp_path):
+    view = read_training(job_of(tmp_path / "gone", "stopped", ended=200.0))
+    assert list_remarks(view, "en") == [text("train.gone", "en", path=tmp_path / "gone")]
+    assert make_curves(view.entries, view.summary) == {"curves": {}, "best": None}
 
 
-def test_a_failed_training_shows_the_errors_two_lines(tmp_path):
-    log = "reading\nError: a.json:3: <b>bad</b>.\nMend it.\n"
-    said = status(watch(job_of(tmp_path, "failed", ended=200.0), log), "en")
-    assert "a.json:3: &lt;b&gt;bad&lt;/b&gt;.<br>Mend it." in said
-    assert 'role="alert"' in said
+def test_the_errors_two_lines_are_found_in_a_log():
+    assert find_error("reading\nError: a.json:3: bad.\nFix it.\nmore\n") == "a.json:3: bad.\nFix it."
+    assert find_error("no error here") == ""

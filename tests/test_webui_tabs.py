@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("gradio", reason="needs the extra `ui`: pip install 'glmtune[ui]'")
+pytest.importorskip("fastapi", reason="needs the extra `ui`: pip install 'glmtune[ui]'")
 
 from filelock import FileLock
 
@@ -22,15 +22,18 @@ from glmtune.generation.reply import Sampling, generate_reply
 from glmtune.html.plots import LineChart, Series, draw_line_chart
 from glmtune.webui import evaluate_tab, export_tab
 from glmtune.webui.app import make_context
+from glmtune.webui.chat_messages import add_message, add_reply, read_tools, remove_reply, render_messages
 from glmtune.webui.chat_models import HeldModels
-from glmtune.webui.conversation import answered, asked, read_tools, shown, stream, unanswered
+from glmtune.webui.chat_stream import stream_reply
 from glmtune.webui.errors import PathError
-from glmtune.webui.job_panel import status_html
+from glmtune.webui.evaluations import list_evaluations, make_rows
+from glmtune.webui.job_view import describe_job
 from glmtune.webui.jobs import Job
-from glmtune.webui.pick import renewed, targets
-from glmtune.webui.results import report_frame, results
-from glmtune.webui.run_files import delete_run, differences, read_notes, read_run, write_notes
-from glmtune.webui.runs_tab import curves, difference_table, run_table
+from glmtune.webui.lists import list_datasets, list_targets
+from glmtune.webui.requests import FormData
+from glmtune.webui.run_files import delete_run, differences, read_notes, read_run, write_notes, write_tags
+from glmtune.webui.runs_index import PAGE_RUNS, RunQuery, find_page
+from glmtune.webui.runs_tab import render_report_frame
 
 HELLO = [{"role": "user", "content": "你好"}]
 SHORT = Sampling(max_new_tokens=12)
@@ -92,21 +95,31 @@ def _reply(models: HeldModels, target: str) -> str:
         return generate_reply(opened.model, opened.tokenizer, opened.family, HELLO, sampling=SHORT).content
 
 
-def test_runs_are_listed_with_their_numbers_and_escaped(context, run):
+def test_runs_are_listed_with_their_numbers(context, run):
     run("good", losses=(3.0, 1.25))
-    run("<b>bold</b>")
-    table = run_table(context, "en")
-    assert "1.2500" in table
-    assert "<b>bold" not in table
-    assert "&lt;b&gt;bold&lt;/b&gt;" in table
+    rows, count = find_page(context, RunQuery())
+    assert count == 1
+    assert (rows[0].name, rows[0].state, rows[0].loss, rows[0].steps) == ("runs/good", "finished", 1.25, 2)
 
 
 def test_a_broken_run_does_not_hide_the_others(context, run):
     run("good")
     (run("broken") / "config.yaml").write_text("a: [1")
-    table = run_table(context, "en")
-    assert "runs/good" in table
-    assert "unreadable" in table
+    states = {row.name: row.state for row in find_page(context, RunQuery(sort="name"))[0]}
+    assert states == {"runs/broken": "unreadable", "runs/good": "finished"}
+
+
+def test_runs_are_sorted_searched_filtered_and_paged(context, run):
+    for number in range(PAGE_RUNS + 3):
+        run(f"r{number:03}", losses=(float(number),), state="stopped" if number % 2 else "finished")
+    write_tags(run("tagged"), "keep, 重要")
+    by_loss = RunQuery(sort="loss", is_descending=False)
+    assert [row.loss for row in find_page(context, by_loss)[0][:3]] == [0.0, 1.0, 2.0]
+    assert len(find_page(context, RunQuery(sort="loss", page=2))[0]) == 4
+    assert find_page(context, RunQuery(search="重要"))[0][0].tags == ("keep", "重要")
+    assert find_page(context, RunQuery(search="r00 lora"))[1] == 10
+    assert find_page(context, RunQuery(state="stopped"))[1] == (PAGE_RUNS + 3) // 2
+    assert find_page(context, RunQuery(page=99))[0] == []
 
 
 def test_a_run_that_says_running_but_is_not_broke_off(run):
@@ -116,25 +129,11 @@ def test_a_run_that_says_running_but_is_not_broke_off(run):
         assert read_run(folder).state == "running"
 
 
-def test_curves_of_several_runs_share_a_drawing(context, run):
-    one, two = run("one"), run("two", losses=(4.0, 3.5, 3.0))
-    drawing = curves(context, [one, two], "loss", "en")
-    assert drawing.count("stroke-linejoin") == 2 * 2  # two curves, in the wide and in the narrow drawing
-    assert "runs/one" in drawing
-    assert "runs/two" in drawing
-    assert curves(context, [one, two], "eval_loss", "en").startswith("<p")
-    with pytest.raises(RunError, match="any more"):
-        curves(context, [one.with_name("gone")], "loss", "en")
-
-
 def test_a_single_point_can_be_drawn():
     assert "<circle" in draw_line_chart(LineChart("loss", "loss", [Series("one", [(1, 2.0)])]), lang="en")
 
 
-def test_only_what_differs_is_in_the_difference_table(context, run):
-    table = difference_table(context, [run("one", rank=8), run("two", rank=16)], "en")
-    assert "lora.rank" in table
-    assert "method" not in table
+def test_only_settings_that_differ_are_listed():
     assert differences([{"a": {"b": 1}}, {"a": {"b": 1, "c": 2}}]) == [("a.c", [None, 2])]
 
 
@@ -165,19 +164,10 @@ def test_a_run_is_deleted_unless_it_is_in_use_or_holds_the_root(context, run):
 def test_the_report_is_framed_so_that_nothing_in_it_can_run(run):
     folder = run("one")
     (folder / "report.html").write_text("<script>alert(1)</script>")
-    frame = report_frame(folder, "zh")
+    frame = render_report_frame(folder, "zh")
     assert 'sandbox=""' in frame
     assert "alert(1)" not in frame
     assert frame.count("<") == 2  # the frame's own tags; the page inside is an attribute
-
-
-def test_a_list_keeps_what_was_chosen_and_drops_what_is_gone(tmp_path):
-    found = [("a", "/a"), ("b", "/b")]
-    assert "value" not in renewed(found, "/b")  # or it would undo a choice made meanwhile
-    assert renewed(found, str(tmp_path / "gone"))["value"] is None
-    assert "value" not in renewed(found, "THUDM/chatglm3-6b")
-    assert renewed(found, None, first=True)["value"] == "/a"
-    assert renewed(found, ["/b", "/gone"])["value"] == ["/b"]
 
 
 def test_runs_and_models_can_be_chosen(context, run):
@@ -186,7 +176,20 @@ def test_runs_and_models_can_be_chosen(context, run):
     base.mkdir()
     (base / "config.json").write_text("{}")
     (base / "model.safetensors").write_bytes(b"")
-    assert targets(context) == [("runs/one", str(folder)), ("base", str(base))]
+    assert list_targets(context) == [("runs/one", str(folder)), ("base", str(base))]
+
+
+def test_entries_of_a_catalog_are_chosen_by_name(context):
+    root = context.roots[0]
+    (root / "rows.json").write_text('[{"a": 1}, {"a": 2}]')
+    entries = {"mine": {"file_name": "rows.json", "formatting": "sharegpt"}, "out": {"file_name": "../../x.json"}}
+    (root / "dataset_info.json").write_text(json.dumps(entries))
+    catalog = root / "dataset_info.json"
+    assert list_datasets(context)[:2] == [
+        ("mine · 2 · sharegpt", f"{catalog}:mine"),
+        ("out · alpaca", f"{catalog}:out"),
+    ]
+    assert list_datasets(context)[2:] == [("rows.json", str(root / "rows.json"))]
 
 
 def test_base_and_tuned_answer_from_one_model_in_memory(tuned):
@@ -236,7 +239,7 @@ def test_a_model_removed_while_chatting_is_one_line_and_a_hint(tiny, tmp_path):
 
 def test_a_reply_streams_and_its_last_piece_is_the_reply(tiny):
     opened = load_for_generation(str(tiny("chatglm3")))
-    pieces = list(stream(opened, HELLO, SHORT, threading.Event()))
+    pieces = list(stream_reply(opened, HELLO, SHORT, threading.Event()))
     expected = generate_reply(opened.model, opened.tokenizer, opened.family, HELLO, sampling=SHORT)
     assert pieces[-1] == expected
 
@@ -244,7 +247,7 @@ def test_a_reply_streams_and_its_last_piece_is_the_reply(tiny):
 def test_a_stopped_reply_keeps_what_there_was(tiny):
     opened, stopped = load_for_generation(str(tiny("chatglm3"))), threading.Event()
     pieces = []
-    for piece in stream(opened, HELLO, Sampling(max_new_tokens=400), stopped):
+    for piece in stream_reply(opened, HELLO, Sampling(max_new_tokens=400), stopped):
         pieces.append(piece)
         stopped.set()
     assert isinstance(pieces[-1], Reply)
@@ -254,7 +257,7 @@ def test_a_stopped_reply_keeps_what_there_was(tiny):
 def test_a_closed_page_ends_the_reply(tiny):
     opened = load_for_generation(str(tiny("chatglm3")))
     before = set(threading.enumerate())
-    pieces = stream(opened, HELLO, Sampling(max_new_tokens=400), threading.Event())
+    pieces = stream_reply(opened, HELLO, Sampling(max_new_tokens=400), threading.Event())
     next(pieces)
     assert set(threading.enumerate()) - before
     pieces.close()
@@ -264,32 +267,45 @@ def test_a_closed_page_ends_the_reply(tiny):
 def test_errors_of_the_model_reach_the_page(tiny):
     opened = load_for_generation(str(tiny("chatglm2")))
     with pytest.raises(DataError):
-        list(stream(opened, [{"role": "tool", "name": "x"}], SHORT, threading.Event()))
+        list(stream_reply(opened, [{"role": "tool", "name": "x"}], SHORT, threading.Event()))
 
 
 def test_a_tool_call_waits_for_its_result_and_is_rendered_as_in_training(tiny):
     opened = load_for_generation(str(tiny("chatglm3")))
-    called = answered(asked([], "天气？", False), Reply("", [ToolCall("weather", {"city": "北京"})]))
+    called = add_reply(add_message([], "天气？", False), Reply("", [ToolCall("weather", {"city": "北京"})]))
     with pytest.raises(ConfigError, match="has not called a tool"):
-        asked([], "晴", True)
-    told = asked(called, "晴", True)
-    assert told[-1] == {"role": "tool", "name": "weather", "parameters": {"city": "北京"}, "observation": "晴"}
-    assert opened.family.encode_prompt(told, opened.tokenizer)
-    assert [row["role"] for row in shown(told)] == ["user", "assistant", "user"]
+        add_message([], "晴", True)
+    complete = add_message(called, "晴", True)
+    assert complete[-1] == {"role": "tool", "name": "weather", "parameters": {"city": "北京"}, "observation": "晴"}
+    assert opened.family.encode_prompt(complete, opened.tokenizer)
+    assert [row["role"] for row in render_messages(complete)] == ["user", "tool", "tool"]
 
 
-def test_regenerating_drops_the_last_reply_alone():
+def test_answering_again_drops_the_last_reply_alone():
     talk = [*HELLO, {"role": "assistant", "content": "a"}, *HELLO]
-    assert unanswered([*talk, {"role": "assistant", "content": "b"}]) == talk
+    assert remove_reply([*talk, {"role": "assistant", "content": "b"}]) == talk
     with pytest.raises(ConfigError):
-        unanswered(talk)
+        remove_reply(talk)
     with pytest.raises(ConfigError):
-        asked([], "  ", False)
+        add_message([], "  ", False)
 
 
-def test_markup_in_a_message_is_text():
-    rows = shown([{"role": "user", "content": "<img src=http://elsewhere/x.png>"}], "<script>")
-    assert [row["content"] for row in rows] == ["&lt;img src=http://elsewhere/x.png&gt;", "&lt;script&gt;"]
+EVIL = "<img src=http://elsewhere/x.png> ![x](http://elsewhere/y.png) [z](javascript:alert(1)) <http://elsewhere/>"
+
+
+@pytest.mark.parametrize("role", ["user", "assistant"])
+def test_no_message_makes_the_browser_ask_anybody(role):
+    html = str(render_messages([{"role": role, "content": EVIL}])[0]["html"])
+    for tag in ("<img", "<a", "<script", "<iframe"):
+        assert tag not in html
+    assert "&lt;img src=http://elsewhere/x.png&gt;" in html
+
+
+def test_markdown_of_a_reply_is_shown():
+    html = str(render_messages([{"role": "assistant", "content": "**好**\n\n- a\n\n```\n<b>\n```"}])[0]["html"])
+    assert "<strong>好</strong>" in html
+    assert "<li>a</li>" in html
+    assert "&lt;b&gt;" in html
 
 
 @pytest.mark.parametrize("typed", ["{", '{"name": "x"}', "[1]"])
@@ -303,20 +319,20 @@ def test_tools_are_read():
     assert read_tools('[{"name": "x"}]') == [{"name": "x"}]
 
 
-def _eval_fields(context, **changes):
+def _eval_fields(context, others=("c",), **changes):
     root = context.roots[0]
-    fields = {"kind": "eval", "model": str(root / "a b"), "others": [str(root / "c")], "data": str(root / "d.json")}
-    fields |= {"limit": 4, "tokens": 0, "batch": 2, "probe": False, "output": ""}
-    return evaluate_tab.EvaluationChoices(**(fields | changes))
+    fields = {"kind": "eval", "model": str(root / "a b"), "data": str(root / "d.json"), "limit": "4", "tokens": "0"}
+    fields |= {"batch": "2", "output": ""} | changes
+    return FormData([*fields.items(), *(("other", str(root / name)) for name in others)])
 
 
 def test_evaluations_are_the_commands_of_the_command_line(context):
     root = context.roots[0]
     rows = ["--data", str(root / "d.json"), "--limit", "4", "--batch-size", "2"]
-    assert evaluate_tab.arguments(context, _eval_fields(context), "zh") == ["eval", str(root / "a b"), *rows]
-    compare = evaluate_tab.arguments(context, _eval_fields(context, kind="compare"), "zh")
+    assert evaluate_tab.make_arguments(context, _eval_fields(context), "zh") == ["eval", str(root / "a b"), *rows]
+    compare = evaluate_tab.make_arguments(context, _eval_fields(context, kind="compare"), "zh")
     assert compare == ["compare", str(root / "a b"), str(root / "c"), *rows, "--lang", "zh", "--no-forget"]
-    forget = evaluate_tab.arguments(context, _eval_fields(context, kind="forget", output="out"), "en")
+    forget = evaluate_tab.make_arguments(context, _eval_fields(context, kind="forget", output="out"), "en")
     short = ["--limit", "4", "--batch-size", "2", "--output", str(root / "out"), "--lang", "en"]
     assert forget == ["forget", str(root / "a b"), *short]
 
@@ -324,16 +340,17 @@ def test_evaluations_are_the_commands_of_the_command_line(context):
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"model": None}, ConfigError),
+        ({"model": ""}, ConfigError),
+        ({"kind": "<b>"}, ConfigError),
         ({"data": ""}, ConfigError),
-        ({"kind": "compare", "others": []}, ConfigError),
+        ({"kind": "compare", "others": ()}, ConfigError),
         ({"data": "/etc/passwd"}, PathError),
         ({"output": "../elsewhere"}, PathError),
     ],
 )
 def test_evaluations_that_make_no_sense_are_refused(context, changes, error):
     with pytest.raises(error):
-        evaluate_tab.arguments(context, _eval_fields(context, **changes), "en")
+        evaluate_tab.make_arguments(context, _eval_fields(context, **changes), "en")
 
 
 def test_the_commands_know_every_option_of_the_page(context):
@@ -343,10 +360,10 @@ def test_the_commands_know_every_option_of_the_page(context):
     from glmtune.cli.main import app
 
     commands = typer.main.get_command(app).commands
-    asked = [_eval_fields(context, kind=kind, tokens=9, output="out") for kind in ("eval", "compare", "forget")]
-    given = [evaluate_tab.arguments(context, each, "zh") for each in asked]
-    given.append(export_tab.arguments(context, _export_fields(context, adapter_only=True, dtype="fp16")))
-    given.append(export_tab.arguments(context, _export_fields(context)))
+    asked = [_eval_fields(context, kind=kind, tokens="9", output="out") for kind in ("eval", "compare", "forget")]
+    given = [evaluate_tab.make_arguments(context, each, "zh") for each in asked]
+    given.append(export_tab.make_arguments(context, _export_fields(context, adapter_only=True, dtype="fp16")))
+    given.append(export_tab.make_arguments(context, _export_fields(context)))
     for words in given:
         known = {
             name for parameter in commands[words[0]].params for name in (*parameter.opts, *parameter.secondary_opts)
@@ -354,7 +371,7 @@ def test_the_commands_know_every_option_of_the_page(context):
         assert {word for word in words if word.startswith("--")} <= known, words[0]
 
 
-def test_results_are_listed_with_a_row_per_model_and_escaped(context, run):
+def test_results_are_listed_with_a_row_per_model(context, run):
     root, folder = context.roots[0], run("one")
     metrics = {"kind": "eval", "model": {"name": "<i>m</i>"}, "data": {"rows": 3}, "loss": 1.5}
     metrics["scores"] = {"rouge_l": {"mean": 25.0}, "bleu4_characters": {"mean": 8.01}}
@@ -365,11 +382,9 @@ def test_results_are_listed_with_a_row_per_model_and_escaped(context, run):
     (root / "evals" / "both" / "comparison.json").write_text(json.dumps(comparison))
     (root / "evals" / "broken").mkdir()
     (root / "evals" / "broken" / "metrics.json").write_text("{")
-    table = evaluate_tab.result_table(context, results(context), "en")
-    assert table.count("8.01") == 3
-    assert "warn" in table
-    assert "&lt;i&gt;m" in table
-    assert "<i>" not in table
+    rows = [row for entry in list_evaluations(context) for row in make_rows(entry)]
+    assert [row.bleu for row in rows] == ["8.01"] * 3
+    assert sorted(row.verdict for row in rows) == ["", "", "warn"]
 
 
 def _export_fields(context, **changes):
@@ -382,33 +397,32 @@ def test_an_export_that_cannot_be_done_is_refused_with_the_command_line_s_words(
     import shutil
 
     shutil.copytree(tiny("chatglm3"), context.roots[0] / "base")
-    assert export_tab.needed(context, _export_fields(context)) > 0
+    assert export_tab.estimate_size(context, _export_fields(context)) > 0
     for changes, said in (
         ({"adapter_only": True}, "no adapter"),
         ({"output": "base"}, "not an empty folder"),
         ({"output": "../out"}, "outside"),
-        ({"model": None}, "chosen"),
+        ({"model": ""}, "chosen"),
     ):
         with pytest.raises(GlmtuneError, match=said):
-            export_tab.needed(context, _export_fields(context, **changes))
+            export_tab.estimate_size(context, _export_fields(context, **changes))
 
 
 def test_an_export_is_given_a_new_folder(context):
     asked = _export_fields(context, model="/somewhere/runs/a b", layout="official", bits=4)
-    assert export_tab.suggested_output(context, asked) == "exports/runs-a-b-official-4bit"
+    assert export_tab.suggest_output(context, asked) == "exports/runs-a-b-official-4bit"
     (context.roots[0] / "exports" / "runs-a-b-official-4bit").mkdir(parents=True)
-    assert export_tab.suggested_output(context, asked) == "exports/runs-a-b-official-4bit-2"
+    assert export_tab.suggest_output(context, asked) == "exports/runs-a-b-official-4bit-2"
 
 
 def test_a_forgetting_probe_that_fails_its_model_is_no_failed_job():
     job = Job("1", "forget", ["forget", "<run>"], "", "me", "failed", started=1.0, ended=3.0, exit_code=3)
-    said = status_html(job, "", "en")
-    assert "verdict of the forgetting probe: fail" in said
-    assert "<run>" not in said
+    assert "verdict of the forgetting probe: fail" in describe_job(job, "Error: x", "en")["remarks"][0]
+    assert describe_job(job, "Error: x", "en")["error"] == ""
 
 
 def test_the_bar_follows_the_last_count_in_the_log():
     job = Job("1", "eval", ["eval"], "", "me", "running", started=1.0)
-    said = status_html(job, "replies 8/170  ETA 0:10\nreplies 16/170  ETA 0:09\n", "en")
-    assert '<progress value="16" max="170"' in said
-    assert "16 of 170" in said
+    values = describe_job(job, "replies 8/170  ETA 0:10\nreplies 16/170  ETA 0:09\n", "en")
+    assert values["share"] == 16 / 170
+    assert "16 / 170" in values["figures"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import wraps
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 def varlen_attn(
@@ -58,6 +59,9 @@ def varlen_attn(
 
 def make_device_kernel(fakecuda):
     """`varlen_attn` for tensors of the simulated device, counted as the kernel is: one launch, and one backward."""
+    from torch.nn.attention import varlen
+
+    original = varlen.varlen_attn
 
     class Kernel(torch.autograd.Function):
         @staticmethod
@@ -87,6 +91,8 @@ def make_device_kernel(fakecuda):
 
     @wraps(varlen_attn)
     def call(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, **options):
+        if isinstance(query, FakeTensor):  # the memory plan traces a step
+            return original(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, **options)
         return Kernel.apply(options, cu_seq_q, cu_seq_k, max_q, max_k, query, key, value)
 
     return call

@@ -130,7 +130,9 @@ class LoraConfig:
 
     rank: int = _option(8, "Rank of the update.", NumberRange(1, 65_536))
     alpha: float = _option(32, "Scale of the update: alpha / rank.", NumberRange(0, 10**6, excludes_low=True))
-    dropout: float = _option(0.1, "Dropout on the adapter's input while training.", DROPOUT)
+    dropout: float | None = _option(
+        None, "Dropout on the adapter's input while training; default: 0.1, and 0 in preference tuning.", DROPOUT
+    )
     targets: list[str] = _option(
         [],
         "Modules to adapt, by their names in transformers or in the published code; all-linear: all linear layers "
@@ -157,7 +159,9 @@ class PTuningConfig:
         128, "Length of the prefix; the published scripts call it pre_seq_len.", NumberRange(1, 65_536)
     )
     prefix_projection: bool = _option(False, "Compute the prefix with a small network from a smaller embedding.")
-    dropout: float = _option(0.1, "Dropout on the prefix while training.", DROPOUT)
+    dropout: float | None = _option(
+        None, "Dropout on the prefix while training; default: 0.1, and 0 in preference tuning.", DROPOUT
+    )
 
 
 @dataclass
@@ -268,6 +272,10 @@ class PreferenceConfig:
     )
 
 
+DEFAULT_DROPOUT = 0.1
+STAGES_WITHOUT_DROPOUT = ("dpo", "orpo", "simpo", "kto")
+"""Stages without dropout unless it is set, as in TRL."""
+
 METHOD_RATES = {"lora": 1e-4, "ptuning": 2e-2, "freeze": 2e-5, "full": 1e-5}
 """Default learning rates. That of P-Tuning is from the published scripts."""
 
@@ -353,6 +361,10 @@ class RunConfig:
             rate *= PREFERENCE_RATE
         if self.stage != "sft" and self.data.preference == "refuse":
             self.data.preference = "labels" if self.stage == "kto" else "pairs"
+        for section in (self.lora, self.ptuning):
+            if section.dropout is None:
+                # Else chance would decide whether a better answer is more probable than under the reference.
+                section.dropout = 0.0 if self.stage in STAGES_WITHOUT_DROPOUT else DEFAULT_DROPOUT
         self.training = {**TRAINING_DEFAULTS, "learning_rate": rate, **training}
 
 
@@ -467,7 +479,7 @@ def _check_stage(config: RunConfig) -> None:
         raise ConfigError(
             f"data.preference is {config.data.preference}; stage {stage} needs {what}.", "Remove data.preference."
         )
-    for key, stages in _PREFERENCE_KEYS.items():
+    for key, stages in PREFERENCE_KEYS.items():
         default = PreferenceConfig.__dataclass_fields__[key].default
         if stage not in stages and getattr(preference, key) != default:
             raise ConfigError(
@@ -493,7 +505,7 @@ def _check_stage(config: RunConfig) -> None:
         )
 
 
-_PREFERENCE_KEYS = {
+PREFERENCE_KEYS = {
     "loss": ("dpo",),
     "beta": ("dpo", "orpo", "simpo", "kto"),
     "label_smoothing": ("dpo",),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from glmtune.errors import ModelError, summarize_error
 from glmtune.utils.documents import shorten_path
+from glmtune.utils.file_access import require_readable, require_readable_folder
 
 # Files that each step needs. Of the repositories' Python files only the tokenizer's is downloaded: it is read as text
 # to tell ChatGLM2 from ChatGLM3, and never executed.
@@ -28,11 +29,14 @@ def resolve_checkpoint(path: str | os.PathLike[str], hub: str = "huggingface", p
         parts: which files of the repository to download: `config`, `tokenizer` or `all`.
 
     Raises:
+        FileAccessError: this process may not read the folder, or a link in it leads out of what it may read.
         ModelError: neither a folder nor a hub id, the hub's client is not installed, or the download failed.
     """
     local = Path(os.path.expanduser(path))  # Path's own raises for a name that is no user
+    if local.is_absolute() or ".." in local.parts or os.path.lexists(local):
+        require_readable(local)
     if os.path.isdir(local):
-        return local
+        return require_readable_folder(local)  # transformers opens files of it by itself
     name = str(path)
     if os.path.exists(local):
         raise ModelError(f"{name}: a file, not a checkpoint folder.", "Give the folder that holds config.json.")
@@ -72,7 +76,7 @@ def find_local_folder(path: str) -> Path | None:
     """
     local = Path(os.path.expanduser(path))
     if os.path.isdir(local):
-        return local
+        return require_readable_folder(local)
     if not is_hub_id(path):
         return None
     from huggingface_hub import snapshot_download
@@ -106,6 +110,8 @@ def _download_from_modelscope(name: str, patterns: list[str]) -> str:
         from modelscope import snapshot_download
     except ImportError:
         raise ModelError(
-            "ModelScope's client is not installed.", "Install it: pip install 'glmtune[modelscope]'"
+            "ModelScope's client is not installed.",
+            "Install it: pip install 'glmtune[modelscope]'; or download without it: "
+            f"glmtune fetch {name} --hub modelscope",
         ) from None
     return snapshot_download(name, allow_patterns=patterns)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.errors import RunError
+from glmtune.utils.file_access import require_readable, require_readable_folder
 from glmtune.utils.io import LOCK_FILE, file_timestamp, lock_folder, slugify, write_json, write_text
 
 
@@ -111,6 +112,7 @@ class RunDir:
             RunError: it cannot be created, is not empty, or another process trains in it.
         """
         with lock_folder(self.root, "training"):
+            require_readable_folder(self.root)  # checkpoints are read, and logs written, by transformers
             if new:
                 self.require_new()
             yield
@@ -152,7 +154,7 @@ class RunDir:
         if not self.metrics.is_file():
             return [], 0
         entries, bad = [], 0
-        for line in self.metrics.read_bytes().splitlines():
+        for line in require_readable(self.metrics).read_bytes().splitlines():
             try:
                 entry = json.loads(line)
             except (ValueError, RecursionError):

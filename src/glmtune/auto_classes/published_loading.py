@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from glmtune.methods.tuned_model import ModelTarget, resolve_target
 from glmtune.models.auto import PUBLISHED_OPTIONS, find_family, read_packed_bits
 from glmtune.models.checkpoints import Checkpoint, inspect_checkpoint
 from glmtune.models.loading import load_weights, make_quantization_arguments, parse_dtype
+from glmtune.models.shared_head import share_equal_head
 from glmtune.models.tokenizers import load_tokenizer
 from glmtune.quantization.packed import BITS
 from glmtune.quantization.quantizer import get_quantization, pack_model
@@ -91,6 +93,7 @@ def load_published_model(path: str | os.PathLike[str], **options: Any) -> Any:
     arguments = {"dtype": precision, "device_map": device_map} | arguments | options
     base = replace(base, config=config)
     model: Any = load_weights(base, quantization, precision, arguments)
+    _share_head_of_quantized(model)
     model.config._name_or_path = model.name_or_path = target.base
     if target.adapter is not None and not is_prefix_folder(target.adapter):
         return load_adapter(model, target.adapter).eval()
@@ -137,11 +140,19 @@ def quantize_in_place(model: Any, bits: int) -> Any:
         return model
     if present:
         raise ModelError(f"quantize({bits}): the model is {present} already.", "Load it in full precision.")
-    if find_prefix(model) is None:
-        return pack_model(model, bits)
-    with disable_prefix(model):
+    with disable_prefix(model) if find_prefix(model) is not None else nullcontext():
         pack_model(model, bits)
+    _share_head_of_quantized(model)
     return model
+
+
+def _share_head_of_quantized(model: Any) -> None:
+    """Hold ChatGLM-6B's equal embedding and head once, which saves 1 GB.
+
+    Not in full precision: the caller may train all weights in a loop of its own, where these are two.
+    """
+    if get_quantization(model):
+        share_equal_head(model)
 
 
 def resolve_folder(path: str | os.PathLike[str], options: dict[str, Any], parts: str) -> Path:

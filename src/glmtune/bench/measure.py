@@ -88,7 +88,7 @@ def measure_model(
 
     first_seconds, token_seconds, bandwidths = [], [], []
     read_bytes = count_read_bytes(model)
-    with prepacked(model):
+    with prepacked(model, rows=batch_size):
         # A step is compiled or recorded for the cache of the longest reply, after it has run a few times.
         has_fixed_cache = find_compiled_step(model) or find_graph_decoder(unwrap_model(model))
         for length in [max(new_tokens, 3)] * 2 if has_fixed_cache else [2]:

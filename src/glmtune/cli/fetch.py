@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +12,7 @@ import typer
 
 from glmtune.cli.options import Hub, number_option
 from glmtune.config_ranges import NumberRange
-from glmtune.errors import ConfigError, ModelError
+from glmtune.errors import ConfigError, ModelError, ReportedInterrupt
 from glmtune.utils.documents import shorten_value
 
 # Other options of the hubs' own clients that people type have no meaning here; typer names the nearest one.
@@ -46,7 +48,12 @@ def fetch(
     from glmtune.utils.console import count_noun, format_bytes, print_message, print_warning, use_stderr
 
     with use_stderr():
-        result: FetchResult = fetch_model(FetchRequest(model, hub, folder, revision, mirror, file or [], parallel))
+        request = FetchRequest(model, hub, folder, revision, mirror, file or [], parallel)
+        try:
+            result: FetchResult = fetch_model(request)
+        except KeyboardInterrupt:
+            print_message(f"Interrupted. Continue: {shlex.join(['glmtune', *sys.argv[1:]])}")
+            raise ReportedInterrupt from None
         if result.unproven:
             print_warning(f"The hub publishes no sum of {', '.join(result.unproven)}; nothing was compared.")
     if json_:

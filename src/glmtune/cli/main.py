@@ -34,6 +34,7 @@ from glmtune.cli.ui import ui
 from glmtune.cli.verify_files import verify
 from glmtune.errors import GlmtuneError, ReportedInterrupt
 from glmtune.utils.documents import shorten_path
+from glmtune.utils.file_access import load_file_limit
 from glmtune.utils.gpu_allocator import set_allocator_defaults
 from glmtune.utils.streams import flush_streams, prepare_streams
 
@@ -110,6 +111,7 @@ def main() -> None:
 def _run() -> int:
     """Run the command and return its exit code."""
     try:
+        load_file_limit()
         app()
     except GlmtuneError as error:
         _print_error(str(error))

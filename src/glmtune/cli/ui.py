@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +31,32 @@ def ui(
         list[Path] | None,
         typer.Option(help="Folder that the page may use, several times; runs go to the first. Default: this one."),
     ] = None,
+    root_path: Annotated[
+        str,
+        typer.Option(help="What a proxy puts before the page's paths: /user/me/proxy/7860 in a JupyterHub."),
+    ] = "",
+    trusted_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Name by which a proxy is reached, several times: hub.example.org, or NAME:PORT."),
+    ] = None,
+    webhook: Annotated[
+        str | None,
+        typer.Option(
+            help="Address that gets a message when a job ends: a robot of DingTalk, Feishu, WeCom or Slack, or any "
+            "other that takes JSON."
+        ),
+    ] = None,
+    serve_: Annotated[
+        str | None,
+        typer.Option(
+            "--serve",
+            help="Run or model that OpenAI's API below /api answers with, as in `glmtune serve`.",
+            metavar="RUN_OR_MODEL",
+        ),
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="GLMTUNE_API_KEY", help="With --serve: the key that clients have to send.")
+    ] = None,
     password: Annotated[
         str | None,
         typer.Option(
@@ -39,9 +66,29 @@ def ui(
     ] = None,
 ) -> None:
     """A web page: model, data, training, runs, chat, evaluation, export. Nothing leaves this machine."""
-    if importlib.util.find_spec("gradio") is None:
-        raise ConfigError("glmtune ui needs Gradio, which is not installed.", "Install it: pip install 'glmtune[ui]'")
-    lang = lang or default_language()
-    from glmtune.webui.app import serve
+    if importlib.util.find_spec("fastapi") is None or importlib.util.find_spec("uvicorn") is None:
+        raise ConfigError(
+            "glmtune ui needs FastAPI and uvicorn, which are not installed.", "Install them: pip install 'glmtune[ui]'"
+        )
+    from glmtune.utils.network import is_loopback
+    from glmtune.webui.app import PAGE_PATHS, serve
+    from glmtune.webui.page_rules import PageRules, parse_root_path, parse_trusted_host
 
-    serve(root or [Path.cwd()], host=host, port=port, lang=lang, password=password)
+    rules = PageRules(
+        is_loopback(host),
+        frozenset(map(parse_trusted_host, trusted_host or [])),
+        parse_root_path(root_path, PAGE_PATHS),
+        lang or default_language(),
+    )
+    if api_key is not None and serve_ is None and api_key != os.environ.get("GLMTUNE_API_KEY"):
+        raise ConfigError("--api-key is for --serve, which is not given.", "For the page: --password.")
+    serve(
+        root or [Path.cwd()],
+        rules,
+        host=host,
+        port=port,
+        password=password,
+        webhook=webhook,
+        served_model=serve_,
+        api_key=api_key,
+    )

@@ -15,7 +15,10 @@ from glmtune.utils.documents import shorten_path
 
 def verify(
     model: Annotated[
-        str, typer.Argument(help="A checkpoint folder, or the id of a model in Hugging Face's cache.", metavar="MODEL")
+        str,
+        typer.Argument(
+            help="A model folder, an adapter, a run, or the id of a model in Hugging Face's cache.", metavar="MODEL"
+        ),
     ],
     against: Annotated[
         str | None,
@@ -68,8 +71,12 @@ def verify(
 def _find_folder(model: str) -> Path:
     """The folder of a model that is on this machine; nothing is downloaded."""
     from glmtune.hub import find_local_folder
+    from glmtune.run_dir import RunDir, is_run
 
     folder = find_local_folder(model)
+    if folder is not None and is_run(folder):
+        run = RunDir(folder)
+        return next((result for result in (run.adapter, run.model) if result.is_dir()), folder)
     if folder is None:
         raise ModelError(
             f"{shorten_path(model)}: no such folder, and not in Hugging Face's cache.",

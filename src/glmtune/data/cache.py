@@ -29,6 +29,7 @@ from glmtune.errors import DataError
 from glmtune.families import Family
 from glmtune.utils.console import print_warning
 from glmtune.utils.documents import parse_json, read_document
+from glmtune.utils.file_access import add_cache_folder, require_readable
 from glmtune.utils.io import write_json
 
 if TYPE_CHECKING:
@@ -256,6 +257,7 @@ def _encode_temporarily(encode: Callable[[Path], None]) -> EncodedData:
     """
     try:
         folder = Path(tempfile.mkdtemp(prefix="glmtune-rows-"))
+        add_cache_folder(folder)
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         encode(folder)
     except OSError as error:
@@ -285,7 +287,7 @@ def _list_file_names(sources: list[DataSource]) -> list[str]:
 
 def _hash_file(path: Path) -> str:
     hasher = hashlib.sha256()
-    with path.open("rb") as stream:
+    with require_readable(path).open("rb") as stream:
         while block := stream.read(1 << 20):
             hasher.update(block)
     return hasher.hexdigest()

@@ -11,6 +11,7 @@ The first of these rules that applies is used:
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ from glmtune.config_ranges import NumberRange, check_number
 from glmtune.data.conversation import PREFERENCE_HINT
 from glmtune.data.files import CATALOG_FILE, has_data_suffix, is_glob
 from glmtune.errors import ConfigError, DataError
+from glmtune.utils.file_access import is_readable, require_readable
 from glmtune.utils.io import read_json_object
 
 _FORMATTINGS = ("alpaca", "sharegpt", "openai")
@@ -98,6 +100,8 @@ def resolve_source(spec: SourceSpec, uses_chosen: bool = False) -> tuple[SourceS
     if not name.strip():  # the current folder, for pathlib
         raise DataError("The path of the data is empty.", "Give a file, a folder or a hub id (org/name).")
     path = Path(name).expanduser()
+    if path.is_absolute() or ".." in path.parts:  # whether there is such a file is not told either
+        require_readable(_find_fixed_part(path))
     if path.name == CATALOG_FILE and path.is_file():
         names = list(_read_catalog(path))
         more = f" and {len(names) - _MAX_NAMES_SHOWN} more" if len(names) > _MAX_NAMES_SHOWN else ""
@@ -120,7 +124,7 @@ def _search_catalogs(spec: SourceSpec, uses_chosen: bool) -> tuple[SourceSpec, b
     first: tuple[Path, dict[str, Any]] | None = None
     for folder in (Path.cwd(), *Path.cwd().parents):
         for path in (folder / CATALOG_FILE, folder / "data" / CATALOG_FILE):
-            if not path.is_file():
+            if not is_readable(path) or not path.is_file():
                 continue
             entries = _read_catalog(path)
             if spec.path in entries:
@@ -201,7 +205,15 @@ def _parse_target(where: str, entry: dict[str, Any], spec: SourceSpec, folder: P
     if not isinstance(file, str) or not file:
         hint = "om_hub_url is not supported; download the rows." if entry.get("om_hub_url") else None
         raise DataError(f"{where}: has neither file_name nor hf_hub_url nor ms_hub_url.", hint)
-    return str(folder / Path(file).expanduser()), None
+    path = folder / Path(file).expanduser()
+    require_readable(_find_fixed_part(path))
+    return str(path), None
+
+
+def _find_fixed_part(path: Path) -> Path:
+    """A path up to its first wildcard."""
+    parts = list(itertools.takewhile(lambda part: not is_glob(part), path.parts))
+    return Path(*parts)
 
 
 def _parse_columns(where: str, entry: dict[str, Any]) -> dict[str, str]:

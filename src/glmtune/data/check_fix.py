@@ -15,6 +15,7 @@ from glmtune.data.files import DataFile, open_data_file
 from glmtune.data.source_rows import FileRows
 from glmtune.data.sources import DataSource
 from glmtune.errors import ConfigError, DataError
+from glmtune.utils.file_access import require_writable
 
 REFUSED_SUFFIX = ".refused.jsonl"
 REMOVED_WARNINGS = ("duplicate", "contradicting-pair")
@@ -56,6 +57,7 @@ class FixWriter:
             raise ConfigError(f"--fix {output}: rows are written as JSON lines.", "Give a name that ends with .jsonl.")
         self.result = FixResult(output, output.with_suffix(REFUSED_SUFFIX))
         self._paths = (self.result.clean, self.result.refused)
+        require_writable(output.parent)
         for path in self._paths:
             if os.path.lexists(path):
                 raise ConfigError(f"{path}: exists; --fix does not overwrite files.", "Give another name, or move it.")

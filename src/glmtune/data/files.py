@@ -7,7 +7,7 @@ import io
 import os
 import re
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from glmtune.data.table_rows import (
 )
 from glmtune.data.text_encoding import detect_encoding
 from glmtune.errors import DataError
+from glmtune.utils.file_access import require_readable
 
 CATALOG_FILE = "dataset_info.json"
 """LLaMA-Factory's list of data sets; it is among the data files and is not one of them."""
@@ -114,7 +115,8 @@ class DataFile:
 
     def open_binary(self) -> Any:
         """Open the decompressed file."""
-        return gzip.open(self.path, "rb") if self.is_gzip else self.path.open("rb")
+        path = require_readable(self.path)
+        return gzip.open(path, "rb") if self.is_gzip else path.open("rb")
 
     def read_schema(self) -> dict[str, str] | None:
         """Names and types of the columns of a table; None for other files."""
@@ -133,8 +135,11 @@ def find_files(path: str | os.PathLike[str]) -> list[Path]:
 
     Raises:
         DataError: no such file, no data file in the folder, an unknown suffix, or encoded rows.
+        FileAccessError: a file or folder that this process may not read.
     """
     path = Path(path).expanduser()
+    if not is_glob(str(path)) or os.path.lexists(path):
+        require_readable(path)
     if _is_folder(path):
         files = sorted(_walk_folder(path))
         if not files:
@@ -151,6 +156,7 @@ def find_files(path: str | os.PathLike[str]) -> list[Path]:
     else:
         raise DataError(f"{path}: no such file.", "Check the path; it is relative to the current directory.")
     for file in files:
+        require_readable(file)
         if file.name == ENCODED_FILES[1] and is_encoded_folder(file.parent):
             raise DataError(f"{file.parent}: holds encoded rows; such a folder must be given alone, not in a list.")
     return files
@@ -170,7 +176,9 @@ def open_data_file(path: Path, columns: Collection[str] = ()) -> DataFile:
 
     Raises:
         DataError: it cannot be read, is empty, damaged, of an unsupported type, or text in an unknown encoding.
+        FileAccessError: this process may not read it.
     """
+    require_readable(path)
     suffix, is_gzip = _parse_suffix(path)
     with _explain_read_errors(path):
         stamp = _read_stamp(path)
@@ -200,12 +208,23 @@ def is_glob(name: str) -> bool:
 
 def _match_glob(path: Path) -> list[Path]:
     start = next(i for i, part in enumerate(path.parts) if is_glob(part))
-    base, pattern = Path(*path.parts[:start]), Path(*path.parts[start:])
-    # pathlib's `**`, unlike that of the glob module, does not follow links to folders, which may form a cycle.
-    matches = {match for match in base.glob(str(pattern)) if not _is_folder(match) and match.name != CATALOG_FILE}
-    if not any(part.startswith(".") for part in pattern.parts):
+    base, parts = Path(*path.parts[:start]), path.parts[start:]
+    matches = {base}
+    for part in parts:
+        folders = [match for match in matches if _is_folder(match)]
+        matches = {match for folder in folders for match in _list_matches(folder, part)}
+    matches = {match for match in matches if os.path.lexists(match) and not _is_folder(match)}
+    matches = {match for match in matches if match.name != CATALOG_FILE}
+    if not any(part.startswith(".") for part in parts):
         matches = {m for m in matches if not any(part.startswith(".") for part in m.relative_to(base).parts)}
     return sorted(matches)
+
+
+def _list_matches(folder: Path, part: str) -> Iterable[Path]:
+    """What a part of a pattern matches in a folder. Parts lead through links, so each folder is checked."""
+    require_readable(folder)
+    # pathlib's `**`, unlike that of the glob module, does not follow links to folders, which may form a cycle.
+    return folder.glob(part) if is_glob(part) else [folder / part]
 
 
 def _parse_suffix(path: Path) -> tuple[str, bool]:
@@ -239,6 +258,8 @@ def _walk_folder(folder: Path) -> Iterator[Path]:
             yield from saved
             continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in folders:  # before they are listed: one may be a link
+            require_readable(Path(parent, name))
         for name in files:
             if has_data_suffix(name) and not name.startswith(".") and name != CATALOG_FILE:
                 yield Path(parent, name)

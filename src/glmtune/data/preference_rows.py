@@ -347,6 +347,7 @@ class PreferenceFormat(RowFormat):
             row_format = next((i for i in self.inner if isinstance(i, ColumnFormat) and i.prompt in better), None)
             if row_format and isinstance(better[row_format.prompt], str) and len(chosen) == 1:
                 return {**better, row_format.response: chosen[0].get("content")}
+            return better  # without a question: the caller's error
         used = {column, *prompts, *ANSWER_COLUMNS} if column or has_question else {column}
         rest = {key: value for key, value in better.items() if key not in used}
         # `input` and the like of the question are in `chosen` already.
@@ -354,7 +355,7 @@ class PreferenceFormat(RowFormat):
 
     def _find_messages(self, values: dict[str, Any]) -> str | None:
         """The column with the messages of the question."""
-        prompts = [inner.prompt for inner in self.inner if isinstance(inner, PromptMessagesFormat)]
+        prompts = [inner.prompt for inner in self.inner if isinstance(inner, (ColumnFormat, PromptMessagesFormat))]
         named = [inner.column for inner in self.inner if hasattr(inner, "column")]
         columns = (*named, *_MESSAGE_COLUMNS, *prompts)
         return next((name for name in columns if find_message_keys(decode_json_text(values.get(name)))), None)

@@ -195,6 +195,8 @@ def make_preview(
         sides = ["better", "worse"] if len(rows) == 2 else [""] * len(rows)
         rows = [replace(row, left_out=left_out, side=side) for row, side in zip(rows, sides, strict=True)]
         notes.append("row 1 has the better answer, row 2 the worse one")
+    elif conversation.is_desirable is not None:
+        notes.append(f"its label says that this answer is {'good' if conversation.is_desirable else 'bad'}")
     return Preview(source.format, conversation.where, family.title, rows, describe_truncation(counts), notes)
 
 

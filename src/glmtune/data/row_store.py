@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from glmtune.data.encoding import EncodedRow
+from glmtune.utils.file_access import require_readable
 from glmtune.utils.io import open_atomic
 
 _SCHEMA = pa.schema(
@@ -36,7 +37,7 @@ class RowStore:
     def __init__(self, path: Path, new_names: Mapping[str, str] | None = None):
         self.path = path
         self.new_names = new_names or {}
-        self._file = pa.memory_map(str(path))
+        self._file = pa.memory_map(str(require_readable(path)))
         self._table = pa.ipc.open_file(self._file).read_all()
         parts = [np.diff(chunk.offsets.to_numpy()) for chunk in self._table["input_ids"].chunks]
         self.lengths = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32)

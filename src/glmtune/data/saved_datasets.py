@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from glmtune.errors import DataError
+from glmtune.utils.file_access import require_readable
 from glmtune.utils.io import read_json_object
 
 STATE_FILE = "state.json"
@@ -20,6 +21,7 @@ def find_saved_dataset(folder: Path) -> list[Path] | None:
     Raises:
         DataError: a damaged folder, one with several splits, or one that holds token ids instead of texts.
     """
+    require_readable(folder)
     if (folder / SPLITS_FILE).is_file():
         splits = read_json_object(folder / SPLITS_FILE, DataError, _HINT).get("splits")
         names = [name for name in splits if isinstance(name, str)] if isinstance(splits, list) else []

@@ -260,6 +260,25 @@ def open_sources(
     return [open_source(spec, columns, format, seed, preference) for spec in specs]
 
 
+def read_columns(entry: str) -> list[str]:
+    """The columns of the first row of local data, whether or not its format is known; empty for hub data.
+
+    Args:
+        entry: a path or an entry of a `dataset_info.json`, see `glmtune.data.catalog`.
+
+    Raises:
+        DataError: no such data, or a damaged file.
+    """
+    resolved, is_on_hub = resolve_source(SourceSpec(entry), uses_chosen=True)
+    if is_on_hub:
+        return []
+    for path in find_files(resolved.path):
+        for row in open_data_file(path).read_rows():
+            if isinstance(row, RawRow):
+                return list(row.values)
+    return []
+
+
 def sample_sources(sources: Iterable[DataSource]) -> Iterator[Conversation]:
     """Read sources one after the other, their rows as often as `weight` and `num_samples` say.
 

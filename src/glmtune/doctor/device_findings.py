@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from glmtune.doctor.diagnosis import ERROR, NOTE, WARNING, Diagnosis, describe_work, install, unset_variable
+from glmtune.doctor.diagnosis import ERROR, NOTE, WARNING, Diagnosis, describe_work
 from glmtune.doctor.machine_facts import GpuFacts, MachineFacts
+from glmtune.doctor.platform_commands import add_comment, install_driver, install_package, run_as_root, unset_variable
 from glmtune.utils.console import format_bytes
 
 # CUDA's major version and the least driver that runs it (NVIDIA, CUDA toolkit release notes, "minor version
@@ -30,8 +31,12 @@ def find_device_problems(facts: MachineFacts) -> Iterator[Diagnosis]:
             "Read the trials below; report what fails",
         )
         return
+    if torch.gpus:  # whatever the driver says or nvidia-smi lacks
+        for gpu in torch.gpus:
+            yield from _find_card_problems(facts, gpu)
+        return
     if not facts.driver.cards:
-        if torch.cuda is not None and not torch.gpus and facts.is_wsl:
+        if torch.cuda is not None and facts.is_wsl:
             yield from _find_wsl_problem(facts)
         else:
             yield from _note_missing_gpu(facts)
@@ -39,14 +44,9 @@ def find_device_problems(facts: MachineFacts) -> Iterator[Diagnosis]:
     problem = _find_driver_problem(facts) or _find_build_problem(facts) or _find_access_problem(facts)
     if problem:
         yield problem
-        return
-    for gpu in torch.gpus:
-        yield from _find_card_problems(facts, gpu)
 
 
 def _note_missing_gpu(facts: MachineFacts) -> Iterator[Diagnosis]:
-    if facts.torch.gpus:
-        return
     model = facts.work.model_bytes > 2**30
     yield Diagnosis(
         "no-gpu",
@@ -70,14 +70,14 @@ def _find_wsl_problem(facts: MachineFacts) -> Iterator[Diagnosis]:
 
 
 def _find_driver_problem(facts: MachineFacts) -> Diagnosis | None:
-    driver, torch = facts.driver, facts.torch
+    driver = facts.driver
     if "version mismatch" in driver.error:
         return Diagnosis(
             "driver-mismatch",
             ERROR,
             f"the driver's kernel module and its libraries have different versions ({driver.error})",
             "No program can use the GPU: the driver was updated, and the old module is still loaded",
-            "sudo reboot",
+            run_as_root(facts, "reboot"),
         )
     if driver.version:
         return _find_old_driver(facts)
@@ -89,19 +89,13 @@ def _find_driver_problem(facts: MachineFacts) -> Diagnosis | None:
             "torch finds no GPU, and everything runs on the CPU",
             "Start the container with the GPU: docker run --gpus all … (needs nvidia-container-toolkit on the host)",
         )
-    if torch.gpus:  # it works, without nvidia-smi
-        return None
-    commands = {
-        "Linux": "sudo ubuntu-drivers install && sudo reboot (other distributions: their package of NVIDIA's driver)",
-        "Windows": "Install the driver from https://www.nvidia.com/drivers and restart",
-    }
     reason = f" ({driver.error})" if driver.error else ""
     return Diagnosis(
         "no-driver",
         ERROR,
         f"there is an NVIDIA card ({driver.cards[0]}), but its driver does not answer{reason}",
         "torch finds no GPU, and everything runs on the CPU",
-        commands.get(facts.system, "Install NVIDIA's driver"),
+        install_driver(facts),
     )
 
 
@@ -117,7 +111,7 @@ def _find_old_driver(facts: MachineFacts) -> Diagnosis | None:
         ERROR,
         f"driver {facts.driver.version} is too old for torch {facts.torch.version}, which was built for CUDA {cuda}",
         f"torch finds no GPU; CUDA {cuda} needs driver {least[facts.system == 'Windows']} or newer",
-        f"{_install_torch(facts, None)}, or update the driver",
+        add_comment(facts, install_torch(facts, None), "or update the driver"),
     )
 
 
@@ -129,14 +123,14 @@ def _find_build_problem(facts: MachineFacts) -> Diagnosis | None:
             ERROR,
             f"torch {torch.version} is a build for CPUs, and the machine has {facts.driver.cards[0]}",
             f"{describe_work(facts)} would not use the card",
-            _install_torch(facts, torch.gpus[0].capability if torch.gpus else None),
+            install_torch(facts, None),
         )
     return None
 
 
 def _find_access_problem(facts: MachineFacts) -> Diagnosis | None:
     torch, visible = facts.torch, facts.environment.get("CUDA_VISIBLE_DEVICES")
-    if torch.gpus or not torch.version:
+    if not torch.version:
         return None
     if visible is not None:
         return Diagnosis(
@@ -147,21 +141,21 @@ def _find_access_problem(facts: MachineFacts) -> Diagnosis | None:
             unset_variable(facts, "CUDA_VISIBLE_DEVICES"),
         )
     if not facts.driver.has_device_files:
-        fix = "docker run --gpus all …" if facts.in_container else "sudo nvidia-modprobe -c0 -u"
+        command = run_as_root(facts, "nvidia-modprobe -c0 -u")
         return Diagnosis(
             "no-device-files",
             ERROR,
             "the driver answers, but /dev/nvidia0 or /dev/nvidia-uvm is missing",
             "torch finds no GPU, and everything runs on the CPU",
-            f"Give the container the GPU: {fix}" if facts.in_container else fix,
+            "Give the container the GPU: docker run --gpus all …" if facts.in_container else command,
         )
-    fix = "sudo rmmod nvidia_uvm && sudo modprobe nvidia_uvm, or reboot"
+    fix = f"{run_as_root(facts, 'rmmod nvidia_uvm')} && {run_as_root(facts, 'modprobe nvidia_uvm')}"
     return Diagnosis(
         "gpu-does-not-start",
         ERROR,
         f"the driver answers, but torch cannot start the GPU ({torch.gpu_error or 'without a reason'})",
         "Usual after sleep, or where another program has locked the GPU (exclusive mode)",
-        fix if facts.system == "Linux" else "Restart the machine",
+        add_comment(facts, fix, "or reboot") if facts.system == "Linux" else "Restart the machine",
     )
 
 
@@ -177,16 +171,17 @@ def _find_card_problems(facts: MachineFacts, gpu: GpuFacts) -> Iterator[Diagnosi
             f"torch {torch.version} (CUDA {torch.cuda}) has no kernels for {gpu.name}, compute capability {capability}",
             f'The card is {age} than this build is for ({", ".join(torch.archs)}): "no kernel image is available for '
             'execution on the device", or "device kernel image is invalid"',
-            _install_torch(facts, gpu.capability),
+            install_torch(facts, gpu.capability),
         )
         return
     if facts.work.bf16 and gpu.capability < _AMPERE:
         name = facts.work.config or "the run"
         yield Diagnosis(
             "no-bf16",
-            ERROR,
+            WARNING,
             f"{gpu.name} (compute capability {capability}) cannot compute in bf16",
-            f"{name} asks for bf16, which cards have from Ampere (8.0) on; fp16 is as fast here",
+            f"{name} asks for bf16, which cards have from Ampere (8.0) on: glmtune train removes training.bf16, and "
+            "weights in bf16 are computed with slowly",
             "Add: --set training.bf16=false --set training.fp16=true --set model.precision=fp16",
         )
     if gpu.free_bytes < gpu.total_bytes * 0.7:
@@ -222,8 +217,10 @@ def _parse_arch(arch: str) -> tuple[int, int]:
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
-def _install_torch(facts: MachineFacts, capability: tuple[int, int] | None) -> str:
-    """The command that installs a torch for this driver and card."""
+def install_torch(facts: MachineFacts, capability: tuple[int, int] | None) -> str:
+    """The command that installs a torch for this driver and card; without a card, any torch."""
+    if not facts.driver.cards and not facts.torch.gpus:
+        return install_package(facts, "--force-reinstall", "torch>=2.6")
     driver = _major(facts.driver.version)
     is_windows = facts.system == "Windows"
     runs = [cuda for cuda, least in _LEAST_DRIVERS.items() if not driver or driver >= least[is_windows]]
@@ -236,7 +233,7 @@ def _install_torch(facts: MachineFacts, capability: tuple[int, int] | None) -> s
         index = "cu130" if 13 in runs else "cu126" if 12 in runs else "cu118" if 11 in runs else ""
     if not index:
         return f"Update NVIDIA's driver ({facts.driver.version} is too old for this card's kernels)"
-    return install(facts, "--force-reinstall", "torch>=2.6", "--index-url", f"{_WHEELS}/{index}")
+    return install_package(facts, "--force-reinstall", "torch>=2.6", "--index-url", f"{_WHEELS}/{index}")
 
 
 def _major(version: str) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from glmtune.doctor.device_findings import find_device_problems
-from glmtune.doctor.diagnosis import ERROR, WARNING, Diagnosis, describe_work, install
+from glmtune.doctor.diagnosis import ERROR, WARNING, Diagnosis, describe_work
 from glmtune.doctor.library_findings import find_library_problems
 from glmtune.doctor.machine_facts import MachineFacts
+from glmtune.doctor.platform_commands import install_package
 from glmtune.doctor.system_findings import find_system_problems
 
 _ORDER = (ERROR, WARNING)
@@ -56,7 +57,7 @@ def _find_trial_problems(facts: MachineFacts, codes: set[str]) -> Iterator[Diagn
             continue
         uses = {"nf4 product": ("nf4",), "packed4 product": ("packed4", "packed8")}.get(trial.name)
         needed = uses is None or facts.work.quantization in uses
-        fix = install(facts, "-U", "bitsandbytes>=0.50") if trial.name == "nf4 product" else ""
+        fix = install_package(facts, "-U", "bitsandbytes>=0.50") if trial.name == "nf4 product" else ""
         yield Diagnosis(
             "trial",
             ERROR if needed else WARNING,

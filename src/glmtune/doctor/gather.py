@@ -28,6 +28,7 @@ from glmtune.doctor.requirements import find_unmet
 _COMMAND_TIMEOUT_S = 15.0
 _HUB_TIMEOUT_S = 8.0
 _NVIDIA = "0x10de"
+_PACKAGE_MANAGERS = ("apt-get", "dnf", "yum", "zypper", "pacman", "apk")
 
 
 def gather_facts(model: str = "", config: str = "", device: str = "", trials: bool = True) -> MachineFacts:
@@ -53,6 +54,8 @@ def gather_facts(model: str = "", config: str = "", device: str = "", trials: bo
         python_bits=64 if sys.maxsize > 2**32 else 32,
         pip=_name_pip(),
         shell=_find_shell(),
+        package_manager=next((name for name in _PACKAGE_MANAGERS if shutil.which(name)), ""),
+        is_root=hasattr(os, "geteuid") and os.geteuid() == 0,
         in_container=is_container,
         is_wsl="microsoft" in platform.release().lower(),
         is_rosetta=_is_rosetta(),

@@ -2,42 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from glmtune.doctor.diagnosis import (
-    ERROR,
-    WARNING,
-    Diagnosis,
-    describe_work,
-    install,
-    remove_folder,
+from glmtune.doctor.device_findings import install_torch
+from glmtune.doctor.diagnosis import ERROR, WARNING, Diagnosis, describe_work
+from glmtune.doctor.machine_facts import MachineFacts
+from glmtune.doctor.platform_commands import (
+    add_comment,
+    install_compilers,
+    install_headers,
+    install_openmp,
+    install_package,
+    join_commands,
+    remove_path,
+    set_variable,
     unset_variable,
 )
-from glmtune.doctor.machine_facts import MachineFacts
 
 _BITSANDBYTES = ("nf4", "int8")
 
-# A part of the error, what it means, and the words for pip; {pip} is replaced.
-_TORCH_ERRORS = (
+# A part of the error, what it means, and the command.
+_VC_RUNTIME = "winget install --id Microsoft.VCRedist.2015+.x64"
+_TORCH_ERRORS: tuple[tuple[str, str, Callable[[MachineFacts], str]], ...] = (
     (
         "nvJitLink",
-        "another CUDA's libraries are loaded in place of torch's own, through LD_LIBRARY_PATH",
-        "unset LD_LIBRARY_PATH",
+        "Another CUDA's libraries are loaded in place of torch's own, through LD_LIBRARY_PATH",
+        lambda facts: unset_variable(facts, "LD_LIBRARY_PATH"),
     ),
-    (
-        "WinError 126",
-        "a Microsoft library that torch needs is missing",
-        "winget install --id Microsoft.VCRedist.2015+.x64",
-    ),
-    ("fbgemm.dll", "a Microsoft library that torch needs is missing", "winget install Microsoft.VCRedist.2015+.x64"),
-    ("libgomp", "the library of OpenMP is missing", "sudo apt-get install libgomp1"),
-    ("GLIBC", "the system's C library is older than torch needs", "Use a newer system, or a container"),
+    ("WinError 126", "A Microsoft library that torch needs is missing", lambda facts: _VC_RUNTIME),
+    ("fbgemm.dll", "A Microsoft library that torch needs is missing", lambda facts: _VC_RUNTIME),
+    ("libgomp", "The library of OpenMP is missing", install_openmp),
+    ("GLIBC", "The system's C library is older than torch needs", lambda facts: "Use a newer system, or a container"),
     (
         "static TLS block",
-        "the loader has no room left for libgomp",
-        "export LD_PRELOAD=$(gcc -print-file-name=libgomp.so.1)",
+        "The loader has no room left for the library of OpenMP",
+        lambda facts: "export LD_PRELOAD=$(gcc -print-file-name=libgomp.so.1)",
     ),
-    ("numpy.core.multiarray", "numpy and torch were built for each other's other version", "{pip} install -U numpy"),
+    (
+        "numpy.core.multiarray",
+        "numpy and torch were built for each other's other version",
+        lambda facts: install_package(facts, "-U", "numpy"),
+    ),
 )
 
 
@@ -79,15 +84,16 @@ def _find_package_problems(facts: MachineFacts) -> Iterator[Diagnosis]:
             f"Rename {path}",
         )
     for name, places in facts.duplicates.items():
-        user = [place for place in places if ".local" in place or "Roaming" in place]
-        hint = "; to ignore the copy in your home folder set PYTHONNOUSERSITE=1" if user else ""
-        remove = f"{facts.pip} uninstall -y {name} (until it says that it is not installed)"
+        remove = [f"{facts.pip} uninstall -y {name}"] * len(places)  # each call removes one copy
+        again = install_torch(facts, _get_capability(facts)) if name == "torch" else install_package(facts, name)
+        in_home = any(".local" in place or "Roaming" in place for place in places)
+        ignore = [set_variable(facts, "PYTHONNOUSERSITE", "1")] if in_home else []
         yield Diagnosis(
             "two-versions",
             ERROR,
             f"{name} is installed {len(places)} times: {', '.join(places)}",
             "Parts of one are loaded with parts of the other, or pip changes the one that is not used",
-            f"{remove}, then {install(facts, name)}{hint}",
+            join_commands(facts, *remove, again, *ignore),
         )
     for path in facts.leftovers:
         yield Diagnosis(
@@ -95,7 +101,7 @@ def _find_package_problems(facts: MachineFacts) -> Iterator[Diagnosis]:
             WARNING,
             f"{path} is left of an installation that was interrupted",
             "pip warns of an invalid distribution, and files of the old version may still be there",
-            remove_folder(facts, path),
+            remove_path(facts, path),
         )
     if facts.unmet:
         yield Diagnosis(
@@ -103,20 +109,22 @@ def _find_package_problems(facts: MachineFacts) -> Iterator[Diagnosis]:
             ERROR,
             f"glmtune needs {'; '.join(facts.unmet)}",
             "Other versions have other names and numbers: imports fail, or a run stops half-way",
-            install(facts, *(text.split(" (")[0] for text in facts.unmet)),
+            install_package(facts, *(text.split(" (")[0] for text in facts.unmet)),
         )
 
 
 def _find_torch_problems(facts: MachineFacts) -> Iterator[Diagnosis]:
     torch = facts.torch
+    if torch.import_error and "torch" in facts.shadows:
+        return
     if torch.import_error:
         meaning, fix = (
             "torch cannot be imported, so no command but this one works",
-            install(facts, "--force-reinstall", "torch>=2.6"),
+            install_torch(facts, None),
         )
-        for part, cause, command in _TORCH_ERRORS:
+        for part, cause, make_command in _TORCH_ERRORS:
             if part in torch.import_error:
-                meaning, fix = cause, command.replace("{pip}", facts.pip)
+                meaning, fix = cause, make_command(facts)
         yield Diagnosis("torch-import", ERROR, f"torch: {torch.import_error}", meaning, fix)
     elif facts.probe_error:
         yield Diagnosis(
@@ -124,7 +132,7 @@ def _find_torch_problems(facts: MachineFacts) -> Iterator[Diagnosis]:
             ERROR,
             f"the process that imports torch and tries the device ended: {facts.probe_error}",
             "The same happens in every command; SIGILL means a processor without the instructions of this build",
-            install(facts, "--force-reinstall", "torch>=2.6"),
+            install_torch(facts, None),
         )
     elif "LD_LIBRARY_PATH" in facts.environment and torch.cuda is not None:
         yield Diagnosis(
@@ -155,7 +163,8 @@ def _find_bitsandbytes_problems(facts: MachineFacts) -> Iterator[Diagnosis]:
     )
     if library is None:
         if wanted:
-            fix = f"{install(facts, 'glmtune[qlora]')}, or --set model.quantization=packed4, which needs nothing more"
+            alternative = "or --set model.quantization=packed4, which needs nothing more"
+            fix = add_comment(facts, install_package(facts, "glmtune[qlora]"), alternative)
             yield Diagnosis("no-bitsandbytes", ERROR, "bitsandbytes is not installed", why, fix)
         return
     override = facts.environment.get("BNB_CUDA_VERSION")
@@ -174,7 +183,7 @@ def _find_bitsandbytes_problems(facts: MachineFacts) -> Iterator[Diagnosis]:
             severity,
             f"bitsandbytes {library.version} has no library for CUDA {torch.cuda} ({has})",
             why,
-            install(facts, "-U", "bitsandbytes>=0.50"),
+            install_package(facts, "-U", "bitsandbytes>=0.50"),
         )
     elif library.error:
         yield Diagnosis(
@@ -182,24 +191,19 @@ def _find_bitsandbytes_problems(facts: MachineFacts) -> Iterator[Diagnosis]:
             severity,
             f"bitsandbytes {library.version} does not load ({library.error})",
             why,
-            install(facts, "--force-reinstall", "--no-deps", "bitsandbytes>=0.50"),
+            install_package(facts, "--force-reinstall", "--no-deps", "bitsandbytes>=0.50"),
         )
 
 
 def _find_compiler_problems(facts: MachineFacts) -> Iterator[Diagnosis]:
     compilers, work, torch = facts.compilers, facts.work, facts.torch
-    packages = {
-        "Linux": "sudo apt-get install build-essential (other distributions: gcc, g++)",
-        "Darwin": "xcode-select --install",
-        "Windows": "winget install Microsoft.VisualStudio.2022.BuildTools",
-    }
     if torch.gpus and not work.use_cpu and compilers.triton and not compilers.c_compiler and facts.system == "Linux":
         yield Diagnosis(
             "no-c-compiler",
             WARNING,
             f"Triton {compilers.triton} finds no C compiler",
             "packed4 and packed8 fall back to torch's operations, which are several times slower; --compile fails",
-            packages["Linux"],
+            install_compilers(facts),
         )
     elif torch.gpus and compilers.triton and not compilers.has_python_headers and facts.system == "Linux":
         version = ".".join(facts.python.split(".")[:2])
@@ -208,32 +212,32 @@ def _find_compiler_problems(facts: MachineFacts) -> Iterator[Diagnosis]:
             WARNING,
             f"Python.h of Python {version} is missing, with which Triton compiles its launcher",
             "packed4 and packed8 fall back to torch's operations, which are several times slower; --compile fails",
-            f"sudo apt-get install python{version}-dev",
+            install_headers(facts),
         )
     if work.deepspeed and not compilers.deepspeed:
-        fix = install(facts, "glmtune[deepspeed]")
+        fix = install_package(facts, "glmtune[deepspeed]")
         yield Diagnosis(
             "no-deepspeed", ERROR, "DeepSpeed is not installed", f"{describe_work(facts)} has training.deepspeed", fix
         )
     elif work.deepspeed_compiles:
-        yield from _find_deepspeed_problems(facts, packages.get(facts.system, ""))
+        yield from _find_deepspeed_problems(facts)
     for path in facts.locks:
         yield Diagnosis(
             "stale-lock",
             ERROR if work.deepspeed_compiles else WARNING,
             f"{path} is left of a compilation that was killed",
             "torch waits for it without end when DeepSpeed compiles its optimizer: the run hangs before its first step",
-            remove_folder(facts, path),
+            remove_path(facts, path),
         )
 
 
-def _find_deepspeed_problems(facts: MachineFacts, packages: str) -> Iterator[Diagnosis]:
+def _find_deepspeed_problems(facts: MachineFacts) -> Iterator[Diagnosis]:
     compilers, cuda = facts.compilers, facts.torch.cuda
     name = facts.work.deepspeed_compiles
     if not compilers.cpp_compiler:
-        what, fix = "no C++ compiler was found", packages
+        what, fix = "no C++ compiler was found", install_compilers(facts)
     elif not compilers.ninja:
-        what, fix = "ninja is not installed", install(facts, "ninja")
+        what, fix = "ninja is not installed", install_package(facts, "ninja")
     elif cuda and not compilers.nvcc:
         what = "nvcc, the compiler of CUDA, was not found (CUDA_HOME is not set)"
         fix = f"Install the CUDA toolkit {cuda} and set CUDA_HOME, or use torch's optimizer: remove optimizer and "
@@ -244,3 +248,7 @@ def _find_deepspeed_problems(facts: MachineFacts, packages: str) -> Iterator[Dia
     else:
         return
     yield Diagnosis("deepspeed-compiler", ERROR, what, f"DeepSpeed compiles {name} for {describe_work(facts)}", fix)
+
+
+def _get_capability(facts: MachineFacts) -> tuple[int, int] | None:
+    return facts.torch.gpus[0].capability if facts.torch.gpus else None

@@ -155,6 +155,9 @@ class MachineFacts:
     """How pip is called for the Python that runs glmtune."""
     shell: str = "sh"
     """`sh`, `cmd` or `powershell`: how a variable is set."""
+    package_manager: str = "apt-get"
+    """Of a Linux distribution; empty if it is not known."""
+    is_root: bool = False
     in_container: bool = False
     is_wsl: bool = False
     is_rosetta: bool = False

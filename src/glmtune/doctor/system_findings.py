@@ -7,17 +7,17 @@ import shlex
 import time
 from collections.abc import Iterator
 
-from glmtune.doctor.diagnosis import (
-    ERROR,
-    NOTE,
-    WARNING,
-    Diagnosis,
-    describe_work,
-    install,
+from glmtune.doctor.diagnosis import ERROR, NOTE, WARNING, Diagnosis, describe_work
+from glmtune.doctor.machine_facts import FolderFacts, MachineFacts
+from glmtune.doctor.platform_commands import (
+    add_comment,
+    install_package,
+    join_commands,
+    run_as_root,
     set_variable,
     unset_variable,
 )
-from glmtune.doctor.machine_facts import FolderFacts, MachineFacts
+from glmtune.download.listing import name_on_modelscope
 from glmtune.utils.console import format_bytes
 
 _LEAST_FREE = 2**30
@@ -62,7 +62,7 @@ def _find_memory_problems(facts: MachineFacts) -> Iterator[Diagnosis]:
             WARNING,
             f"{format_bytes(facts.available_bytes)} of {format_bytes(memory)} of memory are free",
             f"Importing torch and transformers takes about 1 GiB; {describe_work(facts)} may be killed",
-            "End other programs: ps aux --sort=-rss | head" if facts.system != "Windows" else "End other programs",
+            "End other programs: ps aux --sort=-rss | head" if facts.system == "Linux" else "End other programs",
         )
     if (
         facts.shm_bytes is not None
@@ -74,7 +74,9 @@ def _find_memory_problems(facts: MachineFacts) -> Iterator[Diagnosis]:
             ERROR,
             f"/dev/shm has {format_bytes(facts.shm_bytes)}",
             "Processes that load data, and NCCL between GPUs, exchange tensors there: bus errors",
-            "docker run --shm-size=8g …" if facts.in_container else "sudo mount -o remount,size=8G /dev/shm",
+            "Start the container with: docker run --shm-size=8g …"
+            if facts.in_container
+            else run_as_root(facts, "mount -o remount,size=8G /dev/shm"),
         )
     quota = facts.cpu_quota
     if quota and facts.torch.threads > 2 * quota and on_cpu:
@@ -97,7 +99,7 @@ def _find_memory_problems(facts: MachineFacts) -> Iterator[Diagnosis]:
         )
     if facts.work.plan:
         what, _, change = facts.work.plan.partition("\n")
-        fix = change or "Use a smaller model or a larger GPU"
+        fix = f"Add: {change}" if change else "Use a smaller model or a larger GPU"
         yield Diagnosis("does-not-fit", ERROR, what.rstrip("."), f"{describe_work(facts)} would run out of memory", fix)
 
 
@@ -107,7 +109,7 @@ def _find_folder_problems(facts: MachineFacts, folder: FolderFacts) -> Iterator[
     if not folder.writable:
         fix = f"{elsewhere[0].upper()}{elsewhere[1:]}"
         if folder.owner and facts.system != "Windows":
-            fix = f"sudo chown -R $(id -un) {shlex.quote(folder.path)}"
+            fix = run_as_root(facts, f"chown -R $(id -un) {shlex.quote(folder.path)}")
         owner = f" (it belongs to {folder.owner})" if folder.owner else ""
         yield Diagnosis(
             "not-writable",
@@ -184,7 +186,7 @@ def _find_network_problems(facts: MachineFacts) -> Iterator[Diagnosis]:
                 ERROR,
                 f"{name} is a SOCKS proxy, for which a package is missing",
                 "Every download fails with `socksio package is not installed`",
-                install(facts, "httpx[socks]"),
+                install_package(facts, "httpx[socks]"),
             )
     proxy = next((name for name in _PROXIES if variables.get(name)), "")
     exceptions = f"{variables.get('NO_PROXY', '')},{variables.get('no_proxy', '')}"
@@ -211,7 +213,7 @@ def _find_network_problems(facts: MachineFacts) -> Iterator[Diagnosis]:
             ERROR,
             "ModelScope's client is not installed",
             f"{work.model} is on ModelScope, and not on this machine",
-            f"glmtune fetch {work.model} --hub modelscope (it needs no client), and use the folder",
+            add_comment(facts, f"glmtune fetch {work.model} --hub modelscope", "needs no client; then use the folder"),
         )
     elif facts.hub.error and work.is_hub_id:
         mirror = set_variable(facts, "HF_ENDPOINT", "https://hf-mirror.com")
@@ -220,15 +222,15 @@ def _find_network_problems(facts: MachineFacts) -> Iterator[Diagnosis]:
             ERROR,
             f"{facts.hub.address} cannot be reached ({facts.hub.error})",
             f"{work.model} is not on this machine",
-            f"{mirror}, or: glmtune fetch ZhipuAI/{work.model.rsplit('/', 1)[-1]} --hub modelscope",
+            add_comment(facts, mirror, f"or: glmtune fetch {name_on_modelscope(work.model)} --hub modelscope"),
         )
 
 
 def _find_clock_problems(facts: MachineFacts) -> Iterator[Diagnosis]:
     commands = {
-        "Linux": "sudo timedatectl set-ntp true",
-        "Darwin": "sudo sntp -sS time.apple.com",
-        "Windows": "w32tm /resync (as administrator)",
+        "Linux": run_as_root(facts, "timedatectl set-ntp true"),
+        "Darwin": run_as_root(facts, "sntp -sS time.apple.com"),
+        "Windows": "w32tm /resync",
     }
     behind = facts.time_s < facts.build_time_s - 86400
     if behind or abs(facts.hub.clock_skew_s) > _MAX_SKEW_S:
@@ -256,9 +258,9 @@ def _find_locale_problems(facts: MachineFacts) -> Iterator[Diagnosis]:
     if facts.system == "Windows":
         fix = set_variable(facts, "PYTHONUTF8", "1")
     else:
-        fix = set_variable(facts, "LANG", "en_US.UTF-8" if facts.system == "Darwin" else "C.UTF-8")
-        fix += f" && {set_variable(facts, 'PYTHONUTF8', '1')}" if facts.environment.get("LC_ALL") else ""
-        fix = f"{unset_variable(facts, 'LC_ALL')}; {fix}" if facts.environment.get("LC_ALL") else fix
+        language = set_variable(facts, "LANG", "en_US.UTF-8" if facts.system == "Darwin" else "C.UTF-8")
+        overrides = [unset_variable(facts, "LC_ALL")] if facts.environment.get("LC_ALL") else []
+        fix = join_commands(facts, *overrides, language)
     yield Diagnosis(
         "encoding",
         NOTE if chinese else WARNING,
@@ -277,7 +279,7 @@ def _find_environment_problems(facts: MachineFacts) -> Iterator[Diagnosis]:
             ERROR if variables.get("WORLD_SIZE", "1") != "1" else WARNING,
             f"{', '.join(f'{name}={variables[name]}' for name in launchers)} is set in this shell",
             "A training takes itself for one of several processes, and waits for the others without end",
-            "; ".join(unset_variable(facts, name) for name in launchers),
+            join_commands(facts, *(unset_variable(facts, name) for name in launchers)),
         )
     if variables.get("CUDA_LAUNCH_BLOCKING", "0") not in ("", "0"):
         yield Diagnosis(

@@ -26,10 +26,11 @@ from glmtune.download.selection import select_files
 from glmtune.download.transfer import Transfer, TransferStopped, find_part
 from glmtune.errors import ModelError
 from glmtune.utils.console import ProgressBar, format_bytes
+from glmtune.utils.file_access import require_readable_folder
 from glmtune.utils.io import explain_write_errors, lock_folder
 
 _SPARE_BYTES = 64 * 2**20  # left free on the disk
-_TIMEOUT_S = 30.0
+_TIMEOUT_S = 15.0  # between two blocks; Ctrl-C waits for it too
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def fetch_model(request: FetchRequest) -> FetchResult:
     for file in chosen:
         _require_safe_path(file.path)
     with explain_write_errors(request.folder), lock_folder(request.folder, "downloading"):
+        require_readable_folder(request.folder)  # parts of files are continued
         _require_space(request.folder, chosen)
         return _fetch_files(request, listing, chosen)
 
@@ -110,7 +112,7 @@ def _fetch_files(request: FetchRequest, listing: Repository, chosen: list[Reposi
     present: list[str] = []
     arrived = 0
     pool = ThreadPoolExecutor(request.parallel, thread_name_prefix="fetch")
-    headers, timeout = make_headers(request.hub), httpx.Timeout(_TIMEOUT_S)
+    headers, timeout = make_headers(request.hub, request.mirror), httpx.Timeout(_TIMEOUT_S)
     with (
         ProgressBar("Fetch", total or None, unit="bytes") as progress,
         httpx.Client(headers=headers, timeout=timeout, follow_redirects=True) as client,

@@ -43,13 +43,18 @@ def make_file_url(repository: Repository, path: str) -> str:
     return f"{_get_endpoint('huggingface', repository.mirror)}/{repository.id}/resolve/{revision}/{quote(path)}"
 
 
-def make_headers(hub: str) -> dict[str, str]:
-    """Headers of requests to a hub, with the token of `hf auth login` or HF_TOKEN for Hugging Face."""
+def make_headers(hub: str, mirror: str | None = None) -> dict[str, str]:
+    """Headers of requests to a hub, with the token of `hf auth login` or HF_TOKEN for Hugging Face.
+
+    Args:
+        hub: `huggingface` or `modelscope`.
+        mirror: a server in place of the hub, which gets no token: it is somebody else's.
+    """
     if hub == "modelscope":
         return {"user-agent": "glmtune"}
     from huggingface_hub.utils import build_hf_headers
 
-    return build_hf_headers(library_name="glmtune")
+    return build_hf_headers(token=False if mirror else None, library_name="glmtune")
 
 
 def _get_endpoint(hub: str, mirror: str | None) -> str:
@@ -68,9 +73,8 @@ def _list_huggingface(name: str, revision: str, mirror: str | None) -> Repositor
 
     endpoint = _get_endpoint("huggingface", mirror)
     try:
-        info = HfApi(endpoint=endpoint, library_name="glmtune").model_info(
-            name, revision=revision, files_metadata=True, timeout=_TIMEOUT_S
-        )
+        api = HfApi(endpoint=endpoint, token=False if mirror else None, library_name="glmtune")
+        info = api.model_info(name, revision=revision, files_metadata=True, timeout=_TIMEOUT_S)
     except GatedRepoError:
         raise _make_gated_error(name, endpoint) from None
     except RepositoryNotFoundError:
@@ -79,7 +83,7 @@ def _list_huggingface(name: str, revision: str, mirror: str | None) -> Repositor
         ) from None
     except RevisionNotFoundError:
         raise ModelError(f"{name}: has no revision {revision!r}.", "Give a branch, a tag or a commit of it.") from None
-    except (HfHubHTTPError, OSError, ValueError, TypeError, KeyError) as error:
+    except (HfHubHTTPError, OSError, ValueError, TypeError, KeyError, ImportError) as error:  # ImportError: SOCKS
         raise _make_network_error(name, "huggingface", endpoint, error) from None
     except Exception as error:  # httpx's kinds are no OSError
         if type(error).__module__.split(".")[0] not in ("httpx", "httpx2", "httpcore", "ssl"):
@@ -111,7 +115,7 @@ def _list_modelscope(name: str, revision: str, mirror: str | None) -> Repository
     try:
         answer = httpx.get(url, headers=make_headers("modelscope"), timeout=_TIMEOUT_S, follow_redirects=True)
         content: Any = answer.json()
-    except (httpx.HTTPError, OSError, ValueError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, ImportError) as error:  # ImportError: SOCKS
         raise _make_network_error(name, "modelscope", endpoint, error) from None
     files = (content.get("Data") or {}).get("Files") if isinstance(content, dict) else None
     if not isinstance(files, list):
@@ -131,15 +135,20 @@ def _list_modelscope(name: str, revision: str, mirror: str | None) -> Repository
     return repository
 
 
+def name_on_modelscope(name: str) -> str:
+    """What a repository of Hugging Face is called on ModelScope."""
+    owner, _, rest = name.partition("/")
+    return f"{_MODELSCOPE_OWNERS.get(owner.lower(), owner)}/{rest}"
+
+
 def _make_network_error(name: str, hub: str, endpoint: str, error: BaseException) -> ModelError:
     reason = summarize_error(error, 160)
-    owner, _, rest = name.partition("/")
     if hub == "modelscope":
         advice = f"Check the network and the proxy, or try: glmtune fetch {name} --hub huggingface"
     else:
-        other = f"{_MODELSCOPE_OWNERS.get(owner.lower(), owner)}/{rest}"
         advice = (
-            f"Check the network and the proxy, or try: glmtune fetch {name} --mirror {_MIRROR}, "
-            f"or: glmtune fetch {other} --hub modelscope"
+            f"Check the network and the proxy (glmtune doctor {name}), "
+            f"or try: glmtune fetch {name} --mirror {_MIRROR}, "
+            f"or: glmtune fetch {name_on_modelscope(name)} --hub modelscope"
         )
     return ModelError(f"{name}: {endpoint} cannot be reached or does not answer as a hub ({reason}).", advice)

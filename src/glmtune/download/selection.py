@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from glmtune.download.repository import Repository, RepositoryFile
+from glmtune.download.repository import RECORD_FILE, Repository, RepositoryFile
 from glmtune.errors import ModelError
 
 _SAFETENSORS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
@@ -30,11 +30,14 @@ def select_files(repository: Repository, names: list[str] | None = None) -> list
             if name not in repository.files:
                 raise ModelError(f"{repository.id}: has no file {name}.", _list_files(repository))
         return [repository.files[name] for name in dict.fromkeys(names)]
-    has_safetensors = any(_SAFETENSORS.fullmatch(path) for path in repository.files)
+    listed = set(repository.files) - {RECORD_FILE}  # somebody's download that was uploaded again
+    has_safetensors = any(_SAFETENSORS.fullmatch(path) for path in listed)
     weights = _SAFETENSORS if has_safetensors else _BIN
+    if any(weights.fullmatch(path) and "-of-" in path for path in listed):
+        listed -= {"model.safetensors", "pytorch_model.bin"}  # the same weights once more, in one file
     chosen = [
-        file
-        for path, file in sorted(repository.files.items())
+        repository.files[path]
+        for path in sorted(listed)
         if weights.fullmatch(path) or (_SMALL.fullmatch(path) and _INDEXES.get(path, weights) is weights)
     ]
     if not any(weights.fullmatch(file.path) for file in chosen):

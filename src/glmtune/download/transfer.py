@@ -18,15 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 from glmtune.download.repository import RepositoryFile, start_sum
 from glmtune.errors import ModelError, summarize_error
+from glmtune.utils.console import print_message
 
 if TYPE_CHECKING:
     import httpx
 
 _MAX_FAILURES = 6
-"""Attempts in a row that bring no byte."""
+"""Attempts in a row that bring nothing new."""
 _MAX_REPEATS = 2
 """Complete downloads with a wrong sum."""
 _BLOCK_BYTES = 2**20
+_LONG_PAUSE_S = 5.0
 _wait_scale = 1.0  # tests do not wait
 _UNKNOWN_SUM = "unknown"
 
@@ -83,9 +85,8 @@ class Transfer:
         """
         self.part.parent.mkdir(parents=True, exist_ok=True)
         self._open_part()
-        failures = repeats = 0
+        failures = repeats = furthest = 0
         while True:
-            before = self._offset
             problem: _Retry | None = None
             if self.file.size is None or self._offset < self.file.size or not self._offset:
                 problem = self._attempt()
@@ -102,7 +103,9 @@ class Transfer:
                     )
                 self._restart()
                 continue
-            failures = 0 if self._offset > before else failures + 1
+            # A server that always starts from the beginning and stops half-way makes no progress.
+            failures = 0 if self._offset > furthest else failures + 1
+            furthest = max(furthest, self._offset)
             if problem.restart:
                 self._restart()
             if failures >= _MAX_FAILURES:
@@ -111,7 +114,10 @@ class Transfer:
                     "Run the command again to continue it; if it stops there again, try --mirror or --hub.",
                 )
             pause_s = min(2.0**failures, 30.0) if failures else 0.0
-            self.stop.wait(max(problem.wait_s, pause_s) * _wait_scale)
+            pause_s = max(problem.wait_s, pause_s) * _wait_scale
+            if pause_s >= _LONG_PAUSE_S:
+                print_message(f"{self.file.path}: {problem}; trying again in {pause_s:.0f} s.")
+            self.stop.wait(pause_s)
             if self.stop.is_set():
                 raise TransferStopped
 

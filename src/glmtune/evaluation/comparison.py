@@ -35,6 +35,7 @@ from glmtune.evaluation.statistics import compare_by_bootstrap
 from glmtune.generation.load import LoadedModel
 from glmtune.generation.reply import Sampling
 from glmtune.utils.console import count_noun, print_message, print_warning
+from glmtune.utils.file_access import require_readable
 from glmtune.utils.io import explain_write_errors, find_json_object, iso_timestamp, replace_folder, slugify, write_text
 
 _EVALS = Path("evals")
@@ -311,7 +312,7 @@ def copy_evaluation(source: Path, target: Path) -> None:
     """Take a finished evaluation over."""
     with replace_folder(target) as temporary:
         for name in _FILES:
-            shutil.copyfile(source / name, temporary / name)
+            shutil.copyfile(require_readable(source / name), temporary / name)
 
 
 def _read_settings(folder: Path) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from glmtune.errors import RunError
 from glmtune.evaluation.output_folders import require_result_folder
 from glmtune.evaluation.results import EvaluationResult
 from glmtune.evaluation.scoring import make_printable
+from glmtune.utils.file_access import require_readable
 from glmtune.utils.io import explain_write_errors, find_json_object, lock_folder, parse_dataclass, write_text
 
 Record = dict[str, Any]
@@ -174,7 +175,7 @@ def read_predictions(folder: Path) -> list[Record]:
 
 def _iterate_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a file up to the first line that a kill cut short."""
-    with path.open(encoding="utf-8", errors="replace", newline="\n") as stream:
+    with require_readable(path).open(encoding="utf-8", errors="replace", newline="\n") as stream:
         for line in stream:
             try:
                 value = json.loads(line)

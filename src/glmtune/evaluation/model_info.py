@@ -18,6 +18,7 @@ from glmtune.methods.tuned_model import ModelTarget
 from glmtune.models.checkpoints import Checkpoint
 from glmtune.models.loading import DTYPES
 from glmtune.run_dir import RunDir, is_run
+from glmtune.utils.file_access import require_readable
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def hash_folder(folder: Path) -> str:
         is_part = path.suffix in (".safetensors", ".bin", ".json") and not path.name.startswith(".")
         if path.is_file() and (is_part or path == bare):
             hasher.update(path.name.encode())
-            with path.open("rb") as stream:
+            with require_readable(path).open("rb") as stream:
                 while block := stream.read(1 << 20):
                     hasher.update(block)
     return hasher.hexdigest()[:16]

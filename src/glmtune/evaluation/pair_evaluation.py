@@ -162,7 +162,7 @@ def measure_pairs(
 
 
 def score_pairs(rule: RewardRule, tuned: PairLogps, reference: PairLogps | None) -> list[dict[str, float]]:
-    """The scores of each pair: rewards, their difference, whether it is right (100) or not (0), and log-probabilities.
+    """The scores of each pair: rewards, their difference, whether it is right (100; 50 for equal rewards), and log-probabilities.
 
     Args:
         rule: what a reward is.
@@ -179,7 +179,7 @@ def score_pairs(rule: RewardRule, tuned: PairLogps, reference: PairLogps | None)
     rewards = [losses.better_rewards_P.tolist(), losses.worse_rewards_P.tolist()]
     rows = []
     for i, (better, worse) in enumerate(zip(*rewards, strict=True)):
-        is_right = 100.0 * (better > worse)
+        is_right = 100.0 if better > worse else 50.0 if better == worse else 0.0
         row = {"accuracy": is_right}
         difference = float(sides[0].lengths_P[i] - sides[1].lengths_P[i])
         if difference:

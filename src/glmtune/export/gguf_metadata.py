@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from glmtune.errors import ModelError
 from glmtune.export.gguf_vocabulary import GgufVocabulary
+from glmtune.utils.file_access import require_readable
 
 if TYPE_CHECKING:
     from glmtune.models.checkpoints import Checkpoint
@@ -109,7 +110,9 @@ def _read_card(folder: Path) -> dict[str, str]:
     path = folder / "README.md"
     if not path.is_file():
         return {}
-    head = re.match(r"---\s*\n(.*?)\n---\s*(?:\n|$)", path.read_text("utf-8", errors="replace"), re.DOTALL)
+    head = re.match(
+        r"---\s*\n(.*?)\n---\s*(?:\n|$)", require_readable(path).read_text("utf-8", errors="replace"), re.DOTALL
+    )
     lines = re.findall(r"^(\w+):[ \t]*(\S.*?)[ \t]*$", head[1], re.MULTILINE) if head else []
     return {key: value.strip("'\"") for key, value in lines}
 

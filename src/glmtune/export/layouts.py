@@ -14,6 +14,7 @@ from glmtune.export.published_config import make_published_config
 from glmtune.export.shards import TensorPiece, list_native_pieces, list_published_pieces
 from glmtune.families import FAMILY_KEY
 from glmtune.models.tokenizers.tokenizer_files import write_published_tokenizer, write_tokenizer
+from glmtune.utils.file_access import require_readable
 from glmtune.utils.io import write_json
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def write_official_files(
     write_published_tokenizer(base.folder, base.family.name, folder, tokenizer)
     for path in (base.folder / "generation_config.json", *sorted(base.folder.glob("*.py"))):
         if path.is_file():
-            shutil.copyfile(path, folder / path.name)
+            shutil.copyfile(require_readable(path), folder / path.name)
 
 
 def find_main_dtype(model: PreTrainedModel) -> torch.dtype:

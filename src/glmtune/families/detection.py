@@ -13,6 +13,7 @@ from glmtune.families.chatglm3 import ChatGLM3
 from glmtune.families.config_values import check_config_values
 from glmtune.families.family import Family
 from glmtune.families.glm4 import GLM4
+from glmtune.utils.file_access import require_readable
 from glmtune.utils.io import find_json_object, read_json_object
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (ChatGLM(), ChatGLM2(), ChatGLM3(), GLM4())}
@@ -136,5 +137,5 @@ def _has_role_tokens(folder: Path) -> bool | None:
     for name in ("tokenizer.json", "tokenization_chatglm.py"):
         path = folder / name
         if path.is_file():
-            return "<|assistant|>" in path.read_text(encoding="utf-8", errors="replace")
+            return "<|assistant|>" in require_readable(path).read_text(encoding="utf-8", errors="replace")
     return None

@@ -21,6 +21,8 @@ from glmtune.generation.batch_rows import BatchRow, FinishReason
 from glmtune.generation.batch_sampling import BatchSampler
 from glmtune.generation.prefix_store import BLOCK, PrefixStore, count_common
 from glmtune.generation.slot_cache import SlotCache
+from glmtune.models.attention_kernels import make_additive_mask
+from glmtune.models.glm_layers import compute_hidden_states
 from glmtune.models.row_layout import RowLayout
 from glmtune.models.tokenizers.text_decoding import TextDecoder
 from glmtune.training.memory import is_out_of_memory
@@ -298,18 +300,14 @@ class BatchLane:
     ) -> torch.Tensor:
         model = self._model
         model.switch.use(self._lane, [row.request.adapter for row in rows])
+        dtype = model.bare.get_input_embeddings().weight.dtype
         if model.bare.config._attn_implementation.endswith("eager"):
-            dtype = model.bare.get_input_embeddings().weight.dtype
             mask_R1TW = torch.zeros(mask_R1TW.shape, dtype=dtype, device=mask_R1TW.device).masked_fill_(
                 ~mask_R1TW, torch.finfo(dtype).min
             )
-        return model.bare.base_model(
-            input_ids=ids_RT,
-            attention_mask=mask_R1TW,
-            position_ids=positions,
-            past_key_values=self._cache,
-            use_cache=True,
-        ).last_hidden_state
+        else:  # once for all layers
+            mask_R1TW = make_additive_mask(mask_R1TW, dtype)
+        return compute_hidden_states(model.bare.base_model, ids_RT, mask_R1TW, positions, self._cache)
 
     def _run_head(self, hidden_RH: torch.Tensor) -> torch.Tensor:
         return self._model.bare.get_output_embeddings()(hidden_RH).float()

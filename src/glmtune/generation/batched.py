@@ -98,7 +98,7 @@ def generate_batched(
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     replies: dict[int, GeneratedReply] = {}
     try:
-        with prepacked(model):
+        with prepacked(model, rows=min(batch_size, len(prompts))):
             for batch in run_in_batches(order, batch_size, answer, warn):
                 replies |= {reply.index: reply for reply in batch}
                 if on_done:

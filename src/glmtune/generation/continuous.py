@@ -138,7 +138,7 @@ class BatchEngine:
     def start(self) -> None:
         """Start the thread that owns the model."""
         try:
-            self._prepacked = prepack_weights(self._model.bare)
+            self._prepacked = prepack_weights(self._model.bare, rows=self._max_batch)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

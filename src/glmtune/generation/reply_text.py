@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from glmtune.models.tokenizers.text_decoding import TextDecoder
 
 # Ids that are decoded again for each token: few, and enough that the window rarely has to be moved.
-_WINDOW = 16
+_WINDOW = 4
 
 
 class ReplyText:

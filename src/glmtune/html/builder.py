@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
+from markupsafe import Markup
+
 _VOID = {"input", "meta", "br", "rect", "line", "circle", "path", "polyline"}
 
 
 class Html(str):
     """Markup that goes into the page as it is; every other text is escaped."""
+
+    def __html__(self) -> str:
+        """For templates, which would escape it otherwise."""
+        return self
 
 
 def el(tag: str, *children: object, **attributes: object) -> Html:
@@ -36,6 +42,8 @@ def safe(value: object) -> Html:
     """`value` as markup: escaped unless it is `Html`. A lone surrogate, which no file can hold, becomes a mark."""
     if isinstance(value, Html):
         return value
+    if isinstance(value, Markup):
+        return Html(value)
     return Html(escape(str(value).encode("utf-8", "replace").decode("utf-8")))
 
 

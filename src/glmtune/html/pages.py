@@ -29,7 +29,7 @@ def render_template(package: str, name: str, **context: Any) -> str:
         name: of the file, such as `page.html.j2`.
         context: its variables; text is escaped unless it is `Markup`.
     """
-    return _make_environment(package).get_template(name).render(context)
+    return make_environment(package).get_template(name).render(context)
 
 
 @cache
@@ -47,7 +47,8 @@ def load_styles(package: str, name: str) -> Markup:
 
 
 @cache
-def _make_environment(package: str) -> Environment:
+def make_environment(package: str) -> Environment:
+    """The environment of a package's folder `templates`: text is escaped, a misspelt variable is an error."""
     environment = Environment(
         loader=PackageLoader(package, "templates"),
         autoescape=True,
@@ -73,7 +74,7 @@ def _finalize(value: Any) -> Any:
     """Replace lone surrogates, which no file can hold; None is shown as nothing."""
     if value is None:
         return ""
-    if isinstance(value, str) and not isinstance(value, Markup):
+    if isinstance(value, str) and not hasattr(value, "__html__"):
         return value.encode("utf-8", "replace").decode("utf-8")
     return value
 

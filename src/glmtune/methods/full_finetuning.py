@@ -26,6 +26,7 @@ from glmtune.models.shared_head import separate_head
 from glmtune.models.tokenizers import load_tokenizer
 from glmtune.models.tokenizers.new_tokens import NewTokens, add_new_tokens
 from glmtune.models.tokenizers.tokenizer_files import write_tokenizer
+from glmtune.utils.file_access import require_readable
 
 SHARD_SIZE = "5GB"
 
@@ -105,7 +106,7 @@ class Full(Method):
         if not files:
             raise RunError(f"{folder}: no weights here.", "Give a checkpoint of a freeze or full run.")
         for file in files:
-            with safe_open(file, "pt") as source:
+            with safe_open(require_readable(file), "pt") as source:
                 for name in source.keys():  # noqa: SIM118 (not a dict)
                     yield name, source.get_tensor(name)
 

@@ -11,7 +11,7 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from torch import nn
 
-from glmtune.config import LoraConfig
+from glmtune.config import DEFAULT_DROPOUT, LoraConfig
 from glmtune.errors import ConfigError, ModelError, RunError, summarize_error
 from glmtune.methods.base_info import BaseInfo, write_base_info
 from glmtune.methods.lora_files import (
@@ -74,7 +74,7 @@ class Lora(Method):
             PeftLoraConfig(
                 r=config.rank,
                 lora_alpha=config.alpha,  # type: ignore[arg-type]
-                lora_dropout=config.dropout,
+                lora_dropout=DEFAULT_DROPOUT if config.dropout is None else config.dropout,
                 use_rslora=config.rslora,
                 use_dora=config.dora,
                 bias=config.bias,

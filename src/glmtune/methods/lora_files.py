@@ -25,6 +25,7 @@ from glmtune.methods.lora_sources import (
     require_usable_scale,
 )
 from glmtune.methods.method import StateDict
+from glmtune.utils.file_access import require_readable
 from glmtune.utils.io import read_json_object
 
 _COPY_AGAIN = "Copy or download the adapter again."
@@ -89,10 +90,11 @@ def list_stored_names(folder: Path) -> list[str]:
 
 
 def _read_weight_file(path: Path) -> StateDict:
+    file = require_readable(path)
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+            return load_file(file)
+        state = torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise ModelError(f"{path}: cut short or corrupt ({summarize_error(error, 120)}).", _COPY_AGAIN) from None
     except Exception as error:  # pickle's own errors: the file holds something other than tensors

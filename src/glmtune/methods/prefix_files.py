@@ -25,6 +25,7 @@ from glmtune.methods.lora_sources import WEIGHTS as ADAPTER_WEIGHTS
 from glmtune.methods.prefix_encoder import PrefixEncoder, PrefixShape
 from glmtune.models.weight_files import read_bin, read_inventory
 from glmtune.models.weight_names import PREFIX_ENCODER as PUBLISHED
+from glmtune.utils.file_access import require_readable
 from glmtune.utils.io import find_json_object, read_json_object, write_json
 
 WEIGHTS = "prefix_encoder.safetensors"
@@ -214,7 +215,7 @@ def _load_weights(file: Path) -> dict[str, torch.Tensor]:
         state = {name: state[name].clone() for name in names}
     else:
         try:
-            with safe_open(file, "pt") as source:
+            with safe_open(require_readable(file), "pt") as source:
                 names = _select_names(list(source.keys()))
                 state = {name: source.get_tensor(name) for name in names}
         except (SafetensorError, OSError) as error:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from glmtune.config import PTuningConfig
+from glmtune.config import DEFAULT_DROPOUT, PTuningConfig
 from glmtune.errors import ConfigError, ModelError, RunError
 from glmtune.methods.base_info import BaseInfo, write_base_info
 from glmtune.methods.method import Method, StateDict
@@ -71,7 +71,8 @@ class PTuning(Method):
                 f"ptuning.num_virtual_tokens is {tokens}; the model has {longest} positions.", "128 is usual."
             )
         model.requires_grad_(False)
-        attach_new_prefix(model, tokens, self._config.prefix_projection, self._config.dropout)
+        dropout = DEFAULT_DROPOUT if self._config.dropout is None else self._config.dropout
+        attach_new_prefix(model, tokens, self._config.prefix_projection, dropout)
         return model
 
     def write(self, model: Any, folder: Path, base_info: BaseInfo, state: StateDict | None = None) -> None:

@@ -22,6 +22,7 @@ from glmtune.models.checkpoints import Checkpoint, inspect_checkpoint
 from glmtune.models.loading import load_base
 from glmtune.run_dir import RunDir, is_run
 from glmtune.utils.console import print_message
+from glmtune.utils.file_access import require_readable
 from glmtune.utils.io import find_json_object
 
 if TYPE_CHECKING:
@@ -133,7 +134,10 @@ def resolve_target(
     Raises:
         RunError: a run without a result, or an adapter whose base is not to be found.
     """
-    folder = _find_result_place(Path(path).expanduser())
+    folder = Path(path).expanduser()
+    if folder.is_absolute() or ".." in folder.parts:
+        require_readable(folder)
+    folder = _find_result_place(folder)
     if base:
         _require_base_folder(base)
     if is_run(folder):
@@ -245,7 +249,7 @@ def _find_moved_base(adapter: Path) -> str | None:
 
 def _require_existing_base(folder: Path, base: str) -> None:
     """A relative path may be a hub id; runs and notes have their local folders absolute."""
-    if os.path.isabs(base) and not Path(base).is_dir():
+    if os.path.isabs(base) and not require_readable(base).is_dir():
         edit = f', or in {folder / CONFIG} as "base_model_name_or_path"' if (folder / CONFIG).is_file() else ""
         raise RunError(f"{folder}: its base {base} is not there any more.", f"Give its new place with --base{edit}.")
 
@@ -253,6 +257,8 @@ def _require_existing_base(folder: Path, base: str) -> None:
 def _require_base_folder(base: str) -> None:
     """Refuse a path for --base where there is nothing; a hub id is left to the hub."""
     path = Path(base).expanduser()
+    if path.is_absolute() or ".." in path.parts:
+        require_readable(path)
     is_path = base.startswith((".", "/", "~")) or path.exists() or base.count("/") != 1
     if is_path and not path.is_dir():
         what = "a file, not a folder" if path.exists() else "no such folder"

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from glmtune.errors import ModelError, RunError
 from glmtune.methods.lora_sources import require_finite_weights
+from glmtune.utils.file_access import require_readable
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 WEIGHT_NAME = "score.weight"
@@ -35,7 +36,7 @@ def read_value_head(folder: Path) -> torch.Tensor:
     if not path.is_file():
         raise ModelError(f"{folder}: no reward model (it has no {VALUE_HEAD_FILE}).", "Train one: --stage rm")
     try:
-        state = load_file(path)
+        state = load_file(require_readable(path))
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path}: cut short or corrupt ({error}).", _COPY_AGAIN) from None
     if set(state) != {WEIGHT_NAME} or state[WEIGHT_NAME].ndim != 2 or len(state[WEIGHT_NAME]) != 1:

@@ -83,7 +83,13 @@ def split_glued_words(words: Iterable[str], flag_names: Set[str]) -> tuple[list[
 
 
 def parse_words(
-    words: list[str], switches: Set[str], flag_names: Set[str], source: str, *, own_options: bool = True
+    words: list[str],
+    switches: Set[str],
+    flag_names: Set[str],
+    source: str,
+    *,
+    own_options: bool = True,
+    list_flags: Set[str] = frozenset(),
 ) -> CommandWords:
     """Parse a command line.
 
@@ -93,6 +99,7 @@ def parse_words(
         flag_names: all flags. Unknown ones are kept too, so that the caller can report them.
         source: for messages.
         own_options: whether options of `glmtune train` may be among the words.
+        list_flags: flags that take several values, beside those of `TrainingArguments`.
 
     Raises:
         ConfigError: a flag without the value that it needs.
@@ -116,7 +123,7 @@ def parse_words(
             elif name in KEY_OPTIONS:
                 result.key_values[KEY_OPTIONS[name]] = value
         elif word.startswith("--"):
-            _parse_flag(word, queue, switches, flag_names, result, source)
+            _parse_flag(word, queue, switches, flag_names, result, source, list_flags)
         else:
             result.positionals.append(word)
     return result
@@ -132,7 +139,13 @@ def _flag_name(word: str) -> str:
 
 
 def _parse_flag(
-    word: str, queue: list[str], switches: Set[str], flag_names: Set[str], result: CommandWords, source: str
+    word: str,
+    queue: list[str],
+    switches: Set[str],
+    flag_names: Set[str],
+    result: CommandWords,
+    source: str,
+    list_flags: Set[str],
 ) -> None:
     """Add a flag to `result.flags`, with its values from the front of `queue`."""
     name = _flag_name(word)
@@ -148,7 +161,7 @@ def _parse_flag(
         result.flags[name] = True
     elif not has_value:
         raise ConfigError(f"{source}: --{name} needs a value.")
-    elif name in TRAINING_LISTS:
+    elif name in TRAINING_LISTS or name in list_flags:
         items = [queue.pop(0)]
         while queue and not queue[0].startswith("--"):
             items.append(queue.pop(0))

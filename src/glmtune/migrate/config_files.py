@@ -15,7 +15,6 @@ from glmtune.migrate.command_words import CommandWords
 from glmtune.migrate.dialect import require_known_keys, translate_keys
 from glmtune.migrate.dialects import find_dialect
 from glmtune.migrate.factory_commands import FACTORY_COMMANDS_KEYS, make_factory_command
-from glmtune.migrate.factory_preference import refuse_unsupported_stages
 from glmtune.migrate.finetune_demo import is_finetune_demo, translate_finetune_demo
 from glmtune.migrate.llama_factory import LLAMA_FACTORY
 from glmtune.migrate.lora_scripts import QLORA_SCRIPT
@@ -50,7 +49,6 @@ def translate_config_file(path: Path, words: CommandWords) -> list[Translation |
         translate_finetune_demo(tree, translation, flags=words.flags)
     elif dialect:
         if dialect is LLAMA_FACTORY:
-            refuse_unsupported_stages(values, "stage", str(path))
             steps = make_config_steps(values, str(path))
             if steps:
                 return list(steps)

@@ -95,6 +95,7 @@ class Dialect:
         rules: of its own keys; it takes those of `TrainingArguments` too.
         set_defaults: sets the script's defaults and adds notes about what differs.
         decisive_keys: keys that no other script has.
+        list_keys: flags that take several values.
         make_evaluations: returns the commands for a line that evaluates and does not train; None: it always trains.
     """
 
@@ -104,6 +105,7 @@ class Dialect:
     rules: Rules
     set_defaults: Callable[[Translation, Mapping[str, Any]], None]
     decisive_keys: frozenset[str] = frozenset()
+    list_keys: frozenset[str] = frozenset()
     make_evaluations: Callable[[Mapping[str, Any], str], list[ReplacementCommand]] | None = None
 
     @property

@@ -11,6 +11,7 @@ from glmtune.migrate.llama_factory import LLAMA_FACTORY
 from glmtune.migrate.lora_scripts import FINETUNE_SCRIPT, QLORA_SCRIPT
 from glmtune.migrate.ptuning_script import PTUNING_SCRIPT
 from glmtune.migrate.swift_script import SWIFT_SCRIPT
+from glmtune.migrate.trl_script import TRL_SCRIPT
 
 DIALECTS = (
     PTUNING_SCRIPT,
@@ -20,6 +21,7 @@ DIALECTS = (
     CHATGLM3_SCRIPT,
     CHATGLM_FINETUNING,
     SWIFT_SCRIPT,
+    TRL_SCRIPT,
 )
 """Scripts whose options are all flags."""
 

@@ -10,7 +10,7 @@ from pathlib import PurePath
 from glmtune.migrate.shell import ShellCommand, split_environment
 from glmtune.migrate.translation import TRAINING, Translation
 
-PROGRAMS = ("llamafactory-cli", "swift", "xtuner")
+PROGRAMS = ("llamafactory-cli", "swift", "trl", "xtuner")
 LAUNCHERS = {"python", "python3", "torchrun", "deepspeed", "accelerate", "nohup", "time", "env", "exec", "sudo", "srun"}
 _PROCESS_OPTIONS = ("nproc_per_node", "num_gpus", "num_processes")
 _NODE_OPTIONS = ("nnodes", "num_nodes", "num_machines")

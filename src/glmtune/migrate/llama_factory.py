@@ -18,7 +18,7 @@ from glmtune.migrate.dialect import (
 )
 from glmtune.migrate.evaluation_lines import make_factory_evaluations
 from glmtune.migrate.factory_defaults import set_factory_defaults, split_names
-from glmtune.migrate.factory_preference import PREFERENCE_RULES, set_preference_loss
+from glmtune.migrate.factory_preference import PREFERENCE_RULES, STAGES, set_preference_loss
 from glmtune.migrate.translation import Translation, limit_rows
 from glmtune.utils.documents import parse_json, read_document
 
@@ -56,7 +56,7 @@ RULES: Rules = {
         "LLaMA-Factory trained all rows (lora.modules_to_save does)",
         switch=True,
     ),
-    "stage": map_key("stage", "pt: as plain text", values={"sft": "sft", "pt": "sft", "dpo": "dpo"}),
+    "stage": map_key("stage", values=STAGES),
     **PREFERENCE_RULES,
     "finetuning_type": map_key(
         "method", values={"lora": "lora", "full": "full", "freeze": "freeze", "p_tuning": "ptuning"}
@@ -185,8 +185,8 @@ RULES: Rules = {
 
 
 def _set_defaults(translation: Translation, values: Mapping[str, Any]) -> None:
-    set_factory_defaults(translation, values)
     set_preference_loss(translation, values)
+    set_factory_defaults(translation, values)
     folder = str(values.get("dataset_dir") or "data")
     is_text = values.get("stage") == "pt"
     for name, key in (("dataset", "data.train"), ("eval_dataset", "data.eval")):

@@ -17,6 +17,7 @@ from glmtune.migrate.launchers import ScriptLaunch
 from glmtune.migrate.replacement import ReplacementCommand, make_options, make_overrides
 from glmtune.migrate.shell import require_value
 from glmtune.utils.documents import parse_json, read_document
+from glmtune.utils.file_access import require_readable
 
 LOCAL_NOTE = "Only this machine is answered; for others: --host 0.0.0.0, with a key in GLMTUNE_API_KEY."
 """For scripts that listen on all addresses."""
@@ -329,7 +330,8 @@ def _read_device(arguments: ScriptArguments) -> str | None:
 def _read_model_name(path: str) -> str:
     """Return the first model that a script loads by a literal name; empty if there is none."""
     try:
-        text = Path(path).read_text(encoding="utf-8", errors="replace") if path and Path(path).is_file() else ""
+        file = require_readable(path) if path else Path()
+        text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
     except OSError:
         return ""
     match = _HUB_PATTERN.search(text)

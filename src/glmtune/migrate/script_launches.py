@@ -13,7 +13,6 @@ from glmtune.migrate.config_files import find_file, make_config_steps, translate
 from glmtune.migrate.dialect import Dialect, format_flag, require_known_keys, translate_keys
 from glmtune.migrate.dialects import ALL_SWITCHES, SHARED_NAMES, choose_dialect, list_script_names
 from glmtune.migrate.factory_commands import FACTORY_COMMANDS_KEYS, FACTORY_SCRIPTS, make_factory_command
-from glmtune.migrate.factory_preference import refuse_unsupported_stages
 from glmtune.migrate.finetune_demo import SCRIPT_NAMES as FINETUNE_DEMO_SCRIPTS
 from glmtune.migrate.launchers import ScriptLaunch, translate_launcher
 from glmtune.migrate.llama_factory import LLAMA_FACTORY
@@ -23,6 +22,7 @@ from glmtune.migrate.replacement import ReplacementCommand
 from glmtune.migrate.shell import require_value
 from glmtune.migrate.swift_script import SWIFT_SCRIPT, make_swift_command
 from glmtune.migrate.translation import Translation
+from glmtune.migrate.trl_script import COMMANDS, TRL_SCRIPT
 from glmtune.migrate.xtuner_config import translate_xtuner
 
 Step = Translation | ReplacementCommand
@@ -42,8 +42,8 @@ def is_known_script(launch: ScriptLaunch) -> bool:
 
 def does_not_train(launch: ScriptLaunch) -> bool:
     """Return whether a script is one that merges, answers or serves: an error of it does not stop a training."""
-    if launch.script in ("llamafactory-cli", "swift", "xtuner"):
-        return launch.arguments[:1] not in (["train"], ["sft"], ["pt"])
+    if launch.script in ("llamafactory-cli", "swift", "trl", "xtuner"):
+        return launch.arguments[:1] not in (["train"], ["sft"], ["pt"], ["rlhf"], *([name] for name in COMMANDS))
     return launch.script in OTHER_SCRIPTS or launch.script in FACTORY_SCRIPTS
 
 
@@ -68,13 +68,22 @@ def translate_launch(launch: ScriptLaunch, folder: Path | None) -> list[Step]:
     if script == "llamafactory-cli" and subcommand and subcommand != "train" and "." not in subcommand:
         values = _read_factory_values(words[1:], location, folder)
         return [make_factory_command(subcommand, values, location, environment)]
-    if script == "swift" and subcommand not in ("sft", "pt", "train"):
+    if script == "swift" and subcommand not in ("sft", "pt", "rlhf", "train"):
         return [make_swift_command(subcommand, words[1:], location, environment)]
     if script in ("llamafactory-cli", "swift"):
         words = words[1:] if subcommand and "." not in subcommand else words
+        if subcommand == "rlhf" and "rlhf_type" not in names:
+            words = ["--rlhf_type", "dpo", *words]
 
     steps: list[Step]
+    if script == "trl":
+        if subcommand not in COMMANDS:
+            raise ConfigError(
+                f"{location}: trl {subcommand}: has no equivalent.", f"Read are: trl {', '.join(COMMANDS)}."
+            )
+        script, words = f"{subcommand}.py", words[1:]
     dialect = SWIFT_SCRIPT if script == "swift" else choose_dialect(script, names)
+    dialect = TRL_SCRIPT if launch.script == "trl" else dialect
     has_config = any(Path(word).suffix in _CONFIG_SUFFIXES for word in words)
     if script == "xtuner":
         steps = [translate_xtuner(words, location, folder)]
@@ -110,8 +119,10 @@ def translate_flags(
         ConfigError: an unknown flag, or a value that is not supported.
     """
     dialect = dialect or QLORA_SCRIPT
-    parsed = parse_words(words, dialect.switches, dialect.keys | {JSON_FLAG}, source)
+    parsed = parse_words(words, dialect.switches, dialect.keys | {JSON_FLAG}, source, list_flags=dialect.list_keys)
     values = parsed.flags
+    if dialect is TRL_SCRIPT and "config" in values:
+        parsed.positionals.append(str(values.pop("config")))
     positionals = [word for word in parsed.positionals if not (dialect is LLAMA_FACTORY and word == "train")]
     translation = Translation(source, script=script)
     folders = [folder] if folder else []
@@ -129,7 +140,6 @@ def translate_flags(
     if positionals:
         raise ConfigError(f"{source}: {positionals[0]!r} belongs to no flag.", "Quote values that contain spaces.")
     if dialect is LLAMA_FACTORY:
-        refuse_unsupported_stages(values, "--stage", source)
         steps = make_config_steps(values, source)
         if steps:
             return list(steps)

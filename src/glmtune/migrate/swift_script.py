@@ -1,4 +1,4 @@
-"""ms-swift, versions 1 to 3: `swift sft` and `swift pt`, and its commands that do not train."""
+"""ms-swift, versions 1 to 3: `swift sft`, `swift pt` and `swift rlhf`, and its commands that do not train."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from glmtune.migrate.dialect import (
 from glmtune.migrate.evaluation_lines import list_ignored
 from glmtune.migrate.factory_defaults import split_names
 from glmtune.migrate.replacement import ReplacementCommand, make_options
+from glmtune.migrate.swift_preference import RLHF_LISTS, RLHF_RULES, set_rlhf_options
 from glmtune.migrate.translation import Translation
 
 _REMOVE_HINT = "Leave it out."
@@ -97,8 +98,11 @@ RULES: Rules = {
     "only_save_model": map_key("training.save_only_model", switch=True),
     "model_author": accept_values(note="rows of self-cognition are not added", hint=_REMOVE_HINT),
     "model_name": accept_values(note="rows of self-cognition are not added", hint=_REMOVE_HINT),
+    "load_from_cache_file": ignore_key("the cache of encoded rows is keyed by their content", switch=True),
+    "streaming": accept_values(False, note="rows are encoded once, then memory-mapped", hint=_REMOVE_HINT, switch=True),
+    **RLHF_RULES,
 }
-"""Keys of `swift sft`; it takes those of `TrainingArguments` too."""
+"""Keys of `swift sft` and `swift rlhf`; they take those of `TrainingArguments` too."""
 
 
 def _set_defaults(translation: Translation, values: Mapping[str, Any]) -> None:
@@ -128,6 +132,7 @@ def _set_defaults(translation: Translation, values: Mapping[str, Any]) -> None:
     rates = {"learning_rate": 1e-4, "lr_scheduler_type": "cosine", "warmup_steps": 0.05}
     replace_training_defaults(translation, values, rates, source)
     translation.set_default("training.gradient_checkpointing", True)
+    set_rlhf_options(translation, values, source)
     disable_evaluation_without_data(translation)
 
 
@@ -151,6 +156,7 @@ SWIFT_SCRIPT = Dialect(
     decisive_keys=frozenset({"sft_type", "train_type", "model_id_or_path", "split_dataset_ratio"}),
     rules=RULES,
     set_defaults=_set_defaults,
+    list_keys=frozenset({"dataset", "val_dataset", "target_modules", "lora_target_modules", *RLHF_LISTS}),
 )
 
 _COMMAND_KEYS_NAMES = """
@@ -176,7 +182,8 @@ def make_swift_command(name: str, words: list[str], source: str, environment: Ma
         return ReplacementCommand(source, f"swift {name}", ["ui"], [], dict(environment))
     if name not in ("infer", "export"):
         raise ConfigError(
-            f"{source}: swift {name}: has no equivalent.", "Read are: swift sft, pt, infer, export, web-ui and app."
+            f"{source}: swift {name}: has no equivalent.",
+            "Read are: swift sft, pt, rlhf, infer, export, web-ui and app.",
         )
     flags = parse_words(words, {"merge_lora", "stream", "eval_human"}, _COMMAND_KEYS, source, own_options=False).flags
     require_known_keys(flags, _COMMAND_KEYS, format_flag, source, f"swift {name}")

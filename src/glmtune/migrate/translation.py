@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from glmtune.config import METHOD_RATES, TRAINING_DEFAULTS, RunConfig, config_to_dict
+from glmtune.config import RunConfig, config_to_dict
 from glmtune.config_parsing import build_dataclass, parse_number
 from glmtune.errors import ConfigError
 from glmtune.migrate.replacement import ReplacementCommand
@@ -191,8 +191,9 @@ def dump_translation(translation: Translation) -> str:
         ConfigError: the run holds a value of the wrong type.
     """
     config = build_dataclass(RunConfig, translation.tree, translation.source)
-    rates = {"learning_rate": METHOD_RATES[config.method]}
-    defaults = {**config_to_dict(RunConfig()), "training": {**TRAINING_DEFAULTS, **rates}}
+    # Method and stage decide other defaults, such as the learning rate.
+    defaults = config_to_dict(RunConfig(method=config.method, stage=config.stage))
+    defaults |= {key: config_to_dict(RunConfig())[key] for key in ("method", "stage")}
     comments = [f"Translated from {translation.source}. Keys that are not listed have their defaults."]
     comments += [f"- {note}" for note in translation.notes]
     wrapper = textwrap.TextWrapper(

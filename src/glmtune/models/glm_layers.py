@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from transformers.models.glm import modeling_glm
 from transformers.models.glm.modeling_glm import (
     GlmAttention,
+    GlmMLP,
+    GlmModel,
     GlmRMSNorm,
     GlmRotaryEmbedding,
     eager_attention_forward,
@@ -52,6 +54,9 @@ class FusedGlmRotaryEmbedding(GlmRotaryEmbedding):
 class FusedGlmAttention(GlmAttention):
     """Rotates queries and keys together, with `RotaryTables`."""
 
+    joins_projections = True
+    """The layers of queries, keys and values may have an attribute `joint` that computes all three at once."""
+
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -63,15 +68,18 @@ class FusedGlmAttention(GlmAttention):
         if not isinstance(position_embeddings, RotaryTables):
             return super().forward(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query_BTND = self.q_proj(hidden_states).view(shape)
-        key_BTND = self.k_proj(hidden_states).view(shape)
-        value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
+        groups: Any = self.config.num_key_value_heads
+        joint = getattr(self.q_proj, "joint", None)
+        if joint is not None:
+            all_BTND = joint(hidden_states).view(shape)
+            both_BTND, value = all_BTND[:, :, :-groups], all_BTND[:, :, -groups:].transpose(1, 2)
+        else:
+            both_BTND = torch.cat((self.q_proj(hidden_states), self.k_proj(hidden_states)), dim=-1).view(shape)
+            value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
         cos, sin = position_embeddings
-        both_BTND = torch.cat((query_BTND, key_BTND), dim=2)
         others_BTND = both_BTND.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-        both_BTND = both_BTND * cos + others_BTND * sin
-        heads = query_BTND.shape[2], key_BTND.shape[2]
-        query, key = (states.transpose(1, 2) for states in both_BTND.split(heads, dim=2))
+        both_BTND = (both_BTND * cos).add_(others_BTND * sin)
+        query, key = both_BTND[:, :, :-groups].transpose(1, 2), both_BTND[:, :, -groups:].transpose(1, 2)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         # Of that module: `attention_kernels` has replaced its sdpa.
@@ -84,20 +92,75 @@ class FusedGlmAttention(GlmAttention):
         return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1).contiguous()), weights
 
 
+class FusedGlmMLP(GlmMLP):
+    """Writes the product over the activated gate."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            return super().forward(hidden_states)
+        gate, up = self.gate_up_proj(hidden_states).chunk(2, dim=-1)
+        return self.down_proj(self.activation_fn(gate).mul_(up))
+
+
 class FusedGlmRMSNorm(GlmRMSNorm):
     """One kernel on a GPU."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         is_mixed = hidden_states.dtype != self.weight.dtype
-        if torch.is_grad_enabled() or hidden_states.device.type == "cpu" or is_mixed:
+        if torch.is_grad_enabled() or is_mixed:
             return super().forward(hidden_states)
+        if hidden_states.device.type == "cpu":
+            states = hidden_states.float()
+            scale = states.square().mean(-1, keepdim=True).add_(self.variance_epsilon).rsqrt_()
+            return (states * scale).to(hidden_states.dtype).mul_(self.weight)
         with torch.autocast(hidden_states.device.type, enabled=False):
             return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
+
+
+def compute_hidden_states(
+    decoder: nn.Module, ids_BT: torch.Tensor, mask_BHTS: torch.Tensor, positions: torch.Tensor, cache: Any
+) -> torch.Tensor:
+    """The last hidden states (B, T, hidden size) of a model without its head, as its own `forward` computes them.
+
+    A GLM's layers are called one after the other, without what transformers does around them for masks, defaults and
+    recorded outputs.
+
+    Args:
+        decoder: in eval mode; called without gradients.
+        ids_BT: new tokens.
+        mask_BHTS: True, or 0 where it is added to scores, for what a token sees.
+        positions: as the model takes them.
+        cache: of earlier tokens.
+    """
+    layers: Any = getattr(decoder, "layers", ())
+    if type(decoder) is not GlmModel or any(_is_hooked(layer) for layer in layers):
+        return decoder(
+            input_ids=ids_BT, attention_mask=mask_BHTS, position_ids=positions, past_key_values=cache, use_cache=True
+        ).last_hidden_state
+    hidden_BTH: Any = decoder.embed_tokens(ids_BT)
+    tables = decoder.rotary_emb(hidden_BTH, position_ids=positions)
+    for layer in layers:
+        states, _ = layer.self_attn(
+            hidden_states=layer.input_layernorm(hidden_BTH),
+            attention_mask=mask_BHTS,
+            position_ids=positions,
+            past_key_values=cache,
+            position_embeddings=tables,
+        )
+        hidden_BTH = hidden_BTH + states
+        hidden_BTH = hidden_BTH + layer.mlp(layer.post_attention_layernorm(hidden_BTH))
+    return decoder.norm(hidden_BTH)
+
+
+def _is_hooked(layer: nn.Module) -> bool:
+    """Whether calling a layer does more than its class says, as accelerate's hooks for several devices do."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__)
 
 
 _FUSED: dict[type[nn.Module], type[nn.Module]] = {
     GlmRotaryEmbedding: FusedGlmRotaryEmbedding,
     GlmAttention: FusedGlmAttention,
+    GlmMLP: FusedGlmMLP,
     GlmRMSNorm: FusedGlmRMSNorm,
 }
 

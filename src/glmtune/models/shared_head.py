@@ -79,7 +79,7 @@ def _share_weight(embedding: Any, head: Any) -> bool:
 
 def _are_equal(first: torch.Tensor, second: torch.Tensor) -> bool:
     alike = first.shape == second.shape and first.dtype == second.dtype and first.device == second.device
-    if not alike or first.dtype.itemsize not in _SAME_SIZE:
+    if not alike or first.is_meta or first.dtype.itemsize not in _SAME_SIZE:
         return False
     # As integers: equal numbers may differ in bits (zeros of both signs). Most heads differ in the first rows already.
     bits = _SAME_SIZE[first.dtype.itemsize]

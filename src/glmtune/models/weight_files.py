@@ -21,6 +21,7 @@ from torch import nn
 from glmtune.errors import ModelError, summarize_error
 from glmtune.models.weight_names import COMPUTED, find_published_name, group_by_published
 from glmtune.utils.documents import shorten_value
+from glmtune.utils.file_access import require_readable
 from glmtune.utils.io import read_json_object
 
 _KINDS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
@@ -196,7 +197,8 @@ class _RowReader:
         """The tensor, or a safetensors slice of it; both give rows when indexed."""
         file = self._weights[name].file
         if file not in self._open:
-            self._open[file] = safe_open(file, "pt") if file.suffix == ".safetensors" else read_bin(file, "cpu")
+            is_safe = file.suffix == ".safetensors"
+            self._open[file] = safe_open(require_readable(file), "pt") if is_safe else read_bin(file, "cpu")
         source = self._open[file]
         return source[name] if isinstance(source, dict) else source.get_slice(name)
 
@@ -260,7 +262,7 @@ def _read_index(path: Path) -> tuple[dict[str, str], bool]:
 
 def _read_header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     """Name to shape and dtype (torch's name for it)."""
-    with file.open("rb") as stream:
+    with require_readable(file).open("rb") as stream:
         if stream.read(24).startswith(b"version https://git-lfs"):
             raise ModelError(f"{file}: a git-lfs pointer, not the weights.", "Run `git lfs pull`, or download it.")
     return _read_safetensors_header(file) if file.suffix == ".safetensors" else _read_bin_header(file)
@@ -268,7 +270,7 @@ def _read_header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
 
 def _read_safetensors_header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     try:
-        with safe_open(file, "pt") as source:
+        with safe_open(require_readable(file), "pt") as source:
             slices = {name: source.get_slice(name) for name in source.keys()}  # noqa: SIM118 (not a dict)
             return {name: (tuple(s.get_shape()), _DTYPES.get(s.get_dtype(), "float32")) for name, s in slices.items()}
     except (SafetensorError, OSError, struct.error) as error:
@@ -290,6 +292,7 @@ def read_bin(file: Path, device: str) -> dict[str, torch.Tensor]:
     Raises:
         ModelError: it is cut short, or holds something else.
     """
+    file = require_readable(file)
     try:
         state = torch.load(file, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and others for a broken file

@@ -24,7 +24,7 @@ from glmtune.preference.judged_rows import JudgedRows
 from glmtune.preference.losses import AnswerScores, compute_kto_losses
 from glmtune.training.distributed import count_processes
 from glmtune.training.loss import LossSettings, step_loss
-from glmtune.training.objective import LABEL_METRICS
+from glmtune.training.stage_metrics import LABEL_METRICS
 from glmtune.training.training_data import TrainingData
 from glmtune.utils.console import print_message, print_warning
 

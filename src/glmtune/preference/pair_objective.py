@@ -16,7 +16,7 @@ from glmtune.preference.answer_logps import compute_answer_logps, sum_by_row
 from glmtune.preference.judged_rows import PairedRows, find_pairs
 from glmtune.preference.losses import AnswerScores, compute_pair_losses
 from glmtune.training.loss import LossSettings, step_loss
-from glmtune.training.objective import PAIR_METRICS
+from glmtune.training.stage_metrics import PAIR_METRICS
 from glmtune.training.training_data import TrainingData
 
 
@@ -78,6 +78,8 @@ class PreferenceObjective(PairedRows):
         better, worse = select_side(0), select_side(1)
         result = compute_pair_losses(self._stage, better, worse, self._options)
         better_P, worse_P = result.better_rewards_P, result.worse_rewards_P
-        values = [(better_P > worse_P).float(), better_P - worse_P, better_P, worse_P, better.sums_P, worse.sums_P]
+        # Equal rewards, as before the first step, count half: chance.
+        wins_P = torch.heaviside(better_P - worse_P, better_P.new_tensor(0.5))
+        values = [wins_P, better_P - worse_P, better_P, worse_P, better.sums_P, worse.sums_P]
         self.add_metrics(torch.stack(values), settings is None)
         return result.losses_P

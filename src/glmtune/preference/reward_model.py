@@ -30,6 +30,7 @@ from glmtune.models.packed_attention import set_packed_attention
 from glmtune.models.row_layout import get_row_layout
 from glmtune.models.tokenizers import load_tokenizer
 from glmtune.training.row_scores import compute_row_scores
+from glmtune.utils.file_access import require_readable_folder
 from glmtune.utils.io import find_json_object
 
 if TYPE_CHECKING:
@@ -180,6 +181,7 @@ def _load_sequence_classification(
     """Load an exported reward model: its layers, as those of a language model whose head is never computed."""
     precision: Any = parse_dtype(dtype) or "auto"
     target = parse_device(device)
+    require_readable_folder(folder)
     loaded: Any = AutoModelForSequenceClassification.from_pretrained(folder, dtype=precision, device_map={"": target})
     if loaded.num_labels != 1:
         raise ModelError(f"{folder}: a classification with {loaded.num_labels} labels.", "A reward model has one.")

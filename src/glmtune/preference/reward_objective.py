@@ -14,8 +14,8 @@ from glmtune.config import RunConfig
 from glmtune.preference.judged_rows import PairedRows, find_pairs
 from glmtune.preference.losses import compute_reward_losses
 from glmtune.training.loss import LossSettings
-from glmtune.training.objective import REWARD_METRICS
 from glmtune.training.row_scores import compute_row_scores
+from glmtune.training.stage_metrics import REWARD_METRICS
 
 
 class RewardObjective(PairedRows):

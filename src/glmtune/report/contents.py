@@ -23,6 +23,7 @@ from glmtune.evaluation.results import (
 )
 from glmtune.run_dir import RunDir, is_run
 from glmtune.training.summary import RunSummary
+from glmtune.utils.file_access import require_readable
 from glmtune.utils.io import parse_dataclass
 
 PREDICTIONS_FILE = "predictions.jsonl"
@@ -95,7 +96,7 @@ def _read_run(folder: Path) -> ReportContents:
         summary=summary,
         metrics=[entry for entry in run.read_metrics() if isinstance(entry, dict)],
         config=config,
-        config_text=run.config.read_text("utf-8-sig"),
+        config_text=require_readable(run.config).read_text("utf-8-sig"),
         evaluations=[_read_evaluation(each) for each in evaluated if (each / EVALUATION_FILE).is_file()],
         comparisons=[
             ComparisonResult.load(each / COMPARISON_FILE) for each in evaluated if (each / COMPARISON_FILE).is_file()
@@ -113,7 +114,7 @@ def _read_evaluation(folder: Path) -> Evaluation:
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     rows = []
-    for line in path.read_text("utf-8", errors="replace").split("\n") if path.is_file() else []:
+    for line in require_readable(path).read_text("utf-8", errors="replace").split("\n") if path.is_file() else []:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from glmtune.generation.token_constraint import TokenTable
+    from glmtune.serve.reply_group import EventMailbox
 
 Result = TypeVar("Result")
 
@@ -73,6 +74,7 @@ class ServeContext:
         limits: of requests.
         defaults: of sampling.
         is_draining: the server ends and takes no new requests.
+        mailbox: of the server's loop, made by the first request.
     """
 
     engine: Any
@@ -83,6 +85,7 @@ class ServeContext:
     defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
     metrics: ServerMetrics = field(default_factory=ServerMetrics)
     is_draining: bool = False
+    mailbox: EventMailbox | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     _token_table: TokenTable | None = None
     # One thread: tokenizers have state that a second one would change under way, and a long text must not stop the

@@ -24,6 +24,8 @@ Body = TypeVar("Body", bound=BaseModel)
 _WRITE_GRACE_S = 10.0
 # Proxies end connections on which nothing comes, after a minute commonly; a request may wait longer in the queue.
 _COMMENT_INTERVAL_S = 15.0
+# `json.dumps` would make one for every event.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 class ClientDisconnectError(Exception):
@@ -141,5 +143,5 @@ async def _send_comments(send: Send) -> None:
 
 
 async def _send_event(send: Send, value: Any) -> None:
-    data = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    data = _ENCODER.encode(value)
     await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True})

@@ -5,11 +5,39 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
 from glmtune.generation.batch_requests import BatchRequest, FinishEvent, TokenEvent
 from glmtune.serve.api_errors import ApiError, make_submit_error
 from glmtune.serve.context import ServeContext
+
+_Event = TokenEvent | FinishEvent
+
+
+class EventMailbox:
+    """Takes the engine's events to the server's loop, those of a step at one wake-up: each costs the engine time."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop):
+        self.loop = loop
+        self._events: deque[tuple[asyncio.Queue[tuple[int, _Event]], int, _Event]] = deque()
+        self._is_scheduled = False
+
+    def put(self, target: asyncio.Queue[tuple[int, _Event]], index: int, event: _Event) -> None:
+        """Put (index, event) into a queue of the loop. From the engine's thread."""
+        self._events.append((target, index, event))
+        if self._is_scheduled:
+            return
+        self._is_scheduled = True
+        # The loop is closed once the server has given up waiting; the engine's thread must not fail then.
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self._is_scheduled = False  # first: what is put from here on is delivered now or wakes the loop again
+        while self._events:
+            target, index, event = self._events.popleft()
+            target.put_nowait((index, event))
 
 
 class ReplyGroup:
@@ -27,8 +55,8 @@ class ReplyGroup:
         self._metrics = context.metrics
         self._timeout_s = context.limits.request_timeout_s
         self._start = time.monotonic()
-        self._events: asyncio.Queue[tuple[int, TokenEvent | FinishEvent]] = asyncio.Queue()
-        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[tuple[int, _Event]] = asyncio.Queue()
+        self._mailbox = _find_mailbox(context)
         self._handles: list = []
         self._unfinished = len(requests)
         if context.is_draining:
@@ -47,7 +75,7 @@ class ReplyGroup:
         for handle in self._handles:
             handle.cancel()
 
-    async def iterate(self) -> AsyncIterator[tuple[int, TokenEvent | FinishEvent]]:
+    async def iterate(self) -> AsyncIterator[tuple[int, _Event]]:
         """Yield the number of a reply and its next event until all are finished.
 
         Raises:
@@ -72,7 +100,7 @@ class ReplyGroup:
             if self._unfinished:
                 self.cancel()
 
-    async def _take_event(self) -> tuple[int, TokenEvent | FinishEvent]:
+    async def _take_event(self) -> tuple[int, _Event]:
         remaining = self._start + self._timeout_s - time.monotonic()
         try:
             if remaining > 0 and not self._events.empty():  # without the timer's cost
@@ -82,12 +110,17 @@ class ReplyGroup:
             raise ApiError(504, f"The reply took longer than {self._timeout_s:g} seconds.", code="timeout") from None
 
     def _make_callback(self, index: int):
-        def on_event(event: TokenEvent | FinishEvent) -> None:
-            # The loop is closed once the server has given up waiting; the engine's thread must not fail then.
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
+        def on_event(event: _Event) -> None:
+            self._mailbox.put(self._events, index, event)
 
         return on_event
+
+
+def _find_mailbox(context: ServeContext) -> EventMailbox:
+    loop = asyncio.get_running_loop()
+    if context.mailbox is None or context.mailbox.loop is not loop:
+        context.mailbox = EventMailbox(loop)
+    return context.mailbox
 
 
 def _require_success(event: FinishEvent) -> None:

@@ -1,10 +1,11 @@
-"""Scores by which `training.metric_for_best_model` can choose a checkpoint."""
+"""Numbers by which `training.metric_for_best_model` can choose a checkpoint."""
 
 from __future__ import annotations
 
 from glmtune.config import RunConfig
 from glmtune.config_parsing import suggest_key
 from glmtune.errors import ConfigError
+from glmtune.training.stage_metrics import BEST_METRICS
 from glmtune.utils.documents import shorten_value
 
 QUALITY = (
@@ -32,13 +33,16 @@ def check_best_metric(config: RunConfig) -> None:
     """Check the metric of the best checkpoint before anything is loaded; the Trainer looks for it after an evaluation.
 
     Raises:
-        ConfigError: an unknown one, or a score of replies where none are generated.
+        ConfigError: an unknown one, one that the stage does not have, or a score of replies where none are generated.
     """
     given = config.training.get("metric_for_best_model")
     if given is None or get_metric_name(config) == "loss":
         return
-    known = ("loss", *QUALITY, *FAULTS)
     name = get_metric_name(config)
+    of_stage = BEST_METRICS.get(config.stage, ())
+    if name in of_stage:
+        return
+    known = ("loss", *of_stage) if of_stage else ("loss", *QUALITY, *FAULTS)
     if name not in known:
         raise ConfigError(
             f"{_KEY}: there is no metric {shorten_value(given)}.",

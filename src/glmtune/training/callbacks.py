@@ -19,7 +19,7 @@ from glmtune.config_parsing import read_config_file
 from glmtune.run_dir import RunDir
 from glmtune.training.answer_curves import read_answer_fall
 from glmtune.training.distributed import any_rank
-from glmtune.training.objective import OBJECTIVE_METRICS
+from glmtune.training.stage_metrics import OBJECTIVE_METRICS
 from glmtune.utils.console import format_duration, get_console, is_main_process, print_message, print_warning
 
 _LOGGED_KEYS = ("loss", "grad_norm", "learning_rate")

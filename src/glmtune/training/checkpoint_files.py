@@ -18,6 +18,7 @@ from glmtune.errors import RunError, summarize_error
 from glmtune.run_dir import RunDir
 from glmtune.utils.console import print_message, print_warning
 from glmtune.utils.documents import parse_json, read_document
+from glmtune.utils.file_access import require_readable_folder
 from glmtune.utils.io import file_timestamp, write_json
 
 CHECKSUMS_FILE = "checksums.json"
@@ -45,7 +46,11 @@ def find_damage(folder: Path, needs_optimizer: bool = True) -> str | None:
     Args:
         folder: of the checkpoint.
         needs_optimizer: whether it must hold the state of the optimiser: not with `training.save_only_model`.
+
+    Raises:
+        FileAccessError: a link in it leads out of the folders that this process is limited to.
     """
+    require_readable_folder(folder)
     try:
         checksums = _read_checksums(folder)
     except (ValueError, TypeError, OSError):

@@ -106,6 +106,27 @@ class LossChecks:
         )
 
 
+def find_loss_scale(accelerator: Any) -> tuple[torch.Tensor, float] | None:
+    """The loss scale of a run in fp16 that adapts to the gradients: torch's GradScaler or DeepSpeed's.
+
+    Args:
+        accelerator: accelerate's, with the prepared model.
+
+    Returns:
+        The scale, on its device, and that before the first step; None where steps are not skipped.
+    """
+    scaler = getattr(accelerator, "scaler", None)
+    if scaler is not None and scaler.is_enabled():
+        # Private: the public method waits for the device. Before the first step there is none.
+        scale = scaler._scale if scaler._scale is not None else torch.tensor(scaler._init_scale)
+        return scale, scaler._init_scale
+    wrapper = getattr(accelerator, "deepspeed_engine_wrapped", None)
+    engine = wrapper.engine if wrapper is not None else None
+    if engine is None or not engine.fp16_enabled() or not engine.dynamic_loss_scale():
+        return None
+    return torch.tensor(float(engine.optimizer.loss_scale)), float(engine.initial_dynamic_scale())
+
+
 class ScaleCheck:
     """Whether the loss scale of a run in fp16 settles; followed on the device, like the losses.
 

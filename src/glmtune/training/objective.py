@@ -12,20 +12,6 @@ from transformers import TrainingArguments
 from glmtune.training.loss import LossSettings, step_loss
 from glmtune.training.training_data import TrainingData
 
-PAIR_METRICS = ("accuracy", "margin", "better_reward", "worse_reward", "better_logp", "worse_logp")
-"""What is logged of pairs, as means: the share of pairs whose better answer has the higher reward, the difference of
-the rewards, and of both sides reward and log-probability of the answer."""
-
-LABEL_METRICS = ("accuracy", "better_reward", "worse_reward", "better_logp", "worse_logp", "kl")
-"""What is logged of answers with a label: the share of answers on their side of the reference point, reward and
-log-probability of the good and of the bad ones, and the estimate of the KL divergence from the reference."""
-
-REWARD_METRICS = ("accuracy", "margin", "better_reward", "worse_reward", "mean_reward")
-"""What is logged of a reward model, as means over pairs."""
-
-OBJECTIVE_METRICS = tuple(dict.fromkeys(PAIR_METRICS + LABEL_METRICS + REWARD_METRICS))
-"""Names of all numbers that objectives log beside the loss."""
-
 
 class Objective(Protocol):
     """Losses of the items of a batch, whose mean over an optimiser step is minimised."""

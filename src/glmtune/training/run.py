@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from glmtune.methods.base_info import BaseInfo
 from glmtune.methods.method import count_trainable_parameters
 from glmtune.methods.run_tokenizer import load_run_tokenizer
 from glmtune.methods.tuned_model import find_trained_folder
+from glmtune.methods.value_head_file import is_reward_folder
 from glmtune.models.checkpoints import inspect_checkpoint, require_bitsandbytes
 from glmtune.models.shared_head import separate_head
 from glmtune.run_dir import RunDir, default_root
@@ -287,15 +289,23 @@ class TrainingRun:
                 separate_head(self.model)  # each is sharded by itself
             else:
                 self.base_logits = compute_probe_logits(self.model, self.probe, arguments)
-        if self.objective.needs_reference and not config.adapter:
-            self.objective.compute_reference(self.model, self.data, arguments)
+        if not config.adapter:
+            self._compute_reference()
         with explain_memory(self.config, "before the first step"):
             self.model = self.method.prepare(self.model)
         if config.adapter:
             folder = find_trained_folder(Path(config.adapter), self.method.output_kind)
+            if config.stage != "rm" and is_reward_folder(folder):
+                print_warning(f"{folder}: a reward model; its value head is left out, stage {config.stage} has none.")
             self.method.start_from(self.model, folder, self.base_info)
-            if self.objective.needs_reference:
-                self.objective.compute_reference(self.model, self.data, arguments)
+            self._compute_reference()
+
+    def _compute_reference(self) -> None:
+        """Compute what the losses need of the model before training, if anything."""
+        if self.objective.needs_reference:
+            start = time.perf_counter()
+            self.objective.compute_reference(self.model, self.data, self.arguments)
+            self.summary["reference_seconds"] = round(time.perf_counter() - start, 3)
 
     def find_checkpoint(self) -> None:
         """Find the checkpoint to resume from, and require that the run has steps left or a result to complete."""

@@ -24,6 +24,7 @@ from glmtune.errors import ConfigError
 from glmtune.methods.method import StateDict
 from glmtune.training.deepspeed import find_zero_stage
 from glmtune.training.distributed import count_processes, is_main_process
+from glmtune.utils.file_access import require_readable
 
 _ALTERNATIVE = "Leave it out: every GPU then has the complete quantised base, which is small."
 
@@ -49,6 +50,8 @@ def check_sharding(config: RunConfig, quantised: bool) -> None:
         quantised: the base is published in an integer layout.
     """
     fsdp = config.training.get("fsdp_config") or {}
+    if isinstance(fsdp, str):  # a file, which transformers opens
+        require_readable(fsdp)
     kind = "training.fsdp" if uses_fsdp(config) else "training.deepspeed"
     if uses_fsdp(config) and count_processes() == 1:
         raise ConfigError("training.fsdp needs several processes.", "Start them: glmtune train --nproc 2 ...")

@@ -29,7 +29,7 @@ from glmtune.training.data_position import (
 )
 from glmtune.training.distributed import count_processes
 from glmtune.training.loss import LossSettings, find_head
-from glmtune.training.loss_checks import LossChecks, NonFiniteLoss, ScaleCheck
+from glmtune.training.loss_checks import LossChecks, NonFiniteLoss, ScaleCheck, find_loss_scale
 from glmtune.training.objective import Objective, compute_means
 from glmtune.training.optimizer_state import OptimizerSettings
 from glmtune.training.samplers import (
@@ -280,17 +280,16 @@ class GlmTrainer(CheckpointTrainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
-        if self._loss_scaler is None:
+        if not self._skips_steps:
             return loss
         # The step will be skipped: in the logged mean it counts as the others did.
         mean = self._tr_loss / (1 + self.state.global_step - self._globalstep_last_logged)
         return torch.where(loss.isfinite(), loss, mean)
 
     @property
-    def _loss_scaler(self) -> Any:
-        """The scaler of a run in fp16, which skips steps with gradients that are not finite; None in other runs."""
-        scaler = getattr(self.accelerator, "scaler", None)
-        return scaler if scaler is not None and scaler.is_enabled() else None
+    def _skips_steps(self) -> bool:
+        """Whether this is a run in fp16 that skips steps with gradients that are not finite."""
+        return find_loss_scale(self.accelerator) is not None
 
     def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any) -> Any:
         if count_processes() > 1:
@@ -334,10 +333,12 @@ class GlmTrainer(CheckpointTrainer):
         if self._epoch_batches and self._sampler.is_resumed_epoch:
             batches = self._count_batches(self._block_count)
             self.state.epoch = self._epoch + (batches - self._epoch_batches + self._batches) / batches
-        if self._loss_scaler is not None and self.state.global_step != self._scaled_step:
+        scale = find_loss_scale(self.accelerator)
+        if scale is not None and self.state.global_step != self._scaled_step:
             self._scaled_step = self.state.global_step
-            # Private: the public method waits for the device.
-            self._scale_check.add(self._loss_scaler._scale, self._loss_scaler._init_scale)
+            self._scale_check.add(*scale)
+            if self.is_deepspeed_enabled and self._scale_check.is_hopeless():
+                self._check_losses()  # now: at the smallest scale DeepSpeed raises an error of its own
         if self.control.should_log or self.control.should_evaluate or self.control.should_save:
             self._check_losses()
             self._sum_counts()
@@ -379,9 +380,9 @@ class GlmTrainer(CheckpointTrainer):
             TrainingError: a loss is not finite.
         """
         found = self._loss_checks.read()
-        if not found and self._loss_scaler is None:
+        if not found and not self._skips_steps:
             return
-        if found and self._loss_scaler is None:
+        if found and not self._skips_steps:
             self._raise_non_finite(found[0])
         if self._scale_check.is_hopeless():
             if found:
@@ -395,7 +396,7 @@ class GlmTrainer(CheckpointTrainer):
             more = f", and {len(steps) - 1} more up to step {steps[-1]}" if len(steps) > 1 else ""
             print_warning(
                 f"The loss became {found[0].value} at step {steps[0]} (rows {self._describe_rows(found[0].rows)})"
-                f"{more}: skipped, with half the loss scale of fp16 from there on."
+                f"{more}: skipped; the loss scale of fp16 adapts."
             )
 
     def _check_eval_losses(self) -> None:

@@ -117,6 +117,8 @@ def prepare_data(config: RunConfig, family: Family, tokenizer: Any) -> TrainingD
         "eval": evaluation.info.counts if evaluation else None,
         "blocks": len(train_blocks) if data.packing else None,
     }
+    if data.preference == "pairs" and config.stage != "rm" and train.rows.values.any():
+        print_warning(f"The rows have margins, which have no effect on stage {config.stage}: they are for rm.")
     collate = LabelledCollator(family) if data.preference == "labels" else BlockCollator(family)
     return TrainingData(train_blocks, eval_blocks if len(eval_rows) else None, collate, summary)
 

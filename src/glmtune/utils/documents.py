@@ -12,6 +12,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from glmtune.utils.file_access import require_readable
+
 MAX_JSON_BYTES = 8 * 2**20
 MAX_YAML_BYTES = 2**20
 _MAX_DEPTH = 100
@@ -50,7 +52,9 @@ def read_document(path: Path, max_bytes: int = MAX_JSON_BYTES) -> str:
 
     Raises:
         DocumentError: not a regular file, too large, not UTF-8, or the system refuses to read it.
+        FileAccessError: this process is limited to other folders.
     """
+    path = require_readable(path)
     if "\0" in str(path):  # the system's functions raise ValueError
         raise DocumentError("no such file")
     try:

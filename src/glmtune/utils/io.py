@@ -19,6 +19,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from glmtune.errors import GlmtuneError, RunError
 from glmtune.utils.documents import MAX_JSON_BYTES, DocumentError, parse_json, read_document
+from glmtune.utils.file_access import FileAccessError, require_writable
 
 LOCK_FILE = ".lock"
 
@@ -40,6 +41,7 @@ def open_atomic(path: Path) -> Iterator[Path]:
 
     For writers that want a path of their own, such as `Figure.savefig(temporary, format="png")`.
     """
+    require_writable(path.parent)  # a link in place of the file itself is replaced, not followed
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary
@@ -55,6 +57,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     The old one is renamed and removed last. After a kill between the two renamings it is `.NAME.old`, and the next call
     puts it back.
     """
+    require_writable(folder.parent)
     temporary, old = (folder.with_name(f".{folder.name}.{ending}") for ending in ("tmp", "old"))
     if old.is_dir() and not folder.exists():
         os.replace(old, folder)
@@ -102,9 +105,15 @@ def read_json_object(
 
 
 def find_json_object(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object whose absence or damage does not matter; None in both cases."""
+    """Read a JSON object whose absence or damage does not matter; None in both cases.
+
+    Raises:
+        FileAccessError: this process is limited to other folders.
+    """
     try:
         return read_json_object(path)
+    except FileAccessError:
+        raise
     except GlmtuneError:
         return None
 
@@ -149,6 +158,7 @@ def lock_folder(folder: Path, activity: str, option: str = "--output") -> Iterat
     """
     from filelock import FileLock, Timeout
 
+    require_writable(folder)
     lock = FileLock(folder / LOCK_FILE, timeout=0)
     with explain_write_errors(folder, option):
         folder.mkdir(parents=True, exist_ok=True)

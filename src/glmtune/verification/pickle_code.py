@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickletools
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import IO, Any
 # What torch.save writes for named tensors.
 _PLAIN_MODULES = ("torch", "torch._utils", "torch._tensor", "torch.storage", "torch.nn.parameter", "collections")
 _PLAIN_NAMES = ("OrderedDict", "Size", "device", "dtype", "Parameter", "UntypedStorage", "TypedStorage")
+_DTYPE = r"b?float\d+\w*|q?u?int\d+\w*|complex\d+|bool|half|double|long|short"
 _LEGACY_PICKLES = 5  # magic number, protocol, system, the objects, the keys of the storages; then raw bytes
 
 
@@ -43,9 +45,9 @@ def _is_plain(name: str) -> bool:
     module, _, attribute = name.rpartition(".")
     if module not in _PLAIN_MODULES:
         return False
-    if attribute in _PLAIN_NAMES or attribute.endswith("Storage"):
+    if attribute in _PLAIN_NAMES or attribute.endswith("Storage") or attribute.startswith("_rebuild_"):
         return True
-    return attribute.startswith("_rebuild_") or (module == "torch" and attribute.islower())  # dtypes
+    return module == "torch" and re.fullmatch(_DTYPE, attribute) is not None
 
 
 def _list_names(stream: IO[bytes], pickles: int) -> Iterator[str]:

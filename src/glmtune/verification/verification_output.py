@@ -33,6 +33,12 @@ def make_fetch_command(result: Verification) -> str:
     return shlex.join([*words, "--output", str(result.folder)])
 
 
+def is_source_guessed(result: Verification) -> bool:
+    """Whether the repository is that which config.json names: a tuned model names its base there, whose files would
+    not belong to it."""
+    return bool(result.faults) and not (result.expected and result.expected.repository.id)
+
+
 def describe_verification(result: Verification) -> dict[str, Any]:
     """The result as JSON."""
     return {
@@ -46,6 +52,7 @@ def describe_verification(result: Verification) -> dict[str, Any]:
         "faults": [{"file": fault.file, "kind": fault.kind, "problem": fault.problem} for fault in result.faults],
         "notes": result.notes,
         "fix": make_fetch_command(result) or None,
+        "fix_is_a_guess": is_source_guessed(result),
     }
 
 
@@ -63,7 +70,10 @@ def print_verification(result: Verification, values: bool) -> None:
     if result.faults:
         command = make_fetch_command(result)
         names = ", ".join(result.faulty_files)
-        if command:
+        if command and is_source_guessed(result):
+            print_message(f"Download again from where this folder came from: {names}")
+            print_message(f"If it is the published model as it is: {command}")
+        elif command:
             cached = result.expected is not None and result.expected.cached
             start = "Fetch the model into a folder" if cached else "Fetch again"
             print_message(f"{start}: {command}")
@@ -77,5 +87,7 @@ def print_verification(result: Verification, values: bool) -> None:
         print_message(f"Sums: {count_noun(matched, 'file')} as in {result.expected.source}.")
     else:
         print_message("Sums: none known for these files; compare with the hub: --against ORG/NAME.")
-    checked = "header, index, shapes, tokenizer" + (", every weight finite" if values else "; weights were not read")
+    is_adapter = "config.json" not in result.files
+    checked = "form" if is_adapter else "form, index, shapes, tokenizer"
+    checked += ", every weight finite" if values else "; weights were not read"
     print_message(f"Checked: {checked}.")

@@ -10,6 +10,7 @@ from pathlib import Path
 from glmtune.download.repository import RECORD_FILE, FileSum, hash_file
 from glmtune.errors import GlmtuneError, ModelError, summarize_error
 from glmtune.utils.console import ProgressBar, format_bytes
+from glmtune.utils.file_access import require_readable_folder
 from glmtune.utils.io import LOCK_FILE, read_json_object
 from glmtune.verification.expected_sums import (
     ExpectedFiles,
@@ -21,10 +22,14 @@ from glmtune.verification.file_form import find_form_problem, find_wrong_entries
 from glmtune.verification.pickle_code import find_foreign_names
 from glmtune.verification.weight_values import find_weights_problem, list_tensor_names
 
-_WEIGHTS = re.compile(r"(model|pytorch_model).*\.(safetensors|bin)")
+_WEIGHTS = re.compile(r"(model|pytorch_model|adapter_model).*\.(safetensors|bin)")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _PARTS = (".part", ".incomplete", ".aria2", ".crdownload", ".download", ".tmp", ".!ut")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_NEEDED_JSON = (
+    *("config.json", "generation_config.json", "adapter_config.json"),
+    *("tokenizer.json", "tokenizer_config.json"),
+)
 _EDITABLE = (".json", ".md", ".py", ".txt")
 
 
@@ -35,7 +40,7 @@ class FileFault:
     file: str
     """Its name; empty for the folder as a whole."""
     kind: str
-    """missing, unfinished, form, sum, code, values, index, config or tokenizer."""
+    """missing, form, sum, code, values, index, config or tokenizer."""
     problem: str
 
 
@@ -85,6 +90,7 @@ def verify_folder(
     Raises:
         ModelError: there is nothing to verify: no config.json and no weights.
     """
+    require_readable_folder(folder)
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     weights = [name for name in names if _WEIGHTS.fullmatch(name)]
     if not weights and "config.json" not in names:
@@ -97,6 +103,8 @@ def verify_folder(
 
     _check_missing(result, names)
     _check_sizes(result)
+    if result.expected and weights and not set(weights) & set(known):
+        result.notes.append(f"None of the weight files here is in {result.expected.source}.")
     sums = [name for name in result.files if name in known or (not known and is_published_name(name))]
     passes = sum(result.files[name].size for name in sums) + sum(result.files[name].size for name in weights)
     with ProgressBar("Verify", passes, unit="bytes") as progress:
@@ -109,7 +117,9 @@ def verify_folder(
                 _check_code(result, name)
     _check_json(result)
     _check_index(result, names, tensors)
-    if not any(fault.kind not in ("sum", "unfinished") for fault in result.faults):
+    if "adapter_config.json" in names and "config.json" not in names:
+        result.notes.append("An adapter: its base was not checked.")
+    elif not any(fault.kind != "sum" for fault in result.faults):
         _check_model(result, family)
     return result
 
@@ -133,9 +143,19 @@ def _check_missing(result: Verification, names: list[str]) -> None:
         if not any(name.lstrip(".").startswith(other) for other in missing):
             note = f"{name}: left by a download that was not finished."
             result.notes += [note] if note not in result.notes else []
+    _note_unfinished_downloads(result)
     links = [path.name for path in result.folder.iterdir() if path.is_symlink() and not path.exists()]
     for name in links:
         result.add_fault(name, "missing", f"a link to {os.readlink(result.folder / name)}, which is not there")
+
+
+def _note_unfinished_downloads(result: Verification) -> None:
+    """Downloads that the hubs' own clients did not finish, in folders of theirs."""
+    for pattern in (".cache/huggingface/download/*.incomplete", "._____temp/*"):
+        for path in sorted(result.folder.glob(pattern)):
+            name = path.relative_to(result.folder).as_posix()
+            note = f"{name}: left by a download that was not finished ({format_bytes(path.stat().st_size)})."
+            result.notes += [note] if note not in result.notes else []
 
 
 def _check_sizes(result: Verification) -> None:
@@ -162,7 +182,11 @@ def _check_sums(result: Verification, names: list[str], progress: ProgressBar) -
         if file_sum is None or name in broken:  # a wrong size says enough
             progress.add(result.files[name].size)
             continue
-        digits = hash_file(result.folder / name, file_sum.kind, progress.add)
+        try:
+            digits = hash_file(result.folder / name, file_sum.kind, progress.add)
+        except OSError as error:  # a bad disk, no permission
+            result.add_fault(name, "form", f"cannot be read ({error.strerror or error})")
+            continue
         if file_sum.kind == "sha256":
             result.files[name].sha256 = digits
         if has_list:
@@ -212,7 +236,7 @@ def _check_weights(
                 return
         tensors[name] = list_tensor_names(path)
         if values:
-            problem = find_weights_problem(path, progress.add)
+            problem = find_weights_problem(path, progress.add, allow_zeros=name.startswith("adapter"))
             if problem:
                 result.add_fault(name, "values", problem)
     except ModelError as error:
@@ -256,7 +280,7 @@ def _check_json(result: Verification) -> None:
                 read_json_object(result.folder / name, ModelError, max_bytes=2**28)
             except GlmtuneError as error:
                 text = error.message.split(": ", 1)[-1].rstrip(".")
-                if name in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+                if name in _NEEDED_JSON:
                     result.add_fault(name, "form", text)
 
 

@@ -27,18 +27,19 @@ def list_tensor_names(path: Path) -> list[str]:
     return list(read_bin(path, "meta"))
 
 
-def find_weights_problem(path: Path, on_bytes: Callable[[int], None]) -> str:
+def find_weights_problem(path: Path, on_bytes: Callable[[int], None], allow_zeros: bool = False) -> str:
     """The first weight that is not finite, or a matrix that is zero throughout; empty if there is none.
 
     Args:
         path: of a weight file in good form.
         on_bytes: called with the size of each tensor once it is read.
+        allow_zeros: of an adapter, whose matrices may be zero.
     """
     with closing(_read_tensors(path)) as tensors:
         for name, value in tensors:
             problem = _find_problem(value)
             on_bytes(value.numel() * value.element_size())
-            if problem:
+            if problem and not (allow_zeros and problem == _ZEROS):
                 return f"{name} {problem}"
     return ""
 

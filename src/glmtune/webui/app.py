@@ -1,56 +1,77 @@
-"""The page: its tabs, its language, and the server that sends it."""
+"""The page: its routes, and the server that sends it."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache, partial
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
-# Read when Gradio is imported and by every hub client after it.
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-
-import fastapi
-import gradio as gr
 import uvicorn
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
-from glmtune.errors import ServerError
+from glmtune.errors import GlmtuneError, ServerError
 from glmtune.html.i18n import LANGUAGES
-from glmtune.utils.network import is_loopback, listen
-from glmtune.webui import chat_tab, data_tab, evaluate_tab, export_tab, model_tab, runs_tab, train_tab
+from glmtune.serve.model_loading import ServeOptions, load_context
+from glmtune.utils.network import listen
+from glmtune.webui import (
+    chat_tab,
+    data_tab,
+    evaluate_tab,
+    export_tab,
+    jobs_view,
+    model_tab,
+    runs_tab,
+    status_strip,
+    train_tab,
+    uploads,
+)
+from glmtune.webui.api_mount import API_PATH, ApiMount, make_api
 from glmtune.webui.context import STATE, Context
+from glmtune.webui.guard import LANGUAGE_COOKIE, visitor_of
 from glmtune.webui.jobs import Jobs
-from glmtune.webui.security import MAX_UPLOAD, Guard, login, require_password
-from glmtune.webui.selection import Chosen
-from glmtune.webui.style import CSS, theme
-from glmtune.webui.texts import text
-from glmtune.webui.words import Words
+from glmtune.webui.page_rules import PageRules, RouteRule, require_password
+from glmtune.webui.rendering import TABS, redirect, render_error
+from glmtune.webui.requests import MAX_FORM_BYTES, read_form
+from glmtune.webui.sessions import guard_page
+from glmtune.webui.webhooks import check_webhook, send_webhook
 
-_TABS: dict[str, Any] = {
-    "model": model_tab.build,
-    "data": data_tab.build,
-    "train": train_tab.build,
-    "runs": runs_tab.build,
-    "chat": chat_tab.build,
-    "evaluate": evaluate_tab.build,
-    "export": export_tab.build,
-}
-_WITH_CHOSEN = ("model", "data", "train")
-"""Tabs that hand on what was chosen in one of them to the others."""
+_ROUTES = (*(model_tab, data_tab, train_tab, runs_tab, chat_tab, evaluate_tab, export_tab), jobs_view, status_strip)
+_STYLES = (("glmtune.html", "templates/base.css"), ("glmtune.report", "templates/report.css"))
+_OWN_STYLES = ("glmtune.webui", "static/app.css")
+_FORM_RULE = RouteRule("/train", MAX_FORM_BYTES)
+PAGE_PATHS = frozenset(
+    f"/{name}" for name in (*TABS, "jobs", "static", "strip", "language", "uploads", "login", "logout", "api")
+)
+"""First parts of the page's own paths, which no root path may equal."""
+_YEAR_S = 365 * 24 * 3600
 
 
-def make_context(roots: list[Path], lang: str, *, locked: bool = False) -> Context:
+def make_context(roots: list[Path], lang: str, *, locked: bool = False, webhook: str | None = None) -> Context:
     """The settings of a server.
+
+    Args:
+        roots: see `Context`.
+        lang: of browsers that have chosen none.
+        locked: whether the server asks for a password.
+        webhook: address that gets a message when a job ends.
 
     Raises:
         ServerError: a root that is no folder, or one that cannot be written to.
     """
     for root in roots:
         if not root.is_dir():
-            raise ServerError(f"--root {root}: no such folder.", "Give folders that are there.")
+            raise ServerError(f"--root {root}: no such folder.", "Give folders that exist.")
     resolved = [root.resolve() for root in roots]
     try:
-        jobs = Jobs(resolved[0] / STATE / "jobs", resolved[0], anyone_stops=locked)
+        on_end = partial(send_webhook, check_webhook(webhook)) if webhook else None
+        jobs = Jobs(resolved[0] / STATE / "jobs", resolved[0], on_end)
     except OSError as error:
         raise ServerError(
             f"{resolved[0]}: cannot be written to ({error.strerror}).",
@@ -59,82 +80,123 @@ def make_context(roots: list[Path], lang: str, *, locked: bool = False) -> Conte
     return Context(resolved, lang, jobs, locked)
 
 
-def build(context: Context) -> gr.Blocks:
-    """The page with all its tabs."""
-    words = Words(context.lang)
-    with gr.Blocks(title="glmtune", analytics_enabled=False, fill_width=True) as page:
-        lang = gr.State(context.lang)
-        # Not a secret; a fixed key lets a restarted server read what the browser kept.
-        kept = gr.BrowserState(context.lang, storage_key="glmtune-language", secret="glmtune")
-        with gr.Row(elem_id="head"):
-            with gr.Column(scale=5, min_width=260):
-                words.add(gr.HTML(elem_id="title"), value="app.heading")
-            with gr.Column(scale=0, min_width=230):
-                choice = gr.Radio(
-                    [(name, code) for code, name in LANGUAGES.items()],
-                    value=context.lang,
-                    elem_id="language",
-                    interactive=True,
-                )
-                words.add(choice, label="app.language")
-        chosen = Chosen(gr.State(""), gr.State(""))
-        with gr.Tabs(elem_id="tabs"):
-            for name, build_tab in _TABS.items():
-                with words.add(gr.Tab(text(f"tab.{name}", context.lang), id=name), label=f"tab.{name}"):
-                    build_tab(context, words, lang, *([chosen] if name in _WITH_CHOSEN else []))
+def make_routes(context: Context) -> FastAPI:
+    """The routes of the page, without the guard around them."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
-        def switch(code: str) -> list[Any]:
-            code = code if code in LANGUAGES else context.lang
-            return [code, code, gr.update(value=code), *words.switch(code)]
+    async def answer_user_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, GlmtuneError)
+        return render_error(request, context, error)
 
-        event: dict[str, Any] = {"outputs": [lang, kept, choice, *words.components], "show_progress": "hidden"}
-        choice.input(switch, [choice], **event)
-        page.load(switch, [kept], **event)
-    for event_function in page.fns.values():
-        event_function.api_visibility = "private"  # for the page alone: no documented programming interface
-    return page
+    app.add_exception_handler(GlmtuneError, answer_user_error)
+    app.mount("/static/vendor", StaticFiles(packages=[("glmtune.webui", "static/vendor")]))
+
+    @app.get("/static/app.css")
+    async def send_styles() -> Response:
+        return Response(load_styles(), media_type="text/css")
+
+    @app.get("/static/{name}.js")
+    async def send_script(name: str) -> Response:
+        script = load_scripts().get(name)
+        if script is None:
+            return PlainTextResponse("no such script", 404)
+        return Response(script, media_type="text/javascript")
+
+    @app.get("/")
+    async def open_first_tab(request: Request) -> Response:
+        return redirect(request, "/train")
+
+    @app.post("/language")
+    async def choose_language(request: Request) -> Response:
+        lang = (await read_form(request)).get("to")
+        response = HTMLResponse("", headers={"HX-Refresh": "true"})
+        if lang in LANGUAGES:
+            response.raw_headers.append(visitor_of(request).format_cookie(LANGUAGE_COOKIE, lang, _YEAR_S))
+        return response
+
+    for module in _ROUTES:
+        module.add_routes(app, context)
+    return app
 
 
-def make_app(context: Context, *, password: str | None = None, local: bool = True) -> Guard:
-    """The server's application.
+@cache
+def load_styles() -> str:
+    """The reports' style sheets and the page's own."""
+    return "\n".join(files(place).joinpath(name).read_text("utf-8") for place, name in (*_STYLES, _OWN_STYLES))
+
+
+@cache
+def load_scripts() -> dict[str, str]:
+    """The page's own scripts by name."""
+    folder = files("glmtune.webui").joinpath("static")
+    return {path.name[:-3]: path.read_text("utf-8") for path in folder.iterdir() if path.name.endswith(".js")}
+
+
+def make_app(context: Context, rules: PageRules | None = None, *, password: str | None = None) -> ASGIApp:
+    """The server's application: the routes with the guard and, with a password, the login around them.
 
     Args:
         context: see `make_context`.
+        rules: whose requests are answered; None: those to this machine's own names.
         password: asked for on a login page; None: none.
-        local: whether only this machine's own names are answered.
-    """
-    os.environ["GRADIO_TEMP_DIR"] = str(context.state("files"))
-    inner = gr.mount_gradio_app(
-        fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
-        build(context).queue(default_concurrency_limit=8, api_open=False),
-        path="/",
-        footer_links=[],
-        run_history=False,
-        auth=login(password) if password else None,
-        auth_message=text("app.login", context.lang) if password else None,
-        show_error=True,
-        max_file_size=MAX_UPLOAD,
-        ssr_mode=False,
-        enable_monitoring=False,
-        pwa=False,
-        mcp_server=False,
-        theme=theme(),
-        css=CSS,
-    )
-    return Guard(inner, local=local)
-
-
-def serve(roots: list[Path], *, host: str, port: int, lang: str, password: str | None) -> None:
-    """Serve the page until it is interrupted. Jobs go on after that.
 
     Raises:
-        ServerError: see `make_context`, `require_password` and `listen`.
+        ServerError: the page's own folder cannot be written to.
+    """
+    app = make_routes(context)
+    routes = (_FORM_RULE, uploads.add_routes(app, context))
+    rules = replace(rules or PageRules(lang=context.lang), routes=routes)
+    return guard_page(app, rules, context.state(), password, roots=context.roots)
+
+
+def serve(
+    roots: list[Path],
+    rules: PageRules,
+    *,
+    host: str,
+    port: int,
+    password: str | None,
+    webhook: str | None = None,
+    served_model: str | None = None,
+    api_key: str | None = None,
+) -> None:
+    """Serve the page until it is interrupted. Jobs continue after that.
+
+    Args:
+        roots: see `Context`.
+        rules: whose requests are answered.
+        host: address to listen on.
+        port: 0: any that is free.
+        password: None: nobody is asked for one.
+        webhook: see `make_context`.
+        served_model: a `RUN_OR_MODEL` that the API below `/api` answers with; None: no API.
+        api_key: see `make_api`.
+
+    Raises:
+        ServerError: see `make_context`, `require_password`, `make_api` and `listen`.
     """
     require_password(host, password)
-    context = make_context(roots, lang, locked=bool(password))
-    with listen(host, port, "ui") as socket:
-        app = make_app(context, password=password, local=is_loopback(host))
+    context = make_context(roots, rules.lang, locked=bool(password), webhook=webhook)
+    with listen(host, port, "ui") as socket, _open_api(served_model, host, api_key, rules.lang) as api:
+        page = make_app(context, rules, password=password)
+        app = ApiMount(page, api, rules.root_path) if api is not None else page
         context.jobs.watch()
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
-        print(f"glmtune ui: http://{host}:{socket.getsockname()[1]}  (Ctrl-C ends it; running jobs go on)", flush=True)
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, server_header=False)
+        place = f"http://{host}:{socket.getsockname()[1]}{rules.root_path}"
+        also = f"API: {place}{API_PATH}/v1; " if api is not None else ""
+        print(f"glmtune ui: {place}  ({also}Ctrl-C ends it; running jobs continue)", flush=True)
         uvicorn.Server(config).run(sockets=[socket])
+
+
+@contextmanager
+def _open_api(target: str | None, host: str, api_key: str | None, lang: str) -> Iterator[ASGIApp | None]:
+    """The API with its model, which leaves memory at the end."""
+    if target is None:
+        yield None
+        return
+    context = load_context(ServeOptions(target))
+    try:
+        yield make_api(context, host, api_key, lang)
+    finally:
+        context.engine.close()
+        context.close()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from glmtune.errors import ModelError
 from glmtune.generation.cpu_prepack import prepack_weights
@@ -41,6 +44,18 @@ class HeldModels:
         self._most = most
         self._held: list[_Held] = []
         self._lock = threading.Lock()
+
+    def list_targets(self) -> list[str]:
+        """What is in memory."""
+        return [held.target for held in self._held]
+
+    def clear(self) -> None:
+        """Give the memory back, once the reply that is being made has ended."""
+        with self._lock:
+            self._held.clear()
+            gc.collect()
+            if torch.cuda.is_available() and torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
 
     @contextmanager
     def answering(self, target: str) -> Iterator[LoadedModel]:

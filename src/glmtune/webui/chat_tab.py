@@ -1,304 +1,336 @@
-"""The tab `Chat`: one model, or two side by side on the same message."""
+"""The tab `Chat`: one model, or two side by side on the same message; votes, and conversations that are kept."""
 
 from __future__ import annotations
 
+import asyncio
+import json
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
-from html import escape
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import urlencode
 
-import gradio as gr
+from fastapi import FastAPI
+from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from glmtune.errors import ConfigError, GlmtuneError
+from glmtune.families import Reply
 from glmtune.generation.context_window import get_default_reply_length
 from glmtune.generation.reply import Sampling
-from glmtune.webui.chat_models import HeldModels
+from glmtune.webui import lists
+from glmtune.webui.chat_messages import Messages, add_message, add_reply, read_tools, remove_reply, render_messages
+from glmtune.webui.chat_store import (
+    Chat,
+    Vote,
+    count_votes,
+    create_chat,
+    delete_chat,
+    list_chats,
+    load_chat,
+    make_rows,
+    save_chat,
+    write_votes,
+)
+from glmtune.webui.chat_stream import stream_reply
 from glmtune.webui.context import Context
-from glmtune.webui.conversation import Messages, answered, asked, read_tools, shown, stream, unanswered
-from glmtune.webui.errors import as_html
 from glmtune.webui.paths import model_or_path
-from glmtune.webui.pick import renewed, short, targets, this_tab
+from glmtune.webui.rendering import get_language, redirect, render_page, render_part
+from glmtune.webui.requests import FormData, read_form
 from glmtune.webui.texts import text
-from glmtune.webui.words import Words
 
 _DEFAULT = Sampling()
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """What stands in the fields, in the order of `_settings`."""
-
-    system: str
-    max_new_tokens: float
-    temperature: float
-    top_p: float
-    repetition_penalty: float
-    seed: float | None
-    """Negative, or an emptied field: none."""
-    tools: str
-
-    def sampling(self) -> Sampling:
-        return Sampling(int(self.max_new_tokens), self.temperature, self.top_p, self.repetition_penalty)
-
-    def seed_or_none(self) -> int | None:
-        return None if self.seed is None or self.seed < 0 else int(self.seed)
+SETTINGS: dict[str, tuple[str, str]] = {
+    "system": ("", "text"),
+    "max_new_tokens": (str(_DEFAULT.max_new_tokens), "1"),
+    "temperature": (str(_DEFAULT.temperature), "0.05"),
+    "top_p": (str(_DEFAULT.top_p), "0.05"),
+    "repetition_penalty": (str(_DEFAULT.repetition_penalty), "0.05"),
+    "seed": ("-1", "1"),
+    "tools": ("", "text"),
+}
+"""Default and step of the fields beside the messages; `text` is a text area."""
 
 
 @dataclass
-class _Side:
-    """One of the two conversations."""
+class _Turn:
+    """One side's part of a request: messages to answer, and those that stand if it fails."""
 
+    number: int
     target: str
+    before: Messages
     messages: Messages
-    piece: str | None = None
-    """The reply so far."""
     dropped: int = 0
     """Number of messages that the model's context window had no room for."""
 
 
-class Talk:
-    """Answers for the tab; a server has one.
+def add_routes(app: FastAPI, context: Context) -> None:
+    """Add the routes of the tab."""
+    stops: dict[str, threading.Event] = {}
+
+    @app.get("/chat")
+    def show_chat(request: Request, id: str = "", model: str = "", other: str = "") -> Response:
+        chat = load_chat(context, id) if id else None
+        return render_page(
+            *(request, context, "chat"),
+            tab="chat",
+            chat=chat,
+            sides=_describe_sides(context, chat) if chat else [],
+            chats=list_chats(context),
+            targets=lists.list_targets(context),
+            model=chat.sides[0].target if chat and chat.sides else model,
+            other=chat.sides[1].target if chat and len(chat.sides) > 1 else other,
+            settings={name: (chat.settings if chat else {}).get(name, value) for name, (value, _) in SETTINGS.items()},
+            steps={name: step for name, (_, step) in SETTINGS.items()},
+            votes=count_votes(chat) if chat else {},
+        )
+
+    @app.post("/chat/new")
+    async def open_chat(request: Request) -> Response:
+        data = await read_form(request)
+        names = [data.get("model"), *([data.get("other")] if data.get("other") else [])]
+        if not names[0]:
+            raise ConfigError(text("chat.no_model", get_language(request, context)))
+        targets = [model_or_path(context.roots, name) for name in names]
+        chat = create_chat(context, targets, {name: data.get(name, value) for name, (value, _) in SETTINGS.items()})
+        return redirect(request, f"/chat?{urlencode({'id': chat.id})}")
+
+    @app.post("/chat/{id}/send")
+    async def send_message(request: Request, id: str) -> Response:
+        data = await read_form(request)
+        chat = await run_in_threadpool(load_chat, context, id)
+        chat.settings = {name: data.get(name, value) for name, (value, _) in SETTINGS.items()}
+        turns = make_turns(chat, data)
+        sampling, seed = parse_sampling(chat.settings)
+        tools = read_tools(chat.settings["tools"])
+        if id in stops:
+            raise ConfigError(text("chat.busy", get_language(request, context)))
+        stops[id] = threading.Event()
+        events = _answer(request, context, chat, turns, sampling, seed, tools, stops)
+        return StreamingResponse(events, media_type="application/x-ndjson", headers={"X-Accel-Buffering": "no"})
+
+    @app.post("/chat/{id}/stop")
+    async def stop_reply(request: Request, id: str) -> Response:
+        await read_form(request)
+        if id in stops:
+            stops[id].set()
+        return Response(status_code=204)
+
+    @app.post("/chat/{id}/vote")
+    async def vote(request: Request, id: str) -> Response:
+        data = await read_form(request)
+        chat = await run_in_threadpool(load_chat, context, id)
+        chat.votes.append(make_vote(chat, data.get("better")))
+        save_chat(context, chat)
+        return render_part(request, context, "chat_votes", chat=chat, votes=count_votes(chat))
+
+    @app.post("/chat/votes")
+    async def save_votes(request: Request) -> Response:
+        await read_form(request)
+        path, count = await run_in_threadpool(write_votes, context)
+        lang = get_language(request, context)
+        line = text("chat.votes_written", lang, path=context.shorten(path), count=count)
+        return render_part(request, context, "markup", markup=line)
+
+    @app.post("/chat/{id}/rename")
+    async def rename_chat(request: Request, id: str) -> Response:
+        data = await read_form(request)
+        chat = load_chat(context, id)
+        chat.name = data.get("name")[:60]
+        save_chat(context, chat)
+        return redirect(request, f"/chat?{urlencode({'id': id})}")
+
+    @app.post("/chat/{id}/delete")
+    async def remove_chat(request: Request, id: str) -> Response:
+        await read_form(request)
+        delete_chat(context, id)
+        return redirect(request, "/chat")
+
+    @app.get("/chat/{id}/rows")
+    def export_rows(id: str) -> Response:
+        rows = make_rows(load_chat(context, id))
+        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        name = f'attachment; filename="chat-{id[:8]}.jsonl"'
+        return PlainTextResponse(content, headers={"Content-Disposition": name})
+
+    @app.get("/chat/{id}/messages")
+    def read_messages(id: str) -> Response:
+        return JSONResponse([render_messages(side.messages) for side in load_chat(context, id).sides])
+
+
+def make_turns(chat: Chat, data: FormData) -> list[_Turn]:
+    """What each side has to answer.
 
     Args:
-        context: the server's settings.
-        models: what is in memory.
+        chat: the conversation.
+        data: `action` is send, again (the last reply once more) or edit (the user's message `index`, replaced by
+            `prompt`, with all that followed it); `is_result`: `prompt` is what a tool returned.
+
+    Raises:
+        ConfigError: nothing to send, to answer again or to edit.
     """
+    turns = []
+    for number, side in enumerate(chat.sides):
+        action, messages = data.get("action", "send"), side.messages
+        if action == "again":
+            messages = remove_reply(messages)
+        elif action == "edit":
+            index = data.get_number("index", -1, low=-1)
+            if not 0 <= index < len(messages) or messages[index]["role"] != "user":
+                raise ConfigError("There is no such message to edit.", "Reload the page.")
+            messages = add_message(messages[:index], data.get("prompt"), is_result=False)
+        else:
+            messages = add_message(messages, data.get("prompt"), data.has("is_result"))
+        turns.append(_Turn(number, side.target, side.messages, messages))
+    return turns
 
-    def __init__(self, context: Context, models: HeldModels):
-        self._context = context
-        self._models = models
-        self._stops: dict[str, threading.Event] = {}
 
-    def stop(self, request: gr.Request) -> None:
-        """End the reply that this page is waiting for."""
-        if request.session_hash in self._stops:
-            self._stops[request.session_hash].set()
+def parse_sampling(settings: dict[str, str]) -> tuple[Sampling, int | None]:
+    """How tokens are chosen, and the seed; negative or empty: none.
 
-    def send(
-        self,
-        prompt: str,
-        is_result: bool,
-        lang: str,
-        first: str | None,
-        both: bool,
-        second: str | None,
-        first_messages: Messages,
-        second_messages: Messages,
-        *settings: Any,
-        request: gr.Request,
-    ) -> Iterator[list[Any]]:
-        """Put a message to one model or to both; yields values for the message's field, both chats, both
-        kept conversations and the status line."""
-        before = [first_messages, second_messages]
+    Raises:
+        ConfigError: not a number, or out of its range.
+    """
+    values: dict[str, float] = {}
+    for name in ("max_new_tokens", "temperature", "top_p", "repetition_penalty", "seed"):
         try:
-            sides = self._sides(first, both, second, before, lang)
-            for side in sides:
-                side.messages = asked(side.messages, prompt, is_result)
-        except GlmtuneError as error:
-            yield [gr.skip()] * 5 + [as_html(error)]
-            return
-        yield from self._answer(sides, before, prompt, lang, _Settings(*settings), request)
+            values[name] = float(settings.get(name) or SETTINGS[name][0])
+        except ValueError:
+            raise ConfigError(f"{name}: {settings[name][:40]!r} is not a number.", "Correct it.") from None
+    sampling = Sampling(
+        min(max(int(values["max_new_tokens"]), 1), 32_768),
+        min(max(values["temperature"], 0.0), 5.0),
+        min(max(values["top_p"], 0.0), 1.0),
+        min(max(values["repetition_penalty"], 0.1), 5.0),
+    )
+    return sampling, int(values["seed"]) if values["seed"] >= 0 else None
 
-    def again(
-        self,
-        _prompt: str,
-        _is_result: bool,
-        lang: str,
-        first: str | None,
-        both: bool,
-        second: str | None,
-        first_messages: Messages,
-        second_messages: Messages,
-        *settings: Any,
-        request: gr.Request,
-    ) -> Iterator[list[Any]]:
-        """Make the last reply anew; takes and yields the same as `send`."""
-        before = [first_messages, second_messages]
-        try:
-            sides = self._sides(first, both, second, before, lang)
-            for side in sides:
-                side.messages = unanswered(side.messages)
-        except GlmtuneError as error:
-            yield [gr.skip()] * 5 + [as_html(error)]
-            return
-        yield from self._answer(sides, before, "", lang, _Settings(*settings), request)
 
-    def _sides(
-        self, first: str | None, both: bool, second: str | None, messages: list[Messages], lang: str
-    ) -> list[_Side]:
-        chosen = [first, second] if both else [first]
-        if not all(chosen):
-            raise ConfigError(text("chat.no_model", lang))
-        named = [model_or_path(self._context.roots, str(target)) for target in chosen]
-        return [_Side(target, said) for target, said in zip(named, messages, strict=False)]
+def make_vote(chat: Chat, better: str) -> Vote:
+    """A vote on the last replies of both sides.
 
-    def _answer(
-        self,
-        sides: list[_Side],
-        before: list[Messages],
-        prompt: str,
-        lang: str,
-        settings: _Settings,
-        request: gr.Request,
-    ) -> Iterator[list[Any]]:
-        page = str(request.session_hash)
-        stopped = self._stops[page] = threading.Event()
-        start, problems = time.monotonic(), []
-        for number, side in enumerate(sides):
-            if stopped.is_set():
-                side.messages = before[number]
-                continue
-            name = escape(short(self._context, side.target))
-            try:
-                for _ in self._reply(side, settings, stopped):
-                    # What is kept changes at the end only, so that a reply that breaks off leaves no question behind.
-                    yield ["", *_chats(sides, before), gr.skip(), gr.skip(), text("chat.answering", lang, name=name)]
-            except GlmtuneError as error:
-                side.messages, side.piece = before[number], None
-                problems.append(as_html(error))
-        seconds = f"{time.monotonic() - start:.1f}"
-        ended = text("chat.stopped", lang) if stopped.is_set() else text("chat.done", lang, seconds=seconds)
-        notes = [text("chat.dropped", lang, count=side.dropped) for side in sides if side.dropped]
-        ended = "<br>".join([ended, *notes])
-        self._stops.pop(page, None)
-        # A message that nobody answered goes back to where it was written.
-        kept = prompt if len(problems) == len(sides) else ""
-        messages = [side.messages for side in sides] + before[len(sides) :]
-        yield [kept, *_chats(sides, before), *messages, "<br>".join(problems) or ended]
+    Raises:
+        ConfigError: there are no two replies to the same messages.
+    """
+    messages = [side.messages for side in chat.sides]
+    if len(messages) != 2 or not all(each and each[-1]["role"] == "assistant" for each in messages):
+        raise ConfigError("There are no two replies to compare.", "Ask two models side by side first.")
+    # The first side's history stands for both; a row has one prompt.
+    tools = read_tools(chat.settings.get("tools", ""))
+    system = chat.settings.get("system", "").strip()
+    prompt = [*([{"role": "system", "content": system}] if system else []), *messages[0][:-1]]
+    replies = [str(each[-1]["content"]) for each in messages]
+    number = {"first": 0, "second": 1}.get(better, -1)
+    return Vote(prompt, replies, [side.target for side in chat.sides], number, tools)
 
-    def _reply(self, side: _Side, settings: _Settings, stopped: threading.Event) -> Iterator[None]:
-        side.piece = ""
-        yield
-        tools = read_tools(settings.tools)
 
-        def count_dropped(count: int) -> None:
-            side.dropped = count
+async def _answer(
+    request: Request,
+    context: Context,
+    chat: Chat,
+    turns: list[_Turn],
+    sampling: Sampling,
+    seed: int | None,
+    tools: list[Any] | None,
+    stops: dict[str, threading.Event],
+) -> AsyncIterator[str]:
+    """Lines of JSON: `{"side": 0, "text": ...}` while it answers, `{"side": 0, "messages": [...]}` at its end,
+    `{"side": 0, "error": ...}`, and `{"status": ...}`."""
+    stop = stops[chat.id]
+    watcher = asyncio.ensure_future(_watch_client(request, stop))
+    lang = get_language(request, context)
+    try:
+        for turn in turns:
+            events = _answer_turn(context, chat, turn, sampling, seed, tools, stop, lang)
+            async for event in iterate_in_threadpool(events):
+                yield json.dumps(event, ensure_ascii=False) + "\n"
+        await run_in_threadpool(save_chat, context, chat)
+    finally:
+        stop.set()
+        watcher.cancel()
+        stops.pop(chat.id, None)
 
-        with self._models.answering(side.target) as opened:
-            sampling = settings.sampling()
+
+async def _watch_client(request: Request, stop: threading.Event) -> None:
+    """End the reply when nobody waits for it any more."""
+    while not stop.is_set():
+        if await request.is_disconnected():
+            stop.set()
+        await asyncio.sleep(0.2)
+
+
+def _answer_turn(
+    context: Context,
+    chat: Chat,
+    turn: _Turn,
+    sampling: Sampling,
+    seed: int | None,
+    tools: list[Any] | None,
+    stop: threading.Event,
+    lang: str,
+) -> Iterator[dict[str, Any]]:
+    name = context.shorten(turn.target)
+    if stop.is_set():
+        return
+    yield {"side": turn.number, "status": text("chat.answering", lang, name=name)}
+    start, latest = time.monotonic(), ""
+
+    def count_dropped(count: int) -> None:
+        turn.dropped = count
+
+    try:
+        with context.models.answering(turn.target) as loaded:
             if sampling.max_new_tokens == _DEFAULT.max_new_tokens:
-                sampling = replace(sampling, max_new_tokens=get_default_reply_length(opened.model))
-            for piece in stream(
-                *(opened, side.messages, sampling, stopped),
-                system=settings.system.strip(),
+                sampling = replace(sampling, max_new_tokens=get_default_reply_length(loaded.model))
+            start = time.monotonic()  # without the loading
+            pieces = stream_reply(
+                *(loaded, turn.messages, sampling, stop),
+                system=chat.settings["system"].strip(),
                 tools=tools,
-                seed=settings.seed_or_none(),
+                seed=seed,
                 on_drop=count_dropped,
-            ):
+            )
+            for piece in pieces:
                 if isinstance(piece, str):
-                    side.piece = piece
-                    yield
+                    latest = piece
+                    yield {"side": turn.number, "text": piece}
                 else:
-                    side.messages, side.piece = answered(side.messages, piece), None
-        yield
+                    yield from _finish(context, chat, turn, piece, loaded, time.monotonic() - start, stop, lang)
+    except GlmtuneError as error:
+        yield {"side": turn.number, "error": str(error)}
+    except GeneratorExit:  # the browser is gone; what there was is kept
+        if latest:
+            chat.sides[turn.number].messages = add_reply(turn.messages, Reply(latest))
+            save_chat(context, chat)
+        raise
 
 
-def _chats(sides: list[_Side], before: list[Messages]) -> list[list[dict[str, str]]]:
-    """What both conversations show; perhaps only the first takes part."""
-    return [shown(side.messages, side.piece) for side in sides] + [shown(said) for said in before[len(sides) :]]
+def _finish(
+    context: Context,
+    chat: Chat,
+    turn: _Turn,
+    reply: Reply,
+    loaded: Any,
+    seconds: float,
+    stop: threading.Event,
+    lang: str,
+) -> Iterator[dict[str, Any]]:
+    messages = add_reply(turn.messages, reply)
+    chat.sides[turn.number].messages = messages
+    save_chat(context, chat)
+    tokens = len(loaded.tokenizer(reply.content, add_special_tokens=False)["input_ids"])
+    speed = f"{tokens / max(seconds, 1e-3):.1f}"
+    key = "chat.stopped" if stop.is_set() else "chat.speed"
+    status = text(key, lang, **({} if stop.is_set() else {"seconds": f"{seconds:.1f}", "speed": speed}))
+    if turn.dropped:
+        status = f"{status} · {text('chat.dropped', lang, count=turn.dropped)}"
+    yield {"side": turn.number, "messages": render_messages(messages), "status": status}
 
 
-def build(context: Context, words: Words, lang: gr.State) -> None:
-    """Put the tab's components onto the page."""
-    talk = Talk(context, HeldModels())
-    words.add(gr.Markdown(elem_classes="intro"), value="chat.intro")
-    first, both, second = _models(context, words)
-    histories = [gr.State([]), gr.State([])]
-    with gr.Row():
-        chats = [_chat(words, "chat.first", "chat-first"), _chat(words, "chat.second", "chat-second", visible=False)]
-    status = gr.HTML("", elem_id="chat-status", elem_classes="status")
-    prompt = words.add(
-        gr.Textbox("", lines=1, max_lines=8, elem_id="chat-prompt"), label="chat.prompt", placeholder="chat.prompt.hint"
-    )
-    with gr.Row():
-        send = words.add(gr.Button(variant="primary", elem_id="chat-send"), value="chat.send")
-        stop = words.add(gr.Button(elem_id="chat-stop"), value="chat.stop")
-        again = words.add(gr.Button(elem_id="chat-again"), value="chat.again")
-        clear = words.add(gr.Button(elem_id="chat-clear"), value="chat.clear")
-    settings = _settings(words)
-    tools, is_result = _tools(words)
-    inputs = [prompt, is_result, lang, first, both, second, *histories, *settings, tools]
-    outputs = [prompt, *chats, *histories, status]
-    for event, answer in ((send.click, talk.send), (prompt.submit, talk.send), (again.click, talk.again)):
-        # The lock in HeldModels decides whose turn it is; a page that waits says so.
-        event(_with_request(answer), inputs, outputs, show_progress="hidden", concurrency_limit=8)
-    stop.click(talk.stop, None, None, queue=False, show_progress="hidden")
-    clear.click(lambda: [[], [], [], [], ""], None, [*chats, *histories, status], show_progress="hidden")
-    for chat, history in zip(chats, histories, strict=True):
-        chat.clear(lambda: [], None, history, show_progress="hidden")
-    both.change(lambda on: [gr.update(visible=on)] * 2, both, [second, chats[1]], show_progress="hidden")
-
-
-def _with_request(answer: Any) -> Any:
-    """Gradio looks for the request among the positional parameters, which end in the settings here."""
-
-    def call(request: gr.Request, *values: Any) -> Iterator[list[Any]]:
-        yield from answer(*values, request=request)
-
-    return call
-
-
-def _models(context: Context, words: Words) -> tuple[gr.Dropdown, gr.Checkbox, gr.Dropdown]:
-    with gr.Row():
-        first = _target(words, "chat.model", "chat-model")
-        second = _target(words, "chat.other", "chat-other", visible=False)
-        both = words.add(
-            gr.Checkbox(False, elem_id="chat-both", scale=1, min_width=180), label="chat.both", info="chat.both.info"
-        )
-        refresh = words.add(gr.Button(size="sm", scale=0, min_width=130, elem_id="chat-refresh"), value="chat.refresh")
-
-    def reread(one: str | None, other: str | None) -> list[Any]:
-        found = targets(context)
-        return [renewed(found, one, first=True), renewed(found, other)]
-
-    for event in (refresh.click, this_tab().select):
-        event(reread, [first, second], [first, second], show_progress="hidden")
-    return first, both, second
-
-
-def _target(words: Words, label: str, name: str, visible: bool = True) -> gr.Dropdown:
-    dropdown = gr.Dropdown([], value=None, allow_custom_value=True, elem_id=name, visible=visible, scale=3)
-    return words.add(dropdown, label=label, info=f"{label}.info")
-
-
-def _chat(words: Words, label: str, name: str, visible: bool = True) -> gr.Chatbot:
-    # No button to copy: it would copy the escaped text.
-    chat = gr.Chatbot(
-        elem_id=name, visible=visible, height=420, render_markdown=False, buttons=[], feedback_options=None
-    )
-    return words.add(chat, label=label, placeholder="chat.empty")
-
-
-def _settings(words: Words) -> list[Any]:
-    """The fields of `_Settings`, without its last one."""
-    with words.add(gr.Accordion(open=False), label="chat.settings"):
-        system = words.add(gr.Textbox("", lines=2), label="chat.system", placeholder="chat.system.hint")
-        with gr.Row():
-            tokens = words.add(
-                gr.Number(_DEFAULT.max_new_tokens, minimum=1, maximum=8192, precision=0, elem_id="chat-tokens"),
-                label="chat.tokens",
-            )
-            temperature = words.add(
-                gr.Slider(0, 2, _DEFAULT.temperature, step=0.05), label="chat.temperature", info="chat.temperature.info"
-            )
-            top_p = words.add(gr.Slider(0, 1, _DEFAULT.top_p, step=0.05), label="chat.top_p", info="chat.top_p.info")
-            penalty = words.add(
-                gr.Slider(1, 2, _DEFAULT.repetition_penalty, step=0.05), label="chat.penalty", info="chat.penalty.info"
-            )
-            seed = words.add(gr.Number(-1, minimum=-1, precision=0), label="chat.seed", info="chat.seed.info")
-    chosen = [system, tokens, temperature, top_p, penalty, seed]
-    assert len(chosen) + 1 == len(fields(_Settings))
-    return chosen
-
-
-def _tools(words: Words) -> tuple[gr.Textbox, gr.Checkbox]:
-    with words.add(gr.Accordion(open=False), label="chat.tools"):
-        tools = words.add(
-            gr.Textbox("", lines=4, max_lines=16, elem_id="chat-tools", elem_classes="code"),
-            label="chat.tools.json",
-            info="chat.tools.info",
-        )
-        is_result = words.add(gr.Checkbox(False, elem_id="chat-result"), label="chat.result")
-    return tools, is_result
+def _describe_sides(context: Context, chat: Chat) -> list[dict[str, Any]]:
+    return [
+        {"name": context.shorten(side.target), "messages": render_messages(side.messages), "number": number}
+        for number, side in enumerate(chat.sides)
+    ]

@@ -1,135 +1,188 @@
-"""The tab `data`: choose or upload rows, check them, see them as the model does."""
+"""The tab `Data`: choose or upload rows, name their columns, check and repair them, see them as the model does."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
 
 from glmtune.config import RunConfig
-from glmtune.errors import DataError
-from glmtune.webui import html
+from glmtune.data.column_formats import COLUMN_ROLES
+from glmtune.data.histogram import make_bins
+from glmtune.data.sources import read_columns
+from glmtune.errors import ConfigError
+from glmtune.html.plots import draw_histogram
+from glmtune.webui import drafts, lists
 from glmtune.webui.context import Context
-from glmtune.webui.data_check import check_rows, data_run, row_frame
-from glmtune.webui.errors import shown
-from glmtune.webui.fields import build_field
-from glmtune.webui.forms import tree_of
-from glmtune.webui.paths import data_entries, model_or_path
-from glmtune.webui.pick import choices, renewed, this_tab
-from glmtune.webui.selection import Chosen
+from glmtune.webui.data_checks import DataCheck, DataChecks, group_findings
+from glmtune.webui.data_rows import make_run, open_rows, read_page, render_row
+from glmtune.webui.elements import make_figures
+from glmtune.webui.forms import fields, from_component, tree_of
+from glmtune.webui.guard import owner_of
+from glmtune.webui.paths import data_entries, inside, model_or_path
+from glmtune.webui.rendering import get_language, make_problem, render_page, render_part
+from glmtune.webui.requests import FormData, read_form
+from glmtune.webui.run_form import DATA
 from glmtune.webui.texts import text
-from glmtune.webui.words import Words
 
+_DRAFT = "data"
 _SETTINGS = (
-    "model.family",
-    "data.format",
-    "data.columns",
-    "data.max_source_length",
-    "data.max_target_length",
-    "data.max_length",
-    "data.overlength",
-    "data.train_on",
-    "data.preference",
-    "data.prefix",
+    *("model.family", "data.format", "data.max_source_length", "data.max_target_length", "data.max_length"),
+    *("data.overlength", "data.train_on", "data.preference", "data.prefix"),
 )
-_SUFFIXES = [".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".gz"]
 
 
-def build(context: Context, words: Words, lang: gr.State, chosen: Chosen) -> None:
-    """Put the tab's components onto the page."""
-    words.add(gr.Markdown(), value="data.lead")
-    with gr.Row():
-        with gr.Column(scale=2, min_width=260):
-            file = gr.Dropdown(choices(context, "data"), value=None, allow_custom_value=True, elem_id="data-file")
-            words.add(file, label="data.file", info="data.file_info")
-            model = gr.Dropdown(choices(context, "models"), value=None, allow_custom_value=True, elem_id="data-model")
-            words.add(model, label="data.model")
-        upload = gr.File(file_types=_SUFFIXES, file_count="single", height=170, scale=1, min_width=220)
-        words.add(upload, label="data.upload")
-    with words.add(gr.Accordion(open=False), label="data.limits"), gr.Row(elem_classes="knobs"):
-        settings = [build_field(key, words, min_width=220) for key in _SETTINGS]
-    with gr.Row():
-        check = words.add(gr.Button(variant="primary", elem_id="data-check"), value="data.check")
-        cancel = words.add(gr.Button(), value="data.cancel")
-    findings = gr.HTML(elem_id="data-findings")
-    with gr.Row(elem_classes="ends"):
-        row = words.add(gr.Number(1, precision=0, minimum=1, min_width=120), label="data.row")
-        ids = words.add(gr.Checkbox(False, min_width=160), label="data.ids")
-        previous = words.add(gr.Button(min_width=100), value="data.previous")
-        show = words.add(gr.Button(variant="primary", min_width=140, elem_id="data-show"), value="data.preview")
-        following = words.add(gr.Button(min_width=100), value="data.next")
-    frame = gr.HTML(elem_id="data-row")
+def add_routes(app: FastAPI, context: Context) -> None:
+    """Add the routes of the tab."""
+    checks = DataChecks()
 
-    def run_of(named: str | None, tokenizer: str | None, values: tuple[Any, ...]) -> RunConfig:
-        tree = tree_of(dict(zip(_SETTINGS, values, strict=True)))
-        tree.setdefault("data", {})["train"] = data_entries(context.roots, named or "")
-        if tokenizer:
-            tree.setdefault("model", {})["path"] = model_or_path(context.roots, tokenizer)
-        return data_run(tree)
+    @app.get("/data")
+    def show_data(request: Request) -> Response:
+        draft = drafts.load_draft(context, owner_of(request), _DRAFT) or FormData()
+        known = {item.key: item for item in fields()}
+        return render_page(
+            *(request, context, "data"),
+            tab="data",
+            data=draft,
+            settings=[(known[key], draft.get(key) or _get_default(known[key])) for key in _SETTINGS],
+            models=lists.list_choices(context, "models"),
+            datasets=lists.list_datasets(context),
+        )
 
-    @shown
-    def look(code: str, named: str | None, tokenizer: str | None, *values: Any) -> Iterator[tuple[str, Any]]:
-        run = run_of(named, tokenizer, values)
-        for said, last in check_rows(run, code):
-            told = html.note(text("data.taken", code)) if last else ""
-            yield said + told, named if last else gr.skip()
+    @app.post("/data/rows")
+    async def show_rows(request: Request) -> Response:
+        data = await read_form(request)
+        drafts.save_draft(context, owner_of(request), _DRAFT, data)
+        return await run_in_threadpool(_show_rows, request, context, checks, data)
 
-    @shown
-    def show_row(
-        number: float | None, spelt: bool, code: str, named: str | None, tokenizer: str | None, *values: Any
-    ) -> str:
-        return row_frame(run_of(named, tokenizer, values), max(1, int(number or 1)), spelt, code)
+    @app.post("/data/columns")
+    async def show_columns(request: Request) -> Response:
+        data = await read_form(request)
+        return await run_in_threadpool(_show_columns, request, context, data)
 
-    @shown
-    def take(uploaded: str | None) -> Any:
-        return gr.skip() if uploaded is None else _kept(context, Path(uploaded))
+    @app.post("/data/row")
+    async def show_row(request: Request) -> Response:
+        data = await read_form(request)
+        lang = get_language(request, context)
+        number = data.get_number("row", 1, low=1)
+        title = text("data.row_title", lang, row=number)
+        run = parse_run(context, data)
+        frame = await run_in_threadpool(render_row, run, number, data.has("ids"), title)
+        return render_part(request, context, "data_row", frame=frame, number=number, with_ids=data.has("ids"))
 
-    def renew(now: str | None, tokenizer: str | None) -> list[Any]:
-        return [renewed(choices(context, "data"), now), renewed(choices(context, "models"), tokenizer)]
+    @app.post("/data/check")
+    async def start_check(request: Request) -> Response:
+        data = await read_form(request)
+        drafts.save_draft(context, owner_of(request), _DRAFT, data)
+        fix = inside(context.roots, data.get("fix")) if data.get("fix") else None
+        run = parse_run(context, data)
+        check = await run_in_threadpool(checks.start, run, context.shorten(data.get(DATA)), fix)
+        return _render_check(request, context, check)
 
-    source = [lang, file, model, *settings]
-    place = [row, ids, *source]
-    checking = check.click(look, source, [findings, chosen.data], show_progress="minimal")
-    cancel.click(None, cancels=[checking])
-    show.click(show_row, place, [frame])
-    for button, step in ((previous, -1), (following, 1)):
-        moved = button.click(_moved(step), [row], [row], show_progress="hidden")
-        moved.then(show_row, place, [frame])
-    upload.upload(take, [upload], [file])
-    this_tab().select(renew, [file, model], [file, model], show_progress="hidden")
-    chosen.model.change(lambda path: path or gr.skip(), [chosen.model], [model])
+    @app.get("/data/check/{id}")
+    def show_check(request: Request, id: str) -> Response:
+        check = checks.get(id)
+        if check is None:
+            raise ConfigError("This check is not kept any more.", "Start it again.")
+        return _render_check(request, context, check)
+
+    @app.post("/data/check/{id}/cancel")
+    def cancel_check(request: Request, id: str) -> Response:
+        check = checks.get(id)
+        if check is not None:
+            check.is_cancelled = True
+        return render_part(request, context, "markup", markup="")
 
 
-def _moved(step: int) -> Any:
-    def move(number: float | None) -> int:
-        return max(1, int(number or 1) + step)
-
-    return move
-
-
-def _kept(context: Context, uploaded: Path) -> Any:
-    """An uploaded file, moved to where the lists find it; one of the same name is not replaced.
+def parse_run(context: Context, data: FormData) -> RunConfig:
+    """The config behind the fields of the tab.
 
     Raises:
-        DataError: it is gone, or there is no room.
+        GlmtuneError: a path outside the roots, or a value that its key cannot take.
     """
-    folder = context.roots[0] / "uploads"
-    try:
-        folder.mkdir(exist_ok=True)
-        kept = _free(folder / uploaded.name)
-        shutil.move(uploaded, kept)
-    except OSError as error:
-        raise DataError(
-            f"{uploaded.name}: cannot be kept ({error.strerror}).", "Free some space, then upload again."
-        ) from None
-    return gr.update(choices=choices(context, "data"), value=str(kept))
+    known = {item.key: item for item in fields()}
+    sent = {name for name, _ in data.pairs}
+    tree = tree_of({key: data.get(key) for key in _SETTINGS if key in sent and known[key].kind != "flag"})
+    section = tree.setdefault("data", {})
+    section["train"] = data_entries(context.roots, data.get(DATA))
+    columns = {role: data.get(f"column.{role}") for role in COLUMN_ROLES if data.get(f"column.{role}")}
+    if columns:
+        section["columns"] = columns
+    if data.get("model.path"):
+        tree.setdefault("model", {})["path"] = model_or_path(context.roots, data.get("model.path"))
+    return make_run(tree)
 
 
-def _free(path: Path) -> Path:
-    number, free = 2, path
-    while free.exists():
-        free, number = path.with_name(f"{path.stem}-{number}{path.suffix}"), number + 1
-    return free
+def _show_rows(request: Request, context: Context, checks: DataChecks, data: FormData) -> Response:
+    page = data.get_number("page", 1, low=1)
+    check = checks.get(data.get("check"))
+    numbers = frozenset(check.rows) if data.has("findings_only") and check is not None else None
+    run = parse_run(context, data)
+    rows, has_more = read_page(run, page, data.get("search"), numbers)
+    notes = [note for source in open_rows(run) for note in (f"{source.name}: {source.format}", *source.notes)]
+    return render_part(request, context, "data_rows", rows=rows, page=page, has_more=has_more, notes=notes)
+
+
+def _show_columns(request: Request, context: Context, data: FormData) -> Response:
+    entry = data_entries(context.roots, data.get(DATA))
+    names = read_columns(entry) if isinstance(entry, str) else []
+    chosen = {role: data.get(f"column.{role}") for role in COLUMN_ROLES}
+    return render_part(request, context, "data_columns", names=names, roles=COLUMN_ROLES, chosen=chosen)
+
+
+def _render_check(request: Request, context: Context, check: DataCheck) -> Response:
+    lang = get_language(request, context)
+    if not check.is_done:
+        return render_part(request, context, "data_checking", check=check, report=check.report)
+    if check.error is not None:
+        return render_part(request, context, "markup", markup=make_problem(check.error, lang))
+    report = check.report
+    limit = check.model.rules.max_row_length if check.model else None
+    bins = [(item.first, item.last, item.count) for item in make_bins(report.total, max_bins=30)]
+    chart = draw_histogram(bins, text("data.lengths", lang), text(f"data.unit_{report.unit}", lang), limit)
+    return render_part(
+        *(request, context, "data_findings"),
+        check=check,
+        report=report,
+        figures=_make_figures(check, lang),
+        groups=group_findings(report, lang),
+        chart=chart,
+        fix_name=_suggest_fix(context, check),
+        fix_result=check.fix_result,
+    )
+
+
+def _make_figures(check: DataCheck, lang: str) -> Any:
+    report = check.report
+    tokens = sum(length * count for length, count in report.total.counts.items())
+    items = [
+        ("data.rows", report.rows),
+        ("data.conversations", report.conversations),
+        ("data.texts", report.texts),
+        ("data.tools", report.with_tools),
+        ("data.unusable", report.unusable),
+        ("data.answers", report.answers),
+        ("data.p95", report.total.percentile(95)),
+        ("data.longest", report.total.longest),
+    ]
+    if check.model is not None:
+        items += [("data.tokens", tokens), ("data.targets", report.targets)]
+    return make_figures((text(name, lang), f"{count:,}") for name, count in items if count)
+
+
+def _suggest_fix(context: Context, check: DataCheck) -> str:
+    """A new file in the first root for the clean rows."""
+    stem = Path(check.name.rpartition(":")[2]).name.partition(".")[0] or "rows"
+    number, name = 2, f"{stem}-clean.jsonl"
+    while (context.roots[0] / name).exists():
+        name, number = f"{stem}-clean-{number}.jsonl", number + 1
+    return name
+
+
+def _get_default(field: Any) -> Any:
+    value = from_component(field, "")
+    return "" if value is None else value

@@ -232,7 +232,9 @@ def _training_field(name: str, default: Any) -> Field:
 
 def _number(field: Field, shown: Any) -> int | float:
     read = parse_number(shown.strip() if isinstance(shown, str) else shown)
-    if not isinstance(read, (int, float)) or (field.kind == "integer" and read != int(read)):
+    if not isinstance(read, (int, float)) or (
+        field.kind == "integer" and isinstance(read, float) and not read.is_integer()
+    ):
         wanted = "a whole number" if field.kind == "integer" else "a number"
         raise ConfigError(f"{field.key} must be {wanted}, not {shown!r}.")
     return int(read) if field.kind == "integer" else read

@@ -8,13 +8,14 @@ not taken for them.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
@@ -25,13 +26,15 @@ from filelock import FileLock
 
 from glmtune.run_dir import RunDir, is_run
 from glmtune.utils.console import print_warning
-from glmtune.utils.documents import shorten_value
+from glmtune.utils.documents import shorten_path, shorten_value
+from glmtune.utils.file_access import make_limit_variable
 from glmtune.utils.io import find_json_object, read_json_object, write_json
 from glmtune.webui.errors import JobError
 
 State = Literal["queued", "running", "finished", "failed", "stopped"]
 COMMAND = (sys.executable, "-m", "glmtune")
 _TICK_SECONDS = 1.0
+_ID = re.compile(r"[\w-]{1,80}")
 _TAIL_BYTES = 256 * 1024
 _BROKEN_HINT = "Remove the file: the result of the job is in its own folder."
 _INTERRUPTED = 130
@@ -78,13 +81,13 @@ class Jobs:
     Args:
         folder: where their state is kept.
         workdir: where the commands run.
-        anyone_stops: whether users may stop each other's jobs: those of a server with a password may.
+        on_end: called with a job that has ended, while the jobs are locked.
     """
 
-    def __init__(self, folder: Path, workdir: Path, *, anyone_stops: bool = False):
+    def __init__(self, folder: Path, workdir: Path, on_end: Callable[[Job], object] | None = None):
         self._folder = folder
         self._workdir = workdir
-        self._anyone_stops = anyone_stops
+        self._on_end = on_end
         self._thread_lock = threading.RLock()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._broken: set[str] = set()
@@ -114,20 +117,15 @@ class Jobs:
             self._advance()
             return self._read(name)
 
-    def stop(self, id: str, owner: str) -> Job:
+    def stop(self, id: str) -> Job:
         """Ask a job to stop. A training saves a checkpoint first; the second time it is interrupted at once.
 
         Raises:
-            JobError: there is no such job, or it is somebody else's.
+            JobError: there is no such job.
         """
         with self._held():
             self._advance()
             job = self._read(id)
-            if not self._anyone_stops and job.owner != owner:
-                raise JobError(
-                    f"{' '.join(['glmtune', *job.arguments])}: was started from another browser.",
-                    "Stop it there; a server with a password lets all its users stop jobs.",
-                )
             if not job.alive:
                 return job
             job.stops += 1
@@ -212,6 +210,8 @@ class Jobs:
         if job.kind == "train":
             RunDir(job.output).stop.unlink(missing_ok=True)
         self._write(job)
+        if self._on_end is not None:
+            self._on_end(job)
 
     def _start(self, job: Job) -> None:
         command = [*COMMAND, *job.arguments]
@@ -222,7 +222,7 @@ class Jobs:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self._workdir,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "160"},
+                env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "160", **make_limit_variable()},
                 start_new_session=True,  # so that it lives on when the server ends
             )
         self._children[job.id] = process
@@ -236,8 +236,8 @@ class Jobs:
 
     def _path(self, id: str) -> Path:
         path = self._folder / f"{id}.json"
-        if not id or Path(id).name != id or not path.is_file():
-            raise JobError(f"{id or '(none)'}: no such job.", "Choose one of the list.")
+        if not _ID.fullmatch(id) or not path.is_file():
+            raise JobError(f"{shorten_path(id) or '(none)'}: no such job.", "Choose one of the list.")
         return path
 
     def _read(self, id: str) -> Job:

@@ -10,9 +10,11 @@ from typing import Literal
 
 from glmtune.data.files import ENCODED_FILES
 from glmtune.run_dir import is_run
+from glmtune.utils.documents import shorten_path, shorten_value
 from glmtune.webui.errors import PathError
 
 Kind = Literal["runs", "models", "data"]
+_NAME_BYTES, _PATH_BYTES = 255, 4095
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _DEPTH = 4
 _MOST = 200
@@ -31,8 +33,11 @@ def inside(roots: Sequence[Path], text: str) -> Path:
         raise PathError("No path is given.", "Choose one, or type it.")
     try:
         path = (roots[0] / Path(named).expanduser()).resolve()
+        os.fsencode(path)
     except (OSError, RuntimeError, ValueError):  # a loop of links, an unknown ~user, a NUL
-        raise PathError(f"{named!r}: not a path.", "Choose one, or type it again.") from None
+        raise PathError(f"{shorten_value(named)}: not a path.", "Choose one, or type it again.") from None
+    if any(len(os.fsencode(part)) > _NAME_BYTES for part in path.parts) or len(os.fsencode(path)) > _PATH_BYTES:
+        raise PathError(f"{shorten_path(named)}: too long for a path.", "Choose one, or type it again.")
     if not any(path.is_relative_to(root.resolve()) for root in roots):
         raise PathError(
             f"{named}: outside of the folders that this server may use ({', '.join(map(str, roots))}).",
@@ -90,28 +95,33 @@ def listed(roots: Iterable[Path], kind: Kind) -> list[str]:
 
 
 def _runs(root: Path) -> Iterator[Path]:
-    return (folder for folder, names in _folders(root) if "config.yaml" in names and is_run(folder))
+    return (folder for folder, names in walk_folders(root) if "config.yaml" in names and is_run(folder))
 
 
 def _models(root: Path) -> Iterator[Path]:
-    for folder, names in _folders(root):
+    for folder, names in walk_folders(root):
         whole = any(name.endswith((".safetensors", ".bin", ".index.json")) for name in names)
         if "config.json" in names and whole and folder.parent.name != "checkpoints":
             yield folder
 
 
 def _data(root: Path) -> Iterator[Path]:
-    for folder, names in _folders(root):
+    for folder, names in walk_folders(root):
         if set(names) >= set(ENCODED_FILES):
             yield folder
         elif not {"config.json", "config.yaml", "adapter_config.json", "metrics.json"} & set(names):
             yield from (folder / name for name in sorted(names) if name.endswith(_DATA))
 
 
+def find_runs(roots: Iterable[Path]) -> list[Path]:
+    """All runs under the roots, the newest first."""
+    return sorted((path for root in roots for path in _runs(root)), key=_changed, reverse=True)
+
+
 _FIND = {"runs": _runs, "models": _models, "data": _data}
 
 
-def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
+def walk_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
     """Folders and the names of their files, from the top down."""
     for count, (folder, below, names) in enumerate(os.walk(root)):
         if count >= _LOOKED_AT:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,9 +14,10 @@ from glmtune.config_parsing import read_config_file
 from glmtune.errors import ConfigError, RunError
 from glmtune.run_dir import RunDir, is_run
 from glmtune.utils.documents import DocumentError, read_document
-from glmtune.utils.io import find_json_object, is_locked, write_text
+from glmtune.utils.io import find_json_object, is_locked, write_json, write_text
 
-NOTES = "notes.md"
+NOTES, TAGS = "notes.md", "tags.json"
+_MAX_TAGS, _MAX_TAG = 20, 40
 _NOTES_MOST = 100_000
 
 
@@ -118,6 +120,26 @@ def write_notes(path: Path, text: str) -> None:
     if len(text) > _NOTES_MOST:
         raise RunError(f"{notes}: {len(text):,} characters are too many.", f"Keep notes under {_NOTES_MOST:,}.")
     write_text(notes, text)
+
+
+def write_tags(path: Path, tags: str) -> None:
+    """Keep words about a run in it, by which it is found.
+
+    Args:
+        path: the run.
+        tags: words with commas or spaces between them.
+
+    Raises:
+        RunError: the run is gone.
+    """
+    words = dict.fromkeys(word[:_MAX_TAG] for word in re.split(r"[,，;；\s]+", tags) if word)
+    write_json(require_run(path).root / TAGS, {"tags": list(words)[:_MAX_TAGS]})
+
+
+def list_checkpoints(run: RunDir) -> list[Path]:
+    """Folders of the run with weights: its result, then its checkpoints, the newest first."""
+    results = [folder for folder in (run.adapter, run.model) if folder.is_dir()]
+    return [*results, *run.checkpoints_newest_first()]
 
 
 def delete_run(path: Path, *, roots: Sequence[Path]) -> None:

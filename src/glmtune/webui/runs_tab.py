@@ -1,225 +1,215 @@
-"""The tab `Runs`: what was trained, curves over each other, settings compared, reports, notes, deletion."""
+"""The tab `Runs`: a table of all runs, several compared, and a page for each."""
 
 from __future__ import annotations
 
-from html import escape
+import json
+import os
+import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
-import gradio as gr
+from fastapi import FastAPI
+from starlette.background import BackgroundTask
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
 
 from glmtune.errors import RunError
 from glmtune.html.builder import Html, el
-from glmtune.html.plots import LineChart, Series, draw_line_chart, select_points
+from glmtune.html.plots import select_points
+from glmtune.report.contents import read_contents
+from glmtune.report.page import render_page as render_report
+from glmtune.utils.io import find_json_object
 from glmtune.webui.context import Context
-from glmtune.webui.errors import shown
-from glmtune.webui.paths import inside, listed
-from glmtune.webui.pick import choices, renewed, short, this_tab
-from glmtune.webui.results import report_frame
+from glmtune.webui.guard import owner_of
+from glmtune.webui.paths import inside
+from glmtune.webui.rendering import get_language, redirect, render_page, render_part
+from glmtune.webui.requests import FormData, read_form
 from glmtune.webui.run_files import (
-    NOTES,
-    RunFacts,
+    TAGS,
     delete_run,
     differences,
+    is_busy,
+    list_checkpoints,
     read_notes,
     read_run,
     require_run,
     write_notes,
+    write_tags,
 )
-from glmtune.webui.tables import CSS, number, quiet, show_table
+from glmtune.webui.runs_index import PAGE_RUNS, SORT_KEYS, RunQuery, find_page
 from glmtune.webui.texts import text
-from glmtune.webui.words import Words
+from glmtune.webui.training_view import describe_charts, make_curves
 
-_CURVES = ("loss", "eval_loss", "learning_rate", "tokens_per_second")
-_COLUMNS = ("name", "state", "family", "method", "steps", "loss", "eval_loss", "speed", "time", "ended")
-_OVERLAID = 12
-"""Runs in one drawing; more cannot be told apart."""
+_STATES = ("running", "finished", "stopped", "interrupted", "new", "unreadable")
+_COMPARED_CURVES = ("loss", "eval_loss", "learning_rate", "tokens_per_second")
 
 
-def build(context: Context, words: Words, lang: gr.State) -> None:
-    """Put the tab's components onto the page."""
-    with gr.Row(equal_height=True):
-        words.add(gr.Markdown(elem_classes="intro"), value="runs.intro")
-        refresh = words.add(gr.Button(size="sm", scale=0, min_width=140, elem_id="runs-refresh"), value="runs.refresh")
-    overview = gr.HTML(elem_id="runs-list", css_template=CSS)
-    chosen, curve, drawing, table = _comparison(words)
-    one = _one_run(context, words, lang)
+def add_routes(app: FastAPI, context: Context) -> None:
+    """Add the routes of the tab."""
 
-    def reread(language: str, several: list[str], single: str | None) -> list[Any]:
-        found = choices(context, "runs")
-        compared = renewed(found, several)
-        if not compared.get("value", several):  # the newest two are what one wants to see
-            compared = gr.update(choices=found, value=[path for _, path in found[:2]])
-        return [run_table(context, language), compared, renewed(found, single, first=True)]
+    @app.get("/runs")
+    def show_runs(request: Request) -> Response:
+        query = parse_query(FormData(request.query_params.multi_items()))
+        table = _table_values(context, query)
+        if request.headers.get("hx-target") == "runs-table":
+            return render_part(request, context, "runs_table", **table)
+        return render_page(request, context, "runs", tab="runs", states=_STATES, **table)
 
-    def draw(language: str, several: list[str], key: str) -> list[Any]:
-        runs = [inside(context.roots, path) for path in several[:_OVERLAID]]
-        return [curves(context, runs, key, language), difference_table(context, runs, language)]
+    @app.post("/runs/compare")
+    async def compare_runs(request: Request) -> Response:
+        data = await read_form(request)
+        return await run_in_threadpool(_compare, request, context, data)
 
-    for event in (refresh.click, this_tab().select, lang.change, one.deleted.change):
-        event(shown(reread), [lang, chosen, one.run], [overview, chosen, one.run], show_progress="hidden")
-    for event in (chosen.change, curve.change, lang.change, refresh.click):
-        event(shown(draw), [lang, chosen, curve], [drawing, table], show_progress="hidden")
+    @app.post("/runs/delete")
+    async def delete_runs(request: Request) -> Response:
+        data = await read_form(request)
+        paths = [inside(context.roots, path) for path in data.get_all("run")]
+        for path in paths:
+            await run_in_threadpool(delete_run, path, roots=context.roots)
+        return redirect(request, "/runs")
+
+    @app.get("/runs/show")
+    def show_run(request: Request, path: str = "") -> Response:
+        return _show_run(request, context, inside(context.roots, path))
+
+    @app.post("/runs/notes")
+    async def save_notes(request: Request) -> Response:
+        data = await read_form(request)
+        path = inside(context.roots, data.get("run"))
+        write_notes(path, next((value for name, value in data.pairs if name == "notes"), ""))
+        write_tags(path, data.get("tags"))
+        lang = get_language(request, context)
+        return render_part(request, context, "markup", markup=text("runs.saved", lang))
+
+    @app.post("/runs/resume")
+    async def resume_run(request: Request) -> Response:
+        data = await read_form(request)
+        output = str(require_run(inside(context.roots, data.get("run"))).root)
+        arguments = ["train", "--resume", "--output", output]
+        job = await run_in_threadpool(context.jobs.submit, "train", arguments, output, owner_of(request))
+        return redirect(request, f"/train?job={job.id}#job")
+
+    @app.get("/runs/download")
+    def download_weights(request: Request, path: str = "") -> Response:
+        folder = inside(context.roots, path)
+        return _send_zip(context, folder)
 
 
-def _comparison(words: Words) -> tuple[gr.Dropdown, gr.Radio, gr.HTML, gr.HTML]:
-    words.add(gr.Markdown(), value="runs.compare")
-    with gr.Row():
-        chosen = words.add(
-            gr.Dropdown([], value=[], multiselect=True, elem_id="runs-chosen", scale=2),
-            label="runs.chosen",
-            info="runs.chosen.info",
-        )
-        curve = words.add(
-            gr.Radio(value=_CURVES[0], elem_id="runs-curve", scale=2),
-            label="runs.curve",
-            choices={key: f"runs.curve.{key}" for key in _CURVES},
-        )
-    return (
-        chosen,
-        curve,
-        gr.HTML(elem_id="runs-curves", css_template=CSS),
-        gr.HTML(css_template=CSS, elem_id="runs-diff"),
+def parse_query(data: FormData) -> RunQuery:
+    """The table that a browser asks for; what is not known is the default."""
+    sort = data.get("sort")
+    return RunQuery(
+        data.get("search")[:200],
+        data.get("state") if data.get("state") in _STATES else "",
+        sort if sort in SORT_KEYS else "ended",
+        data.get("order") != "up",
+        data.get_number("page", 1, low=1),
     )
 
 
-class _OneRun:
-    """The fields about a single run."""
+def render_report_frame(folder: Path, lang: str) -> Html:
+    """The report of a folder as it is now, in a frame that may run no script and reach no network.
 
-    def __init__(self, run: gr.Dropdown, deleted: gr.State):
-        self.run = run
-        self.deleted = deleted
-        """The run deleted last."""
-
-
-def _one_run(context: Context, words: Words, lang: gr.State) -> _OneRun:
-    words.add(gr.Markdown(), value="runs.one")
-    with gr.Row():
-        run = words.add(gr.Dropdown([], value=None, elem_id="runs-run", scale=3), label="runs.run")
-        report = words.add(gr.Button(size="sm", scale=0, min_width=140, elem_id="runs-report"), value="runs.report")
-    frame = gr.HTML(elem_id="runs-frame")
-    notes = words.add(
-        gr.Textbox("", lines=3, max_lines=20, elem_id="runs-notes"), label="runs.notes", info="runs.notes.info"
-    )
-    with gr.Row():
-        save = words.add(gr.Button(elem_id="runs-save"), value="runs.save")
-        delete = words.add(gr.Button(variant="stop", elem_id="runs-delete"), value="runs.delete")
-
-    def chosen(path: str | None) -> Path:
-        if not path:
-            raise RunError("No run is chosen.", "Choose one of the list.")
-        return inside(context.roots, path)
-
-    def open_report(path: str | None, language: str) -> Html:
-        return report_frame(require_run(chosen(path)).root, language)
-
-    def show_notes(path: str | None) -> list[str]:
-        if not path:
-            return ["", ""]
-        inside(context.roots, str(Path(path) / NOTES))  # a link may lead out
-        return [read_notes(chosen(path)), ""]
-
-    def save_notes(path: str | None, said: str, language: str) -> None:
-        write_notes(chosen(path), said)
-        gr.Info(text("runs.saved", language), title="")
-
-    report.click(shown(open_report), [run, lang], frame, show_progress="hidden")
-    run.change(shown(show_notes), run, [notes, frame], show_progress="hidden")
-    save.click(shown(save_notes), [run, notes, lang], None, show_progress="hidden")
-    return _OneRun(run, _deletion(context, words, lang, run, delete, chosen))
+    Raises:
+        RunError: there is nothing to report on, or a file cannot be read.
+    """
+    # Made from the files, not read from report.html: what lies in a folder may have come from anywhere.
+    page = render_report(read_contents(folder), lang)
+    return el("iframe", srcdoc=page, sandbox="", title=f"report: {folder.name}", class_="frame")
 
 
-def _deletion(
-    context: Context, words: Words, lang: gr.State, run: gr.Dropdown, delete: gr.Button, chosen: Any
-) -> gr.State:
-    """Ask before deleting. Returns what holds the run deleted last."""
-    deleted, doomed = gr.State(""), gr.State("")
-    with gr.Group(visible=False, elem_id="runs-sure") as question:
-        said = gr.HTML(padding=True)
-        with gr.Row():
-            really = words.add(gr.Button(variant="stop", elem_id="runs-really"), value="runs.really")
-            keep = words.add(gr.Button(elem_id="runs-keep"), value="runs.keep")
+def _table_values(context: Context, query: RunQuery) -> dict[str, Any]:
+    rows, count = find_page(context, query)
+    shared = {"search": query.search, "state": query.state}
 
-    def ask(path: str | None, language: str) -> list[Any]:
-        folder = require_run(chosen(path)).root
-        asked = el("p", text("runs.sure", language, path=short(context, str(folder))))
-        return [gr.update(visible=True), asked, path]
+    def link(sort: str = query.sort, page: int = 1) -> str:
+        is_same = sort == query.sort and page == 1
+        descends = not query.is_descending if is_same else (query.is_descending if page > 1 else sort != "name")
+        if page > 1 or (page == 1 and sort == query.sort and query.page > 1):
+            descends = query.is_descending
+        return urlencode({**shared, "sort": sort, "order": "down" if descends else "up", "page": page})
 
-    def go(path: str, language: str) -> list[Any]:
-        delete_run(chosen(path), roots=context.roots)
-        gr.Info(escape(text("runs.deleted", language, path=short(context, path))), title="")
-        return [gr.update(visible=False), path]
-
-    delete.click(shown(ask), [run, lang], [question, said, doomed], show_progress="hidden")
-    # What was asked about is deleted, whatever the list shows by then.
-    really.click(shown(go), [doomed, lang], [question, deleted], show_progress="hidden")
-    keep.click(lambda: gr.update(visible=False), None, question, show_progress="hidden")
-    run.change(lambda: gr.update(visible=False), None, question, show_progress="hidden")
-    return deleted
+    return {
+        "rows": rows,
+        "count": count,
+        "query": query,
+        "columns": SORT_KEYS,
+        "link": link,
+        "pages": max(1, -(-count // PAGE_RUNS)),
+        "first": (query.page - 1) * PAGE_RUNS + 1,
+    }
 
 
-def run_table(context: Context, lang: str) -> Html:
-    """All runs, the newest first."""
-    paths = [Path(path) for path in listed(context.roots, "runs")]
-    if not paths:
-        return quiet(text("runs.none", lang))
-    return show_table([text(f"runs.{name}", lang) for name in _COLUMNS], [_row(context, path, lang) for path in paths])
-
-
-def _row(context: Context, path: Path, lang: str) -> list[object]:
-    name = short(context, str(path))
+def _show_run(request: Request, context: Context, path: Path) -> Response:
+    lang = get_language(request, context)
+    run = require_run(path)
+    facts = read_run(path)
+    checkpoints = list_checkpoints(run)
     try:
-        facts = read_run(path)
-    except RunError:  # deleted since it was listed, or not ours to read; the others are shown all the same
-        return [name, text("runs.state.unreadable", lang), *["–"] * (len(_COLUMNS) - 2)]
-    summary, last = facts.summary, facts.last
-    return [
+        report: Html | None = render_report_frame(path, lang)
+    except RunError:
+        report = None
+    tags = (find_json_object(path / TAGS) or {}).get("tags") or []
+    return render_page(
+        *(request, context, "run"),
+        tab="runs",
+        title=context.shorten(path),
+        path=str(path),
+        facts=facts,
+        busy=is_busy(run),
+        curves=json.dumps(make_curves(run.read_metrics(), facts.summary)),
+        charts=describe_charts(lang),
+        checkpoints=[(str(folder.relative_to(path)), str(folder)) for folder in checkpoints],
+        config=run.config.read_text("utf-8", errors="replace"),
+        report=report,
+        notes=read_notes(path),
+        tags=" ".join(map(str, tags)),
+    )
+
+
+def _compare(request: Request, context: Context, data: FormData) -> Response:
+    lang = get_language(request, context)
+    paths = [inside(context.roots, path) for path in data.get_all("run")]
+    names = [context.shorten(path) for path in paths]
+    curve = data.get("curve") if data.get("curve") in _COMPARED_CURVES else "loss"
+    curves = {}
+    for name, path in zip(names, paths, strict=True):
+        points = select_points(require_run(path).read_metrics(), curve)
+        if points:
+            curves[name] = [list(column) for column in zip(*points, strict=True)]
+    changed = differences([read_run(path).config for path in paths]) if len(paths) > 1 else []
+    return render_part(
+        *(request, context, "runs_compare"),
+        names=names,
+        paths=[str(path) for path in paths],
+        curve=curve,
+        curve_names=_COMPARED_CURVES,
+        curves=json.dumps({"curves": curves, "best": None}),
+        has_points=bool(curves),
+        differences=changed,
+        charts={
+            "groups": [{"title": text(f"runs.curve.{curve}", lang), "names": names}],
+            "labels": {"step": text("curve.step", lang), "best": text("curve.best", lang)},
+        },
+    )
+
+
+def _send_zip(context: Context, folder: Path) -> Response:
+    """The files of an adapter or a checkpoint as a .zip, made on disk and removed once it is sent."""
+    run = next((parent for parent in folder.parents if (parent / "config.yaml").is_file()), None)
+    if run is None or folder not in list_checkpoints(require_run(run)):
+        raise RunError(f"{folder}: not a result or a checkpoint of a run.", "Open the run and choose one there.")
+    handle, name = tempfile.mkstemp(suffix=".zip", dir=context.state("files"))
+    with os.fdopen(handle, "wb") as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and not path.is_symlink():
+                archive.write(path, Path(folder.name) / path.relative_to(folder))
+    return FileResponse(
         name,
-        el("span", text(f"runs.state.{facts.state}", lang), class_=f"state {facts.state}"),
-        _model_of(facts),
-        facts.config.get("method", "–"),
-        summary.get("steps", last.get("step", "–")),
-        number(last.get("loss")),
-        number(last.get("eval_loss")),
-        number(summary.get("tokens_per_second", last.get("tokens_per_second")), ",.0f"),
-        number(summary.get("seconds"), ",.0f"),
-        str(summary.get("finished_at", "–"))[:16].replace("T", " "),
-    ]
-
-
-def _model_of(facts: RunFacts) -> str:
-    model = facts.config.get("model")
-    path = model.get("path") if isinstance(model, dict) else model
-    return Path(str(path)).name if path else "–"
-
-
-def curves(context: Context, runs: list[Path], key: str, lang: str) -> Html:
-    """One number of several runs over their steps.
-
-    Raises:
-        RunError: one of them is gone.
-    """
-    drawn = [Series(short(context, str(run)), select_points(require_run(run).read_metrics(), key)) for run in runs]
-    if not any(curve.points for curve in drawn):
-        return quiet(text("runs.no_points", lang))
-    unit = text(f"runs.curve.{key}", lang)
-    return Html(draw_line_chart(LineChart(unit, "", drawn), is_wide=True, lang=lang))
-
-
-def difference_table(context: Context, runs: list[Path], lang: str) -> Html:
-    """The settings in which runs differ.
-
-    Raises:
-        RunError: one of them is gone, or its config cannot be read.
-    """
-    if len(runs) < 2:
-        return quiet(text("runs.two", lang))
-    rows = differences([read_run(run).config for run in runs])
-    if not rows:
-        return quiet(text("runs.same", lang))
-    head = [text("runs.key", lang), *(short(context, str(run)) for run in runs)]
-    return show_table(head, [[key, *map(_value, values)] for key, values in rows])
-
-
-def _value(value: Any) -> str:
-    return "–" if value is None else str(value)
+        media_type="application/zip",
+        filename=f"{run.name}-{folder.name}.zip",
+        background=BackgroundTask(os.unlink, name),
+    )

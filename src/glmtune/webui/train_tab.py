@@ -1,130 +1,246 @@
-"""The tab `train`: the form, the command it makes, and the trainings under way."""
+"""The tab `Train`: the form in steps, beside it whether it fits and the start; below, the training as it runs."""
 
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import Any
 
-import gradio as gr
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
 
 from glmtune.config_parsing import read_config_file
-from glmtune.errors import GlmtuneError
-from glmtune.webui import html
+from glmtune.errors import ConfigError, GlmtuneError
+from glmtune.html.pages import is_number
+from glmtune.migrate import dump_translation, require_translation
+from glmtune.utils.documents import parse_yaml
+from glmtune.utils.io import find_json_object
+from glmtune.webui import drafts, lists
 from glmtune.webui.context import Context
-from glmtune.webui.errors import shown
-from glmtune.webui.forms import as_yaml, checked
-from glmtune.webui.paths import inside
-from glmtune.webui.pick import choices, renewed, this_tab
-from glmtune.webui.plan_panel import build_plan
+from glmtune.webui.forms import as_yaml, checked, fields, first, options_of, unavailable
+from glmtune.webui.guard import owner_of
+from glmtune.webui.jobs import Job
+from glmtune.webui.jobs_view import render_job
+from glmtune.webui.paths import inside, listed
+from glmtune.webui.plan_view import make_plan, render_plan, render_work
+from glmtune.webui.presets import CARDS, PRESETS
+from glmtune.webui.rendering import get_language, make_problem, redirect, render_markup, render_page, render_part
+from glmtune.webui.requests import FormData, read_form
 from glmtune.webui.run_files import require_run
-from glmtune.webui.security import owner_of
-from glmtune.webui.selection import Chosen
+from glmtune.webui.run_form import (
+    METHOD_SECTIONS,
+    RunForm,
+    make_empty_form,
+    make_form,
+    make_tree,
+    parse_form,
+    write_config,
+)
 from glmtune.webui.texts import text
-from glmtune.webui.train_form import Form, build_form, prepared, shown_values, tree_from
-from glmtune.webui.train_panel import TrainPanel
-from glmtune.webui.words import Words
 
-_QUIET: dict[str, Any] = {"show_progress": "hidden"}
+_DRAFT = "train"
+_SECTIONS = ("model", "data", *METHOD_SECTIONS, "preference", "generate", "replay", "forget", "training", "run")
+"""Folded parts of the form; `run` holds the keys of no section."""
+_TOP = ("model.path", "data.train", "data.eval", "method", "stage", "output")
+"""Keys with places of their own on the form."""
 
 
-def build(context: Context, words: Words, lang: gr.State, chosen: Chosen) -> None:
-    """Put the tab's components onto the page."""
-    words.add(gr.Markdown(), value="train.lead")
-    form = build_form(context, words, lang)
-    problem = gr.HTML(html.note(text("train.incomplete", context.lang)), elem_id="train-problem")
-    with gr.Row():
-        command = gr.Code(
-            language="shell", interactive=False, elem_id="train-command", scale=1, min_width=280, lines=1, visible=False
+def add_routes(app: FastAPI, context: Context) -> None:
+    """Add the routes of the tab."""
+
+    @app.get("/train")
+    def show_train(request: Request, job: str = "") -> Response:
+        draft = drafts.load_draft(context, owner_of(request), _DRAFT)
+        form = parse_form(draft) if draft else make_empty_form()
+        shown = find_training(context, job)
+        return render_page(
+            *(request, context, "train"),
+            tab="train",
+            form=render_form(request, context, form),
+            trainings=[(context.shorten(each.output), each) for each in list_trainings(context)],
+            job=shown,
+            panel=render_job(request, context, shown) if shown else "",
+            runs=lists.list_choices(context, "runs"),
+            saved=drafts.list_saved(context),
         )
-        words.add(command, label="train.command")
-        config = gr.Code(
-            language="yaml",
-            interactive=False,
-            elem_id="train-yaml",
-            scale=1,
-            min_width=280,
-            lines=4,
-            max_lines=20,
-            visible=False,
+
+    @app.post("/train/check")
+    async def check_form(request: Request) -> Response:
+        data = await read_form(request)
+        drafts.save_draft(context, owner_of(request), _DRAFT, data)
+        return await run_in_threadpool(_render_card, request, context, parse_form(data))
+
+    @app.post("/train/plan")
+    async def plan_training(request: Request) -> Response:
+        data = await read_form(request)
+        lang = get_language(request, context)
+        form = parse_form(data)
+        if not form.is_complete:
+            return render_part(request, context, "markup", markup="")
+        tree = await run_in_threadpool(make_tree, context, form)
+        plan = await make_plan(tree, data.get("gpu_memory"), context.roots[0], lang, request)
+        seconds = await run_in_threadpool(estimate_seconds, context, tree, plan)
+        change = plan["change"] if plan["change"] and plan["change"]["fits"] else None
+        return render_part(
+            *(request, context, "train_plan"),
+            plan=render_plan(plan, lang),
+            work=render_work(plan, seconds, lang),
+            settings="\n".join(change["settings"]) if change else "",
         )
-        words.add(config, label="train.yaml")
-    build_plan(context, words, lang, form)
-    start = words.add(gr.Button(variant="primary", elem_id="train-start"), value="train.start")
-    panel = TrainPanel(context, words, lang)
 
-    @shown
-    def begin(request: gr.Request, *values: Any) -> str:
-        file, output = prepared(context, tree_from(context, *form.read(values)))
-        return context.jobs.submit("train", ["train", str(file)], str(output), owner_of(request)).id
+    @app.post("/train/form")
+    async def change_form(request: Request) -> Response:
+        data = await read_form(request)
+        form = await run_in_threadpool(change_settings, context, data)
+        return render_part(request, context, "markup", markup=render_form(request, context, form))
 
-    def show(code: str, *values: Any) -> list[Any]:
-        return _preview(context, form, values, code)
+    @app.post("/train/settings")
+    async def save_settings(request: Request) -> Response:
+        data = await read_form(request)
+        name = drafts.save_settings(context, data.get("settings_name"), data.without("settings_name"))
+        lang = get_language(request, context)
+        return render_part(request, context, "markup", markup=text("train.saved", lang, name=name))
 
-    start.click(begin, form.inputs, [panel.selected], **_QUIET)
-    changes = [component.change for component in form.inputs]
-    gr.on(
-        [lang.change, *changes],
-        show,
-        [lang, *form.inputs],
-        [command, config, problem],
-        trigger_mode="always_last",
-        **_QUIET,
+    @app.post("/train/start")
+    async def start_training(request: Request) -> Response:
+        data = await read_form(request)
+        return await run_in_threadpool(_start, request, context, data)
+
+
+def render_form(request: Request, context: Context, form: RunForm) -> Any:
+    """The form with its values, and the card beside it."""
+    known = {item.key: item for item in fields()}
+    shared = first("")
+    method_keys = {name: [known[key] for key in first(name)] for name in METHOD_SECTIONS}
+    used = {*_TOP, *shared, *(field.key for group in method_keys.values() for field in group)}
+    folded = {name: [item for item in fields() if item.section == name and item.key not in used] for name in _SECTIONS}
+    return render_markup(
+        *(request, context, "train_form"),
+        form=form,
+        known=known,
+        shared=[known[key] for key in shared],
+        method_keys=method_keys,
+        own_section=options_of(str(form.values["method"])),
+        folded={name: items for name, items in folded.items() if items},
+        unavailable=unavailable(),
+        models=lists.list_choices(context, "models"),
+        datasets=lists.list_datasets(context),
+        presets=list(PRESETS),
+        cards=CARDS,
     )
-    _earlier_runs(context, words, form, panel)
-    _take_over(context, form, chosen)
 
 
-def _preview(context: Context, form: Form, values: tuple[Any, ...], lang: str) -> list[Any]:
+def change_settings(context: Context, data: FormData) -> RunForm:
+    """The form after a button that changes many fields: a preset, saved settings, an import, a proposed change.
+
+    Raises:
+        GlmtuneError: what should be imported cannot be read.
+    """
+    action = data.get("action")
+    form = parse_form(data)
+    if action == "preset":
+        return _apply_preset(form, data.get("preset"))
+    if action == "load":
+        saved = drafts.load_settings(context, data.get("saved"))
+        if saved is None:
+            raise ConfigError(f"{data.get('saved')}: no settings of this name.", "Choose one of the list.")
+        return parse_form(saved)
+    if action == "import":
+        return make_form(_import_text(data.get("import_text")))
+    if action == "repeat":
+        run = require_run(inside(context.roots, data.get("run")))
+        return make_form({**read_config_file(run.config), "output": ""})
+    if action == "apply":
+        for setting in data.get("proposed").splitlines():
+            key, _, value = setting.partition("=")
+            if key.strip() in form.values:
+                form.values[key.strip()] = value.strip() if value.strip() not in ("true", "false") else value == "true"
+            else:
+                form.more = f"{form.more}\n{setting}".strip()
+    return form
+
+
+def estimate_seconds(context: Context, tree: dict[str, Any], plan: dict[str, Any]) -> float | None:
+    """Time of a training from the speed of the newest run of the same model and method here; None without one."""
+    for path in listed(context.roots, "runs")[:50]:
+        summary = find_json_object(Path(path) / "summary.json") or {}
+        speed = summary.get("tokens_per_second")
+        if not is_number(speed) or speed <= 0:
+            continue
+        try:
+            config = read_config_file(Path(path) / "config.yaml")
+        except GlmtuneError:
+            continue
+        model = config.get("model")
+        same_model = (model.get("path") if isinstance(model, dict) else model) == tree["model"]["path"]
+        if same_model and config.get("method", "lora") == tree.get("method", "lora"):
+            return float(plan["tokens"]) / speed
+    return None
+
+
+def list_trainings(context: Context) -> list[Job]:
+    """The newest jobs that are trainings."""
+    return [job for job in context.jobs.list() if job.kind == "train"][:30]
+
+
+def find_training(context: Context, id: str) -> Job | None:
+    """The job of this id; without one that which is running, else the newest."""
+    jobs = list_trainings(context)
+    chosen = next((job for job in jobs if job.id == id), None)
+    return chosen or next((job for job in jobs if job.state == "running"), jobs[0] if jobs else None)
+
+
+def _start(request: Request, context: Context, data: FormData) -> Response:
+    file, output = write_config(context, make_tree(context, parse_form(data)))
+    job = context.jobs.submit("train", ["train", str(file)], str(output), owner_of(request))
+    return redirect(request, f"/train?job={job.id}#job")
+
+
+def _render_card(request: Request, context: Context, form: RunForm) -> Response:
     """The command and its file, or what is wrong with the form."""
-    given, more = form.read(values)
-    if not (given["model.path"] and given["data.train"]):
-        return [gr.update(visible=False), gr.update(visible=False), html.note(text("train.incomplete", lang))]
+    if not form.is_complete:
+        return render_part(request, context, "train_card", problem=None, config=None, command="", is_complete=False)
+    lang = get_language(request, context)
     try:
-        tree = tree_from(context, given, more)
+        tree = make_tree(context, form)
         checked(tree)
     except GlmtuneError as error:
-        return [gr.update(visible=False), gr.update(visible=False), html.problem(error)]
+        problem = make_problem(error, lang)
+        return render_part(request, context, "train_card", problem=problem, config=None, command="", is_complete=True)
     command = shlex.join(["glmtune", "train", "config.yaml"])
-    return [gr.update(value=command, visible=True), gr.update(value=as_yaml(tree), visible=True), ""]
-
-
-def _earlier_runs(context: Context, words: Words, form: Form, panel: TrainPanel) -> None:
-    with (
-        words.add(gr.Accordion(open=False, elem_id="train-earlier"), label="train.continue"),
-        gr.Row(equal_height=True),
-    ):
-        run = gr.Dropdown(choices(context, "runs"), value=None, scale=2, min_width=260, elem_id="train-run")
-        words.add(run, label="train.run")
-        resume = words.add(gr.Button(min_width=160, elem_id="train-resume"), value="train.resume")
-        repeat = words.add(gr.Button(min_width=160), value="train.repeat")
-
-    @shown
-    def go_on(named: str | None, request: gr.Request) -> str:
-        output = str(require_run(inside(context.roots, named or "")).root)
-        arguments = ["train", "--resume", "--output", output]
-        return context.jobs.submit("train", arguments, output, owner_of(request)).id
-
-    @shown
-    def fill(named: str | None) -> list[Any]:
-        tree = read_config_file(require_run(inside(context.roots, named or "")).config)
-        return shown_values(form, {**tree, "output": ""})
-
-    resume.click(go_on, [run], [panel.selected], **_QUIET)
-    repeat.click(fill, [run], form.inputs, **_QUIET)
-    this_tab().select(lambda now: renewed(choices(context, "runs"), now, first=True), [run], [run], **_QUIET)
-    panel.ended.change(
-        lambda path: gr.update(choices=choices(context, "runs"), value=path), [panel.ended], [run], **_QUIET
+    return render_part(
+        *(request, context, "train_card"), problem=None, config=as_yaml(tree), command=command, is_complete=True
     )
 
 
-def _take_over(context: Context, form: Form, chosen: Chosen) -> None:
-    """What was looked at in the tabs before is what is trained with."""
-    model, train, held = (form.components[key] for key in ("model.path", "data.train", "data.eval"))
+def _apply_preset(form: RunForm, name: str) -> RunForm:
+    if name not in PRESETS:
+        raise ConfigError(f"{name}: no such preset.", f"One of: {', '.join(PRESETS)}.")
+    preset = make_empty_form()
+    preset.datasets, preset.more = form.datasets, form.more
+    for key in (*_TOP, "model.family", "model.hub", "model.quantization"):
+        preset.values[key] = form.values[key]
+    for key, value in PRESETS[name].items():
+        if key in preset.values:
+            preset.values[key] = value
+        else:
+            preset.more = "\n".join([*filter(None, [preset.more]), f"{key}={_format_value(value)}"])
+    return preset
 
-    def renew(path: str | None, rows: list[str], evaluation: str | None) -> list[Any]:
-        found = choices(context, "data")
-        return [renewed(choices(context, "models"), path), renewed(found, rows or []), renewed(found, evaluation)]
 
-    this_tab().select(renew, [model, train, held], [model, train, held], **_QUIET)
-    chosen.model.change(lambda path: path or gr.skip(), [chosen.model], [model], **_QUIET)
-    chosen.data.change(lambda path: [path] if path else gr.skip(), [chosen.data], [train], **_QUIET)
+def _format_value(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _import_text(content: str) -> dict[str, Any]:
+    """The config of a YAML file of ours, or of an older trainer's file or command line."""
+    if not content.strip():
+        raise ConfigError("Nothing was pasted.", "Paste a YAML file, or the command of an older trainer.")
+    tree = parse_yaml(content) if ":" in content.partition("\n")[0] and not content.startswith("-") else None
+    if isinstance(tree, dict) and ({"model", "data", "method"} & set(tree)):
+        return tree
+    words = shlex.split(content.replace("\\\n", " "), comments=True)
+    translated = parse_yaml(dump_translation(require_translation(words, "pasted text")))
+    return dict(translated) if isinstance(translated, dict) else {}

@@ -26,6 +26,7 @@ from glmtune.models.tokenizers.vocabulary_files import (
     read_sentencepiece,
     read_tiktoken,
 )
+from glmtune.utils.file_access import require_readable
 from glmtune.utils.io import find_json_object, read_json_object
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ def _find_tokenizer_file(folder: Path, name: str) -> Path:
             f"{folder}: the tokenizer's file {name} is missing.",
             f"Put the {name} of the checkpoint's repository there; its .py files are not enough (and not needed).",
         )
-    with path.open("rb") as file:
+    with require_readable(path).open("rb") as file:
         start = file.read(len(_LFS_POINTER))
     if start == _LFS_POINTER:
         raise ModelError(

@@ -18,6 +18,7 @@ from glmtune.models.tokenizers.added_tokens import (
     read_saved_tokens,
 )
 from glmtune.utils.console import print_message
+from glmtune.utils.file_access import require_readable
 from glmtune.utils.io import write_json
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def read_new_tokens(entry: str | Sequence[str]) -> list[str]:
     if not entry:
         return []
     path = Path(entry).expanduser()
+    require_readable(path)
     if not path.is_file():
         raise ConfigError(
             f"{_KEY}: {entry} is not a file.",

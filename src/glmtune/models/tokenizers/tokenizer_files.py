@@ -13,6 +13,7 @@ from glmtune.models.tokenizers.added_tokens import ADDED_TOKENS_FILE, list_added
 from glmtune.models.tokenizers.backends import UNIGRAM
 from glmtune.models.tokenizers.ids import count_image_tokens
 from glmtune.models.tokenizers.vocabulary_files import read_sentencepiece
+from glmtune.utils.file_access import require_readable
 from glmtune.utils.io import read_json_object, write_json
 
 PUBLISHED_FILES = ("ice_text.model", "tokenizer.model")
@@ -65,7 +66,7 @@ def copy_published_tokenizer(base: Path, folder: Path) -> list[str]:
     """
     names = [name for name in PUBLISHED_FILES if (base / name).is_file()]
     for name in names:
-        shutil.copyfile(base / name, folder / name)
+        shutil.copyfile(require_readable(base / name), folder / name)
     return names
 
 
@@ -98,7 +99,7 @@ def write_published_tokenizer(base: Path, family: str, folder: Path, tokenizer: 
     copy_published_tokenizer(base, folder)
     own = _read_config(base / _CONFIG)
     if str(own.get("tokenizer_class", "")) == _PUBLISHED[family]["tokenizer_class"]:
-        shutil.copyfile(base / _CONFIG, folder / _CONFIG)
+        shutil.copyfile(require_readable(base / _CONFIG), folder / _CONFIG)
     else:
         _write_published_config(base, family, folder)
     # Tokens that were added to the base, wherever they are listed.

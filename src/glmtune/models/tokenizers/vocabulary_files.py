@@ -18,6 +18,7 @@ from pathlib import Path
 import sentencepiece
 
 from glmtune.errors import ModelError
+from glmtune.utils.file_access import require_readable
 
 # Field numbers and piece types of sentencepiece_model.proto.
 _PIECE, _TRAINER, _NORMALIZER = 1, 2, 3
@@ -65,7 +66,7 @@ def read_sentencepiece(path: Path, kind: str) -> SentencePieceModel:
             exactly.
     """
     try:
-        model = _parse_model(path, path.read_bytes())
+        model = _parse_model(path, require_readable(path).read_bytes())
     except (IndexError, ValueError, struct.error):
         model = SentencePieceModel(path)
     if not model.pieces or UNKNOWN not in model.types:
@@ -192,7 +193,7 @@ def read_tiktoken(path: Path) -> dict[bytes, int]:
         ModelError: a line is not a token and a rank, or ranks are missing (a truncated file).
     """
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(require_readable(path).read_bytes().splitlines(), start=1):
         if not line.strip():
             continue
         try:

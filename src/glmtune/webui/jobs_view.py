@@ -1,0 +1,132 @@
+"""A job on the page: its state, log and curves as they change, and the button that stops it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from glmtune.webui.context import Context
+from glmtune.webui.job_view import describe_job
+from glmtune.webui.jobs import Job
+from glmtune.webui.rendering import get_language, render_markup, render_page, render_part
+from glmtune.webui.requests import read_form
+from glmtune.webui.training_view import (
+    describe_charts,
+    list_remarks,
+    make_curves,
+    make_training_figures,
+    read_training,
+)
+
+_EVERY_S = 1.0
+_LOG_LINES = 300
+
+
+def add_routes(app: FastAPI, context: Context) -> None:
+    """Add the routes of jobs."""
+
+    @app.get("/jobs/{id}")
+    def show_job(request: Request, id: str) -> Response:
+        job = context.jobs.get(id)
+        return render_page(request, context, "job", tab=_tab_of(job), panel=render_job(request, context, job))
+
+    @app.get("/jobs/{id}/panel")
+    def show_panel(request: Request, id: str) -> Response:
+        return render_part(request, context, "markup", markup=render_job(request, context, context.jobs.get(id)))
+
+    @app.get("/jobs/{id}/live")
+    async def stream_job(request: Request, id: str) -> Response:
+        context.jobs.get(id)
+        return StreamingResponse(
+            _stream(request, context, id),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},  # a proxy is not to collect it
+        )
+
+    @app.post("/jobs/{id}/stop")
+    async def stop_job(request: Request, id: str) -> Response:
+        await read_form(request)
+        job = await run_in_threadpool(context.jobs.stop, id)
+        return render_part(request, context, "markup", markup=render_job(request, context, job))
+
+
+def render_job(request: Request, context: Context, job: Job) -> Any:
+    """The panel of a job: what `_read_parts` fills, with its first content."""
+    lang = get_language(request, context)
+    parts = _read_parts(request, context, job)
+    return render_markup(
+        *(request, context, "job_panel"),
+        job=job,
+        parts=parts,
+        name=Path(job.output).name if job.output else job.kind,
+        command=shlex.join(["glmtune", *job.arguments]),
+        curves=json.dumps(_read_curves(job)) if job.kind == "train" else None,
+        charts=describe_charts(lang),
+    )
+
+
+async def _stream(request: Request, context: Context, id: str) -> AsyncIterator[str]:
+    """Events of a job until it has ended: `part` (id and markup), `curves`, `progress`, `end`; only what changed."""
+    sent: dict[str, str] = {}
+    while not await request.is_disconnected():
+        job, events = await run_in_threadpool(_collect_events, request, context, id)
+        for key, (event, data) in events.items():
+            if sent.get(key) != data:
+                sent[key] = data
+                yield f"event: {event}\ndata: {data}\n\n"
+        if not job.alive:
+            yield f"event: end\ndata: {json.dumps({'state': job.state})}\n\n"
+            return
+        await asyncio.sleep(_EVERY_S)
+
+
+def _collect_events(request: Request, context: Context, id: str) -> tuple[Job, dict[str, tuple[str, str]]]:
+    job = context.jobs.get(id)
+    events = {
+        name: ("part", json.dumps({"id": f"job-{name}", "html": str(content)}))
+        for name, content in _read_parts(request, context, job).items()
+    }
+    progress: dict[str, Any] = {"state": job.state, "name": Path(job.output).name}
+    if job.kind == "train":
+        events["curves"] = ("curves", json.dumps(_read_curves(job)))
+        progress["percent"] = read_training(job).percent
+    events["progress"] = ("progress", json.dumps(progress))
+    return job, events
+
+
+def _read_parts(request: Request, context: Context, job: Job) -> dict[str, Any]:
+    """Markup of the parts that change: `status` and `log`."""
+    lang = get_language(request, context)
+    log = context.jobs.tail(job.id, _LOG_LINES)
+    if job.kind == "train":
+        view = read_training(job, log)
+        values = {
+            "share": None if view.percent is None else view.percent / 100,
+            "figures": make_training_figures(view, lang),
+            "remarks": list_remarks(view, lang),
+            "error": view.error,
+        }
+    else:
+        values = describe_job(job, log, lang)
+    status = render_markup(request, context, "job_status", job=job, **values)
+    return {"status": status, "log": render_markup(request, context, "job_log", log=log)}
+
+
+def _read_curves(job: Job) -> dict[str, Any]:
+    view = read_training(job)
+    return make_curves(view.entries, view.summary)
+
+
+def _tab_of(job: Job) -> str:
+    return {"train": "train", "export": "export", "eval": "evaluate", "compare": "evaluate", "forget": "evaluate"}.get(
+        job.kind, "model"
+    )

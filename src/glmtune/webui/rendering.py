@@ -1,0 +1,111 @@
+"""Pages and parts of pages from templates, in the language of the browser that asks."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment
+from markupsafe import Markup
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from glmtune.errors import GlmtuneError
+from glmtune.html.i18n import LANGUAGES
+from glmtune.html.pages import make_environment
+from glmtune.utils.console import format_bytes, format_duration
+from glmtune.webui.context import Context
+from glmtune.webui.error_texts import translate_error
+from glmtune.webui.guard import LANGUAGE_COOKIE, csrf_token
+from glmtune.webui.texts import text
+
+TABS = ("data", "train", "runs", "chat", "evaluate", "export", "model")
+"""In the order in which a person needs them."""
+UNPROCESSABLE = 422
+"""Status of a request that a user can correct; its part of the page is shown in place of the result."""
+
+
+def get_language(request: Request, context: Context) -> str:
+    """The language that this browser chose, else the server's."""
+    choice = request.cookies.get(LANGUAGE_COOKIE, "")
+    return choice if choice in LANGUAGES else context.lang
+
+
+def render_page(request: Request, context: Context, name: str, /, *, tab: str, **values: Any) -> HTMLResponse:
+    """A whole page.
+
+    Args:
+        request: that asks for it.
+        context: the server's settings.
+        name: of the template, without its suffix.
+        tab: the tab that is marked as current; its text is the title, unless `values` has a `title`.
+        values: of the template.
+    """
+    lang = get_language(request, context)
+    values.setdefault("title", text(f"tab.{tab}", lang))
+    return HTMLResponse(_render(request, context, name, {"tab": tab, **values}))
+
+
+def render_part(request: Request, context: Context, name: str, /, **values: Any) -> HTMLResponse:
+    """A part of a page, which the browser puts into its place."""
+    return HTMLResponse(_render(request, context, name, values))
+
+
+def render_markup(request: Request, context: Context, name: str, /, **values: Any) -> Markup:
+    """A part of a page for another template."""
+    return Markup(_render(request, context, name, values))
+
+
+def render_error(request: Request, context: Context, error: GlmtuneError) -> HTMLResponse:
+    """An error that a user can correct, in place of the result that was asked for."""
+    lang = get_language(request, context)
+    return HTMLResponse(str(make_problem(error, lang)), UNPROCESSABLE)
+
+
+def make_problem(error: GlmtuneError, lang: str) -> Markup:
+    """The one or two lines of an error, under a headline in the page's language."""
+    template = _environment().get_template("problem.html.j2")
+    return Markup(
+        template.render(
+            message=error.message,
+            hint=error.hint or "",
+            translated=translate_error(error.message, lang),
+            translated_hint=translate_error(error.hint or "", lang),
+            t=_translator(lang),
+        )
+    )
+
+
+def redirect(request: Request, path: str) -> Response:
+    """Send the browser to another page of ours; also where htmx asks."""
+    url = f"{request.scope.get('root_path', '')}{path}"
+    if "hx-request" in request.headers:
+        return Response(status_code=204, headers={"HX-Redirect": url})
+    return Response(status_code=303, headers={"Location": url})
+
+
+def _render(request: Request, context: Context, name: str, values: dict[str, Any]) -> str:
+    lang = get_language(request, context)
+    root = request.scope.get("root_path", "")
+    shared = {
+        "lang": lang,
+        "html_lang": {"zh": "zh-CN"}.get(lang, lang),
+        "t": _translator(lang),
+        "url": lambda path: f"{root}{path}",
+        "csrf": csrf_token(request),
+        "tabs": TABS,
+        "is_locked": context.locked,
+        "shorten": context.shorten,
+    }
+    return _environment().get_template(f"{name}.html.j2").render({**shared, **values})
+
+
+def _translator(lang: str) -> Any:
+    return lambda key, **named: text(key, lang, **named)
+
+
+@cache
+def _environment() -> Environment:
+    environment = make_environment("glmtune.webui")
+    environment.filters |= {"size": format_bytes, "duration": format_duration}
+    return environment

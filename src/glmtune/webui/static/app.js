@@ -1,0 +1,238 @@
+// What the page does in the browser beside htmx: live jobs, charts, rows of the form, uploads.
+"use strict";
+
+const root = () => document.body.dataset.root;
+const csrfHeaders = () => ({ "X-CSRF-Token": document.body.dataset.csrf });
+
+// --- live jobs -------------------------------------------------------------------------------------------------------
+
+let liveSource = null;
+
+function connectLive() {
+  const job = document.querySelector("[data-live]");
+  if (liveSource && (!job || liveSource.url !== new URL(job.dataset.live, location).href)) {
+    liveSource.close();
+    liveSource = null;
+  }
+  if (!job || liveSource || !["running", "queued"].includes(job.dataset.state)) return;
+  liveSource = new EventSource(job.dataset.live);
+  liveSource.addEventListener("part", (event) => showPart(JSON.parse(event.data)));
+  liveSource.addEventListener("curves", (event) => {
+    const box = job.querySelector("[data-curves]");
+    if (box) { box.dataset.curves = event.data; drawCharts(box); }
+  });
+  liveSource.addEventListener("progress", (event) => showProgress(JSON.parse(event.data)));
+  liveSource.addEventListener("end", (event) => {
+    liveSource.close();
+    liveSource = null;
+    announceEnd(job, JSON.parse(event.data).state);
+  });
+}
+
+function showPart({ id, html }) {
+  const place = document.getElementById(id);
+  if (!place) return;
+  const atEnd = place.scrollHeight - place.scrollTop - place.clientHeight < 30;
+  place.innerHTML = html;
+  if (atEnd) place.scrollTop = place.scrollHeight;
+}
+
+function showProgress({ percent, state }) {
+  const isShown = percent !== undefined && percent !== null && state === "running";
+  document.title = isShown ? `${percent} % · ${document.body.dataset.title}` : document.body.dataset.title;
+}
+
+function announceEnd(job, state) {
+  document.title = document.body.dataset.title;
+  const name = job.querySelector("h2").textContent;
+  if ("Notification" in window && Notification.permission === "granted" && document.hidden) {
+    new Notification(`glmtune: ${name}`, { body: state });
+  }
+  htmx.ajax("GET", job.dataset.live.replace(/live$/, "panel"), { target: "#job", swap: "outerHTML" });
+  document.body.dispatchEvent(new CustomEvent("job-ended"));
+}
+
+// --- charts ----------------------------------------------------------------------------------------------------------
+
+const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const chartsOf = new WeakMap();
+
+function smooth(values, weight) {
+  let mean = 0;
+  return values.map((value, index) => {
+    mean = weight * mean + (1 - weight) * value;
+    return mean / (1 - weight ** (index + 1)); // without the zero it begins with
+  });
+}
+
+function mergeSeries(series) {
+  const steps = [...new Set(series.flatMap(([x]) => x))].sort((a, b) => a - b);
+  const place = new Map(steps.map((step, index) => [step, index]));
+  return [steps, ...series.map(([x, y]) => {
+    const column = new Array(steps.length).fill(null);
+    x.forEach((step, index) => { column[place.get(step)] = y[index]; });
+    return column;
+  })];
+}
+
+function drawCharts(box) {
+  const { curves, best } = JSON.parse(box.dataset.curves);
+  const labels = JSON.parse(box.dataset.labels);
+  const weight = Number(box.querySelector("[data-smoothing]")?.value ?? 0);
+  const isLog = box.querySelector("[data-log-axis]")?.checked ?? false;
+  for (const place of box.querySelectorAll("[data-chart]")) {
+    const names = JSON.parse(place.dataset.chart).filter((name) => curves[name]);
+    place.closest("figure").hidden = !names.length;
+    chartsOf.get(place)?.destroy();
+    if (names.length) chartsOf.set(place, drawChart(place, names, curves, { labels, weight, isLog, best }));
+  }
+}
+
+function drawChart(place, names, curves, { labels, weight, isLog, best }) {
+  const palette = ["--a", "--b", "--good", "--warn", "--faint"].map(colour);
+  const series = names.map((name, index) => ({
+    label: labels[name] ?? name,
+    stroke: palette[index % palette.length],
+    width: 2,
+    dash: name.startsWith("eval_") ? [6, 4] : undefined,
+    spanGaps: true,
+    points: { show: curves[name][0].length < 40 },
+  }));
+  const data = mergeSeries(names.map((name) => {
+    const [x, y] = curves[name];
+    return [x, y.length > 8 && weight > 0 && !name.startsWith("eval") && name !== "learning_rate" ? smooth(y, weight) : y];
+  }));
+  const axis = { stroke: colour("--faint"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") } };
+  return new uPlot({
+    width: Math.max(240, place.clientWidth || 480),
+    height: 260,
+    scales: { x: { time: false }, y: { distr: isLog ? 3 : 1 } },
+    series: [{ label: labels.step ?? "step" }, ...series],
+    axes: [axis, { ...axis, size: 60 }],
+    hooks: { draw: [(chart) => names.some((name) => name.startsWith("eval_")) && markBest(chart, best, labels)] },
+  }, data, place);
+}
+
+function markBest(chart, best, labels) {
+  if (best === null || best === undefined) return;
+  const x = chart.valToPos(best, "x", true);
+  const { ctx, bbox } = chart;
+  ctx.save();
+  ctx.strokeStyle = ctx.fillStyle = colour("--good");
+  ctx.setLineDash([3, 4]);
+  ctx.beginPath();
+  ctx.moveTo(x, bbox.top);
+  ctx.lineTo(x, bbox.top + bbox.height);
+  ctx.stroke();
+  ctx.font = `${12 * devicePixelRatio}px system-ui`;
+  ctx.fillText(`${labels.best} ${best}`, x + 5, bbox.top + 14 * devicePixelRatio);
+  ctx.restore();
+}
+
+// --- forms -----------------------------------------------------------------------------------------------------------
+
+function addRow(selector) {
+  const rows = document.querySelector(selector);
+  const row = rows.lastElementChild.cloneNode(true);
+  for (const field of row.querySelectorAll("input")) field.value = "";
+  rows.append(row);
+  row.querySelector("input").focus();
+}
+
+function removeRow(button) {
+  const row = button.closest("[data-dataset]");
+  const form = row.closest("form");
+  if (row.parentElement.children.length > 1) row.remove();
+  else for (const field of row.querySelectorAll("input")) field.value = "";
+  htmx.trigger(form, "change");
+}
+
+function showMethodFields() {
+  const method = document.querySelector("[data-method]:checked")?.value;
+  for (const group of document.querySelectorAll("[data-method-fields]")) {
+    group.hidden = group.dataset.methodFields !== (method === "qlora" ? "lora" : method);
+  }
+}
+
+// Fields that only some tasks take are shown for those.
+function showTaskFields() {
+  const task = document.querySelector("[data-shows]:checked")?.dataset.shows;
+  if (!task) return;
+  for (const part of document.querySelectorAll("[data-shown-for]")) {
+    part.hidden = !part.dataset.shownFor.split(" ").includes(task);
+  }
+}
+
+function download(name, text) {
+  const link = document.createElement("a");
+  link.href = `data:text/plain;charset=utf-8,${encodeURIComponent(text)}`;
+  link.download = name;
+  link.click();
+}
+
+// A file is sent as it is, a part after the other being read from disk; the answer is where it was put.
+function upload(input) {
+  const status = document.getElementById(input.dataset.status);
+  for (const file of input.files) {
+    const request = new XMLHttpRequest();
+    request.open("PUT", `${root()}/uploads?name=${encodeURIComponent(file.name)}`);
+    for (const [name, value] of Object.entries(csrfHeaders())) request.setRequestHeader(name, value);
+    request.upload.onprogress = (event) => {
+      status.textContent = `${file.name}: ${Math.round((100 * event.loaded) / event.total)} %`;
+    };
+    request.onload = () => {
+      let reply = {};
+      try { reply = JSON.parse(request.responseText); } catch { reply = { error: request.responseText }; }
+      status.textContent = reply.path ? `${reply.path}` : (reply.error ?? `${request.status}`);
+      const target = document.querySelector(input.dataset.upload);
+      if (reply.path && target) {
+        target.value = reply.path;
+        target.dispatchEvent(new Event("change", { bubbles: true }));
+      }
+    };
+    request.onerror = () => { status.textContent = `${file.name}: –`; };
+    request.send(file);
+  }
+  input.value = "";
+}
+
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  if (!button) return;
+  if (button.dataset.addRow) addRow(button.dataset.addRow);
+  if ("removeRow" in button.dataset) removeRow(button);
+  if (button.dataset.download) download(button.dataset.download, document.querySelector(button.dataset.from).textContent);
+  if (button.dataset.copy) navigator.clipboard.writeText(document.querySelector(button.dataset.copy).textContent);
+  if (button.id === "train-start" && "Notification" in window && Notification.permission === "default") {
+    Notification.requestPermission();
+  }
+});
+
+document.addEventListener("change", (event) => {
+  if ("method" in event.target.dataset) showMethodFields();
+  if (event.target.dataset.shows) showTaskFields();
+  if ("submit" in event.target.dataset) event.target.form.requestSubmit();
+  if (event.target.dataset.upload) upload(event.target);
+  if ("logAxis" in event.target.dataset) drawCharts(event.target.closest("[data-curves]"));
+});
+
+document.addEventListener("input", (event) => {
+  if ("smoothing" in event.target.dataset) drawCharts(event.target.closest("[data-curves]"));
+});
+
+function setUp() {
+  showMethodFields();
+  showTaskFields();
+  connectLive();
+  for (const box of document.querySelectorAll("[data-curves]")) if (!chartsOf.has(box)) { chartsOf.set(box, true); drawCharts(box); }
+  for (const log of document.querySelectorAll(".log")) log.scrollTop = log.scrollHeight;
+}
+
+document.addEventListener("DOMContentLoaded", setUp);
+document.addEventListener("htmx:afterSettle", setUp);
+window.addEventListener("resize", () => document.querySelectorAll("[data-curves]").forEach(drawCharts));
+// A server that is gone, and an answer that is none, are said where the user looks.
+document.addEventListener("htmx:responseError", (event) => {
+  const notice = document.getElementById("notice");
+  if (notice) notice.textContent = `${event.detail.xhr.status}: ${event.detail.xhr.responseText.slice(0, 300)}`;
+});
