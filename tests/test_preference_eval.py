@@ -105,6 +105,7 @@ def test_rewards_are_those_of_the_stage():
         ["accuracy_longer"],
         [],  # of the same length
     ]
+    assert [row["accuracy"] for row in score_pairs(RewardRule("dpo", PreferenceConfig()), LOGPS, LOGPS)] == [50] * 3
     options = PreferenceConfig(beta=0.5, length_normalized=True)
     by_token = score_pairs(RewardRule("dpo", options), LOGPS, REFERENCE)
     assert by_token[0]["margin"] == pytest.approx(0.5 * (2 / 5 + 1 / 7))

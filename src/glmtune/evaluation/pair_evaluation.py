@@ -162,7 +162,7 @@ def measure_pairs(
 
 
 def score_pairs(rule: RewardRule, tuned: PairLogps, reference: PairLogps | None) -> list[dict[str, float]]:
-    """The scores of each pair: rewards, their difference, whether it is right (100; 50 for equal rewards), and log-probabilities.
+    """The scores of each pair: whether it is right (100; 50 for equal rewards), rewards, and log-probabilities.
 
     Args:
         rule: what a reward is.
