@@ -457,6 +457,7 @@ def test_a_pattern_without_a_limit_finds_the_same_files(root):
     assert find("*/*.json") == ["a/1.json", "d/5.json", "e/5.json"]
     assert find("[de]/*") == ["d/5.json", "d/6.csv", "e/5.json", "e/6.csv"]
     assert find("a/**/c/*.json") == ["a/b/c/3.json"]
+    assert find("a**/1.j**n") == ["a/1.json"]
     assert find("a/*/c/3.json") == ["a/b/c/3.json"]
     assert find(".h*/*.json") == [".hidden/4.json"]
     assert find("*/../d/5.json") == sorted(find("*/../d/5.json"))
