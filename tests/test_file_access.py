@@ -616,6 +616,7 @@ UNCHECKED = {
     "verification/pickle_code.py": "verifier.py checks the folder",
     "verification/weight_values.py": "verifier.py checks the folder",
     "webui/app.py": "files of the package",
+    "webui/error_texts.py": "files of the package",
     "webui/jobs.py": "logs of the page",
     "webui/server_key.py": "the key of the page",
     "webui/uploads.py": "writes; paths.inside",
