@@ -7,6 +7,7 @@ nearest known one. This module does not import torch.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -20,7 +21,9 @@ from glmtune.config_ranges import (
     MAX_TOKENS,
     NATS,
     PERCENT,
+    PROBABILITY,
     ROWS,
+    TEMPERATURE,
     TOKENS,
     TRAINING_RANGES,
     NumberRange,
@@ -108,10 +111,11 @@ class DataConfig:
     )
     overlength: Literal["cut", "drop", "error"] = _option("cut", "What to do with rows over the limits.")
     train_on: Literal["all", "last"] = _option("all", "Which answers of a conversation to train on.")
-    preference: Literal["refuse", "chosen", "pairs", "labels"] = _option(
+    preference: Literal["refuse", "chosen", "pairs", "labels", "prompts"] = _option(
         "refuse",
         "Rows with a better and a worse answer: refuse them, train on the better answer alone, read both as a pair "
-        "(stages dpo, orpo, simpo and rm), or read single answers with a label, good or bad (stage kto).",
+        "(stages dpo, orpo, simpo and rm), or read single answers with a label, good or bad (stage kto). prompts: read "
+        "the questions of rows of any kind (stage grpo).",
     )
     prefix: str = _option("", "Text inserted before the first question of every conversation, in training and in chat.")
     new_tokens: str | list[str] = _option(
@@ -272,8 +276,67 @@ class PreferenceConfig:
     )
 
 
+@dataclass
+class GrpoConfig:
+    """Online reinforcement learning, `stage` grpo: the model answers each question several times, and learns from the
+    rewards of its answers (GRPO, Shao et al., arXiv 2402.03300). Names are those of TRL's `GRPOConfig`."""
+
+    num_generations: int = _option(
+        8, "Answers to each question, whose rewards are compared with each other.", NumberRange(2, 10_000)
+    )
+    max_completion_length: int = _option(512, "Maximum length of an answer in tokens, with its end token.", TOKENS)
+    temperature: float = _option(
+        1.0,
+        "Temperature that answers are sampled with; also in the probabilities that are trained.",
+        NumberRange(0, TEMPERATURE.high, excludes_low=True),
+    )
+    top_p: float = _option(
+        1.0,
+        "Share of the probability that answers are sampled from.",
+        NumberRange(0, PROBABILITY.high, excludes_low=True),
+    )
+    beta: float = _option(
+        0.0,
+        "Weight of the KL divergence from the model before training; 0: it is neither computed nor logged.",
+        NumberRange(0, 1000),
+    )
+    epsilon: float = _option(
+        0.2,
+        "How far the probability of a token may change, as a part of what it was when the answer was sampled, before "
+        "its gradient is cut off (the clip range of PPO). It matters with num_iterations above 1.",
+        NumberRange(0, 1000),
+    )
+    epsilon_high: float | None = _option(
+        None, "The same for a rise of the probability, where it differs (DAPO takes 0.28).", NumberRange(0, 1000)
+    )
+    num_iterations: int = _option(
+        1, "Optimiser updates on the same answers, all of them part of one step.", NumberRange(1, 1000)
+    )
+    loss_type: Literal["dapo", "grpo", "bnpo", "dr_grpo"] = _option(
+        "dapo",
+        "How the losses of tokens are averaged. dapo: over all tokens of the step (arXiv 2503.14476); grpo: over the "
+        "tokens of each answer, then over the answers; bnpo: over the tokens of each micro-batch; dr_grpo: over "
+        "answers of max_completion_length tokens (arXiv 2503.20783).",
+    )
+    scale_rewards: Literal["group", "batch", "none"] = _option(
+        "group",
+        "Divide advantages by the standard deviation of the rewards to the same question, of all rewards of the step, "
+        "or not at all.",
+    )
+    mask_truncated_completions: bool = _option(
+        False, "Leave answers that were cut at max_completion_length out of the loss; they are scored all the same."
+    )
+    reward_weights: list[float] = _option(
+        [], "Weights of the rewards, in the order of `reward`, which are added up; empty: 1 each."
+    )
+    max_batch: int = _option(32, "Answers that are generated at the same time, per process.", NumberRange(1, 10_000))
+
+
+_ROWS_OF_STAGES: dict[str, Literal["labels", "prompts"]] = {"kto": "labels", "grpo": "prompts"}
+"""`data.preference` of stages that do not read pairs."""
+
 DEFAULT_DROPOUT = 0.1
-STAGES_WITHOUT_DROPOUT = ("dpo", "orpo", "simpo", "kto")
+STAGES_WITHOUT_DROPOUT = ("dpo", "orpo", "simpo", "kto", "grpo")
 """Stages without dropout unless it is set, as in TRL."""
 
 METHOD_RATES = {"lora": 1e-4, "ptuning": 2e-2, "freeze": 2e-5, "full": 1e-5}
@@ -313,14 +376,21 @@ class RunConfig:
     method: Literal["lora", "qlora", "ptuning", "freeze", "full"] = _option(
         "lora", "Fine-tuning method. qlora: lora on a base quantized to nf4 while loading."
     )
-    stage: Literal["sft", "dpo", "orpo", "simpo", "kto", "rm"] = _option(
+    stage: Literal["sft", "dpo", "orpo", "simpo", "kto", "rm", "grpo"] = _option(
         "sft",
         "What is trained: answers (sft), a preference from pairs of a better and a worse answer (dpo, orpo, simpo) or "
-        "from single answers with a label (kto), or a reward model from pairs (rm).",
+        "from single answers with a label (kto), a reward model from pairs (rm), or answers that the model generates "
+        "itself, by their rewards (grpo).",
     )
     preference: PreferenceConfig = field(
         default_factory=PreferenceConfig, metadata={"help": "Options of stages dpo, orpo, simpo, kto and rm."}
     )
+    reward: str | list[str] = _option(
+        "",
+        "With stage grpo, what scores answers: FILE.py:FUNCTION, Python code that is run as your own, or the run "
+        "folder of a reward model; several as a list.",
+    )
+    grpo: GrpoConfig = field(default_factory=GrpoConfig, metadata={"help": "Options of stage grpo."})
     lora: LoraConfig = field(default_factory=LoraConfig, metadata={"help": "Options of methods lora and qlora."})
     ptuning: PTuningConfig = field(default_factory=PTuningConfig, metadata={"help": "Options of method ptuning."})
     freeze: FreezeConfig = field(default_factory=FreezeConfig, metadata={"help": "Options of method freeze."})
@@ -360,10 +430,11 @@ class RunConfig:
         if self.stage not in ("sft", "rm"):
             rate *= PREFERENCE_RATE
         if self.stage != "sft" and self.data.preference == "refuse":
-            self.data.preference = "labels" if self.stage == "kto" else "pairs"
+            self.data.preference = _ROWS_OF_STAGES.get(self.stage, "pairs")
         for section in (self.lora, self.ptuning):
             if section.dropout is None:
-                # Else chance would decide whether a better answer is more probable than under the reference.
+                # Else chance would decide whether a better answer is more probable than under the reference; generated
+                # answers are sampled without.
                 section.dropout = 0.0 if self.stage in STAGES_WITHOUT_DROPOUT else DEFAULT_DROPOUT
         self.training = {**TRAINING_DEFAULTS, "learning_rate": rate, **training}
 
@@ -463,10 +534,18 @@ def _check_stage(config: RunConfig) -> None:
         ConfigError: names the key.
     """
     stage, preference = config.stage, config.preference
+    if "margin" in config.data.columns and stage != "rm":
+        raise ConfigError(f"data.columns.margin has no effect with stage {stage}.", "It is for rm.")
+    if stage == "grpo":
+        _check_grpo(config)
+        return
+    if config.reward or config.grpo != GrpoConfig():
+        key = "reward" if config.reward else "grpo.*"
+        raise ConfigError(f"{key} has no effect with stage {stage}.", "Add: --set stage=grpo")
     if stage == "sft":
         kind = config.data.preference
-        if kind in ("pairs", "labels"):
-            fitting = "kto" if kind == "labels" else "dpo"
+        if kind in ("pairs", "labels", "prompts"):
+            fitting = {"pairs": "dpo", "labels": "kto", "prompts": "grpo"}[kind]
             raise ConfigError(
                 f"data.preference {kind} is for preference tuning; stage is sft.", f"Add: --set stage={fitting}"
             )
@@ -503,6 +582,66 @@ def _check_stage(config: RunConfig) -> None:
         raise ConfigError(
             f"generate.rows is for stage sft, not {stage}.", "Score the result: glmtune eval RUN --data FILE"
         )
+
+
+def _check_grpo(config: RunConfig) -> None:
+    """Check the settings of stage grpo; that there is a reward is checked where it is opened: previews need none.
+
+    Raises:
+        ConfigError: a setting that has no effect or does not work.
+    """
+    rewards, weights = list_rewards(config), config.grpo.reward_weights
+    if weights and rewards and len(weights) != len(rewards):
+        raise ConfigError(
+            f"grpo.reward_weights has {len(weights)} numbers, and reward has {len(rewards)} entries.",
+            "Give one weight for each reward, in the same order.",
+        )
+    if weights and (not any(weights) or not all(math.isfinite(weight) for weight in weights)):
+        raise ConfigError(f"grpo.reward_weights {weights} must be finite numbers, and not all 0.")
+    if config.data.preference != "prompts":
+        raise ConfigError(
+            f"data.preference {config.data.preference} has no effect with stage grpo, which reads questions alone.",
+            "Remove it.",
+        )
+    if config.preference != PreferenceConfig():
+        raise ConfigError("preference.* has no effect with stage grpo.", "Its options are under grpo.")
+    for key, value in (("lora.dropout", config.lora.dropout), ("ptuning.dropout", config.ptuning.dropout)):
+        if value:
+            raise ConfigError(
+                f"{key} is {value:g}: stage grpo trains the probabilities that answers were sampled with, without "
+                "dropout.",
+                f"Remove {key}.",
+            )
+    for key in ("label_smoothing_factor", "neftune_noise_alpha"):
+        if config.training.get(key):
+            raise ConfigError(
+                f"training.{key} changes the probabilities of answers, which stage grpo trains as they were sampled.",
+                f"Remove training.{key}.",
+            )
+    for key in ("fsdp", "deepspeed"):
+        if config.training.get(key):
+            raise ConfigError(
+                f"training.{key} does not work with stage grpo: every process generates answers with the whole model.",
+                f"Remove training.{key}; several GPUs work without it, and model.quantization saves memory.",
+            )
+    if config.model.attention == "flash_attention_2":
+        raise ConfigError(
+            "model.attention flash_attention_2 cannot generate answers of several lengths in one batch (stage grpo).",
+            "Remove model.attention: auto takes the best kernel of torch.",
+        )
+    if config.replay.data:
+        raise ConfigError("replay.data has answers to train on; stage grpo trains on the model's own.", "Remove it.")
+    if config.generate.rows:
+        raise ConfigError(
+            "generate.rows has no effect with stage grpo, which generates and scores all evaluation rows.",
+            "Set data.eval_rows to the number of rows.",
+        )
+
+
+def list_rewards(config: RunConfig) -> list[str]:
+    """The entries of `reward`."""
+    entries = config.reward if isinstance(config.reward, list) else [config.reward]
+    return [entry for entry in entries if entry]
 
 
 PREFERENCE_KEYS = {

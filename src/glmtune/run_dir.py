@@ -2,6 +2,7 @@
 
 config.yaml         the run with every default filled in
 metrics.jsonl       a JSON object per logged step
+samples.jsonl       answers while training: of stage grpo with rewards, of generate.rows the first ones
 progress.json       where a running training is: phase, step, time left
 checkpoints/        checkpoint-N, complete or absent
 adapter/ | model/   what was trained
@@ -40,6 +41,10 @@ class RunDir:
     @property
     def metrics(self) -> Path:
         return self.root / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        return self.root / "samples.jsonl"
 
     @property
     def progress(self) -> Path:
@@ -149,12 +154,13 @@ class RunDir:
         """All logged steps. Lines that are no entry with a step are skipped: a kill cuts the last one off."""
         return self._parse_metrics()[0]
 
-    def _parse_metrics(self) -> tuple[list[dict[str, Any]], int]:
-        """The entries, and the number of lines that are none."""
-        if not self.metrics.is_file():
+    def _parse_metrics(self, path: Path | None = None) -> tuple[list[dict[str, Any]], int]:
+        """The entries of a file, metrics.jsonl by default, and the number of lines that are none."""
+        path = path or self.metrics
+        if not path.is_file():
             return [], 0
         entries, bad = [], 0
-        for line in require_readable(self.metrics).read_bytes().splitlines():
+        for line in require_readable(path).read_bytes().splitlines():
             try:
                 entry = json.loads(line)
             except (ValueError, RecursionError):
@@ -166,14 +172,19 @@ class RunDir:
         return entries, bad
 
     def drop_metrics_after(self, step: int) -> int:
-        """Drop what was logged after `step`: a resumed run repeats those steps.
+        """Drop what was logged, and the samples, after `step`: a resumed run repeats those steps.
 
         Returns:
             The number of lines that were left out because they cannot be read.
         """
-        entries, bad = self._parse_metrics()
-        kept = [entry for entry in entries if entry["step"] <= step]
-        write_text(self.metrics, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept))
+        bad = 0
+        for path in (self.metrics, self.samples):
+            if path is self.samples and not path.is_file():
+                continue
+            entries, invalid = self._parse_metrics(path)
+            kept = [entry for entry in entries if entry["step"] <= step]
+            write_text(path, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept))
+            bad += invalid
         return bad
 
 

@@ -34,6 +34,7 @@ def train(
     eval_data: EvalData = None,
     method: Method = None,
     stage: Annotated[str | None, typer.Option(help=get_help("stage"))] = None,
+    reward: Annotated[str | None, typer.Option(help=get_help("reward"))] = None,
     output: Annotated[str | None, typer.Option(help=get_help("output"))] = None,
     family: FamilyName = None,
     resume: Annotated[
@@ -90,6 +91,7 @@ def train(
                 "data.eval": eval_data,
                 "method": method,
                 "stage": stage,
+                "reward": reward,
                 "output": output,
                 "model.family": family,
             }
@@ -108,9 +110,12 @@ def train(
 
     objective: Objective | None = None
     if run_config.stage != "sft":
+        from glmtune.config import check_config
         from glmtune.preference import make_objective
 
-        objective = make_objective(run_config)
+        with report_error_once():
+            check_config(run_config)  # a wrong setting is named before a reward function is imported
+            objective = make_objective(run_config)
 
     result = run_training(
         run_config, resume=resume, checkpoint=checkpoint, score=score, objective=objective, force=force

@@ -39,6 +39,8 @@ class Conversation:
         margin: of a pair, how much better the better answer is.
         is_desirable: of an answer with a label, whether it is good.
         is_better_answer: whether it is a preference row, of which the better answer alone is read.
+        reference: of a row that is read as a question, its answer, or what it has in column `reference`.
+        columns: all columns of such a row but `reference`, as in the file.
     """
 
     messages: list[dict[str, Any]]
@@ -53,6 +55,8 @@ class Conversation:
     margin: float = 0.0
     is_desirable: bool | None = None
     is_better_answer: bool = False
+    reference: Any = None
+    columns: dict[str, Any] | None = None
 
 
 @dataclass(slots=True)

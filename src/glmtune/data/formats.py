@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from glmtune.config_parsing import suggest_key
@@ -12,6 +12,7 @@ from glmtune.data.conversation import Conversation, InvalidRowError, RawRow, che
 from glmtune.data.message_keys import CONTENT_ROLES, FROM_VALUE, ROLE_CONTENT, VALUE_ROLES, MessageKeys
 from glmtune.data.message_reader import MessageReader
 from glmtune.data.preference_rows import make_preference_format
+from glmtune.data.prompt_rows import list_question_formats
 from glmtune.data.row_format import (
     SYSTEM_COLUMNS,
     TOOLS_COLUMNS,
@@ -36,9 +37,9 @@ _ROLE_TAGS = {
 }
 TAGS = ("role_tag", "content_tag", *_ROLE_TAGS)
 
-Preference = Literal["refuse", "chosen", "pairs", "labels"]
+Preference = Literal["refuse", "chosen", "pairs", "labels", "prompts"]
 """What is done with preference rows: refuse them, train on their better answer, read both answers, or answers with a
-label."""
+label. `prompts`: rows of every kind are read as questions."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,12 @@ def list_formats(options: FormatOptions) -> list[RowFormat]:
     named = {role: (columns[role],) for role in ("system", "tools") if role in columns}
     messages = MessageFormat("OpenAI messages", (), "messages", ROLE_CONTENT, **named)
     keys = _make_message_keys(options.tags) if options.tags else None
-    reading = [options.preference == kind for kind in ("chosen", "pairs", "labels")]
-    return [make_preference_format(formats, columns, *reading, messages=messages, keys=keys), *formats]
+    uses_chosen = options.preference in ("chosen", "prompts")  # the better answer of a question is its reference
+    reading = [uses_chosen, options.preference == "pairs", options.preference == "labels"]
+    preference_format = make_preference_format(formats, columns, *reading, messages=messages, keys=keys)
+    if options.preference == "prompts":  # a label belongs to an answer, which is not used
+        preference_format = replace(preference_format, label=())
+    return [preference_format, *formats]
 
 
 def _select_formats(options: FormatOptions) -> list[RowFormat]:
@@ -84,6 +89,7 @@ def _select_formats(options: FormatOptions) -> list[RowFormat]:
     column_formats: list[RowFormat] = [
         *(PromptMessagesFormat(pair.prompt, pair.response, pair.name) for pair in columns_of_pairs),
         *columns_of_pairs,
+        *(list_question_formats(columns_of_pairs) if options.preference == "prompts" else ()),
     ]
     text_formats: list[RowFormat] = [TextFormat(columns.get("text", "text"))]
     history = HistoryFormat(columns["history"]) if "history" in columns else HistoryFormat()

@@ -16,6 +16,7 @@ from glmtune.data.conversation import WORSE_ANSWER, Conversation, InvalidRow, In
 from glmtune.data.files import find_files, open_data_file
 from glmtune.data.formats import FormatOptions, Preference, detect_format, list_formats, read_conversation
 from glmtune.data.preference_rows import PreferenceFormat
+from glmtune.data.prompt_rows import read_prompt
 from glmtune.data.row_format import RowFormat, list_keys
 from glmtune.data.source_rows import FileRows, SourceRows, open_hub_dataset, require_same_schema
 from glmtune.data.unread_keys import UnreadKeys
@@ -49,7 +50,15 @@ class DataSource:
         unread_keys: columns and keys of messages that it did not read.
     """
 
-    def __init__(self, name: str, spec: SourceSpec, rows: SourceRows, formats: list[RowFormat], seed: int):
+    def __init__(
+        self,
+        name: str,
+        spec: SourceSpec,
+        rows: SourceRows,
+        formats: list[RowFormat],
+        seed: int,
+        reads_prompts: bool = False,
+    ):
         self.name = name
         self.spec = spec
         self.seed = seed
@@ -64,6 +73,7 @@ class DataSource:
         self.unread_keys = UnreadKeys()
         self._rows = rows
         self._formats = formats
+        self._reads_prompts = reads_prompts
         self._preference = next(item for item in formats if isinstance(item, PreferenceFormat))
         self._format, self._first_row = _detect_source_format(name, rows, formats)
         # Of the rows with one answer among preference rows; the first such row decides.
@@ -154,6 +164,7 @@ class DataSource:
             *(READING_RULES, self.format, self._format.cache_key, spec.split, spec.subset),
             *((spec.weight, spec.num_samples, self.seed) if self.is_sampled else ()),
             *(() if spec.repeat else ("no repeat",)),
+            *(("prompts",) if self._reads_prompts else ()),
         ]
         hasher.update(json.dumps(settings).encode())
         return hasher.hexdigest()
@@ -172,6 +183,9 @@ class DataSource:
         try:
             if self._preference.is_required and not self._preference.matches(row.values):
                 raise self._preference.make_missing_error()
+            if self._reads_prompts:
+                row = RawRow({key: value for key, value in row.values.items() if value is not None}, row.where)
+                return read_prompt(detect_format(self._formats, row.values) or self._format, row)
             return read_conversation(self._choose_format(row), row)
         except InvalidRowError as error:
             return error.to_invalid_row(row.where)
@@ -228,14 +242,15 @@ def open_source(
     if source_spec.format is None and format is not None:
         resolved = replace(resolved, format=format)
     formats = list_formats(FormatOptions(resolved.columns, resolved.format, resolved.tags, preference))
+    reads_prompts = preference == "prompts"
     if is_on_hub:
         hub_rows = open_hub_dataset(resolved.path, resolved.hub, resolved.split or "train", resolved.subset)
-        return DataSource(source_spec.path, resolved, hub_rows, formats, seed)
+        return DataSource(source_spec.path, resolved, hub_rows, formats, seed, reads_prompts)
     if resolved.split not in (None, "train"):
         raise ConfigError(f"{source_spec.path}: split is for hub data; this is a file.", "Give the file of that split.")
     files = [open_data_file(path, resolved.columns.values()) for path in find_files(resolved.path)]
     require_same_schema(files)
-    source = DataSource(source_spec.path, resolved, FileRows(files), formats, seed)
+    source = DataSource(source_spec.path, resolved, FileRows(files), formats, seed, reads_prompts)
     source.notes += [note for file in files for note in file.notes]
     return source
 

@@ -12,6 +12,7 @@ from glmtune.config import DataConfig
 from glmtune.data.conversation import Conversation
 from glmtune.data.encoding import EncodedRow, EncodingCounts, EncodingRules, add_prefix, encode_conversations
 from glmtune.data.files import is_encoded_folder
+from glmtune.data.formats import Preference
 from glmtune.data.sources import DataSource, open_sources, sample_sources
 from glmtune.errors import DataError
 from glmtune.evaluation.scoring import read_reference
@@ -82,7 +83,7 @@ def read_eval_data(
     if is_encoded_folder(Path(path)):
         raise DataError(f"{path}: contains encoded rows.", "Give the file that they were made from.")
     # Replies are compared with the better answers, whatever was trained on.
-    preference = "chosen" if config.preference in ("pairs", "labels") else config.preference
+    preference: Preference = "refuse" if config.preference == "refuse" else "chosen"
     sources = open_sources(path, config.columns, config.format, seed, preference)
     conversations = list(islice(sample_sources(sources), limit))
     rules = make_encoding_rules(config)

@@ -10,7 +10,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +79,11 @@ class BatchHandle:
         self._engine = engine
         self._row = row
 
+    @property
+    def reply_ids(self) -> list[int]:
+        """The ids that were generated so far, a stop id included; complete after the `FinishEvent`."""
+        return self._row.ids[len(self._row.request.input_ids) :]
+
     def cancel(self) -> None:
         """End the reply; `FinishEvent("cancelled")` follows unless it is finished. From any thread."""
         self._engine._cancel(self._row)
@@ -95,6 +101,7 @@ class BatchEngine:
         max_queue: requests that wait.
         adapters: folders of adapters by the names that requests have.
         prefix_cache_bytes: memory for keys and values of earlier prompts and replies.
+        compute_context: what the thread computes in: autocast, say, which holds for one thread only.
 
     Raises:
         ModelError, RunError, ConfigError: an adapter cannot be loaded, or does not belong to this base.
@@ -111,6 +118,7 @@ class BatchEngine:
         max_queue: int = 256,
         adapters: Mapping[str, str] | None = None,
         prefix_cache_bytes: int = 512 * 2**20,
+        compute_context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ):
         self._switch = AdapterSwitch(model, adapters or {})
         bare = self._switch.bare
@@ -134,6 +142,7 @@ class BatchEngine:
         self._stats = EngineStats()
         self._submitted = self._finished = 0
         self._prepacked: list = []
+        self._compute_context = compute_context
 
     def start(self) -> None:
         """Start the thread that owns the model."""
@@ -224,7 +233,8 @@ class BatchEngine:
         torch.set_num_threads(threads)
         while self._wait_for_work():
             try:
-                self._step()
+                with self._compute_context():
+                    self._step()
             except Exception as error:  # a defect: the requests end, the engine lives
                 _log.exception("A step of the batch failed.")
                 for lane in self._lanes.values():

@@ -1,8 +1,9 @@
-"""Preference tuning: losses of good and bad answers to the same question, and reward models."""
+"""Preference tuning: losses of good and bad answers to the same question, given or generated, and reward models."""
 
 from __future__ import annotations
 
 from glmtune.config import RunConfig
+from glmtune.preference.grpo_objective import GrpoObjective
 from glmtune.preference.kto_objective import KtoObjective
 from glmtune.preference.pair_objective import PreferenceObjective
 from glmtune.preference.reward_model import RewardModel, load_reward_model
@@ -10,6 +11,7 @@ from glmtune.preference.reward_objective import RewardObjective
 from glmtune.training.objective import Objective
 
 __all__ = [
+    "GrpoObjective",
     "KtoObjective",
     "PreferenceObjective",
     "RewardModel",
@@ -24,7 +26,12 @@ def make_objective(config: RunConfig) -> Objective:
 
     Args:
         config: of the run; its stage is not `sft`.
+
+    Raises:
+        ConfigError: a reward of stage grpo that cannot be loaded.
     """
+    if config.stage == "grpo":
+        return GrpoObjective(config)
     if config.stage == "kto":
         return KtoObjective(config)
     return RewardObjective(config) if config.stage == "rm" else PreferenceObjective(config)

@@ -5,17 +5,17 @@ Shapes: R rows of a batch, P items (pairs or labelled answers), K metrics.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import TrainingArguments
 
+from glmtune.training.objective import BatchHooks
 from glmtune.training.training_data import TrainingData
 
 
-class JudgedRows:
+class JudgedRows(BatchHooks):
     """The part of an `Objective` whose items are `rows_per_item` consecutive rows of a batch."""
 
     rows_per_item = 1
@@ -31,9 +31,6 @@ class JudgedRows:
 
     def compute_reference(self, model: nn.Module, data: TrainingData, arguments: TrainingArguments) -> None:
         """Nothing is needed."""
-
-    def prepare_batches(self, model: nn.Module, batches: Iterable[dict[str, Any]], is_evaluation: bool) -> None:
-        """Nothing is shared."""
 
     def find_rows(self, batch: dict[str, Any], is_bad_P: torch.Tensor) -> torch.Tensor:
         """The numbers of the first rows of the items that a mask selects."""

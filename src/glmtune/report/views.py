@@ -432,8 +432,9 @@ def format_pairs(values: Any) -> str | None:
 
 
 def make_small_charts(metrics: list[dict[str, Any]]) -> list[LineChart]:
-    """Learning rate, gradient norm, speed, and scores of generated replies, if they were logged."""
-    charts = [
+    """Rewards, learning rate, gradient norm, speed, and scores of generated replies, if they were logged."""
+    charts = _make_reward_charts(metrics)
+    charts += [
         LineChart(f"report.chart.{name}", f"report.unit.{name}", [Series(f"report.chart.{name}", points, "first")])
         for name, key in (("rate", "learning_rate"), ("norm", "grad_norm"), ("speed", "tokens_per_second"))
         if (points := select_points(metrics, key))
@@ -444,6 +445,20 @@ def make_small_charts(metrics: list[dict[str, Any]]) -> list[LineChart]:
         for (name, points), style in zip(scores, _SERIES_STYLES, strict=False)
     ]
     return [*charts, LineChart("report.chart.scores", "report.unit.scores", series)] if series else charts
+
+
+def _make_reward_charts(metrics: list[dict[str, Any]]) -> list[LineChart]:
+    """What the answers of a training by rewards were like; none of other trainings."""
+    if not select_points(metrics, "reward"):
+        return []
+    charts = []
+    for name, key in (("reward", "reward"), ("answer_length", "completion_length"), ("reference_kl", "kl")):
+        series = [
+            Series("report.curve.train", select_points(metrics, key), "first"),
+            Series("report.curve.eval", select_points(metrics, f"eval_{key}"), "second", has_dots=True),
+        ]
+        charts.append(LineChart(f"report.chart.{name}", f"report.unit.{name}", series))
+    return [chart for chart in charts if chart.drawn_series()]
 
 
 def _complete_summary(contents: ReportContents) -> Any:

@@ -197,6 +197,8 @@ def make_arguments(config: RunConfig, run: RunDir, precision: torch.dtype) -> Tr
     if count_processes() == 1:
         values.pop("ddp_backend", None)  # torch would look for a process group
     _align_save_with_eval(values, config)
+    if config.stage == "grpo":
+        values["metric_for_best_model"] = get_metric_name(config)
     if get_metric_name(config) in FAULTS:  # transformers takes more of anything but a loss for better
         values.setdefault("greater_is_better", False)
     values.pop("gradient_checkpointing", None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from glmtune.config import RunConfig
 from glmtune.config_parsing import suggest_key
 from glmtune.errors import ConfigError
@@ -36,6 +38,9 @@ def check_best_metric(config: RunConfig) -> None:
         ConfigError: an unknown one, one that the stage does not have, or a score of replies where none are generated.
     """
     given = config.training.get("metric_for_best_model")
+    if config.stage == "grpo":
+        _check_reward_metric(get_metric_name(config), given)
+        return
     if given is None or get_metric_name(config) == "loss":
         return
     name = get_metric_name(config)
@@ -57,4 +62,13 @@ def check_best_metric(config: RunConfig) -> None:
 
 def get_metric_name(config: RunConfig) -> str:
     """The name of the metric of the best checkpoint, without the prefix that transformers adds to it."""
-    return str(config.training.get("metric_for_best_model") or "loss").removeprefix("eval_")
+    default = "reward" if config.stage == "grpo" else "loss"
+    return str(config.training.get("metric_for_best_model") or default).removeprefix("eval_")
+
+
+def _check_reward_metric(name: str, given: Any) -> None:
+    """Check a metric of stage grpo, whose evaluations have rewards and no loss."""
+    if not name.startswith("reward"):
+        raise ConfigError(
+            f"{_KEY} {shorten_value(given)}: evaluations of stage grpo have rewards alone.", "Remove it, or use reward."
+        )

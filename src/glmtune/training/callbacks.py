@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import FrameType
 from typing import Any
@@ -24,6 +24,7 @@ _LOGGED_KEYS = ("loss", "grad_norm", "learning_rate")
 _LOSS_NAMES = {"loss": "loss", "eval_loss": "eval loss"}
 _SCORE_NAMES = {
     **{"accuracy": "accuracy", "margin": "margin", "eval_accuracy": "eval accuracy", "eval_margin": "eval margin"},
+    **{"reward": "reward", "kl": "KL", "completion_length": "tokens per answer", "eval_reward": "eval reward"},
     **{"eval_rouge_l": "ROUGE-L", "eval_bleu4_characters": "BLEU-4"},
 }
 # Seconds between two writes of progress.json.
@@ -69,9 +70,17 @@ class SpeedMeter:
 class MetricsCallback(TrainerCallback):
     """Writes metrics.jsonl and progress.json, and shows the same numbers on the screen."""
 
-    def __init__(self, run: RunDir, display: ProgressDisplay):
+    def __init__(self, run: RunDir, display: ProgressDisplay, metric_names: Sequence[str] = ()):
+        """Write for a run.
+
+        Args:
+            run: its folder.
+            display: the screen.
+            metric_names: of the objective, which are written with the loss.
+        """
         self._run = run
         self._display = display
+        self._logged_keys = tuple(dict.fromkeys((*_LOGGED_KEYS, *OBJECTIVE_METRICS, *metric_names)))
         self._meter = SpeedMeter()
         self._last_entry: dict[str, Any] = {}
         self._last_write = -math.inf
@@ -106,7 +115,7 @@ class MetricsCallback(TrainerCallback):
             return
         entry: dict[str, Any] = {"step": state.global_step, "epoch": round(float(state.epoch or 0), 4)}
         if "loss" in logs:
-            entry |= {key: logs[key] for key in (*_LOGGED_KEYS, *OBJECTIVE_METRICS) if key in logs}
+            entry |= {key: logs[key] for key in self._logged_keys if key in logs}
             entry["tokens_per_second"] = round(self._meter.tokens_per_second(state), 2)
         entry |= {key: value for key, value in logs.items() if key.startswith("eval_")}
         # An overflow in fp16 gives an infinite norm, which JSON has no number for.

@@ -27,6 +27,8 @@ class LossSettings:
     """See `compute_head_losses`."""
     embedding_noise: float = 0.0
     """Alpha of NEFTune (arXiv 2310.05914); 0: no noise. Only a model in training mode gets any."""
+    temperature: float = 1.0
+    """What logits are divided by."""
 
 
 def step_loss(
@@ -55,6 +57,8 @@ def step_loss(
 
     def compute_losses(head: nn.Module, forward: Callable[..., Any], hidden_TH: torch.Tensor) -> torch.Tensor:
         hidden_NH = hidden_TH.index_select(0, positions_N)  # its backward pass does not sort
+        if settings.temperature != 1:  # a head is linear, without a bias
+            hidden_NH = hidden_NH / settings.temperature
         return compute_head_losses(head, forward, hidden_NH, targets_N, settings.label_smoothing)
 
     with (

@@ -195,7 +195,16 @@ def resolve_paths(config: RunConfig) -> RunConfig:
         data=data,
         replay=replay,
         adapter=_resolve_entry(config.adapter),
+        reward=_resolve_rewards(config.reward),
     )
+
+
+def _resolve_rewards(reward: Any) -> Any:
+    """Entries of `reward` with absolute paths."""
+    if isinstance(reward, list):
+        return [_resolve_rewards(entry) for entry in reward]
+    path, colon, name = reward.rpartition(":")
+    return f"{_resolve_entry(path)}{colon}{name}" if path.endswith(".py") else _resolve_entry(reward)
 
 
 def _resolve_entry(entry: Any) -> Any:
@@ -212,7 +221,8 @@ def _list_fixed_keys(config: RunConfig) -> list[str]:
     """Settings that cannot change when a run is resumed."""
     sections = [config.method] if hasattr(config, config.method) else []
     model = ["model.quantization", "model.double_quantization", "model.head_quantization"]
-    keys = ["method", "stage", "preference", *sections, "data", "replay", "adapter"]
+    online = [f"grpo.{field.name}" for field in dataclasses.fields(config.grpo) if field.name != "max_batch"]
+    keys = ["method", "stage", "preference", *online, *sections, "data", "replay", "adapter"]
     return [*keys, *model, *(f"training.{key}" for key in _FIXED_TRAINING)]
 
 

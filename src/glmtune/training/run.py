@@ -65,7 +65,7 @@ from glmtune.training.distributed import (
 )
 from glmtune.training.failures import explain_memory, record_failure
 from glmtune.training.generated import GeneratedScores, ScoreReplies, make_generated_scores
-from glmtune.training.objective import Objective, TokenObjective
+from glmtune.training.objective import Objective, ObjectiveContext, TokenObjective
 from glmtune.training.optimizer_state import require_optimizer_state
 from glmtune.training.plan.apply import PlanDecision, apply_plan
 from glmtune.training.reporters import build_reporters
@@ -120,7 +120,7 @@ def train(
         resume: continue the run in `config.output` from its last checkpoint.
         checkpoint: a path or name: continue from this checkpoint of the run instead; later ones are set aside.
         score: scores replies if `generate.rows` is set: `glmtune.evaluation.scoring.score_questions`.
-        objective: of a stage of preference tuning: `glmtune.preference.make_objective(config)`.
+        objective: of a stage other than sft: `glmtune.preference.make_objective(config)`.
         force: train even if the memory plan says that the run cannot fit.
 
     Raises:
@@ -266,7 +266,8 @@ class TrainingRun:
             checkpointing=self.decision.checkpointing,
         )
         self.scores: GeneratedScores | None = make_generated_scores(
-            self.config.generate, self.data, self.base.family, self.tokenizer, self.arguments, self.score
+            *(self.config.generate, self.data, self.base.family, self.tokenizer, self.arguments, self.score),
+            samples=self.run.samples,
         )
 
     def load_model(self) -> None:
@@ -299,6 +300,9 @@ class TrainingRun:
                 print_warning(f"{folder}: a reward model; its value head is left out, stage {config.stage} has none.")
             self.method.start_from(self.model, folder, self.base_info)
             self._compute_reference()
+        self.objective.start(
+            ObjectiveContext(self.model, self.tokenizer, self.base.family, self.data, self.arguments, self.run.samples)
+        )
 
     def _compute_reference(self) -> None:
         """Compute what the losses need of the model before training, if anything."""
@@ -354,7 +358,10 @@ class TrainingRun:
         """Build the trainer with everything that happens beside its steps."""
         sync_trained_only(self.model)
         self.stopper = StopCallback(self.run)
-        callbacks: list[Any] = [MetricsCallback(self.run, ProgressDisplay()), self.stopper]
+        callbacks: list[Any] = [
+            MetricsCallback(self.run, ProgressDisplay(), self.objective.metric_names),
+            self.stopper,
+        ]
         if self.config.early_stopping:
             callbacks.append(EarlyStoppingCallback(self.config.early_stopping))
         callbacks += build_reporters(self.config, self.run)

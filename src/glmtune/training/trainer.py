@@ -5,6 +5,7 @@ CONTRIBUTING.md lists the private methods of transformers that it overrides, and
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -27,10 +28,10 @@ from glmtune.training.data_position import (
     count_micro_batches,
     count_steps,
 )
-from glmtune.training.distributed import count_processes
+from glmtune.training.distributed import any_rank, count_processes
 from glmtune.training.loss import LossSettings, find_head
 from glmtune.training.loss_checks import LossChecks, NonFiniteLoss, ScaleCheck, find_loss_scale
-from glmtune.training.objective import Objective, compute_means
+from glmtune.training.objective import Objective, StepDataError, compute_means
 from glmtune.training.optimizer_state import OptimizerSettings
 from glmtune.training.samplers import (
     IdleBlockDataset,
@@ -59,7 +60,7 @@ class GlmTrainer(CheckpointTrainer):
         method: Method,
         base_info: BaseInfo,
         objective: Objective,
-        scores: Callable[[Any], dict[str, float]] | None = None,
+        scores: Callable[[Any, int], dict[str, float]] | None = None,
         frozen_dtype: torch.dtype = torch.float32,
         **kwargs: Any,
     ):
@@ -75,7 +76,7 @@ class GlmTrainer(CheckpointTrainer):
         self._base_info = base_info
         self._objective = objective
         self._scores = scores
-        self._loss_checks = LossChecks(self._describe_rows, objective.find_rows)
+        self._loss_checks = LossChecks(self._describe_rows, objective.find_rows, objective.stops_at_zero_loss)
         self._eval_checks = LossChecks(self._describe_rows, objective.find_rows, stops_at_zero=False)
         self._scale_check, self._scaled_step = ScaleCheck(), -1
         self._frozen_dtype = frozen_dtype
@@ -230,6 +231,11 @@ class GlmTrainer(CheckpointTrainer):
     ) -> EvalLoopOutput:
         """Compute the mean loss over all targets or pairs, which unlike a mean of batch means does not depend on
         batching, and the scores of replies if `generate.rows` is set, so that a checkpoint can be the best by any."""
+        if not self._objective.evaluates_losses:
+            with self.compute_loss_context_manager():
+                scores = self._objective.evaluate()
+            metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+            return EvalLoopOutput(None, None, metrics, len(dataloader.dataset))  # type: ignore[arg-type]
         model = self.model_wrapped
         model.eval()  # DeepSpeed's returns nothing
         keep_losses_fp32(model, find_head(model))
@@ -254,7 +260,7 @@ class GlmTrainer(CheckpointTrainer):
         metrics |= {f"{metric_key_prefix}_{name}": value for name, value in pair_metrics.items()}
         if self._scores is not None:
             with self.compute_loss_context_manager():
-                scores = self._scores(self.model)
+                scores = self._scores(self.model, self.state.global_step)
             metrics |= {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=int(rows))  # type: ignore[arg-type]
 
@@ -278,8 +284,14 @@ class GlmTrainer(CheckpointTrainer):
     def _prepare_input(self, data: Any) -> Any:
         return data.to(self.args.device) if isinstance(data, RowBatch) else super()._prepare_input(data)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss = super().training_step(*args, **kwargs)
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        parts = self._objective.split_batch(inputs)
+        losses = []
+        for number, part in enumerate(parts, start=1):
+            # With the last part, gradients are summed over the processes.
+            with nullcontext() if number == len(parts) else self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, part, num_items_in_batch))
+        loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
         if not self._skips_steps:
             return loss
         # The step will be skipped: in the logged mean it counts as the others did.
@@ -320,14 +332,53 @@ class GlmTrainer(CheckpointTrainer):
             self._rng_checkpoint = kwargs["resume_from_checkpoint"]
         super()._run_epoch(model=model, epoch=epoch, **kwargs)
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        result = super().get_batch_samples(*args, **kwargs)
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._rng_checkpoint is not None:  # creating the iterator, which draws a number, was before the checkpoint
             self._load_rng_state(self._rng_checkpoint)
             self._rng_checkpoint = None
+        step = self.state.global_step + 1
         with self.compute_loss_context_manager():
-            self._objective.prepare_batches(self.model_wrapped, result[0], False)
-        return result
+            try:
+                prepared = self._objective.generate_batches(batches, step, self._is_logged(step))
+            except StepDataError as error:
+                self._save_before_failure(error)
+            if prepared is not batches:
+                batches, count = prepared, self._get_num_items_in_batch(prepared, device)
+            self._objective.prepare_batches(self.model_wrapped, batches, False)
+        for _ in range(self._objective.extra_updates):
+            self._update_weights(batches, count)
+        return batches, count
+
+    def _save_before_failure(self, error: StepDataError) -> NoReturn:
+        """Save the weights after the last step, if they are not yet, and raise the error with what to do then."""
+        step, checkpoints = self.state.global_step, Path(str(self.args.output_dir))
+        if step == 0:
+            raise error
+        if not any_rank((checkpoints / f"checkpoint-{step}").is_dir(), self.args.device):
+            self._check_losses()
+            self._sum_counts()
+            self._save_checkpoint(self.model, trial=None)  # type: ignore[arg-type]
+        command = f"glmtune train --resume --output {shlex.quote(str(checkpoints.parent))}"
+        hint = f"{error.hint or 'Correct it.'} Step {step} is saved; continue: {command}"
+        raise StepDataError(error.message, hint) from None
+
+    def _is_logged(self, step: int) -> bool:
+        is_first = step == 1 and self.args.logging_first_step
+        return is_first or step % max(int(self.state.logging_steps or 1), 1) == 0 or step == self.state.max_steps
+
+    def _update_weights(self, batches: list[Any], count: Any) -> None:
+        """An optimiser update on the micro-batches of a step, before the one that the Trainer makes."""
+        model: Any = self.model_wrapped
+        for number, batch in enumerate(batches, start=1):
+            is_last = number == len(batches)
+            self.accelerator.gradient_state._set_sync_gradients(is_last)
+            with nullcontext() if is_last else self.accelerator.no_sync(model):
+                self.training_step(model, batch, count)
+        if self.args.max_grad_norm > 0:
+            self._clip_grad_norm(model)
+        self.optimizer.step()  # type: ignore[union-attr]
+        model.zero_grad()
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         if self._epoch_batches and self._sampler.is_resumed_epoch:

@@ -25,13 +25,21 @@ from glmtune.data.cache import (
 from glmtune.data.encoding import EncodingCounts, EncodingRules
 from glmtune.data.files import is_encoded_folder
 from glmtune.data.row_store import JoinedRowStore, RowStore
-from glmtune.data.sources import READING_RULES, DataSource, open_sources
+from glmtune.data.sources import READING_RULES, Conversation, DataSource, open_sources, sample_sources
 from glmtune.errors import ConfigError, DataError
 from glmtune.families import Family
 from glmtune.utils.console import count_noun, format_duration, print_message, print_warning, show_status
 
 # Data files of this many bytes take more than a few seconds to encode.
 _LARGE_FILE_BYTES = 10_000_000
+
+
+@dataclass
+class QuestionTables:
+    """The questions of encoded rows, by the number that each row has for its conversation."""
+
+    train: dict[int, Conversation]
+    eval: dict[int, Conversation]
 
 
 @dataclass
@@ -43,6 +51,8 @@ class TrainingData:
     collate: BlockCollator
     summary: dict[str, Any]
     """The entry `data` of summary.json."""
+    questions: QuestionTables | None = None
+    """Of stage grpo, what its rows were read from."""
 
     def describe_row(self, row: int) -> str:
         """The file and line of a training row."""
@@ -91,17 +101,17 @@ def prepare_data(config: RunConfig, family: Family, tokenizer: Any) -> TrainingD
     def make_blocks(store: RowStore, rows: np.ndarray) -> BlockDataset:
         groups = rows.reshape(-1, group)
         lengths = _sum_lengths(store.lengths[rows], group)
-        if data.packing:
+        if data.packing and data.preference != "prompts":
             blocks = [groups[block].flatten().tolist() for block in pack_rows(lengths, capacity)]
         else:  # sorted by length, so that an evaluation batch holds little padding; training shuffles
             blocks = groups[np.argsort(lengths, kind="stable")].tolist()
         return BlockDataset(store, blocks)
 
     train_blocks, eval_blocks = make_blocks(train_store, train_rows), make_blocks(eval_store, eval_rows)
-    packed = (
-        f", packed into {count_noun(len(train_blocks), 'block')} of up to {capacity} tokens" if data.packing else ""
-    )
-    eval_count = count_noun(len(eval_rows) // group, f"evaluation {'pair' if data.preference == 'pairs' else 'row'}")
+    is_packed = data.packing and data.preference != "prompts"
+    packed = f", packed into {count_noun(len(train_blocks), 'block')} of up to {capacity} tokens" if is_packed else ""
+    unit = {"pairs": "pair", "prompts": "question"}.get(data.preference, "row")
+    eval_count = count_noun(len(eval_rows) // group, f"evaluation {unit}")
     print_message(f"Data: {len(train_rows) // group:,} training and {eval_count}{packed}")
 
     sets = [train, evaluation] if replay is None else [train, evaluation, replay]
@@ -115,12 +125,25 @@ def prepare_data(config: RunConfig, family: Family, tokenizer: Any) -> TrainingD
         "lines_left_out": train.info.lines_left_out + (evaluation.info.lines_left_out if evaluation else 0),
         "train": train.info.counts,
         "eval": evaluation.info.counts if evaluation else None,
-        "blocks": len(train_blocks) if data.packing else None,
+        "blocks": len(train_blocks) if is_packed else None,
     }
     if data.preference == "pairs" and config.stage != "rm" and train.rows.values.any():
         print_warning(f"The rows have margins, which have no effect on stage {config.stage}: they are for rm.")
     collate = LabelledCollator(family) if data.preference == "labels" else BlockCollator(family)
-    return TrainingData(train_blocks, eval_blocks if len(eval_rows) else None, collate, summary)
+    evaluated = eval_blocks if len(eval_rows) else None
+    questions = _read_question_tables(data, seed) if data.preference == "prompts" else None
+    return TrainingData(train_blocks, evaluated, collate, summary, questions)
+
+
+def _read_question_tables(data: DataConfig, seed: int) -> QuestionTables:
+    """Read rows as questions, by their numbers, with everything that is not encoded: messages, columns, reference."""
+
+    def read(entries: Any) -> dict[int, Conversation]:
+        sources = open_sources(entries, data.columns, data.format, seed, data.preference)
+        return {conversation.number: conversation for conversation in sample_sources(sources)}
+
+    train = read(data.train)
+    return QuestionTables(train, read(data.eval) if data.eval else train)
 
 
 def _sum_lengths(lengths: np.ndarray, group: int) -> np.ndarray:
@@ -156,14 +179,19 @@ def load_encoded_data(
         folder: where to write; the cache when None.
 
     Raises:
-        DataError: encoded rows for pairs: nothing in them says which two belong together.
+        DataError: encoded rows for pairs, since nothing in them says which two belong together, or for questions.
     """
-    is_encoded = isinstance(entries, str) and is_encoded_folder(entries)
-    if data.preference in ("pairs", "labels") and (folder is not None or is_encoded):
+    is_encoded = folder is not None or (isinstance(entries, str) and is_encoded_folder(entries))
+    if data.preference in ("pairs", "labels") and is_encoded:
         needs = "two in each row" if data.preference == "pairs" else "a label in each row"
         raise DataError(
             f"{folder or entries}: encoded rows are single answers; data.preference {data.preference} needs {needs}.",
             "Give the files themselves to glmtune train: their rows are encoded and kept in the cache.",
+        )
+    if data.preference == "prompts" and is_encoded:
+        raise DataError(
+            f"{folder or entries}: encoded rows have none of the texts and columns that rewards are computed from.",
+            "Give the files themselves to glmtune train: their questions are encoded and kept in the cache.",
         )
     if isinstance(entries, str) and is_encoded_folder(entries):
         encoded = open_encoded_data(Path(entries))

@@ -118,6 +118,27 @@ def find_json_object(path: Path) -> dict[str, Any] | None:
         return None
 
 
+def read_json_lines_end(path: Path, max_bytes: int) -> list[dict[str, Any]]:
+    """The objects in the last bytes of a file of JSON lines, oldest first; damaged lines and a missing file do not
+    matter."""
+    try:
+        with path.open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - max_bytes))
+            lines = stream.read().decode("utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    objects = []
+    for line in lines[1:] if size > max_bytes else lines:  # the first may be cut
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict):
+            objects.append(value)
+    return objects
+
+
 def _json_kind(value: Any) -> str:
     kinds = {list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number"}
     return kinds.get(type(value), "null")

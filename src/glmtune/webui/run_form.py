@@ -13,6 +13,7 @@ from glmtune.errors import ConfigError
 from glmtune.run_dir import RunDir, default_root
 from glmtune.utils.io import write_text
 from glmtune.webui.context import Context
+from glmtune.webui.errors import PathError
 from glmtune.webui.forms import as_yaml, checked, fields, options_of, tree_of, values_of
 from glmtune.webui.paths import data_entries, inside, model_or_path
 from glmtune.webui.requests import FormData
@@ -150,11 +151,29 @@ def _resolve_paths(context: Context, tree: dict[str, Any]) -> dict[str, Any]:
     for section, key in ((data, "train"), (data, "eval"), (replay, "data")):
         if section.get(key):
             section[key] = _resolve_entries(context, section[key])
+    if tree.get("reward"):
+        tree["reward"] = _resolve_rewards(context, tree["reward"])
     for holder, keys in ((tree, ("adapter", "output")), (training, _TRAINING_PATHS)):
         for key in keys:
             if isinstance(holder.get(key), str) and holder[key]:
                 holder[key] = str(inside(context.roots, holder[key]))
     return {key: value for key, value in tree.items() if value != {}}
+
+
+def _resolve_rewards(context: Context, reward: Any) -> Any:
+    """Reward models inside the roots; whoever uses the page may not run Python files on this machine.
+
+    Raises:
+        PathError: a Python file, or a folder outside the roots.
+    """
+    if isinstance(reward, list):
+        return [_resolve_rewards(context, entry) for entry in reward]
+    if ".py" in str(reward):
+        raise PathError(
+            f"reward {reward}: this page does not run Python files.",
+            "Start this training by a command: glmtune train --stage grpo --reward FILE.py:FUNCTION",
+        )
+    return str(inside(context.roots, str(reward)))
 
 
 def _open_section(tree: dict[str, Any], name: str) -> dict[str, Any]:

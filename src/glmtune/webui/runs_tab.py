@@ -42,7 +42,7 @@ from glmtune.webui.run_files import (
 )
 from glmtune.webui.runs_index import PAGE_RUNS, SORT_KEYS, RunQuery, find_page
 from glmtune.webui.texts import text
-from glmtune.webui.training_view import describe_charts, make_curves
+from glmtune.webui.training_view import describe_charts, make_curves, read_samples
 
 _STATES = ("running", "finished", "stopped", "interrupted", "new", "unreadable")
 _COMPARED_CURVES = ("loss", "eval_loss", "learning_rate", "tokens_per_second")
@@ -163,6 +163,7 @@ def _show_run(request: Request, context: Context, path: Path) -> Response:
         busy=is_busy(run),
         curves=json.dumps(make_curves(run.read_metrics(), facts.summary)),
         charts=describe_charts(lang),
+        samples=read_samples(run),
         checkpoints=[(str(folder.relative_to(path)), str(folder)) for folder in checkpoints],
         config=require_readable(run.config).read_text("utf-8", errors="replace"),
         report=report,

@@ -175,6 +175,8 @@ def _trace_on_device(request: PlanRequest) -> StepTrace:
         gpu_kept = parts["gradients"] + parts["activations"] + parts["logits"]
         reserved = int((gpu_kept if device.is_gpu else cpu_kept) * device.allocator_factor)
         phases[name] = Counter({**parts, "own": device.context_bytes, "kept": reserved})
+        if run.stage == "grpo" and run.grpo.beta and (run.method != "ptuning" or run.adapter):
+            phases[name]["reference"] = trained_bytes
 
     if not device.is_gpu and _is_converted(request):
         # Weights are read through the page cache: the files' pages count as the process's own until they are released.

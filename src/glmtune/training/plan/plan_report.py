@@ -17,6 +17,7 @@ _PART_HELP = {
     "activations": "kept for the backward pass, and temporary tensors",
     "logits": "at target positions",
     "files": "the weight files while they are read",
+    "reference": "copy of the trained weights from before training",
     "own": "libraries, or the CUDA context",
     "kept": "freed, but kept by the allocator",
 }

@@ -25,7 +25,7 @@ from glmtune.training.plan.estimate import (
     find_parallelism,
 )
 from glmtune.training.plan.model_spec import ModelSpec, inspect_model
-from glmtune.training.plan.workload import Workload, make_workload
+from glmtune.training.plan.workload import LongestAnswers, Workload, make_workload
 from glmtune.training.training_data import TrainingData, prepare_data
 
 _LAUNCHER_KEYS = ("fsdp", "fsdp_config", "deepspeed")
@@ -96,7 +96,7 @@ def make_plan(run: RunConfig, gpu_memory: str | None = None, num_processes: int 
     if plan.verdict != "fits":
         plan.change = find_cheapest_change(request)
 
-    if plan.workload is not None and device.is_local:
+    if plan.workload is not None and device.is_local and run.stage != "grpo":  # answers may be shorter
         # The matrix products at this machine's rate: a lower bound, the rest of a step takes time too.
         dtype = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else torch.float32
         rate = measure_matmul_rate(dtype, "cuda" if device.is_gpu else "cpu")
@@ -138,7 +138,12 @@ def plan_run(
         # Approximate bytes of a position (about thirty numbers per layer) and of a target (hidden states, gradients).
         hidden = spec.config.hidden_size
         weights = 32.0 * hidden * spec.layers, 16.0 * hidden
+        if run.stage == "grpo":
+            answers = LongestAnswers(training_data.train, run)
+            training_data = replace(training_data, train=answers, eval=None)  # evaluations have no batch of their own
         workload = make_workload(training_data, arguments, num_processes, weights)
+        if run.stage == "grpo":
+            workload.tokens = round(workload.tokens * answers.passes)
     if not device.is_gpu and num_processes > 1:  # processes of one machine share its memory
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", num_processes))  # a launcher may use several machines
         device = replace(device, memory=device.memory // local_processes)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from transformers import IntervalStrategy, TrainingArguments
 
+from glmtune.config import RunConfig
 from glmtune.data.batches import Block, BlockDataset
 from glmtune.families import IGNORE_INDEX
 from glmtune.training.samplers import EpochSampler, find_order_seed, make_epoch_sampler, name_order
@@ -33,6 +34,37 @@ class Workload:
     blocks: int
     block_lengths: list[int]
     """Tokens of the shortest, the median and the longest block."""
+
+
+class LongestAnswers(BlockDataset):
+    """The questions of stage grpo with as many answers of the longest length as are computed in one pass.
+
+    Args:
+        questions: blocks of one row each, which is a question with an empty answer.
+        run: settings.
+    """
+
+    def __init__(self, questions: BlockDataset, run: RunConfig):
+        super().__init__(questions.rows, questions.blocks)
+        data, options = run.data, run.grpo
+        longest = options.max_completion_length
+        limit = (data.max_length or data.max_source_length) + longest
+        self._longest = longest
+        self._counts = [
+            max(1, min(options.num_generations, limit // (length + longest))) if data.packing else 1
+            for length in self.lengths
+        ]
+        tokens = [length + longest for length in self.lengths]
+        self.lengths = [size * count for size, count in zip(tokens, self._counts, strict=True)]
+        self.passes = sum(tokens) * options.num_generations / sum(self.lengths)
+        """Of a question, on average."""
+
+    def __getitem__(self, index: int) -> Block:
+        ((number, row),) = super().__getitem__(index)
+        ids = [*row.input_ids, *[row.input_ids[-1]] * self._longest]
+        labels = [IGNORE_INDEX] * len(row.input_ids) + ids[len(row.input_ids) :]
+        answered = dataclasses.replace(row, input_ids=ids, labels=labels)
+        return [(number, answered)] * self._counts[index]
 
 
 def make_workload(
