@@ -19,7 +19,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from glmtune.errors import GlmtuneError, RunError
 from glmtune.utils.documents import MAX_JSON_BYTES, DocumentError, parse_json, read_document
-from glmtune.utils.file_access import FileAccessError, require_writable
+from glmtune.utils.file_access import FileAccessError, require_readable, require_writable
 
 LOCK_FILE = ".lock"
 
@@ -120,7 +120,12 @@ def find_json_object(path: Path) -> dict[str, Any] | None:
 
 def read_json_lines_end(path: Path, max_bytes: int) -> list[dict[str, Any]]:
     """The objects in the last bytes of a file of JSON lines, oldest first; damaged lines and a missing file do not
-    matter."""
+    matter.
+
+    Raises:
+        FileAccessError: this process is limited to other folders.
+    """
+    path = require_readable(path)
     try:
         with path.open("rb") as stream:
             size = stream.seek(0, os.SEEK_END)

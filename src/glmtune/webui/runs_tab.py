@@ -21,6 +21,7 @@ from glmtune.html.builder import Html, el
 from glmtune.html.plots import select_points
 from glmtune.report.contents import read_contents
 from glmtune.report.page import render_page as render_report
+from glmtune.utils.file_access import require_readable
 from glmtune.utils.io import find_json_object
 from glmtune.webui.context import Context
 from glmtune.webui.guard import owner_of
@@ -164,7 +165,7 @@ def _show_run(request: Request, context: Context, path: Path) -> Response:
         charts=describe_charts(lang),
         samples=read_samples(run),
         checkpoints=[(str(folder.relative_to(path)), str(folder)) for folder in checkpoints],
-        config=run.config.read_text("utf-8", errors="replace"),
+        config=require_readable(run.config).read_text("utf-8", errors="replace"),
         report=report,
         notes=read_notes(path),
         tags=" ".join(map(str, tags)),
