@@ -68,11 +68,13 @@ JOBS = {
 }
 # name: stage and preference options of the jobs that are no supervised training
 STAGES = {
+    "dpo": {"stage": "dpo", "preference": {"sft_weight": 0.1}},
     "kto": {"stage": "kto", "preference": {"desirable_weight": 1.2}},
     "rm": {"stage": "rm", "preference": {"center_rewards": 0.01}},
     "rm-fsdp": {"stage": "rm"},
 }
 JOBS |= {
+    "dpo": ("chatglm2", "lora", False, {"max_steps": 3}),
     "kto": ("chatglm", "lora", True, {"per_device_train_batch_size": 1, "max_steps": 3}),
     "rm": ("glm4", "lora", False, {"max_steps": 3}),
     "rm-fsdp": ("chatglm2", "full", False, FSDP | SGD | {"max_steps": 3}),
@@ -210,6 +212,10 @@ def folder(tmp_path_factory, tiny):
         data: rows,
         folder / "rows-rm.json": [
             {"prompt": row["content"], "chosen": row["summary"], "rejected": other, "margin": 0.1}
+            for row, other in zip(rows, others, strict=True)
+        ],
+        folder / "rows-dpo.json": [
+            {"prompt": row["content"], "chosen": row["summary"], "rejected": other}
             for row, other in zip(rows, others, strict=True)
         ],
         folder / "rows-kto.json": [

@@ -576,7 +576,7 @@ def test_scores_in_training_are_those_of_an_evaluation(family, tiny, adgen_file,
     )
     opened.model.config.use_cache = False  # as in training
     opened.model.gradient_checkpointing_enable()
-    scores = scorer(opened.model)
+    scores = scorer(opened.model, 0)
     opened.model.config.use_cache = True
     whole = evaluation.evaluate(opened, model, _data(data, opened), tmp_path / "out", Sampling(8))
     assert scores == pytest.approx({name: score.mean for name, score in whole.scores.items()})

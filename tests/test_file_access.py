@@ -41,6 +41,7 @@ from glmtune.models.checkpoints import inspect_checkpoint
 from glmtune.models.tokenizers import load_tokenizer
 from glmtune.models.tokenizers.new_tokens import read_new_tokens
 from glmtune.models.weight_files import read_inventory
+from glmtune.preference.reward_functions import _import_function
 from glmtune.preference.reward_model import load_reward_model
 from glmtune.report.contents import read_contents
 from glmtune.run_dir import RunDir
@@ -59,7 +60,7 @@ from glmtune.utils.file_access import (
     require_readable,
     require_readable_folder,
 )
-from glmtune.utils.io import find_json_object, lock_folder, replace_folder, write_json
+from glmtune.utils.io import find_json_object, lock_folder, read_json_lines_end, replace_folder, write_json
 from glmtune.verification.verifier import verify_folder
 
 ENCODED = {"family": "x", "tokenizer": "x", "rules": {}, "counts": {}, "sources": [], "rows_sha256": "0"}
@@ -385,6 +386,9 @@ RUNS = {
         link(root / "x" / "predictions.jsonl", outside / "predictions.jsonl"),
         read_predictions(root / "x"),
     ),
+    "the end of a file": lambda root, outside: read_json_lines_end(
+        link(root / "x.jsonl", outside / "metrics.jsonl"), 1000
+    ),
     "a checkpoint": lambda root, outside: (
         link(root / "checkpoint-1" / "trainer_state.json", outside / "rows.json"),
         find_damage(root / "checkpoint-1"),
@@ -457,6 +461,7 @@ def test_a_pattern_without_a_limit_finds_the_same_files(root):
     assert find("*/*.json") == ["a/1.json", "d/5.json", "e/5.json"]
     assert find("[de]/*") == ["d/5.json", "d/6.csv", "e/5.json", "e/6.csv"]
     assert find("a/**/c/*.json") == ["a/b/c/3.json"]
+    assert find("a**/1.j**n") == ["a/1.json"]
     assert find("a/*/c/3.json") == ["a/b/c/3.json"]
     assert find(".h*/*.json") == [".hidden/4.json"]
     assert find("*/../d/5.json") == sorted(find("*/../d/5.json"))
@@ -516,6 +521,18 @@ def test_a_folder_is_checked_behind_links_and_once(root, outside):
         link(root / "c" / "d", outside)
         with pytest.raises(FileAccessError, match="a link that leads out"):
             require_readable_folder(root / "a")
+
+
+@pytest.mark.parametrize("where", ["root", "outside"])
+def test_a_limited_process_runs_no_python_file(root, outside, where):
+    for folder in (root, outside):
+        (folder / "reward.py").write_text(f"open({str(root / 'ran')!r}, 'w')\ndef score(completions): return [0]\n")
+    path = {"root": root, "outside": outside}[where] / "reward.py"
+    with limit_files([root]), pytest.raises(FileAccessError):
+        _import_function(path, "score", "reward.py:score")
+    assert not (root / "ran").exists()
+    _import_function(path, "score", "reward.py:score")
+    assert (root / "ran").exists()
 
 
 # Writing
@@ -605,16 +622,19 @@ UNCHECKED = {
     "models/auto.py": "resolve_checkpoint checks the folder",
     "models/glm.py": "transformers' own method",
     "models/loading.py": "resolve_checkpoint checks the folder",
+    "preference/answer_scoring.py": "appends to a file of its run",
     "serve/chat_page.py": "files of the package",
     "training/launch.py": "files of the system",
     "training/memory.py": "files of the system",
     "training/plan/device.py": "files of the system",
+    "training/generated.py": "appends to a file of its run",
     "utils/streams.py": "the null device",
     "verification/expected_sums.py": "verifier.py checks the folder",
     "verification/file_form.py": "verifier.py checks the folder",
     "verification/pickle_code.py": "verifier.py checks the folder",
     "verification/weight_values.py": "verifier.py checks the folder",
     "webui/app.py": "files of the package",
+    "webui/error_texts.py": "files of the package",
     "webui/jobs.py": "logs of the page",
     "webui/server_key.py": "the key of the page",
     "webui/uploads.py": "writes; paths.inside",

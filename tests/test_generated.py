@@ -40,6 +40,10 @@ def test_scores_are_logged_with_the_loss(train, family, method):
     for entry in evaluated:
         assert {"eval_rouge_1", "eval_rouge_l", "eval_bleu4_characters", "eval_truncated"} <= entry.keys()
     assert "ROUGE-L" in result.out
+    samples = [json.loads(line) for line in run.samples.read_text("utf-8").splitlines()]
+    assert [sample["step"] for sample in samples] == [2, 2, 2, 4, 4, 4]
+    assert [sample["prompt"] for sample in samples[:3]] == [sample["prompt"] for sample in samples[3:]]
+    assert all(sample["reference"] and "completion" in sample for sample in samples)
 
 
 def test_generating_changes_nothing_in_the_training(train):

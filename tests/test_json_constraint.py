@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from glmtune import detect_family, load_tokenizer
 from glmtune.generation.json_grammar import END, START
-from glmtune.generation.token_constraint import JsonConstraint, TokenTable, advance_json
+from glmtune.generation.token_constraint import JSON_OBJECT, JsonConstraint, TokenTable, advance_grammar
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -20,6 +20,10 @@ VALUES = st.recursive(
     max_leaves=12,
 )
 FORMS = st.sampled_from([{}, {"indent": 2}, {"ensure_ascii": False}, {"separators": (",", ":")}])
+
+
+def advance_json(state, text):
+    return advance_grammar(JSON_OBJECT, state, text)
 
 
 def is_object(text: bytes) -> bool:
@@ -81,11 +85,11 @@ def test_the_allowed_tokens_are_those_the_automaton_takes(tiny, family):
     for text in texts:
         state = advance_json(START, text)
         expected = [bool(value) and advance_json(state, value) is not None for value in table.bytes]
-        assert table.list_allowed(state).tolist() == expected, text
+        assert table.list_allowed(JSON_OBJECT, state).tolist() == expected, text
         assert any(expected), text
         assert not any(expected[stop] for stop in stops)
-    assert np.flatnonzero(table.list_allowed(END)).tolist() == sorted(stops)
-    assert table.list_allowed(advance_json(START, b"{}")).sum() == len(stops)
+    assert np.flatnonzero(table.list_allowed(JSON_OBJECT, END)).tolist() == sorted(stops)
+    assert table.list_allowed(JSON_OBJECT, advance_json(START, b"{}")).sum() == len(stops)
 
 
 @pytest.mark.parametrize("family", ["chatglm", "glm4"])

@@ -274,7 +274,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tiny, labels, tmp_path, glmtu
     options = ["data.packing=false", "training.learning_rate=1e-2", "training.lr_scheduler_type=constant"]
     for name, steps in (("whole", 4), ("resumed", 2)):
         sets = [*options, f"training.max_steps={steps}"]
-        assert _train(glmtune_command, tiny("chatglm3"), labels, tmp_path / name, *sets).code == 0
+        result = _train(glmtune_command, tiny("chatglm3"), labels, tmp_path / name, *sets)
+        assert result.code == 0, result.err
+        assert "A step has about 2.0 answers" in result.out + result.err
+        assert "--set training.gradient_accumulation_steps=8" in result.out + result.err
     resumed = glmtune_command("train", "--resume", "--output", tmp_path / "resumed", "--set", "training.max_steps=4")
     assert resumed.code == 0, resumed.err
     whole, ours = (

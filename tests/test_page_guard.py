@@ -279,9 +279,10 @@ def test_every_answer_has_the_headers():
         assert "unsafe-eval" not in policy
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.headers.get_list("referrer-policy") == ["same-origin"]
-        assert answer.headers["cross-origin-opener-policy"] == "same-origin"
         assert answer.headers["cache-control"] == "no-store"
+        assert answer.headers["cross-origin-resource-policy"] == "same-origin"
     assert client.get("/report").headers.get_list("content-security-policy")[0] == "sandbox"
+    assert client.get("/").headers["cross-origin-opener-policy"] == "same-origin"
 
 
 def test_the_session_is_the_same_after_a_reload_and_hidden_from_scripts():

@@ -304,6 +304,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tiny, pairs, tmp_path, glmtun
         (["stage=dpo", "data.preference=chosen"], "stage dpo needs both"),
         (["stage=dpo", "training.label_smoothing_factor=0.1"], "preference.label_smoothing"),
         (["stage=dpo", "preference.beta=0"], "preference.beta"),
+        (["stage=dpo", "data.columns.margin=gap"], "data.columns.margin has no effect with stage dpo"),
         (["stage=ppo"], "stage"),
         (["stage=rm", "preference.beta=0.5"], "preference.beta has no effect with stage rm"),
         (["stage=kto", "preference.center_rewards=0.01"], "preference.center_rewards has no effect with stage kto"),

@@ -365,7 +365,8 @@ def test_the_command_checks_and_cleans_pairs(tmp_path, glmtune_command):
     assert [json.loads(line) for line in clean.read_text("utf-8").splitlines()] == [rows[0], rows[3]]
     refused = [json.loads(line) for line in (tmp_path / "clean.refused.jsonl").read_text("utf-8").splitlines()]
     assert [row["reasons"][0].partition(":")[0] for row in refused] == ["contradicting-pair", "empty-answer"]
-    printed = glmtune_command("data", "check", path, "--set", "stage=dpo").out
+    assert "--stage dpo" in glmtune_command("data", "check", path).out
+    printed = glmtune_command("data", "check", path, "--stage", "dpo").out
     assert "contradictions: glmtune data check" in printed
     assert "better answer is longer in 75%" in printed
 

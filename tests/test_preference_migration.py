@@ -336,3 +336,30 @@ def test_a_yaml_file_of_trl(tmp_path, monkeypatch):
         assert (config.stage, config.preference) == ("dpo", PreferenceConfig(beta=0.05, sft_weight=0.2))
         assert config.data.eval == [{"path": "trl-lib/ultrafeedback_binarized", "split": "test"}]
         assert (config.lora.rank, config.data.max_length) == (32, 1024)
+
+
+TRL_SOURCE = """
+from trl import DPOConfig, DPOTrainer
+MODEL = "THUDM/glm-4-9b-chat-hf"
+model = AutoModelForCausalLM.from_pretrained(MODEL)
+rows = load_dataset("json", data_files={"train": ["a.jsonl", "b.jsonl"]}, split="train")
+args = DPOConfig("out", beta=0.2, max_prompt_length=512, learning_rate=5e-6, logging_steps=len("abc"))
+trainer = DPOTrainer(model, args=args, train_dataset=rows, peft_config=LoraConfig(r=4, target_modules=["q_proj"]))
+raise SystemExit("this is never executed")
+"""
+
+
+def test_a_python_script_of_trl_is_read_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train_dpo.py").write_text(TRL_SOURCE, "utf-8")
+    for words in (["train_dpo.py"], ["accelerate", "launch", "train_dpo.py"]):
+        translation = translate_command(words)
+        config = _build(translation)
+        assert (config.stage, config.preference.beta, config.output) == ("dpo", 0.2, "out")
+        assert (config.model.path, config.data.train) == ("THUDM/glm-4-9b-chat-hf", ["a.jsonl", "b.jsonl"])
+        assert (config.lora.rank, config.lora.targets) == (4, ["q_proj"])
+        assert config.training["learning_rate"] == 5e-6
+        assert "Not read, for they are computed: logging_steps." in translation.notes
+    (tmp_path / "two.py").write_text(TRL_SOURCE + "other = KTOConfig()", "utf-8")
+    with pytest.raises(ConfigError, match="2 of TRL's configs"):
+        translate_command(["python", "two.py"])

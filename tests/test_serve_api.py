@@ -499,6 +499,29 @@ def test_a_json_object_is_asked_for(server):
     assert client.engine.requests[-1].constraint is None
 
 
+def test_a_schema_is_followed(server):
+    client = server("chatglm2")
+    schema = {"type": "object", "properties": {"city": {"enum": ["Rome"]}}, "required": ["city"]}
+    described = {"name": "place", "strict": True, "schema": schema}
+    assert ask(client, response_format={"type": "json_schema", "json_schema": described}).status_code == 200
+    constraint, table = client.engine.requests[-1].constraint, client.context.get_token_table()
+    for byte in b'{"city":"Rome"}':
+        token = table.by_bytes[bytes([byte])][0]
+        assert constraint.list_allowed()[token]
+        constraint.advance(token)
+    stops = client.context.family.get_stop_ids(client.context.tokenizer)
+    assert np.flatnonzero(constraint.list_allowed()).tolist() == sorted(stops)
+    for change, match in (
+        ({"schema": {**schema, "maxProperties": 3}}, "schema: maxProperties: this keyword is not supported"),
+        ({"schema": {"type": "array"}}, "root"),
+        ({"grammar": "x"}, "name, schema and strict"),
+    ):
+        answer = ask(client, response_format={"type": "json_schema", "json_schema": {**described, **change}})
+        require_error(answer, 400, "response_format", match=match)
+    other = ask(client, response_format={"type": "json_object", "schema": {}})
+    require_error(other, 400, "response_format", match="schema is unknown")
+
+
 def test_a_generation_without_tools_refuses_them(server):
     for family in ("chatglm", "chatglm2"):
         require_error(ask(server(family), tools=[WEATHER]), 400, match="no format for tools")

@@ -24,7 +24,7 @@ from glmtune.families import get_family
 from glmtune.generation.json_grammar import START
 from glmtune.generation.load import load_for_generation
 from glmtune.generation.reply import Sampling, generate_reply
-from glmtune.generation.token_constraint import advance_json
+from glmtune.generation.token_constraint import JSON_OBJECT, advance_grammar
 from glmtune.methods.base_info import BaseInfo
 from glmtune.methods.lora import Lora
 from glmtune.models.checkpoints import inspect_checkpoint
@@ -130,7 +130,7 @@ def test_a_json_object_is_one(server, folder):
     assert all(isinstance(json.loads(choice.message.content), dict) for choice in reply.choices)
     # Without the bias these weights write no end; what they write can become an object.
     reply = server.client.chat.completions.create(**fields, temperature=0)
-    state = advance_json(START, reply.choices[0].message.content.encode())
+    state = advance_grammar(JSON_OBJECT, START, reply.choices[0].message.content.encode())
     assert state is not None
 
 

@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from glmtune.download.repository import FileSum, Repository, RepositoryFile, hash_file, write_record
+from glmtune.errors import ModelError
+from glmtune.models.weight_files import read_bin
 from glmtune.verification import published_sums
 from glmtune.verification.pickle_code import find_foreign_names
 from glmtune.verification.verification_output import describe_verification, make_fetch_command
@@ -390,6 +392,36 @@ def test_a_tokenizer_of_another_model_is_named(copy, tiny):
     assert _find_faults(folder) == {"tokenizer.model": "tokenizer"}
 
 
+@pytest.mark.parametrize("place", [0.02, 0.05, 0.5])
+def test_a_damaged_tokenizer_is_never_a_traceback(place, copy):
+    """Space that was reserved and not filled. SentencePiece and the Rust library raise bare exceptions for some."""
+    folder = copy("safetensors", "chatglm")
+    path = folder / "ice_text.model"
+    content = path.read_bytes()
+    start = int(len(content) * place)
+    path.write_bytes(content[:start] + bytes(len(content) - start))
+    assert _find_faults(folder) == {"ice_text.model": "tokenizer"}
+
+
+def test_a_published_tokenizer_with_a_flipped_bit_is_found_by_its_length(copy, asset):
+    folder = copy("safetensors", "chatglm2")
+    shutil.copyfile(asset("assets", "chatglm2-6b", "tokenizer.model"), folder / "tokenizer.model")
+    assert "sum" not in [fault.kind for fault in verify_folder(folder).faults]  # it has more tokens than the tiny model
+    _flip(folder / "tokenizer.model")
+    assert ("tokenizer.model", "sum") in [(fault.file, fault.kind) for fault in verify_folder(folder).faults]
+
+
+def test_tables_of_a_tokenizer_that_are_damaged_are_no_traceback(copy):
+    """Inside the normaliser's table, where only the libraries' own parsers look."""
+    folder = copy("safetensors", "chatglm")
+    path = folder / "ice_text.model"
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle - 60_000 : middle + 60_000] = b"\xff" * 120_000
+    path.write_bytes(content)
+    assert _find_faults(folder) == {"ice_text.model": "tokenizer"}
+
+
 def test_the_record_of_hugging_face_s_client_is_compared(copy, tmp_path):
     folder = copy()
     metadata = folder / ".cache" / "huggingface" / "download"
@@ -463,6 +495,16 @@ def test_the_base_of_a_tuned_model_is_no_certain_source(copy, glmtune_command):
     (folder / SAFETENSORS).write_bytes(b"")
     out = glmtune_command("verify", folder).out
     assert "Fetch again: glmtune fetch ZhipuAI/chatglm3-6b --hub modelscope" in out
+
+
+@pytest.mark.skipif(os.name == "nt", reason="paths are Unicode there")
+def test_a_path_that_the_locale_cannot_read_is_no_damage(copy, tmp_path):
+    folder = copy("bin").rename(tmp_path / os.fsdecode(b"\xe6\xa8\xa1"))
+    assert verify_folder(folder).faults == []
+    wrong = Path(os.fspath(folder).encode().decode("ascii", "surrogateescape"))
+    for read in (verify_folder, lambda path: read_bin(path / BIN, "cpu")):
+        with pytest.raises(ModelError, match="PYTHONUTF8=1"):
+            read(wrong)
 
 
 def test_the_page_runs_the_command_and_names_the_file(copy, tmp_path):

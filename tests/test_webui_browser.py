@@ -75,8 +75,10 @@ class Site:
         return page
 
     def _check_console(self, message) -> None:
-        # htmx reports a request that a newer one of the same form replaced.
-        if message.type == "error" and not message.text.startswith(("htmx:sendAbort", "htmx:afterRequest")):
+        # htmx reports a request that a newer one of the same form replaced, the browser an error that the page shows.
+        is_replaced = message.text.startswith(("htmx:sendAbort", "htmx:afterRequest"))
+        is_expected = is_replaced or "status of 422" in message.text
+        if message.type == "error" and not is_expected:
             self.complaints.append(message.text)
 
     def _read_address(self) -> str:

@@ -534,6 +534,8 @@ def _check_stage(config: RunConfig) -> None:
         ConfigError: names the key.
     """
     stage, preference = config.stage, config.preference
+    if "margin" in config.data.columns and stage != "rm":
+        raise ConfigError(f"data.columns.margin has no effect with stage {stage}.", "It is for rm.")
     if stage == "grpo":
         _check_grpo(config)
         return

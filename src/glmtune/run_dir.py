@@ -2,7 +2,7 @@
 
 config.yaml         the run with every default filled in
 metrics.jsonl       a JSON object per logged step
-samples.jsonl       of stage grpo: answers with their rewards
+samples.jsonl       answers while training: of stage grpo with rewards, of generate.rows the first ones
 progress.json       where a running training is: phase, step, time left
 checkpoints/        checkpoint-N, complete or absent
 adapter/ | model/   what was trained

@@ -24,8 +24,9 @@ def list_cells(kind: str, capability: str) -> list[dict[str, str | None]]:
         runs += [(method, "sft", name, precisions[1]) for method, name in quantized]
     else:
         runs = [("lora", "dpo", None, precision) for precision in precisions]
-        pairs = (("lora", "orpo"), ("lora", "simpo"), ("qlora", "dpo"), ("ptuning", "dpo"), ("full", "dpo"))
-        runs += [(method, stage, None, precisions[1]) for method, stage in pairs]
+        runs += [("lora", stage, None, precisions[1]) for stage in ("orpo", "simpo", "kto", "rm")]
+        runs += [(method, "dpo", None, precisions[1]) for method in ("qlora", "ptuning", "full")]
+        runs += [("ptuning", "kto", None, precisions[1]), ("qlora", "rm", None, precisions[1])]
     return [dict(zip(("method", "stage", "quantization", "precision"), run, strict=True)) for run in runs]
 
 

@@ -118,6 +118,9 @@ def run_cell(
     run_command("train", "--resume", "--output", half.root)
     resumed = check_losses("resumed", read_losses(half.root), losses, 0.0)
 
+    if cell["stage"] == "rm":
+        score_pairs(fake, half.root, data / "pairs.jsonl", work, cell["precision"], allowed)
+        return {"training": error, "resumed": resumed}
     rows = data / "sft.jsonl"
     loss, replies = evaluate(half.root, rows, work / "eval-cuda", cell["precision"], "cuda")
     if cell["precision"] == "fp32":
@@ -132,6 +135,26 @@ def run_cell(
     if not fake.SYNC.ops.total():
         raise CellError("the chat ran on the CPU")
     return {"training": error, "resumed": resumed}
+
+
+def score_pairs(fake: Any, run: Path, pairs: Path, work: Path, precision: str, allowed: float) -> None:
+    """Score pairs with a reward model on the device and on the CPU.
+
+    Raises:
+        CellError: the rewards differ.
+    """
+    fake.SYNC.reset()
+    rewards = {}
+    for device, name in (("cuda", precision), ("cpu", "fp32")):
+        folder = work / f"score-{device}"
+        run_command("score", run, "--data", pairs, "--output", folder, "--dtype", name, "--device", device)
+        lines = (folder / "scores.jsonl").read_text("utf-8").splitlines()
+        rewards[device] = [json.loads(line)[side] for line in lines for side in ("better", "worse")]
+    if not fake.SYNC.ops.total():
+        raise CellError("the rewards were computed on the CPU")
+    error = max(abs(a - b) for a, b in zip(rewards["cuda"], rewards["cpu"], strict=True))
+    if not error <= max(allowed, 1e-4) * 10:
+        raise CellError(f"rewards differ by {error}: {rewards}")
 
 
 def run_command(*arguments: object) -> None:

@@ -37,6 +37,12 @@ def compare(
     limit: Limit = None,
     batch_size: BatchSize = 8,
     max_new_tokens: MaxNewTokens = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            help="A reward model (a run of stage rm): win rates against the baseline.", metavar="RUN_OR_MODEL"
+        ),
+    ] = None,
     forget: Annotated[bool, typer.Option(help="Run the forgetting probe on the baseline and on the others.")] = True,
     forget_limit: Annotated[int | None, number_option("Use only N questions of the probe.", COUNT)] = None,
     base: Base = None,
@@ -62,6 +68,7 @@ def compare(
     from glmtune.evaluation.forgetting.forget import read_limits
     from glmtune.evaluation.forgetting.probe import load_probe
     from glmtune.evaluation.forgetting.probing import ForgettingProbe, spread_items
+    from glmtune.evaluation.judging import require_reward_model
     from glmtune.evaluation.terminal_tables import print_comparison
     from glmtune.generation.reply import Sampling
     from glmtune.report import write_report
@@ -70,6 +77,8 @@ def compare(
     silence_libraries()
     command = shlex.join(["glmtune", *sys.argv[1:]])
     with use_stderr():
+        if judge is not None:
+            require_reward_model(judge)
         candidates = open_candidates(
             targets, base=base, family=family, hub=hub, quantization=quantization, overrides=set_ or []
         )
@@ -91,6 +100,7 @@ def compare(
                 batch_size=batch_size,
                 dtype=dtype,
                 device=device,
+                judge=judge,
                 command=command,
             )
         except KeyboardInterrupt:

@@ -31,6 +31,7 @@ data_app = typer.Typer(
 
 File = Annotated[str, typer.Argument(help="A file, folder, glob, hub id or dataset_info name.", metavar="FILE")]
 RequiredModel = Annotated[str, typer.Option("--model", help=get_help("model.path"))]
+Stage = Annotated[str | None, typer.Option(help="Read rows as this stage of training does: dpo for pairs of answers.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Any key of the config: --set data.max_length=1024")]
 
 
@@ -45,11 +46,12 @@ def check_data(
     ] = None,
     png: Annotated[Path | None, typer.Option(help="Write a histogram of the lengths to this .png file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with all findings.")] = False,
+    stage: Stage = None,
     family: FamilyName = None,
     set_: Overrides = None,
 ) -> None:
     """Find problems in rows. Exits with 1 if there are errors; warnings should be looked at."""
-    run = _make_run_config(file, model, family, set_)
+    run = _make_run_config(file, model, family, set_, stage)
     _refuse_encoded(file)
     _check_output_path("--png", png, ".png")
 
@@ -97,11 +99,12 @@ def preview_row(
     row: Annotated[int, number_option("Number of the row, from 1.", COUNT)] = 1,
     ids: Annotated[bool, typer.Option("--ids", help="Also show the id of every token.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write an HTML page instead.")] = None,
+    stage: Stage = None,
     family: FamilyName = None,
     set_: Overrides = None,
 ) -> None:
     """Show a row exactly as the model sees it, and which of its tokens are trained on."""
-    run = _make_run_config(file, model, family, set_)
+    run = _make_run_config(file, model, family, set_, stage)
     _refuse_encoded(file)
     _check_output_path("--html", html, ".html")
 
@@ -178,8 +181,10 @@ def tokenize_data(
     )
 
 
-def _make_run_config(file: str, model: str | None, family: str | None, overrides: list[str] | None) -> RunConfig:
-    options = {"data.train": file, "model.path": model, "model.family": family}
+def _make_run_config(
+    file: str, model: str | None, family: str | None, overrides: list[str] | None, stage: str | None = None
+) -> RunConfig:
+    options = {"data.train": file, "model.path": model, "model.family": family, "stage": stage}
     quoted = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in options.items() if value is not None]
     run = load_config(None, [*quoted, *(overrides or [])])
     if model is not None:

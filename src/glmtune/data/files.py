@@ -212,7 +212,7 @@ def _match_glob(path: Path) -> list[Path]:
     matches = {base}
     for part in parts:
         folders = [match for match in matches if _is_folder(match)]
-        matches = {match for folder in folders for match in _list_matches(folder, part)}
+        matches = {match for folder in folders for match in list_matches(folder, part)}
     matches = {match for match in matches if os.path.lexists(match) and not _is_folder(match)}
     matches = {match for match in matches if match.name != CATALOG_FILE}
     if not any(part.startswith(".") for part in parts):
@@ -220,11 +220,19 @@ def _match_glob(path: Path) -> list[Path]:
     return sorted(matches)
 
 
-def _list_matches(folder: Path, part: str) -> Iterable[Path]:
-    """What a part of a pattern matches in a folder. Parts lead through links, so each folder is checked."""
+def list_matches(folder: Path, part: str) -> Iterable[Path]:
+    """What a part of a pattern matches in a folder.
+
+    Raises:
+        FileAccessError: this process may not read the folder, to which a link may have led.
+    """
     require_readable(folder)
+    if not is_glob(part):
+        return [folder / part]
+    if part != "**":
+        part = re.sub(r"\*\*+", "*", part)  # as shells do; pathlib refuses it before Python 3.13
     # pathlib's `**`, unlike that of the glob module, does not follow links to folders, which may form a cycle.
-    return folder.glob(part) if is_glob(part) else [folder / part]
+    return folder.glob(part)
 
 
 def _parse_suffix(path: Path) -> tuple[str, bool]:

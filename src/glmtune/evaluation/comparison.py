@@ -18,6 +18,7 @@ from glmtune.evaluation.eval_folder import Record, read_predictions
 from glmtune.evaluation.evaluate import describe_settings, evaluate, summarize_records
 from glmtune.evaluation.forgetting.forget import describe_training
 from glmtune.evaluation.forgetting.probing import BaseAnswers, ForgettingProbe
+from glmtune.evaluation.judging import judge_replies
 from glmtune.evaluation.model_info import ModelInfo
 from glmtune.evaluation.model_switcher import ModelSwitcher
 from glmtune.evaluation.output_folders import require_result_folder
@@ -99,6 +100,7 @@ def compare_models(
     batch_size: int = 8,
     dtype: str | None = None,
     device: str | None = None,
+    judge: str | None = None,
     command: str = "",
 ) -> ComparisonResult:
     """Answer the rows with every candidate, score the replies against the first one's, and write the comparison.
@@ -114,6 +116,7 @@ def compare_models(
         batch_size: rows in a batch.
         dtype: precision of all; each checkpoint's own when None.
         device: a GPU if there is one when None.
+        judge: a reward model, for win rates.
         command: that repeats the comparison.
 
     Raises:
@@ -129,7 +132,15 @@ def compare_models(
         quantization = f" ({candidate.target.quantization})" if candidate.target.quantization else ""
         print_message(f"[{i + 1}/{len(entries)}] {candidate.name}{quantization}", "bold")
         run.take(i, *switcher.load(candidate))
-    comparison = run.comparison()
+    models = run.read_common_rows()
+    comparison = run.compare(models)
+    if judge is not None:
+        switcher.clear()  # one model in memory at a time
+        prefixes = [entry.data.rules.prefix for entry in entries]
+        options: dict[str, Any] = {"batch_size": batch_size, "dtype": dtype, "device": device}
+        comparison = replace(
+            comparison, judge=judge, win_rates=judge_replies(judge, models, prefixes, output, **options)
+        )
     text = make_printable(json.dumps(comparison.to_dict(), ensure_ascii=False, indent=2))
     with explain_write_errors(output):
         write_text(output / COMPARISON_FILE, text + "\n")
@@ -217,15 +228,23 @@ class _ComparisonRun:
             result = self._probe.ask_tuned(self._before, opened, model, *describe_training(entry.candidate))
             self._forgetting[i] = replace(result, command=self._command, finished_at=iso_timestamp())
 
-    def comparison(self) -> ComparisonResult:
-        """Compare the replies to the rows that all models have answered."""
+    def read_common_rows(self) -> list[list[Record]]:
+        """The replies of each model to the rows that all models have answered.
+
+        Raises:
+            DataError: there are none.
+        """
         models = select_common_rows([read_predictions(self._folder(i)) for i in range(len(self._entries))])
-        rows = len(models[0])
-        if not rows:
+        if not models[0]:
             raise DataError(
                 f"{self._entries[0].data.path}: no row is left that all models can answer within the limits.",
                 "Raise them: --set data.max_source_length=2048",
             )
+        return models
+
+    def compare(self, models: list[list[Record]]) -> ComparisonResult:
+        """Compare the replies, from `read_common_rows`."""
+        rows = len(models[0])
         fewer = max(result.data.rows for result in self._results.values()) - rows
         if fewer:
             print_warning(f"{count_noun(fewer, 'row is', 'rows are')} skipped: too long for one of the models.")

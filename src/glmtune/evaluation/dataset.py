@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glmtune.config import DataConfig
-from glmtune.data.conversation import Conversation
+from glmtune.data.conversation import PREFERENCE_HINT, Conversation
 from glmtune.data.encoding import EncodedRow, EncodingCounts, EncodingRules, add_prefix, encode_conversations
 from glmtune.data.files import is_encoded_folder
 from glmtune.data.formats import Preference
@@ -84,8 +84,14 @@ def read_eval_data(
         raise DataError(f"{path}: contains encoded rows.", "Give the file that they were made from.")
     # Replies are compared with the better answers, whatever was trained on.
     preference: Preference = "refuse" if config.preference == "refuse" else "chosen"
-    sources = open_sources(path, config.columns, config.format, seed, preference)
-    conversations = list(islice(sample_sources(sources), limit))
+    try:
+        sources = open_sources(path, config.columns, config.format, seed, preference)
+        conversations = list(islice(sample_sources(sources), limit))
+    except DataError as error:
+        if error.hint != PREFERENCE_HINT:
+            raise
+        hint = "To compare replies with the better answers, and both answers: --set data.preference=pairs"
+        raise DataError(f"{error.message.partition('; stage')[0]}: it has two answers.", hint) from None
     rules = make_encoding_rules(config)
     encoded = list(encode_conversations(conversations, family, tokenizer, rules, EncodingCounts()))
     counts = EncodingCounts()

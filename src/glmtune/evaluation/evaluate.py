@@ -51,6 +51,7 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 8,
     command: str = "",
+    with_ids: bool = False,
 ) -> EvaluationResult:
     """Answer every row, score the replies, compute the loss of the references, and write the evaluation's folder.
 
@@ -65,6 +66,7 @@ def evaluate(
         seed: of sampling. A row's random draws depend on it and on the row's number alone.
         batch_size: rows in a batch.
         command: that repeats the evaluation.
+        with_ids: whether the tokens of replies are written too, with the one that ends them.
 
     Raises:
         RunError: the folder contains other replies, or cannot be written.
@@ -82,7 +84,7 @@ def evaluate(
             print_message(
                 f"{output}: {answered} of {count_noun(len(data.rows), 'row is', 'rows are')} answered already."
             )
-        _answer_rows(opened, data, folder, sampling, seed, batch_size)
+        _answer_rows(opened, data, folder, sampling, seed, batch_size, with_ids)
 
         with ProgressBar("loss", len(data.encoded)) as progress:
             loss, targets = compute_reference_loss(
@@ -201,6 +203,7 @@ def _answer_rows(
     sampling: Sampling,
     seed: int,
     batch_size: int,
+    with_ids: bool,
 ) -> None:
     """Fill the folder with the replies that it lacks, batch by batch."""
     answered = {record["row"] for record in folder.records}
@@ -211,7 +214,7 @@ def _answer_rows(
         def keep(batch: list[GeneratedReply]) -> None:
             nonlocal last
             seconds = time.monotonic() - last
-            folder.add([make_record(rows[reply.index], reply, opened) for reply in batch], seconds)
+            folder.add([make_record(rows[reply.index], reply, opened, with_ids) for reply in batch], seconds)
             progress.add(len(batch))
             last = time.monotonic()
 
@@ -224,8 +227,9 @@ def _answer_rows(
         )
 
 
-def make_record(row: EvalRow, generated: GeneratedReply, opened: LoadedModel) -> Record:
+def make_record(row: EvalRow, generated: GeneratedReply, opened: LoadedModel, with_ids: bool = False) -> Record:
     """A line of predictions.jsonl."""
+    ids = [*generated.ids, *([] if generated.end is None else [generated.end])]
     prediction, scores = score_reply(generated, row.reference, row.calls, opened.family, tools=bool(row.tools))
     return {
         "row": row.row,
@@ -238,6 +242,7 @@ def make_record(row: EvalRow, generated: GeneratedReply, opened: LoadedModel) ->
         "tokens": generated.tokens,
         "prompt_tokens": len(row.prompt_ids),
         "stop": generated.stop,
+        **({"ids": ids} if with_ids else {}),
     }
 
 

@@ -122,6 +122,7 @@ def read_settings(target: str, overrides: list[str]) -> RunConfig:
     # The tokens of a run are those that it was trained with.
     other_keys = {"train", "eval", "eval_fraction", "eval_rows", "packing", "new_tokens"}
     data_keys = DataConfig.__dataclass_fields__.keys() - other_keys
+    reading: dict[str, Any] = {}
     for override in overrides:
         section, _, key = override.partition("=")[0].strip().partition(".")
         if section != "data" or key.split(".")[0] not in data_keys:
@@ -129,9 +130,11 @@ def read_settings(target: str, overrides: list[str]) -> RunConfig:
                 f"--set {override}: an evaluation has no such setting.",
                 f"It takes data.* with {', '.join(sorted(data_keys))}.",
             )
-        set_key(tree, override)
+        set_key(reading if key == "preference" else tree, override)
     config: RunConfig = build_dataclass(RunConfig, tree, str(run.config) if run else "options")
     check_config(config)
+    if "data" in reading:  # how rows are read has nothing to do with the stage of the training
+        config.data.preference = build_dataclass(RunConfig, reading, "options").data.preference
     return config
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from glmtune.errors import RunError
 from glmtune.evaluation.model_info import ModelInfo
 from glmtune.evaluation.statistics import ScoreDifference, ScoreSummary
+from glmtune.evaluation.win_rates import WinRate
 from glmtune.utils.io import parse_dataclass, read_json_object
 
 EVALUATION_FILE, COMPARISON_FILE, FORGETTING_FILE = "metrics.json", "comparison.json", "forgetting.json"
+PAIRS_FILE, PAIR_ROWS_FILE = "pairs.json", "pairs.jsonl"
+"""Beside metrics.json, of an evaluation on pairs of answers: the result, and a line per pair."""
 _HINT = "Run the command that wrote it again."
 
 
@@ -67,6 +70,38 @@ class EvaluationResult:
         if self.settings is None:
             del tree["settings"]
         return tree
+
+
+@dataclass(frozen=True)
+class PairResult:
+    """pairs.json: how a model rewards better and worse answers."""
+
+    kind: str
+    pairs: int
+    dropped: int
+    """Pairs that do not fit the length limits."""
+    others: int
+    """Rows that are no pairs."""
+    reward: str
+    """What a reward is, in words."""
+    reference: ModelInfo | None
+    """The model that log-probabilities are compared with; None: none."""
+    scores: dict[str, ScoreSummary]
+    """Of rewards and log-probabilities; accuracies in percent."""
+    kl: ScoreSummary | None
+    """Estimate of KL(model || reference) in nats per reply, from the model's replies; None without reference."""
+    kl_per_token: float | None
+    is_sampled: bool
+    """Whether replies were drawn from the model as it is (temperature and top_p 1): the estimate is unbiased then."""
+    command: str
+    finished_at: str
+    settings: dict[str, Any] | None = None
+
+    @classmethod
+    def load(cls, path: Path) -> PairResult:
+        """Read pairs.json; see `load_result`."""
+        result: PairResult = load_result(cls, path)
+        return result
 
 
 @dataclass(frozen=True)
@@ -177,6 +212,9 @@ class ComparisonResult:
     forgetting: list[ForgettingResult | None]
     command: str
     finished_at: str
+    judge: str | None = None
+    """The reward model of the win rates."""
+    win_rates: list[WinRate] = field(default_factory=list)
 
     @classmethod
     def load(cls, path: Path) -> ComparisonResult:
@@ -188,6 +226,8 @@ class ComparisonResult:
         """The content of the file."""
         tree = asdict(self)
         tree["models"] = [model.to_dict() for model in self.models]
+        if self.judge is None:
+            del tree["judge"], tree["win_rates"]
         return tree
 
 

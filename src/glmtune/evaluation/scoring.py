@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -116,6 +116,7 @@ def score_questions(
     *,
     max_new_tokens: int,
     batch_size: int,
+    on_reply: Callable[[int, str], None] | None = None,
 ) -> list[dict[str, float]]:
     """Greedy replies to the questions, scored as `glmtune eval` does; see `ScoreReplies`.
 
@@ -124,7 +125,10 @@ def score_questions(
     prompts = [question.prompt_ids for question in questions]
     replies = generate_batched(model, tokenizer, family, prompts, Sampling(max_new_tokens), batch_size=batch_size)
     scores = []
-    for question, reply in zip(questions, replies, strict=True):
+    for number, (question, reply) in enumerate(zip(questions, replies, strict=True)):
         reference, calls = read_reference(question.reference_ids, tokenizer, family)
-        scores.append(score_reply(reply, reference, calls, family, tools=False)[1])
+        text, reply_scores = score_reply(reply, reference, calls, family, tools=False)
+        if on_reply is not None:
+            on_reply(number, text)
+        scores.append(reply_scores)
     return scores

@@ -8,8 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from glmtune.evaluation.metric_order import find_direction, sort_metrics
-from glmtune.evaluation.results import ChangedRow, ComparisonResult, EvaluationResult, ForgettingResult
+from glmtune.evaluation.results import ChangedRow, ComparisonResult, EvaluationResult, ForgettingResult, PairResult
 from glmtune.evaluation.statistics import ScoreDifference
+from glmtune.evaluation.win_rates import WinRate
 from glmtune.html.i18n import has_text, text
 from glmtune.utils.console import count_noun, get_console, print_message
 
@@ -56,6 +57,34 @@ def print_scores(result: EvaluationResult) -> None:
             print_message(f"{counts[name]} of {count_noun(data.rows, 'reply', 'replies')} {meaning}.")
 
 
+def print_pairs(result: PairResult) -> None:
+    """Print how the model rewards better and worse answers, and how far it is from its reference."""
+    reference = f"compared with {result.reference.name}" if result.reference else "without a reference"
+    table = Table("pairs of answers", title=f"{count_noun(result.pairs, 'pair')}; reward: {result.reward}, {reference}")
+    for heading in ("mean", "95 % interval", "pairs"):
+        table.add_column(heading, justify="right")
+    for name, score in result.scores.items():
+        is_share = name.startswith("accuracy")
+        form = ".1f" if is_share else ".3f"
+        unit = " %" if is_share else ""
+        interval = f"{score.low:{form}} – {score.high:{form}}"
+        table.add_row(text(f"report.pairs.{name}", "en"), f"{score.mean:{form}}{unit}", interval, str(score.rows))
+    get_console().print(table)
+    if result.kl is not None:
+        how = "sampled" if result.is_sampled else "most probable"
+        print_message(
+            f"KL from the reference, estimated from {count_noun(result.kl.rows, f'{how} reply', f'{how} replies')}: "
+            f"{result.kl.mean:.3f} nats per reply ({result.kl.low:.3f} – {result.kl.high:.3f}), "
+            f"{_format_number(result.kl_per_token)} per token."
+        )
+        if not result.is_sampled:
+            print_message("An unbiased estimate takes replies drawn from the model: --temperature 1 --top-p 1")
+    if result.dropped:
+        print_message(f"{count_noun(result.dropped, 'pair is', 'pairs are')} left out: too long, or the same when cut.")
+    if result.others:
+        print_message(f"{count_noun(result.others, 'row is', 'rows are')} no pairs.")
+
+
 def print_comparison(comparison: ComparisonResult) -> None:
     """Print the scores of all models with significant differences marked, and the rows that changed most."""
     names = [model.model.name for model in comparison.models]
@@ -76,6 +105,8 @@ def print_comparison(comparison: ComparisonResult) -> None:
         f"Compared with {names[0]}: * p < 0.05, ** p < 0.01, *** p < 0.001 (paired bootstrap over the rows; a "
         "difference without a star may be chance). Then the numbers of rows that score higher/lower/the same."
     )
+    for win_rate in comparison.win_rates:
+        _print_win_rate(win_rate, names, str(comparison.judge))
     for i, row in enumerate(comparison.changed[:_ROWS_SHOWN]):
         if i == 0:
             print_message("\nThe rows that changed most:", "bold")
@@ -84,6 +115,17 @@ def print_comparison(comparison: ComparisonResult) -> None:
         if forgetting is not None:
             get_console().print()
             print_forgetting(forgetting, name)
+
+
+def _print_win_rate(result: WinRate, names: list[str], judge: str) -> None:
+    rate, controlled = result.rate, result.controlled
+    lengths = " and ".join(f"{length:,.0f}" for length in result.mean_lengths)
+    print_message(
+        f"{names[result.b]} against {names[result.a]}, judged by {judge}: wins {rate.mean:.1f} % "
+        f"({rate.low:.1f} – {rate.high:.1f}; {result.wins} won, {result.losses} lost, {result.ties} equal), "
+        f"at equal length {controlled.mean:.1f} % ({controlled.low:.1f} – {controlled.high:.1f}); "
+        f"replies of {names[result.a]} and {names[result.b]} have {lengths} characters."
+    )
 
 
 def print_forgetting(result: ForgettingResult, name: str | None = None) -> None:

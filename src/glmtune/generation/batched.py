@@ -38,6 +38,8 @@ class GeneratedReply:
     """Special tokens left out."""
     stop: Literal["stop", "length"]
     """`length`: cut at the longest reply allowed."""
+    end: int | None = None
+    """The stop id that ended it."""
 
     @property
     def tokens(self) -> int:
@@ -166,4 +168,6 @@ def _make_reply(index: int, ids: list[int], tokenizer: PreTrainedTokenizerBase, 
     end = next((position for position, token in enumerate(ids) if token in stops), None)
     answer_ids = ids[:end]
     text = decode_text(tokenizer, answer_ids)
-    return GeneratedReply(index, answer_ids, text, "length" if end is None else "stop")
+    if end is None:
+        return GeneratedReply(index, answer_ids, text, "length")
+    return GeneratedReply(index, answer_ids, text, "stop", ids[end])

@@ -8,13 +8,13 @@ from typing import NamedTuple
 MAX_DEPTH = 64
 MAX_WHITESPACE = 64
 
-_WHITESPACE = b" \t\n\r"
+WHITESPACE = b" \t\n\r"
 _LITERALS = {ord("t"): b"rue", ord("f"): b"alse", ord("n"): b"ull"}
 _ESCAPES = b'"\\/bfnrt'
 _HEX = b"0123456789abcdefABCDEF"
 _DIGITS = b"0123456789"
-# Of a number: which bytes follow, and the mode after them. Modes in _NUMBER_ENDS may end it.
-_NUMBERS: dict[str, dict[bytes, str]] = {
+# Of a number: which bytes follow, and the mode after them. Modes in NUMBER_ENDS may end it.
+NUMBERS: dict[str, dict[bytes, str]] = {
     "minus": {b"0": "zero", b"123456789": "integer"},
     "zero": {b".": "point", b"eE": "exponent"},
     "integer": {_DIGITS: "integer", b".": "point", b"eE": "exponent"},
@@ -24,7 +24,7 @@ _NUMBERS: dict[str, dict[bytes, str]] = {
     "sign": {_DIGITS: "power"},
     "power": {_DIGITS: "power"},
 }
-_NUMBER_ENDS = frozenset(("zero", "integer", "fraction", "power"))
+NUMBER_ENDS = frozenset(("zero", "integer", "fraction", "power"))
 
 
 class JsonState(NamedTuple):
@@ -53,6 +53,21 @@ START = JsonState("start")
 END = JsonState("end")
 
 
+class JsonGrammar:
+    """The automaton of any JSON object."""
+
+    start = START
+    end = END
+
+    def step(self, state: JsonState, byte: int) -> JsonState | None:
+        """The state after a byte; None if no JSON object has it here."""
+        return step_json(state, byte)
+
+    def takes_text(self, state: JsonState) -> bool:
+        """Whether any whole characters of a string may follow."""
+        return state.mode == "string" and not state.following
+
+
 def step_json(state: JsonState, byte: int) -> JsonState | None:
     """The state after a byte; None if no JSON object has it here."""
     mode = state.mode
@@ -64,11 +79,11 @@ def step_json(state: JsonState, byte: int) -> JsonState | None:
         if byte != state.rest[0]:
             return None
         return state._replace(rest=state.rest[1:]) if len(state.rest) > 1 else JsonState("after", state.stack)
-    if mode in _NUMBERS:
-        for characters, following in _NUMBERS[mode].items():
+    if mode in NUMBERS:
+        for characters, following in NUMBERS[mode].items():
             if byte in characters:
                 return JsonState(following, state.stack)
-        return _step_structure(JsonState("after", state.stack), byte) if mode in _NUMBER_ENDS else None
+        return _step_structure(JsonState("after", state.stack), byte) if mode in NUMBER_ENDS else None
     return _step_structure(state, byte)
 
 
@@ -77,7 +92,7 @@ def _step_structure(state: JsonState, byte: int) -> JsonState | None:
     mode, stack = state.mode, state.stack
     if mode == "end":
         return None
-    if byte in _WHITESPACE:
+    if byte in WHITESPACE:
         return state._replace(whitespace=state.whitespace + 1) if state.whitespace < MAX_WHITESPACE else None
     character = chr(byte)
     if mode == "start":

@@ -1,25 +1,43 @@
 """Which tokens may follow, so that a reply is a JSON object, or a call of one of some tools.
 
-A token is allowed if the automaton of `json_grammar` takes all its bytes. The allowed tokens of a state are computed
-once and remembered. That takes milliseconds for a published vocabulary (130,000 tokens): tokens are sorted by their
-bytes, so that those with a beginning that is not allowed are skipped together, and most are plain text inside a string.
+A token is allowed if the automaton of `json_grammar` or `json_schema` takes all its bytes. The allowed tokens of a
+state are computed once and remembered. That takes milliseconds for a published vocabulary (130,000 tokens): tokens are
+sorted by their bytes, so that those with a beginning that is not allowed are skipped together, and most are plain text
+inside a string.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from glmtune.generation.json_grammar import END, START, JsonState, step_json
+from glmtune.generation.json_grammar import JsonGrammar
 from glmtune.models.tokenizers.token_bytes import get_token_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _CACHED_STATES = 1024
+
+
+class ByteGrammar(Protocol):
+    """An automaton that reads bytes; its states can be hashed."""
+
+    start: Any
+    end: Any
+
+    def step(self, state: Any, byte: int) -> Any:
+        """The state after a byte; None if it is not allowed."""
+
+    def takes_text(self, state: Any) -> bool:
+        """Whether any whole characters of a JSON string may follow."""
+
+
+JSON_OBJECT = JsonGrammar()
+"""Any JSON object."""
 
 
 class TokenTable:
@@ -46,27 +64,28 @@ class TokenTable:
         self.by_bytes: dict[bytes, list[int]] = {}
         for token in tokens:
             self.by_bytes.setdefault(self.bytes[token], []).append(token)
-        self._masks: OrderedDict[JsonState, np.ndarray] = OrderedDict()
+        self._masks: OrderedDict[tuple[ByteGrammar, Any], np.ndarray] = OrderedDict()
 
-    def list_allowed(self, state: JsonState) -> np.ndarray:
-        """Which tokens may follow, (V,) bool."""
-        packed = self._masks.get(state)
+    def list_allowed(self, grammar: ByteGrammar, state: Any) -> np.ndarray:
+        """Which tokens may follow in a state of a grammar, (V,) bool."""
+        key = grammar, state
+        packed = self._masks.get(key)
         if packed is None:
-            packed = self._masks[state] = np.packbits(self._compute_allowed(state))
+            packed = self._masks[key] = np.packbits(self._compute_allowed(grammar, state))
             if len(self._masks) > _CACHED_STATES:
                 self._masks.popitem(last=False)
         return np.unpackbits(packed, count=self._size).astype(bool)
 
-    def _compute_allowed(self, state: JsonState) -> np.ndarray:
+    def _compute_allowed(self, grammar: ByteGrammar, state: Any) -> np.ndarray:
         allowed_V = np.zeros(self._size, dtype=bool)
-        if state == END:
+        if state == grammar.end:
             allowed_V[self._stop_ids] = True
             return allowed_V
-        if state.mode == "string" and not state.following:
+        if grammar.takes_text(state):
             allowed_V |= self._plain_V
-            allowed_V[self._sorted_not_plain.list_allowed(state)] = True
+            allowed_V[self._sorted_not_plain.list_allowed(grammar, state)] = True
         else:
-            allowed_V[self._sorted.list_allowed(state)] = True
+            allowed_V[self._sorted.list_allowed(grammar, state)] = True
         return allowed_V
 
 
@@ -77,13 +96,13 @@ class _SortedTokens:
         self._tokens = sorted(tokens, key=all_bytes.__getitem__)
         self._bytes = [all_bytes[token] for token in self._tokens]
 
-    def list_allowed(self, state: JsonState) -> list[int]:
+    def list_allowed(self, grammar: ByteGrammar, state: Any) -> list[int]:
         """The tokens all of whose bytes may follow."""
         allowed: list[int] = []
-        self._collect(0, len(self._tokens), 0, state, allowed)
+        self._collect(0, len(self._tokens), 0, grammar, state, allowed)
         return allowed
 
-    def _collect(self, start: int, end: int, depth: int, state: JsonState, allowed: list[int]) -> None:
+    def _collect(self, start: int, end: int, depth: int, grammar: ByteGrammar, state: Any, allowed: list[int]) -> None:
         """Add the allowed tokens from `start` to `end`, which share their first `depth` bytes."""
         place = start
         while place < end and len(self._bytes[place]) == depth:
@@ -94,9 +113,9 @@ class _SortedTokens:
             following = end
             if byte < 255:
                 following = bisect_left(self._bytes, beginning + bytes([byte + 1]), place, end)
-            next_state = step_json(state, byte)
+            next_state = grammar.step(state, byte)
             if next_state is not None:
-                self._collect(place, following, depth + 1, next_state, allowed)
+                self._collect(place, following, depth + 1, grammar, next_state, allowed)
             place = following
 
 
@@ -105,21 +124,23 @@ class JsonConstraint:
 
     Args:
         table: of the vocabulary.
+        grammar: of the reply.
     """
 
-    def __init__(self, table: TokenTable):
+    def __init__(self, table: TokenTable, grammar: ByteGrammar = JSON_OBJECT):
         self._table = table
-        self._state = START
+        self._grammar = grammar
+        self._state = grammar.start
 
     def list_allowed(self) -> np.ndarray:
         """Which tokens may follow, (V,) bool."""
-        return self._table.list_allowed(self._state)
+        return self._table.list_allowed(self._grammar, self._state)
 
     def advance(self, token: int) -> None:
         """Take the token that was chosen, one of the allowed ones."""
-        if self._state != END:
+        if self._state != self._grammar.end:
             # None only if the vocabulary lacks all bytes that may follow: the reply then ends.
-            self._state = advance_json(self._state, self._table.bytes[token]) or END
+            self._state = advance_grammar(self._grammar, self._state, self._table.bytes[token]) or self._grammar.end
 
 
 class ToolCallConstraint:
@@ -158,14 +179,11 @@ class ToolCallConstraint:
         self._remaining = [] if b"" in rests else rests
 
 
-def advance_json(state: JsonState, value: bytes) -> JsonState | None:
-    """The state after some bytes; None if no JSON object has them here."""
-    current: JsonState | None = state
+def advance_grammar(grammar: ByteGrammar, state: Any, value: bytes) -> Any:
+    """The state after some bytes; None if they are not allowed here."""
     for byte in value:
-        current = step_json(current, byte) if current is not None else None
-        if current is None:
-            return None
-    return current
+        state = grammar.step(state, byte) if state is not None else None
+    return state
 
 
 def _is_plain(value: bytes) -> bool:

@@ -29,6 +29,7 @@ Points = list[tuple[float, float]]
 COLOURS = ("#0a66ad", "#c24e00", "#00735a", "#8a5a9e", "#8a6d00", "#5a6572")
 """Distinguishable with colour blindness (after Okabe and Ito), dark enough on white; further series are dashed too."""
 PALE_BLUE = "#9cc6e6"
+_PLACES = {"second": 1, "third": 2}  # of styles in COLOURS
 _DASHES = ("", "7 4", "2 3")
 
 SMALL_SIZE, WIDE_SIZE = (340, 210), (1000, 300)
@@ -281,20 +282,20 @@ def thin_points(points: Points) -> Points:
     return result
 
 
-def make_loss_chart(entries: Sequence[dict[str, Any]]) -> LineChart:
-    """Training loss, smoothed where there are many steps, and evaluation loss."""
+def make_loss_chart(entries: Sequence[dict[str, Any]], stage: str = "sft") -> LineChart:
+    """Training loss, smoothed where there are many steps, and evaluation loss; the stage names what is averaged."""
     train, evaluation = select_points(entries, "loss"), select_points(entries, "eval_loss")
     smooth = smooth_points(train)
     raw_name = "report.curve.train_raw" if smooth else "report.curve.train"
     return LineChart(
         "report.chart.loss",
-        "report.unit.loss",
+        "report.unit.loss" if stage == "sft" else "report.unit.preference_loss",
         [
             Series(raw_name, train, "raw" if smooth else "first", has_label=not smooth),
             Series("report.curve.train_smooth", smooth, "first", has_label=True),
             Series("report.curve.eval", evaluation, "second", has_dots=True, has_label=True),
         ],
-        axis="loss per target token",
+        axis="loss per target token" if stage == "sft" else "loss",
     )
 
 
@@ -309,13 +310,15 @@ def save_line_charts(charts: Sequence[LineChart], path: Path, title: str = "") -
     for axes, chart in zip(all_axes, charts, strict=False):
         series = chart.drawn_series()
         for one in series:
-            colour = PALE_BLUE if one.style == "raw" else COLOURS[1] if one.style == "second" else COLOURS[0]
+            colour = PALE_BLUE if one.style == "raw" else COLOURS[_PLACES.get(one.style, 0)]
             style: dict[str, Any] = {"marker": "o", "linestyle": "--"} if one.has_dots else {}
             axes.plot(*zip(*one.points, strict=True), color=colour, label=one.title("en"), **style)
         axes.set_xlabel("step")
         axes.set_ylabel(_translate(chart.axis or chart.unit, "en"))
         if len(series) > 1:
             axes.legend(frameon=False)
+    for axes in all_axes[len(charts) :]:
+        axes.set_visible(False)
     if title:
         all_axes[0].set_title(title)
     return save_figure(figure, path)

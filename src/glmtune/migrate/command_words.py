@@ -18,6 +18,7 @@ KEY_OPTIONS = {
     "--method": "method",
     "--stage": "stage",
     "--output": "output",
+    "--reward": "reward",
     "--family": "model.family",
 }
 """Options of `glmtune train` that set a key of the config."""

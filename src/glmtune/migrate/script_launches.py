@@ -23,6 +23,7 @@ from glmtune.migrate.shell import require_value
 from glmtune.migrate.swift_script import SWIFT_SCRIPT, make_swift_command
 from glmtune.migrate.translation import Translation
 from glmtune.migrate.trl_script import COMMANDS, TRL_SCRIPT
+from glmtune.migrate.trl_source import is_trl_source, translate_trl_source
 from glmtune.migrate.xtuner_config import translate_xtuner
 
 Step = Translation | ReplacementCommand
@@ -37,7 +38,9 @@ def is_known_script(launch: ScriptLaunch) -> bool:
     script, names = launch.script, find_flag_names(launch.arguments)
     if script in OTHER_SCRIPTS or script in FACTORY_SCRIPTS or script in FINETUNE_DEMO_SCRIPTS:
         return True
-    return script in SHARED_NAMES or script == "xtuner" or choose_dialect(script, names) is not None
+    if script in SHARED_NAMES or script == "xtuner" or choose_dialect(script, names) is not None:
+        return True
+    return _find_trl_source(launch, None) is not None
 
 
 def does_not_train(launch: ScriptLaunch) -> bool:
@@ -76,6 +79,7 @@ def translate_launch(launch: ScriptLaunch, folder: Path | None) -> list[Step]:
             words = ["--rlhf_type", "dpo", *words]
 
     steps: list[Step]
+    source = _find_trl_source(launch, folder)
     if script == "trl":
         if subcommand not in COMMANDS:
             raise ConfigError(
@@ -85,7 +89,9 @@ def translate_launch(launch: ScriptLaunch, folder: Path | None) -> list[Step]:
     dialect = SWIFT_SCRIPT if script == "swift" else choose_dialect(script, names)
     dialect = TRL_SCRIPT if launch.script == "trl" else dialect
     has_config = any(Path(word).suffix in _CONFIG_SUFFIXES for word in words)
-    if script == "xtuner":
+    if source is not None:
+        steps = [translate_trl_source(source, location)]
+    elif script == "xtuner":
         steps = [translate_xtuner(words, location, folder)]
     elif script == FINETUNE_DEMO_SCRIPTS[0] or (script in FINETUNE_DEMO_SCRIPTS and dialect is None and has_config):
         parsed = parse_words(words, ALL_SWITCHES, TRAINING_KEYS | OLD_KEYS, location)
@@ -101,6 +107,15 @@ def translate_launch(launch: ScriptLaunch, folder: Path | None) -> list[Step]:
             step.environment = {**environment, **step.environment}
             step.script = script
     return steps
+
+
+def _find_trl_source(launch: ScriptLaunch, folder: Path | None) -> Path | None:
+    """The script of a command without flags of its own, if it trains with TRL."""
+    if not launch.script.endswith(".py") or find_flag_names(launch.arguments):
+        return None
+    words = [word for word in launch.command.words if Path(word).name == launch.script]
+    path = find_file(words[0], folder) if words else Path(launch.script)
+    return path if path.is_file() and is_trl_source(path) else None
 
 
 def translate_flags(

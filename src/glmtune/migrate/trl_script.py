@@ -64,6 +64,7 @@ _MODEL_RULES: Rules = {
 }
 _DATA_RULES: Rules = {
     "dataset_name": map_key("data.train", "with dataset_config and dataset_train_split"),
+    "datasets": ignore_key("its entries, each with path, name and split, become data.train"),
     "dataset_config": ignore_key("subset of the entry in data.train"),
     "dataset_train_split": ignore_key("split of the entry in data.train"),
     "dataset_test_split": ignore_key("data.eval is this split, unless eval_strategy is no"),

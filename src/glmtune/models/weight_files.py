@@ -295,6 +295,10 @@ def read_bin(file: Path, device: str) -> dict[str, torch.Tensor]:
     file = require_readable(file)
     try:
         state = torch.load(file, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(file))
+    except UnicodeEncodeError:  # torch takes a path in UTF-8 alone
+        raise ModelError(
+            f"{file}: its path is no text in the encoding of this terminal.", "Set LANG=C.UTF-8 and PYTHONUTF8=1."
+        ) from None
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and others for a broken file
         reason = summarize_error(error, 120)
         raise ModelError(

@@ -10,6 +10,7 @@ Shapes: N targets of a batch, R rows, P of them without idle ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -28,6 +29,8 @@ from glmtune.training.stage_metrics import LABEL_METRICS
 from glmtune.training.training_data import TrainingData
 from glmtune.utils.console import print_message, print_warning
 
+_FEW_ANSWERS = 4
+"""Answers of a step from which the KL divergence cannot be estimated well; TRL refuses a micro-batch of one."""
 _BALANCE = (1.0, 4 / 3)
 """Range that the paper gives for the weight of all good answers over that of all bad ones (equation 9)."""
 
@@ -60,6 +63,7 @@ class KtoObjective(JudgedRows):
             arguments: of the training, for device and precision.
         """
         self._report_balance(data.train)
+        _warn_of_small_steps(data.train, arguments)
         collate = BlockCollator(data.collate.family)  # both kinds of rows at once
         for is_evaluation, dataset in ((False, data.train), (True, data.eval)):
             if dataset is not None:
@@ -132,3 +136,16 @@ class KtoObjective(JudgedRows):
                 f"All good answers together weigh {balance:.2g} times as much as all bad ones; the authors of KTO "
                 f"advise 1 to 1.33: --set preference.desirable_weight={base * 7 / 6:.3g}"
             )
+
+
+def _warn_of_small_steps(dataset: BlockDataset, arguments: TrainingArguments) -> None:
+    """Warn where the reference point of a step is estimated from few answers."""
+    rows_per_block = sum(map(len, dataset.blocks)) / 2 / max(1, len(dataset))
+    blocks = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * count_processes()
+    answers = rows_per_block * blocks
+    if answers < _FEW_ANSWERS:
+        needed = math.ceil(8 * arguments.gradient_accumulation_steps / answers)
+        print_warning(
+            f"A step has about {answers:.1f} answers, from which KTO's reference point is estimated: use 8 or more, "
+            f"--set training.gradient_accumulation_steps={needed}"
+        )

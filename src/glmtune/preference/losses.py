@@ -60,7 +60,7 @@ class LabelledLosses:
     Attributes:
         losses_P: to minimise.
         rewards_P: of the answers, without gradient.
-        is_right_P: whether an answer is on its side of the reference point: a good one above it, a bad one below.
+        is_right_P: 1 for answers on their side of the reference point: good ones above it, bad ones below; 0.5 on it.
     """
 
     losses_P: torch.Tensor
@@ -88,7 +88,9 @@ def compute_kto_losses(
     losses_P = weights_P * (1 - values_P)
     if options.sft_weight:
         losses_P = losses_P - options.sft_weight * answers.means_P * goods_P
-    return LabelledLosses(losses_P, options.beta * ratios_P.detach(), (ratios_P.detach() > kl) == is_good_P)
+    return LabelledLosses(
+        losses_P, options.beta * ratios_P.detach(), (1 + sides_P * (ratios_P.detach() - kl).sign()) / 2
+    )
 
 
 def compute_reward_losses(

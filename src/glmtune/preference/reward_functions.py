@@ -18,6 +18,7 @@ from glmtune.config_parsing import suggest_key
 from glmtune.data.conversation import Conversation
 from glmtune.errors import ConfigError, join_lines
 from glmtune.training.objective import StepDataError
+from glmtune.utils.file_access import require_code_allowed, require_readable
 
 
 @dataclass
@@ -184,8 +185,10 @@ class FunctionReward:
 
 
 def _import_function(path: Path, name: str, entry: str) -> Callable[..., Any]:
+    require_readable(path)
     if not path.is_file():
         raise ConfigError(f"reward {entry}: there is no file {path}.", "Give the path of a Python file.")
+    require_code_allowed(path)
     module_name = f"glmtune_reward_{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None

@@ -45,6 +45,6 @@ class RewardObjective(PairedRows):
         margins_P = batch["values"].to(rewards_R.device)[2 * places_P]
         losses_P = compute_reward_losses(better_P, worse_P, margins_P, self._options)
         difference_P = better_P - worse_P
-        values = [(difference_P > 0).double(), difference_P, better_P, worse_P, (better_P + worse_P) / 2]
+        values = [(1 + difference_P.sign()) / 2, difference_P, better_P, worse_P, (better_P + worse_P) / 2]
         self.add_metrics(torch.stack(values), settings is None)
         return losses_P

@@ -13,9 +13,12 @@ from glmtune.evaluation.results import (
     COMPARISON_FILE,
     EVALUATION_FILE,
     FORGETTING_FILE,
+    PAIR_ROWS_FILE,
+    PAIRS_FILE,
     ComparisonResult,
     EvaluationResult,
     ForgettingResult,
+    PairResult,
     load_result,
 )
 from glmtune.run_dir import RunDir, is_run
@@ -33,6 +36,9 @@ class Evaluation:
     name: str
     result: EvaluationResult
     predictions: list[dict[str, Any]]
+    pairs: PairResult | None = None
+    """Of an evaluation on rows with two answers."""
+    pair_rows: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -101,8 +107,13 @@ def _read_run(folder: Path) -> ReportContents:
 
 def _read_evaluation(folder: Path) -> Evaluation:
     result = EvaluationResult.load(folder / EVALUATION_FILE)
+    pairs = PairResult.load(folder / PAIRS_FILE) if (folder / PAIRS_FILE).is_file() else None
+    pair_rows = _read_lines(folder / PAIR_ROWS_FILE) if pairs else []
+    return Evaluation(folder.name, result, _read_lines(folder / PREDICTIONS_FILE), pairs, pair_rows)
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
     rows = []
-    path = folder / PREDICTIONS_FILE
     for line in require_readable(path).read_text("utf-8", errors="replace").split("\n") if path.is_file() else []:
         try:
             row = json.loads(line)
@@ -110,4 +121,4 @@ def _read_evaluation(folder: Path) -> Evaluation:
             continue  # a last line that was cut off by a kill
         if isinstance(row, dict):
             rows.append(row)
-    return Evaluation(folder.name, result, rows)
+    return rows

@@ -8,6 +8,7 @@ from glmtune.evaluation.metric_order import QUALITY
 from glmtune.evaluation.statistics import ScoreSummary
 from glmtune.html.pages import is_number
 from glmtune.html.plots import LineChart, Series, make_loss_chart, save_bar_chart, save_line_charts, select_points
+from glmtune.report.answer_views import make_answer_charts
 from glmtune.report.contents import ReportContents
 from glmtune.report.views import list_model_names
 
@@ -28,7 +29,9 @@ def draw_pictures(contents: ReportContents) -> list[Path]:
                 ("tokens_per_second", "tokens/s"),
             )
         ]
-        paths.append(save_line_charts([make_loss_chart(contents.metrics), *others], folder / "curves.png"))
+        loss = make_loss_chart(contents.metrics, contents.config.get("stage") or "sft")
+        charts = [loss, *make_answer_charts(contents.metrics), *others]
+        paths.append(save_line_charts(charts, folder / "curves.png"))
 
     results = [model for comparison in contents.comparisons[:1] for model in comparison.models]
     results = results or [evaluation.result for evaluation in contents.evaluations[:1]]

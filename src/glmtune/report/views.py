@@ -28,6 +28,12 @@ from glmtune.html.plots import (
     make_loss_chart,
     select_points,
 )
+from glmtune.report.answer_views import (
+    find_last_numbers,
+    make_answer_charts,
+    show_answer_fall,
+    view_pair_scores,
+)
 from glmtune.report.contents import Evaluation, ReportContents
 
 CUTS = ("turns_dropped", "prompts_cut", "answers_cut", "rows_dropped", "tokens_cut")
@@ -85,6 +91,7 @@ def view_run(contents: ReportContents) -> dict[str, Any]:
         ),
         Tile("report.tile.memory", show_memory(summary.peak_memory_bytes), summary.device),
     ]
+    tiles += _list_answer_tiles(contents.metrics)
     tiles += [tile for comparison in contents.comparisons[:1] for tile in _list_comparison_tiles(comparison)[:1]]
     if contents.forgetting:
         tiles.append(_make_verdict_tile(contents.forgetting))
@@ -103,8 +110,10 @@ def view_run(contents: ReportContents) -> dict[str, Any]:
         "lede": [sentence for comparison in contents.comparisons for sentence in _list_sentences(comparison)],
         "tiles": tiles,
         "summary": summary,
-        "loss_chart": draw_line_chart(make_loss_chart(contents.metrics), is_wide=True),
+        "loss_chart": draw_line_chart(make_loss_chart(contents.metrics, config.get("stage") or "sft"), is_wide=True),
         "rise": _find_rise(select_points(contents.metrics, "eval_loss")),
+        "answer_charts": [draw_line_chart(chart) for chart in make_answer_charts(contents.metrics)],
+        "answer_fall": show_answer_fall(contents.metrics, config),
         "small_charts": [draw_line_chart(chart) for chart in make_small_charts(contents.metrics)],
         "speed_facts": [
             ("report.speed.device", summary.device),
@@ -280,6 +289,7 @@ def _view_scores(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "result": result,
         "data_name": format_data_name(result.data.path),
+        "pairs": view_pair_scores(evaluation),
         "scores": [(name, result.scores[name]) for name in sort_metrics(result.scores)],
         "reply_groups": groups,
     }
@@ -304,12 +314,32 @@ def _view_pairs(comparison: ComparisonResult) -> dict[str, Any]:
             for name in sort_metrics(differences)
         ]
         tables.append({"before": names[a], "after": names[b], "rows": rows})
-    return {"tables": tables, "names": names, "changed": [row for row in comparison.changed if row.where]}
+    numbers = range(len(models))
+    wins = [win for win in comparison.win_rates if win.a in numbers and win.b in numbers]
+    judge = Path(comparison.judge).name if comparison.judge else "?"
+    return {
+        "tables": tables,
+        "names": names,
+        "win_rates": wins,
+        "judge": judge,
+        "changed": [row for row in comparison.changed if row.where],
+    }
 
 
 def _view_probe(probe: ForgettingResult) -> dict[str, Any]:
     mood = VERDICT_MOODS.get(probe.verdict, "")
     return {"result": probe, "mood": mood, "verdict": _show_probe_verdict(probe.verdict)}
+
+
+def _list_answer_tiles(metrics: list[dict[str, Any]]) -> list[Tile]:
+    """Accuracy and margin of the rewards of a preference tuning, of held-out pairs if there are any."""
+    tiles = []
+    for name, form in (("accuracy", ".1%"), ("margin", ".3f")):
+        value, is_evaluation = find_last_numbers(metrics, name)
+        if value is not None and find_last_numbers(metrics, "better_reward")[0] is not None:
+            small = show_text("report.pairs.held_out" if is_evaluation else "report.pairs.in_training")
+            tiles.append(Tile(f"report.pairs.{name}", show_number(value, form), small))
+    return tiles
 
 
 def _list_comparison_tiles(comparison: ComparisonResult) -> list[Tile]:

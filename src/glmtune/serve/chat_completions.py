@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -31,6 +31,9 @@ from glmtune.serve.token_logprobs import format_chat_logprobs
 from glmtune.serve.tool_stream import ReplyParser
 from glmtune.serve.usage import count_usage
 
+if TYPE_CHECKING:
+    from glmtune.generation.token_constraint import ByteGrammar
+
 
 @dataclass
 class ChatChoice:
@@ -47,7 +50,7 @@ async def complete_chat(request: Request, context: ServeContext) -> Response:
     """Answer a request, in one piece or as a stream."""
     body, unused = await read_body(request, ChatCompletionBody)
     model = context.find_model(body.model)
-    wants_json = _wants_json(body)
+    grammar = await context.run_encoder(lambda: _read_grammar(body))
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true.", param="top_logprobs")
     prompt = read_chat_prompt(body)
@@ -57,7 +60,7 @@ async def complete_chat(request: Request, context: ServeContext) -> Response:
         max_new_tokens=_read_max_new_tokens(body, len(ids)),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
-    await _add_constraints(context, requests, prompt, wants_json)
+    await _add_constraints(context, requests, prompt, grammar)
     headers = make_warning_headers(unused + prompt.unused)
     completion = ChatCompletion(context, body, prompt, ReplyGroup(context, requests))
     if body.stream:
@@ -181,40 +184,58 @@ def _read_max_new_tokens(body: ChatCompletionBody, prompt_tokens: int) -> int | 
     return min(limits, default=None)
 
 
-def _wants_json(body: ChatCompletionBody) -> bool:
-    """Whether the reply has to be a JSON object.
+def _read_grammar(body: ChatCompletionBody) -> ByteGrammar | None:
+    """What the reply has to be; None: any text.
 
     Raises:
-        ApiError: another format, or tools besides.
+        ApiError: another format, a schema that cannot be followed, or tools besides.
     """
     if body.response_format is None:
-        return False
+        return None
+    from glmtune.generation.json_schema import SchemaError, SchemaGrammar
+    from glmtune.generation.token_constraint import JSON_OBJECT
+
     kind = body.response_format.get("type")
-    if kind not in ("text", "json_object"):
-        shown = json.dumps(kind, ensure_ascii=False)[:80]
+    keys = {"type", "json_schema"} if kind == "json_schema" else {"type"}
+    unknown = next((key for key in body.response_format if key not in keys), None)
+    if kind not in ("text", "json_object", "json_schema") or unknown is not None:
+        problem = f"{unknown[:80]} is unknown" if unknown is not None else ""
+        if kind not in ("text", "json_object", "json_schema"):
+            shown = json.dumps(kind, ensure_ascii=False)[:80]
+            problem = f"type {shown} is not supported; one of text, json_object, json_schema"
+        raise ApiError(400, f"response_format: {problem}.", code="unsupported_value", param="response_format")
+    if kind == "text":
+        return None
+    if body.tools or body.functions:
+        raise ApiError(400, f"response_format {kind} cannot be used with tools.", param="response_format")
+    if kind == "json_object":
+        return JSON_OBJECT
+    description = body.response_format.get("json_schema")
+    known = {"name", "description", "schema", "strict"}
+    if not isinstance(description, dict) or "schema" not in description or not description.keys() <= known:
         raise ApiError(
-            400,
-            f"response_format: type {shown} is not supported; one of text, json_object.",
-            code="unsupported_value",
-            param="response_format",
+            400, "response_format.json_schema: an object with name, schema and strict.", param="response_format"
         )
-    if kind == "json_object" and (body.tools or body.functions):
-        raise ApiError(400, "response_format json_object cannot be used with tools.", param="response_format")
-    return kind == "json_object"
+    try:
+        return SchemaGrammar(description["schema"])
+    except SchemaError as error:
+        raise ApiError(
+            400, f"response_format.json_schema.schema: {error}.", code="unsupported_value", param="response_format"
+        ) from None
 
 
 async def _add_constraints(
-    context: ServeContext, requests: Sequence[BatchRequest], prompt: ChatPrompt, wants_json: bool
+    context: ServeContext, requests: Sequence[BatchRequest], prompt: ChatPrompt, grammar: ByteGrammar | None
 ) -> None:
     """Restrict the tokens of replies that have to be JSON or a call."""
-    if not wants_json and not prompt.must_call:
+    if grammar is None and not prompt.must_call:
         return
     from glmtune.generation.token_constraint import JsonConstraint, ToolCallConstraint
 
     table = await context.run_encoder(context.get_token_table)
     names = [] if prompt.call_name else prompt.tool_names
     for request in requests:
-        if wants_json:
-            request.constraint = JsonConstraint(table)
+        if grammar is not None:
+            request.constraint = JsonConstraint(table, grammar)
         else:
             request.constraint = ToolCallConstraint(table, names, context.family.has_json_calls)

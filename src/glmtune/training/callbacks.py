@@ -15,10 +15,12 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from glmtune.config_parsing import read_config_file
 from glmtune.run_dir import RunDir
+from glmtune.training.answer_curves import read_answer_fall
 from glmtune.training.distributed import any_rank
 from glmtune.training.stage_metrics import OBJECTIVE_METRICS
-from glmtune.utils.console import format_duration, get_console, is_main_process, print_message
+from glmtune.utils.console import format_duration, get_console, is_main_process, print_message, print_warning
 
 _LOGGED_KEYS = ("loss", "grad_norm", "learning_rate")
 _LOSS_NAMES = {"loss": "loss", "eval_loss": "eval loss"}
@@ -84,6 +86,7 @@ class MetricsCallback(TrainerCallback):
         self._meter = SpeedMeter()
         self._last_entry: dict[str, Any] = {}
         self._last_write = -math.inf
+        self._is_fall_shown = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -125,6 +128,8 @@ class MetricsCallback(TrainerCallback):
         self._run.append_metrics(entry)
         self._display.show_metrics(entry)
         self._last_entry |= entry
+        if "eval_better_logp" in entry:
+            self._warn_of_fall()
         self._write_progress(state, "training", force=True)
 
     def on_evaluate(
@@ -141,7 +146,18 @@ class MetricsCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._display.end()
+        if state.is_world_process_zero and "better_logp" in self._last_entry:
+            self._warn_of_fall()
         self._write_progress(state, "saving", force=True)
+
+    def _warn_of_fall(self) -> None:
+        """Warn once if both answers of pairs became less likely."""
+        if self._is_fall_shown or not self._run.config.is_file():
+            return
+        fall = read_answer_fall(self._run, read_config_file(self._run.config))
+        if fall is not None:
+            self._is_fall_shown = True
+            print_warning(fall.describe("en"))
 
     def _write_progress(self, state: TrainerState, phase: str, force: bool = False) -> None:
         now = time.monotonic()

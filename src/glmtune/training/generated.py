@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch.distributed as dist
@@ -19,6 +21,9 @@ from glmtune.training.best_metric import TOOL_SCORES
 from glmtune.training.distributed import count_processes
 from glmtune.training.training_data import TrainingData
 from glmtune.utils.console import count_noun
+
+SAMPLES = 3
+"""Number of questions whose replies are kept at every evaluation."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,10 @@ class ScoreReplies(Protocol):
         *,
         max_new_tokens: int,
         batch_size: int,
-    ) -> list[dict[str, float]]: ...
+        on_reply: Callable[[int, str], None] | None = None,
+    ) -> list[dict[str, float]]:
+        """Args: `on_reply` is called with the number of a question and the text of its reply."""
+        ...
 
 
 class GeneratedScores:
@@ -56,6 +64,7 @@ class GeneratedScores:
         family: its generation.
         max_new_tokens: longest reply.
         batch_size: rows in a batch, per process.
+        samples: file of the run to which the replies to the first questions are appended; None: they are not kept.
 
     Raises:
         ConfigError: the rows are plain text without questions.
@@ -72,11 +81,14 @@ class GeneratedScores:
         family: Family,
         max_new_tokens: int,
         batch_size: int,
+        samples: Path | None = None,
     ):
+        self._samples = samples
         self._questions = sample_questions(blocks, rows, seed)
         self._score = score
         self._tokenizer, self._family = tokenizer, family
         self._limits = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+        self._replies: dict[int, str] = {}
 
     @property
     def count(self) -> int:
@@ -90,18 +102,43 @@ class GeneratedScores:
         )
         return any(self._family.parse_reply(text).tool_calls for text in texts)
 
-    def __call__(self, model: Any) -> dict[str, float]:
+    def __call__(self, model: Any, step: int) -> dict[str, float]:
         """Mean of every score over the rows that have it, the same in all processes; all must call it.
 
         Args:
             model: in eval mode, not wrapped for data parallelism.
+            step: of the run.
         """
         rank = dist.get_rank() if dist.is_initialized() else 0
         questions = self._questions[rank :: count_processes()]
-        scores = self._score(model, self._tokenizer, self._family, questions, **self._limits) if questions else []
+        self._replies = {}
+        scores = []
+        if questions:
+            limits: dict[str, Any] = {**self._limits, "on_reply": self._keep_reply}
+            scores = self._score(model, self._tokenizer, self._family, questions, **limits)
+        if self._samples is not None and rank == 0:
+            self._write_samples(self._samples, step)
         rows = [row for part in _gather_scores(scores) for row in part]
         names = dict.fromkeys(name for row in rows for name in row)
         return {name: _mean([row[name] for row in rows if name in row]) for name in names}
+
+    def _write_samples(self, path: Path, step: int) -> None:
+        """Append the replies of the last call to the first questions, the same ones every time."""
+        lines = []
+        for number, reply in self._replies.items():
+            question = self._questions[number * count_processes()]  # the main process has these
+            prompt, reference = (
+                self._tokenizer.decode(ids, skip_special_tokens=True)
+                for ids in (question.prompt_ids, question.reference_ids)
+            )
+            entry = {"step": step, "kind": "evaluation", "prompt": prompt, "reference": reference, "completion": reply}
+            lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write("".join(lines))
+
+    def _keep_reply(self, number: int, reply: str) -> None:
+        if number < SAMPLES:
+            self._replies[number] = reply
 
 
 def make_generated_scores(
@@ -111,6 +148,7 @@ def make_generated_scores(
     tokenizer: Any,
     arguments: TrainingArguments,
     score: ScoreReplies | None,
+    samples: Path | None = None,
 ) -> GeneratedScores | None:
     """Make the scores that a run's config asks for; None if it asks for none.
 
@@ -121,6 +159,7 @@ def make_generated_scores(
         tokenizer: its tokenizer.
         arguments: with the seed, the metric of the best checkpoint and the evaluation batch size.
         score: scores replies.
+        samples: see `GeneratedScores`.
 
     Raises:
         ConfigError: there are no rows to answer, or none has the metric of the best checkpoint.
@@ -141,6 +180,7 @@ def make_generated_scores(
         family=family,
         max_new_tokens=generate.max_new_tokens,
         batch_size=arguments.per_device_eval_batch_size,
+        samples=samples,
     )
     metric = (arguments.metric_for_best_model or "").removeprefix("eval_")
     if metric in TOOL_SCORES and not scores.has_tool_calls():

@@ -266,7 +266,8 @@ class TrainingRun:
             checkpointing=self.decision.checkpointing,
         )
         self.scores: GeneratedScores | None = make_generated_scores(
-            self.config.generate, self.data, self.base.family, self.tokenizer, self.arguments, self.score
+            *(self.config.generate, self.data, self.base.family, self.tokenizer, self.arguments, self.score),
+            samples=self.run.samples,
         )
 
     def load_model(self) -> None:

@@ -60,7 +60,7 @@ class GlmTrainer(CheckpointTrainer):
         method: Method,
         base_info: BaseInfo,
         objective: Objective,
-        scores: Callable[[Any], dict[str, float]] | None = None,
+        scores: Callable[[Any, int], dict[str, float]] | None = None,
         frozen_dtype: torch.dtype = torch.float32,
         **kwargs: Any,
     ):
@@ -260,7 +260,7 @@ class GlmTrainer(CheckpointTrainer):
         metrics |= {f"{metric_key_prefix}_{name}": value for name, value in pair_metrics.items()}
         if self._scores is not None:
             with self.compute_loss_context_manager():
-                scores = self._scores(self.model)
+                scores = self._scores(self.model, self.state.global_step)
             metrics |= {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=int(rows))  # type: ignore[arg-type]
 

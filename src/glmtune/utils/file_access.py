@@ -144,6 +144,19 @@ def require_writable(path: str | os.PathLike[str]) -> Path:
     return _require(path, "written")
 
 
+def require_code_allowed(path: str | os.PathLike[str]) -> None:
+    """Require that this process may run a Python file that its user named.
+
+    Raises:
+        FileAccessError: it is limited to folders: code would not keep to them.
+    """
+    if _find_limit() is not None:
+        raise FileAccessError(
+            f"{os.fspath(path)}: Python files are not run by the page, nor by commands that it starts.",
+            "Start this by a command of your own.",
+        )
+
+
 def require_readable_folder(folder: str | os.PathLike[str]) -> Path:
     """Require that a folder may be read with all that is in it, at any depth and behind links to other folders.
 

@@ -19,7 +19,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from glmtune.errors import GlmtuneError, RunError
 from glmtune.utils.documents import MAX_JSON_BYTES, DocumentError, parse_json, read_document
-from glmtune.utils.file_access import FileAccessError, require_writable
+from glmtune.utils.file_access import FileAccessError, require_readable, require_writable
 
 LOCK_FILE = ".lock"
 
@@ -116,6 +116,32 @@ def find_json_object(path: Path) -> dict[str, Any] | None:
         raise
     except GlmtuneError:
         return None
+
+
+def read_json_lines_end(path: Path, max_bytes: int) -> list[dict[str, Any]]:
+    """The objects in the last bytes of a file of JSON lines, oldest first; damaged lines and a missing file do not
+    matter.
+
+    Raises:
+        FileAccessError: this process is limited to other folders.
+    """
+    path = require_readable(path)
+    try:
+        with path.open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - max_bytes))
+            lines = stream.read().decode("utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    objects = []
+    for line in lines[1:] if size > max_bytes else lines:  # the first may be cut
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict):
+            objects.append(value)
+    return objects
 
 
 def _json_kind(value: Any) -> str:

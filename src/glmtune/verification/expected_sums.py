@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glmtune.download.repository import FileSum, Repository, RepositoryFile, read_record
-from glmtune.verification.published_sums import PUBLISHED_IDS, PUBLISHED_SUMS
+from glmtune.verification.published_sums import PUBLISHED_IDS, PUBLISHED_SUMS, TOKENIZER_SIZES
 
 
 @dataclass
@@ -103,6 +103,18 @@ def identify_published(sums: Mapping[str, str]) -> ExpectedFiles | None:
     for file, digits in PUBLISHED_SUMS[best].items():
         repository.files[file] = RepositoryFile(file, None, FileSum("sha256", digits))
     return ExpectedFiles(repository, f"the published sums of {best}", complete=True)
+
+
+def is_damaged_tokenizer(name: str, size: int, sha256: str) -> bool:
+    """Whether a file has the length of a published tokenizer and another content.
+
+    Args:
+        name: of the file.
+        size: in bytes.
+        sha256: of its content.
+    """
+    known = {files[name] for files in PUBLISHED_SUMS.values() if name in files}
+    return TOKENIZER_SIZES.get(name) == size and sha256 not in known
 
 
 def guess_repository(folder: Path) -> str:

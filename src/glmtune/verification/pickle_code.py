@@ -58,7 +58,7 @@ def _list_names(stream: IO[bytes], pickles: int) -> Iterator[str]:
         try:
             for opcode, argument, _position in pickletools.genops(stream):
                 yield from _read_opcode(opcode.name, argument, texts, memo)
-        except (ValueError, EOFError, IndexError, OverflowError, UnicodeDecodeError):
+        except (ValueError, EOFError, IndexError, OverflowError, MemoryError):  # a length that is none
             return
 
 

@@ -47,3 +47,6 @@ PUBLISHED_IDS = {
     "codegeex2-6b": "THUDM/codegeex2-6b",
 }
 """Where these repositories are on Hugging Face."""
+
+TOKENIZER_SIZES = {"ice_text.model": 2706249, "tokenizer.model": 1018370}
+"""Bytes of the published tokenizer files: one of this length with another sum is damaged, not another tokenizer."""

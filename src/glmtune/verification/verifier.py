@@ -16,6 +16,7 @@ from glmtune.verification.expected_sums import (
     ExpectedFiles,
     find_expected_files,
     identify_published,
+    is_damaged_tokenizer,
     is_published_name,
 )
 from glmtune.verification.file_form import find_form_problem, find_wrong_entries
@@ -88,9 +89,13 @@ def verify_folder(
         values: read every weight: finite, and not all zero.
 
     Raises:
-        ModelError: there is nothing to verify: no config.json and no weights.
+        ModelError: there is nothing to verify: no config.json and no weights; or the path is no text.
     """
     require_readable_folder(folder)
+    if any("\udc80" <= letter <= "\udcff" for letter in str(folder)):
+        raise ModelError(
+            f"{folder}: its path is no text in the encoding of this terminal.", "Set LANG=C.UTF-8 and PYTHONUTF8=1."
+        )
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     weights = [name for name in names if _WEIGHTS.fullmatch(name)]
     if not weights and "config.json" not in names:
@@ -194,6 +199,9 @@ def _check_sums(result: Verification, names: list[str], progress: ProgressBar) -
     if not has_list:
         result.expected = identify_published({file.name: file.sha256 for file in result.files.values() if file.sha256})
         if result.expected is None:
+            for file in result.files.values():
+                if file.sha256 and is_damaged_tokenizer(file.name, file.size, file.sha256):
+                    result.add_fault(file.name, "sum", "has the length of the published file and another content")
             return
         known = result.expected.repository.files
         for name in names:

@@ -24,6 +24,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from glmtune.html.i18n import LANGUAGES
+from glmtune.utils.network import get_hostname, is_loopback
 from glmtune.webui.entry_pages import RefusalReason, render_refusal
 from glmtune.webui.page_rules import PageRules, RouteRule
 from glmtune.webui.server_key import is_signature, sign
@@ -60,7 +61,6 @@ _HEADERS = {
     # Nothing goes to other hosts, as with no-referrer. With that, browsers send `Origin: null` with a plain form, such
     # as the login, so that it could not be checked.
     b"referrer-policy": b"same-origin",
-    b"cross-origin-opener-policy": b"same-origin",
     b"cross-origin-resource-policy": b"same-origin",
 }
 
@@ -328,6 +328,8 @@ class _GuardedAnswer:
         self._request_headers = headers
         self._new_visitor = new_visitor
         self._has_started = False
+        # Browsers ignore the header elsewhere, and say so in their console.
+        self._is_trustworthy = scope.get("scheme") == "https" or is_loopback(get_hostname(headers.get("host", "")))
         self.body: _LimitedPageBody | None = None
         """Whose refusal replaces the answer of a route that caught it."""
 
@@ -365,6 +367,8 @@ class _GuardedAnswer:
         fixed = {name for name in _HEADERS if name != b"content-security-policy"}
         result = [(name, value) for name, value in result if name not in fixed]
         result += _HEADERS.items()
+        if self._is_trustworthy:
+            result.append((b"cross-origin-opener-policy", b"same-origin"))
         if b"cache-control" not in names:
             result.append((b"cache-control", b"no-store"))
         if self._new_visitor is not None:

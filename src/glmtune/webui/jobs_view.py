@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from glmtune.run_dir import RunDir
 from glmtune.webui.context import Context
 from glmtune.webui.job_view import describe_job
 from glmtune.webui.jobs import Job
@@ -24,6 +25,7 @@ from glmtune.webui.training_view import (
     list_remarks,
     make_curves,
     make_training_figures,
+    read_samples,
     read_training,
 )
 
@@ -104,7 +106,7 @@ def _collect_events(request: Request, context: Context, id: str) -> tuple[Job, d
 
 
 def _read_parts(request: Request, context: Context, job: Job) -> dict[str, Any]:
-    """Markup of the parts that change: `status` and `log`."""
+    """Markup of the parts that change: `status`, `log` and, of a training, `samples`."""
     lang = get_language(request, context)
     log = context.jobs.tail(job.id, _LOG_LINES)
     if job.kind == "train":
@@ -118,7 +120,10 @@ def _read_parts(request: Request, context: Context, job: Job) -> dict[str, Any]:
     else:
         values = describe_job(job, log, lang)
     status = render_markup(request, context, "job_status", job=job, **values)
-    return {"status": status, "log": render_markup(request, context, "job_log", log=log)}
+    parts = {"status": status, "log": render_markup(request, context, "job_log", log=log)}
+    if job.kind == "train":
+        parts["samples"] = render_markup(request, context, "samples", samples=read_samples(RunDir(job.output)))
+    return parts
 
 
 def _read_curves(job: Job) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from glmtune.data.files import ENCODED_FILES
+from glmtune.data.files import ENCODED_FILES, list_matches
 from glmtune.run_dir import is_run
 from glmtune.utils.documents import shorten_path, shorten_value
 from glmtune.webui.errors import PathError
@@ -74,7 +74,7 @@ def _data_entry(roots: Sequence[Path], text: str) -> str:
     entry = model_or_path(roots, text)
     path = Path(entry)
     if any(mark in path.name for mark in "*?["):
-        within: Iterable[Path] = path.parent.glob(path.name)
+        within: Iterable[Path] = list_matches(path.parent, path.name)
     else:
         within = path.iterdir() if path.is_dir() else ()
     for found in within:

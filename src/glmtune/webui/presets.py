@@ -21,6 +21,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training.eval_strategy": "steps",
         "training.load_best_model_at_end": True,
         "data.eval_fraction": "0.05",
+        "generate.rows": "16",
     },
 }
 """Values of the form by preset; `usual` is all defaults."""

@@ -21,6 +21,7 @@ from glmtune.html.builder import Html, el
 from glmtune.html.plots import select_points
 from glmtune.report.contents import read_contents
 from glmtune.report.page import render_page as render_report
+from glmtune.utils.file_access import require_readable
 from glmtune.utils.io import find_json_object
 from glmtune.webui.context import Context
 from glmtune.webui.guard import owner_of
@@ -41,7 +42,7 @@ from glmtune.webui.run_files import (
 )
 from glmtune.webui.runs_index import PAGE_RUNS, SORT_KEYS, RunQuery, find_page
 from glmtune.webui.texts import text
-from glmtune.webui.training_view import describe_charts, make_curves
+from glmtune.webui.training_view import describe_charts, make_curves, read_samples
 
 _STATES = ("running", "finished", "stopped", "interrupted", "new", "unreadable")
 _COMPARED_CURVES = ("loss", "eval_loss", "learning_rate", "tokens_per_second")
@@ -162,8 +163,9 @@ def _show_run(request: Request, context: Context, path: Path) -> Response:
         busy=is_busy(run),
         curves=json.dumps(make_curves(run.read_metrics(), facts.summary)),
         charts=describe_charts(lang),
+        samples=read_samples(run),
         checkpoints=[(str(folder.relative_to(path)), str(folder)) for folder in checkpoints],
-        config=run.config.read_text("utf-8", errors="replace"),
+        config=require_readable(run.config).read_text("utf-8", errors="replace"),
         report=report,
         notes=read_notes(path),
         tags=" ".join(map(str, tags)),

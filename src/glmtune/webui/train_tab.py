@@ -41,8 +41,6 @@ from glmtune.webui.run_form import (
 from glmtune.webui.texts import text
 
 _DRAFT = "train"
-_SECTIONS = ("model", "data", *METHOD_SECTIONS, "preference", "generate", "replay", "forget", "training", "run")
-"""Folded parts of the form; `run` holds the keys of no section."""
 _TOP = ("model.path", "data.train", "data.eval", "method", "stage", "output")
 """Keys with places of their own on the form."""
 
@@ -115,7 +113,9 @@ def render_form(request: Request, context: Context, form: RunForm) -> Any:
     shared = first("")
     method_keys = {name: [known[key] for key in first(name)] for name in METHOD_SECTIONS}
     used = {*_TOP, *shared, *(field.key for group in method_keys.values() for field in group)}
-    folded = {name: [item for item in fields() if item.section == name and item.key not in used] for name in _SECTIONS}
+    # Parts in the order of the config; `run` holds the keys of no section.
+    sections = sorted(dict.fromkeys(item.section for item in fields()), key=lambda name: name == "run")
+    folded = {name: [item for item in fields() if item.section == name and item.key not in used] for name in sections}
     return render_markup(
         *(request, context, "train_form"),
         form=form,

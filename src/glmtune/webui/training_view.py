@@ -11,7 +11,7 @@ from glmtune.html.builder import Html
 from glmtune.html.pages import is_number
 from glmtune.run_dir import RunDir
 from glmtune.utils.console import format_bytes, format_duration
-from glmtune.utils.io import find_json_object
+from glmtune.utils.io import find_json_object, read_json_lines_end
 from glmtune.webui.elements import describe_gpu_memory, make_figures
 from glmtune.webui.jobs import Job, memory_of
 from glmtune.webui.texts import text
@@ -28,6 +28,7 @@ CURVE_GROUPS: dict[str, tuple[str, ...]] = {
 }
 """Charts of a training with the numbers of metrics.jsonl in each; those of evaluations have `eval_` before the name."""
 _MAX_POINTS = 4_000
+_MAX_SAMPLES, _MAX_SAMPLE_BYTES = 3, 2**20
 _ERROR = "Error: "
 
 
@@ -110,6 +111,29 @@ def describe_charts(lang: str) -> dict[str, Any]:
     labels = {name: f"{label} ({evaluation})" if name.startswith("eval_") else label for name, label in plain.items()}
     groups = [{"title": text(f"chart.{group}", lang), "names": list_curve_names(group)} for group in CURVE_GROUPS]
     return {"groups": groups, "labels": labels}
+
+
+def read_samples(run: RunDir) -> list[dict[str, Any]]:
+    """Prompts whose replies were kept while training, with the replies by step: `prompt`, `reference` and `replies`, a
+    list of (step, reply, reward or None)."""
+    samples: dict[str, dict[str, Any]] = {}
+    for entry in read_json_lines_end(run.samples, _MAX_SAMPLE_BYTES):
+        prompt = _format_prompt(entry.get("prompt"))
+        if entry.get("kind") != "evaluation" or not isinstance(entry.get("completion"), str) or not prompt:
+            continue
+        if prompt not in samples and len(samples) >= _MAX_SAMPLES:
+            continue
+        sample = samples.setdefault(prompt, {"prompt": prompt, "reference": entry.get("reference"), "replies": []})
+        reward = entry.get("reward")
+        sample["replies"].append((entry.get("step"), entry["completion"], reward if is_number(reward) else None))
+    return list(samples.values())
+
+
+def _format_prompt(prompt: Any) -> str:
+    if isinstance(prompt, list):
+        contents = [str(message.get("content", "")) for message in prompt if isinstance(message, dict)]
+        return contents[-1] if contents else ""
+    return prompt if isinstance(prompt, str) else ""
 
 
 def make_training_figures(view: TrainingView, lang: str) -> Html:

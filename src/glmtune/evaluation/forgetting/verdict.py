@@ -72,7 +72,10 @@ def suggest_remedies(verdict: Verdict, config: RunConfig | None, steps: int | No
     if verdict == "pass":
         return []
     grave = verdict == "fail"
-    advice = [_suggest_replay(config, 0.3 if grave else 0.1)]
+    if config is not None and config.stage != "sft":  # which replays no rows
+        advice = _suggest_reference(config, grave)
+    else:
+        advice = [_suggest_replay(config, 0.3 if grave else 0.1)]
     if config is None:
         return [*advice, "Train with a lower learning rate, for fewer steps, or with a lower rank."]
     rate = float(config.training["learning_rate"])
@@ -92,6 +95,18 @@ def suggest_remedies(verdict: Verdict, config: RunConfig | None, steps: int | No
         )
     if config.method in ("freeze", "full"):
         advice.append("Use --method lora, which leaves the base's own weights as they are")
+    return advice
+
+
+def _suggest_reference(config: RunConfig, grave: bool) -> list[str]:
+    """How a preference tuning stays closer to the model that it starts from."""
+    options = config.preference
+    if config.stage not in ("dpo", "kto"):
+        return []
+    beta = options.beta * (5 if grave else 2)
+    advice = [f"Stay closer to the reference: --set preference.beta={beta:g} instead of {options.beta:g}"]
+    if not options.sft_weight:
+        advice.append("Keep the better answers likely: --set preference.sft_weight=0.2")
     return advice
 
 

@@ -85,7 +85,14 @@ def build_tokenizer(folder: Path, family: str, config: dict[str, Any]) -> PreTra
     """
     if family not in _BUILDERS:
         raise ModelError(f"There is no tokenizer for {family!r}.", f"Known: {', '.join(_BUILDERS)}.")
-    tokenizer = _BUILDERS[family](Path(folder), config)
+    try:
+        tokenizer = _BUILDERS[family](Path(folder), config)
+    except (ModelError, OSError):
+        raise
+    except Exception as error:  # SentencePiece and the Rust library raise RuntimeError and Exception for damaged files
+        files = (Path(folder) / name for name in ("ice_text.model", "tokenizer.model"))
+        path = next((path for path in files if path.is_file()), folder)
+        raise ModelError(f"{path}: damaged ({summarize_error(error, 120)}).", "Download the file again.") from None
     if add_saved_tokens(tokenizer, Path(folder), config):
         drop_official_encoder(tokenizer)
     return tokenizer

@@ -156,6 +156,8 @@ def _read_fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
     while position < end:
         key, position = _read_varint(data, position)
         wire = key & 7
+        if key >> 3 == 0:  # zeros: a file whose space was reserved and not filled
+            raise ValueError("field 0")
         if wire == 0:
             number, position = _read_varint(data, position)
             yield key >> 3, number

@@ -1,0 +1,92 @@
+"""Preference tuning of an adapter that was trained before, and the benchmark of what it learns."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import REPOSITORY
+
+sys.path.append(str(REPOSITORY / "benchmarks"))  # last: names of its files are common ones
+
+import preference as preference_benchmark
+import preference_learning
+
+QUESTION, BETTER, WORSE = "介绍一下这件衣服", "这是一件好看的衣服。", "不知道。"
+
+
+def _train(command, base, data, output, *options):
+    settings = ["training.report_to=none", "training.logging_steps=1", "data.packing=false", "data.eval_fraction=0"]
+    settings += ["training.lr_scheduler_type=constant", "training.learning_rate=1e-2", *options]
+    result = command(
+        *("train", "--model", base, "--data", data, "--output", output),
+        *[word for setting in settings for word in ("--set", setting)],
+    )
+    assert result.code == 0, result.err
+    lines = (output / "metrics.jsonl").read_text("utf-8").splitlines()
+    return [entry for entry in map(json.loads, lines) if "loss" in entry]
+
+
+def test_dpo_continues_an_adapter_and_compares_with_it(tiny, tmp_path, glmtune_command):
+    """The reference is the adapter as it was, also of a resumed run; dropout is off."""
+    base = tiny("chatglm3")
+    rows = [{"prompt": f"{QUESTION}{n}", "chosen": BETTER, "rejected": WORSE} for n in range(8)]
+    (tmp_path / "pairs.json").write_text(json.dumps(rows), "utf-8")
+    answers = [{"prompt": row["prompt"], "response": BETTER} for row in rows]
+    (tmp_path / "answers.json").write_text(json.dumps(answers), "utf-8")
+    _train(glmtune_command, base, tmp_path / "answers.json", tmp_path / "sft", "training.max_steps=2")
+
+    options = ["stage=dpo", f"adapter={tmp_path / 'sft'}", "training.save_steps=1"]
+    steps = {}
+    for name, count in (("whole", 3), ("resumed", 1)):
+        limit = f"training.max_steps={count}"
+        steps[name] = _train(glmtune_command, base, tmp_path / "pairs.json", tmp_path / name, *options, limit)
+    resumed = glmtune_command("train", "--resume", "--output", tmp_path / "resumed", "--set", "training.max_steps=3")
+    assert resumed.code == 0, resumed.err
+
+    first = steps["whole"][0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert (first["accuracy"], first["margin"]) == (0.5, 0)
+    assert steps["whole"][-1]["margin"] > 0.01
+    weights = {
+        name: load_file(tmp_path / name / "adapter" / "adapter_model.safetensors")
+        for name in ("sft", "whole", "resumed")
+    }
+    assert all(torch.equal(weights["whole"][key], weights["resumed"][key]) for key in weights["whole"])
+    assert any(not torch.equal(weights["whole"][key], weights["sft"][key]) for key in weights["whole"])
+    summary = json.loads((tmp_path / "whole" / "summary.json").read_text("utf-8"))
+    assert 0 < summary["reference_seconds"] < 60
+
+
+def test_the_learning_benchmark_prefers_what_it_says():
+    text = "这条裙子很好看，适合夏天。面料柔软。"
+    short, polite = (preference_learning.PREFERENCES[name] for name in ("short", "polite"))
+    (pair,) = preference_learning.make_pairs([{"content": "类型#裙", "summary": text}], short)
+    assert pair == {"prompt": "类型#裙", "chosen": "这条裙子很好看。", "rejected": text}
+    assert [short.wins(*replies) for replies in ((pair["chosen"], text), (text, "短"), ("", text), (text, text))] == [
+        *(1, 0, 0, 0.5)
+    ]
+    assert [polite.wins(*replies) for replies in ((polite.better(text), text), (text, text), (text, "您好"))] == [
+        *(1, 0.5, 0)
+    ]
+
+
+def test_the_report_of_the_benchmark_compares_with_trl():
+    runs = [
+        {"seconds": seconds, "losses": [0.7, 0.6], "process": {"wall_s": 40.0, "peak_bytes": 2**30}}
+        for seconds in (8.0, 16.0)
+    ]
+    candidates = {
+        "glmtune": {"runs": runs[:1]},
+        "trl": {"runs": runs[1:]},
+        "trl precomputed": {"runs": [], "failed": "no"},
+    }
+    environment = preference_benchmark.describe_environment("preference.py")
+    text = preference_benchmark.format_report({**environment, "work": {"rows": 32}, "candidates": candidates})
+    assert "| glmtune | 4.00 | 2.00 x | 40.0 | 1,024 | 0.7000 | 0.6500 |" in text
+    assert "trl precomputed: no" in text
