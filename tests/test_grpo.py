@@ -508,27 +508,31 @@ def _read_lines(path):
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-@pytest.mark.parametrize(("family", "method", "rate"), [("chatglm", "full", 2e-2), ("glm4", "lora", 1e-1)])
-def test_a_programmatic_reward_is_raised(family, method, rate, tiny, questions, rewards, tmp_path, glmtune_command):
+@pytest.mark.parametrize(
+    ("family", "method", "rate", "count"), [("chatglm", "full", 3e-2, 12), ("glm4", "lora", 6e-2, 24)]
+)
+def test_a_programmatic_reward_is_raised(
+    family, method, rate, count, tiny, questions, rewards, tmp_path, glmtune_command
+):
     output = tmp_path / "run"
-    options = [f"method={method}", f"training.learning_rate={rate}", "training.max_steps=10", "data.eval_rows=3"]
-    options += ["grpo.num_generations=24", "grpo.max_completion_length=6", "lora.targets=[all-linear]"]
+    options = [f"method={method}", f"training.learning_rate={rate}", "training.max_steps=8", "data.eval_rows=3"]
+    options += [f"grpo.num_generations={count}", "grpo.max_completion_length=6", "lora.targets=[all-linear]"]
     result = _train(glmtune_command, tiny(family), questions, f"{rewards}:prefer_even", output, *options)
     assert result.code == 0, result.err
     assert "which is run as your own code" in result.out
     steps = [entry for entry in _read_lines(output / "metrics.jsonl") if "loss" in entry]
     first, last = (statistics.fmean(entry["reward"] for entry in part) for part in (steps[:3], steps[-3:]))
     assert last > first + 0.07
-    (evaluation,) = [entry for entry in _read_lines(output / "metrics.jsonl") if entry.get("step") == 10][1:]
+    (evaluation,) = [entry for entry in _read_lines(output / "metrics.jsonl") if entry.get("step") == 8][1:]
     assert evaluation["eval_completion_length"] <= 6
     samples = _read_lines(output / "samples.jsonl")
     training = [sample for sample in samples if sample["kind"] == "training"]
-    assert len(training) == 10 * 24
+    assert len(training) == 8 * count
     assert training[0]["prompt"][0]["content"].startswith(QUESTION)
     assert training[0]["reference"].startswith("好")
     assert training[0]["reward"] == training[0]["rewards"]["prefer_even"]
     assert "Length of answers" in (output / "report.html").read_text("utf-8")
-    last_samples = [sample["reward"] for sample in samples if sample["kind"] == "evaluation" and sample["step"] == 10]
+    last_samples = [sample["reward"] for sample in samples if sample["kind"] == "evaluation" and sample["step"] == 8]
     assert statistics.fmean(last_samples) == pytest.approx(evaluation["eval_reward"])
 
 

@@ -216,6 +216,8 @@ def test_a_share_that_is_none_is_refused(context, weight):
         "replay.data=/etc/passwd",
         "adapter=/etc",
         "output=/etc/run",
+        "reward=/etc",
+        "reward=[runs/rm, /etc]",
         "training.deepspeed=/etc/ds.json",
         "training.output_dir=/etc",
     ],
@@ -225,6 +227,12 @@ def test_no_way_of_naming_a_path_leads_out_of_the_roots(context, more):
     form.datasets = [] if more.startswith("data=") else form.datasets
     with pytest.raises(PathError, match="outside"):
         make_tree(context, form)
+
+
+@pytest.mark.parametrize("reward", ["rewards.py:score", "/tmp/x.py:score", "[base, rewards.py:score]"])
+def test_no_python_file_is_run_from_the_page(context, reward):
+    with pytest.raises(PathError, match="does not run Python files"):
+        make_tree(context, form_for(f"reward={reward}"))
 
 
 @pytest.mark.parametrize("entry", ["/etc/passwd", "../x.json", "a.json/../../x"])
