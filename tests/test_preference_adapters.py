@@ -101,6 +101,12 @@ def test_the_learning_benchmark_prefers_what_it_says():
     ]
 
 
+def test_the_report_of_the_learning_benchmark():
+    entry = {"accuracy": [0.5, 1.0], "win_rate": 0.9, "seconds": 61.2, "forgetting": {"verdict": "pass", "kl": 0.02}}
+    result = {**preference_benchmark.describe_environment("preference_learning.py"), "runs": {"short": entry}}
+    assert "| short | 50% | 100% | 90% | 61 | pass | 0.020 |" in preference_learning.format_report(result)
+
+
 def test_the_report_of_the_benchmark_compares_with_trl():
     runs = [
         {"seconds": seconds, "losses": [0.7, 0.6], "process": {"wall_s": 40.0, "peak_bytes": 2**30}}
