@@ -276,6 +276,12 @@ def test_the_api_answers_beside_the_page_with_a_key_of_its_own(context, tiny, ro
     assert client.get("/apiary").status_code == 404
     with pytest.raises(ServerError, match="could use the model"):
         make_api(served, "0.0.0.0", None, "en")
+    with pytest.raises(ServerError, match="behind a proxy"):
+        make_api(served, "127.0.0.1", None, "en", is_proxied=True)
+    proxied = TestClient(
+        make_api(served, "127.0.0.1", "secret", "en", is_proxied=True), base_url="http://hub.example.org"
+    )
+    assert proxied.get("/v1/models", headers=headers).status_code == 200
 
 
 def test_errors_are_in_the_language_of_the_page_with_the_command_lines_words_folded(page):

@@ -38,7 +38,7 @@ class ApiMount:
         await self._api({**scope, "path": inner, "raw_path": inner.encode(), "root_path": ""}, receive, send)
 
 
-def make_api(context: ServeContext, host: str, api_key: str | None, lang: str) -> ASGIApp:
+def make_api(context: ServeContext, host: str, api_key: str | None, lang: str, *, is_proxied: bool = False) -> ASGIApp:
     """The API's application.
 
     Args:
@@ -46,13 +46,16 @@ def make_api(context: ServeContext, host: str, api_key: str | None, lang: str) -
         host: address that the server listens on.
         api_key: that requests have to name; None: none, on this machine alone.
         lang: of its chat page.
+        is_proxied: whether the page is reached by other names than this machine's own.
 
     Raises:
         ServerError: others could reach the API, and no key keeps them out.
     """
-    if not is_loopback(host) and api_key is None:
+    is_local = is_loopback(host) and not is_proxied
+    if not is_local and api_key is None:
+        place = "behind a proxy" if is_proxied else f"on --host {host}"
         raise ServerError(
-            f"--serve on --host {host}: everybody who reaches this machine could use the model.",
+            f"--serve {place}: everybody who reaches this machine could use the model.",
             "Set a key: GLMTUNE_API_KEY=... glmtune ui --serve ...",
         )
-    return make_app(context, AccessRules(api_key, is_local=is_loopback(host)), lang=lang)
+    return make_app(context, AccessRules(api_key, is_local=is_local), lang=lang)

@@ -177,7 +177,7 @@ def serve(
     """
     require_password(host, password)
     context = make_context(roots, rules.lang, locked=bool(password), webhook=webhook)
-    with listen(host, port, "ui") as socket, _open_api(served_model, host, api_key, rules.lang) as api:
+    with listen(host, port, "ui") as socket, _open_api(served_model, host, api_key, rules) as api:
         page = make_app(context, rules, password=password)
         app = ApiMount(page, api, rules.root_path) if api is not None else page
         context.jobs.watch()
@@ -189,14 +189,14 @@ def serve(
 
 
 @contextmanager
-def _open_api(target: str | None, host: str, api_key: str | None, lang: str) -> Iterator[ASGIApp | None]:
+def _open_api(target: str | None, host: str, api_key: str | None, rules: PageRules) -> Iterator[ASGIApp | None]:
     """The API with its model, which leaves memory at the end."""
     if target is None:
         yield None
         return
     context = load_context(ServeOptions(target))
     try:
-        yield make_api(context, host, api_key, lang)
+        yield make_api(context, host, api_key, rules.lang, is_proxied=bool(rules.trusted_hosts))
     finally:
         context.engine.close()
         context.close()
