@@ -100,7 +100,7 @@ def _run_check(check: DataCheck, run: RunConfig, writer: FixWriter | None) -> No
                     _add(check, findings)
                     writer.add_row(raw_row, line, findings)
             check.fix_result = writer.result
-        checker.add_unread_keys(check.sources)
+        checker.add_findings_of_all_rows(check.sources)
     except _CheckCancelledError:
         pass
     except GlmtuneError as error:
