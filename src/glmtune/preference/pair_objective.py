@@ -71,15 +71,15 @@ class PreferenceObjective(PairedRows):
 
         def select_side(start: int) -> AnswerScores:
             places = 2 * places_P + start
-            reference_P = None if table is None else table[numbers_R[places]].to(sums_R.device)
-            places = places.to(sums_R.device)
+            reference_P = None if table is None else table[numbers_R[places]].to(sums_R.device, non_blocking=True)
+            places = places.to(sums_R.device, non_blocking=True)
             return AnswerScores(sums_R[places], lengths_R[places], reference_P)
 
         better, worse = select_side(0), select_side(1)
         result = compute_pair_losses(self._stage, better, worse, self._options)
         better_P, worse_P = result.better_rewards_P, result.worse_rewards_P
         # Equal rewards, as before the first step, count half: chance.
-        wins_P = torch.heaviside(better_P - worse_P, better_P.new_tensor(0.5))
+        wins_P = (1 + (better_P - worse_P).sign()) / 2
         values = [wins_P, better_P - worse_P, better_P, worse_P, better.sums_P, worse.sums_P]
         self.add_metrics(torch.stack(values), settings is None)
         return result.losses_P
