@@ -195,6 +195,7 @@ def main() -> None:
             print_progress(title)
             with tempfile.TemporaryDirectory(prefix="glmtune-bench-") as folder:
                 runs[title] = measure(name, after_sft, Path(folder), args)
+            print_progress("pairs right {:.0%}, then {:.0%}".format(*runs[title]["accuracy"]))
     result = {**describe_environment("preference_learning.py"), "runs": runs}
     report_result(result, args.json, format_report)
 

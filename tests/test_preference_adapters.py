@@ -9,8 +9,10 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import BatchFeature, TrainingArguments
 
 from conftest import REPOSITORY
+from glmtune.preference import answer_logps
 
 sys.path.append(str(REPOSITORY / "benchmarks"))  # last: names of its files are common ones
 
@@ -63,6 +65,29 @@ def test_dpo_continues_an_adapter_and_compares_with_it(tiny, tmp_path, glmtune_c
     assert 0 < summary["reference_seconds"] < 60
 
 
+@pytest.mark.parametrize("is_evaluation", [False, True])
+def test_the_reference_takes_batches_of_the_size_that_is_planned(is_evaluation, monkeypatch):
+    """A pass over training rows in batches of an evaluation could need more memory than a training step."""
+    sizes = []
+
+    class Blocks(list):
+        rows = range(8)
+
+    def collate(blocks):
+        sizes.append(len(blocks))
+        return BatchFeature({"rows": torch.tensor([row for block in blocks for row in block])})
+
+    zeros = (torch.zeros(0), torch.zeros(0))
+    monkeypatch.setattr(answer_logps, "step_loss", lambda model, batch: torch.zeros(len(batch["rows"])))
+    monkeypatch.setattr(answer_logps, "sum_by_row", lambda losses_N, batch: (losses_N.double(), *zeros))
+    arguments = TrainingArguments(
+        report_to="none", use_cpu=True, per_device_train_batch_size=2, per_device_eval_batch_size=4
+    )
+    blocks = Blocks([[0, 1], [2, 3], [4, 5], [6, 7]])
+    answer_logps.compute_answer_logps(torch.nn.Linear(1, 1), blocks, collate, arguments, is_evaluation)
+    assert sizes == ([4] if is_evaluation else [2, 2])
+
+
 def test_the_learning_benchmark_prefers_what_it_says():
     text = "这条裙子很好看，适合夏天。面料柔软。"
     short, polite = (preference_learning.PREFERENCES[name] for name in ("short", "polite"))
@@ -74,6 +99,12 @@ def test_the_learning_benchmark_prefers_what_it_says():
     assert [polite.wins(*replies) for replies in ((polite.better(text), text), (text, text), (text, "您好"))] == [
         *(1, 0.5, 0)
     ]
+
+
+def test_the_report_of_the_learning_benchmark():
+    entry = {"accuracy": [0.5, 1.0], "win_rate": 0.9, "seconds": 61.2, "forgetting": {"verdict": "pass", "kl": 0.02}}
+    result = {**preference_benchmark.describe_environment("preference_learning.py"), "runs": {"short": entry}}
+    assert "| short | 50% | 100% | 90% | 61 | pass | 0.020 |" in preference_learning.format_report(result)
 
 
 def test_the_report_of_the_benchmark_compares_with_trl():

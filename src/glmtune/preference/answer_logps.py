@@ -19,7 +19,7 @@ from glmtune.utils.console import show_status
 
 @torch.no_grad()
 def compute_answer_logps(
-    model: nn.Module, dataset: BlockDataset, collate: BlockCollator, arguments: TrainingArguments
+    model: nn.Module, dataset: BlockDataset, collate: BlockCollator, arguments: TrainingArguments, is_evaluation: bool
 ) -> torch.Tensor:
     """Compute the log-probability of the answer of every row, without dropout.
 
@@ -27,13 +27,16 @@ def compute_answer_logps(
         model: any that `step_loss` takes.
         dataset: blocks of rows; not every row of its store has to be in one.
         collate: makes batches.
-        arguments: of the training, for device, precision and batch size.
+        arguments: of the training, for device, precision and batch sizes.
+        is_evaluation: whether the rows are evaluated on. Batches have as many blocks as in training or evaluation, so
+            that this pass needs no more memory than is planned for those.
 
     Returns:
         (rows of the store,) in fp64 on the CPU; 0 where a row is in no block.
     """
     table_R = torch.zeros(len(dataset.rows), dtype=torch.float64)
-    device, size = arguments.device, arguments.per_device_eval_batch_size
+    device = arguments.device
+    size = arguments.per_device_eval_batch_size if is_evaluation else arguments.per_device_train_batch_size
     dtype = torch.float16 if arguments.fp16 else torch.bfloat16
     starts = range(arguments.process_index * size, len(dataset), size * count_processes())
     was_training = model.training

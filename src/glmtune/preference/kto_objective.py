@@ -67,7 +67,9 @@ class KtoObjective(JudgedRows):
         collate = BlockCollator(data.collate.family)  # both kinds of rows at once
         for is_evaluation, dataset in ((False, data.train), (True, data.eval)):
             if dataset is not None:
-                self._references[is_evaluation] = compute_answer_logps(model, dataset, collate, arguments)
+                self._references[is_evaluation] = compute_answer_logps(
+                    model, dataset, collate, arguments, is_evaluation
+                )
 
     @torch.no_grad()
     def prepare_batches(self, model: nn.Module, batches: Iterable[dict[str, Any]], is_evaluation: bool) -> None:

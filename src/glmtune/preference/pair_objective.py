@@ -49,7 +49,7 @@ class PreferenceObjective(PairedRows):
         """
         for is_evaluation, dataset in ((False, data.train), (True, data.eval)):
             if dataset is not None:
-                table_R = compute_answer_logps(model, dataset, data.collate, arguments)
+                table_R = compute_answer_logps(model, dataset, data.collate, arguments, is_evaluation)
                 self._references[is_evaluation] = table_R
 
     def compute_losses(self, model: nn.Module, batch: dict[str, Any], settings: LossSettings | None) -> torch.Tensor:

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from glmtune.config_parsing import read_config_file
+from glmtune.errors import ConfigError
 from glmtune.html.builder import Html
 from glmtune.html.pages import is_number
 from glmtune.run_dir import RunDir
+from glmtune.training.answer_curves import find_answer_fall
 from glmtune.utils.console import format_bytes, format_duration
 from glmtune.utils.io import find_json_object, read_json_lines_end
 from glmtune.webui.elements import describe_gpu_memory, make_figures
@@ -166,7 +169,19 @@ def list_remarks(view: TrainingView, lang: str) -> list[str]:
         return [text("train.loading", lang)]
     if not job.alive and not view.has_folder:
         return [text("train.gone", lang, path=job.output)]
-    return [text("train.folder", lang, path=job.output)]
+    return [text("train.folder", lang, path=job.output), *_describe_fall(view, lang)]
+
+
+def _describe_fall(view: TrainingView, lang: str) -> list[str]:
+    """A warning where the answers of pairs all become less likely."""
+    if not any("better_logp" in entry for entry in view.entries):
+        return []
+    try:
+        config = read_config_file(RunDir(view.job.output).config)
+    except ConfigError:  # deleted meanwhile
+        return []
+    fall = find_answer_fall(view.entries, config)
+    return [fall.describe(lang)] if fall is not None else []
 
 
 def find_error(log: str) -> str:
