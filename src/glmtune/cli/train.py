@@ -246,7 +246,9 @@ def _print_result(result: TrainingResult) -> None:
     summary, run = result.summary, result.run
     parts = [f"{count_noun(summary['steps'], 'step')} in {summary['seconds']:.0f} s"]
     losses = [f"{summary[key]:.4f}" for key in ("first_loss", "last_loss") if summary[key] is not None]
-    if losses:
+    if "first_reward" in summary:  # the loss says nothing about generated answers
+        parts.append(f"reward {summary['first_reward']:.4g} to {summary['last_reward']:.4g}")
+    elif losses:
         parts.append(f"loss {' to '.join(losses)}")
     if summary["eval_loss"] is not None:
         is_best = summary["kept_step"] != summary["steps"]

@@ -53,6 +53,7 @@ def describe_result(trainer: Any, seconds: float, entries: list[dict[str, Any]])
     losses = [entry["loss"] for entry in entries if entry.get("loss") is not None]
     evaluations = [entry for entry in entries if entry.get("eval_loss") is not None]
     eval_losses = [entry["eval_loss"] for entry in evaluations]
+    rewards = [entry["reward"] for entry in entries if entry.get("reward") is not None]  # of stage grpo
     state = trainer.state
     is_best = trainer.args.load_best_model_at_end and state.best_model_checkpoint
     kept_step = state.best_global_step if is_best else state.global_step
@@ -69,6 +70,7 @@ def describe_result(trainer: Any, seconds: float, entries: list[dict[str, Any]])
         "kept_step": kept_step,
         "eval_loss": kept[-1] if kept else None,
         "best_eval_loss": min(eval_losses) if eval_losses else None,
+        **({"first_reward": rewards[0], "last_reward": rewards[-1]} if rewards else {}),
     }
 
 
