@@ -142,9 +142,6 @@ def test_counts_on_a_device_that_is_not_there():
         assert one["batch"][1].keys() <= {"tensor-from-python(H2D)"}, one["batch"][2]
         assert not one["step"][1], one["step"][2]
     skipped, *_, ended, hint = [line for line in result.stdout.splitlines() if "loss" in line or "Likely" in line]
-    assert (
-        skipped
-        == "The loss became nan at step 2 (rows 0, 1, 2): skipped; the loss scale of fp16 adapts."
-    )
+    assert skipped == "The loss became nan at step 2 (rows 0, 1, 2): skipped; the loss scale of fp16 adapts."
     assert ended == "The loss became nan at step 9 (rows 0, 1, 2)."
     assert "fp16 overflowed: use bf16 or fp32" in hint
