@@ -201,7 +201,7 @@ def test_clients_of_the_engine_and_of_single_requests(tiny):
         assert 0 < found["first_p50"] <= found["first_p95"]
         assert 0 < found["between_p50"] <= found["between_p95"]
         cells.append({"name": name, "clients": 3, "runs": [found | {"tokens_per_s": 5.0 * (len(cells) * 5 + 1)}]})
-    cells.append({"name": "vllm", "clients": 3, "runs": [{"tokens_per_s": 10.0}]})
+    cells.append({"name": "vllm", "clients": 3, "runs": [{"tokens_per_s": 10.0, "cpu_ms_per_token": 1.0}]})
     cells.append({"name": "serve", "clients": 3, "failed": "no server"})
     text = serving.format_results({**harness.describe_environment("serving.py"), "cells": cells})
     assert "| batch | 3 | 30 | 6.0 |" in text

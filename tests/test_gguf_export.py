@@ -380,7 +380,7 @@ def test_the_pages_form_asks_for_a_type(bits, adapter_only, tiny, tmp_path):
     from glmtune.export.export_request import open_source, require_possible
     from glmtune.webui.export_tab import ExportChoices
 
-    request = ExportChoices("x", "gguf", bits, adapter_only, "", "5GB", "out").request()
+    request = ExportChoices("x", "gguf", bits, adapter_only, "", "5GB", "out").make_request()
     assert request.gguf_type == (None if adapter_only else {16: "f16", 8: "q8_0", 4: "q4_0"}[bits])
     if not adapter_only:
         require_possible(open_source(str(tiny("chatglm3")), None, None, "huggingface"), request, tmp_path / "out")

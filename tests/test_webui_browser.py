@@ -303,6 +303,7 @@ def _check_every_tab(here: Site) -> None:
         assert result.violations_count == 0, (tab, result.generate_report())
         for width in WIDTHS:
             here.page.set_viewport_size({"width": width, "height": 900})
+            here.page.wait_for_timeout(200)  # charts are drawn again
             assert here.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, (tab, width)
             assert here.page.evaluate(CUT_OFF) == [], (tab, width)
 

@@ -327,7 +327,9 @@ class GrpoConfig:
         False, "Leave answers that were cut at max_completion_length out of the loss; they are scored all the same."
     )
     reward_weights: list[float] = _option(
-        [], "Weights of the rewards, in the order of `reward`, which are added up; empty: 1 each."
+        [],
+        "Weights of the rewards, in the order of `reward`, which are added up; empty: 1 each.",
+        NumberRange(-1_000_000, 1_000_000),
     )
     max_batch: int = _option(32, "Answers that are generated at the same time, per process.", NumberRange(1, 10_000))
 

@@ -65,13 +65,15 @@ def build_dataclass(kind: Any, tree: Any, where: str, prefix: str = "") -> Any:
 
 
 def check_field_range(field: dataclasses.Field[Any], value: Any, key: str, where: str = "") -> None:
-    """Check a number against the `range` of its field, and those in a dict against the field's `ranges`, by key.
+    """Check a number, or those of a list, against the `range` of its field, and those in a dict against the field's
+    `ranges`, by key.
 
     Raises:
         ConfigError: names key, value and range.
     """
     if "range" in field.metadata:
-        check_number(value, field.metadata["range"], key, where)
+        for number in value if isinstance(value, list) else [value]:
+            check_number(number, field.metadata["range"], key, where)
     for name, allowed in field.metadata.get("ranges", {}).items():
         if isinstance(value, Mapping) and name in value:
             check_number(parse_number(value[name]), allowed, f"{key}.{name}", where)
