@@ -245,6 +245,7 @@ def _look_at_runs(here: Site) -> None:
 
 
 def _ask(here: Site, message: str) -> None:
+    expect(here.page.locator("#chat-send")).to_be_enabled(timeout=SLOW)
     here.page.locator("#chat-prompt").fill(message)
     here.page.locator("#chat-prompt").press("Enter")
     for side in here.page.locator("[data-side]").all():

@@ -143,6 +143,7 @@ document.addEventListener("DOMContentLoaded", () => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); sendMessage(); }
   });
   document.getElementById("chat-again").addEventListener("click", () => sendMessage("again"));
+  setBusy(false); // the buttons are of use from now on
   document.getElementById("chat-stop").addEventListener("click", () => fetch(
     document.getElementById("chats").dataset.send.replace(/send$/, "stop"),
     { method: "POST", headers: { "X-CSRF-Token": document.body.dataset.csrf } },
