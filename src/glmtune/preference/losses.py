@@ -17,6 +17,9 @@ import torch.nn.functional as F
 
 from glmtune.config import PreferenceConfig
 
+_LEAST_DOUBT = -1e-7
+"""Largest log-probability that has odds: fp32 rounds those nearer to 0."""
+
 
 @dataclass
 class AnswerScores:
@@ -161,4 +164,6 @@ def _compute_dpo_losses(
 
 def _compute_log_odds(logs_P: torch.Tensor) -> torch.Tensor:
     """log(p / (1 - p)) of probabilities given by their logarithm."""
+    # A short answer that is certain has a probability of 1 in fp32, and infinite odds with a gradient of NaN.
+    logs_P = logs_P.clamp(max=_LEAST_DOUBT)
     return logs_P - torch.log1p(-logs_P.exp())
