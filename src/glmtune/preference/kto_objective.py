@@ -130,8 +130,10 @@ class KtoObjective(JudgedRows):
             print_warning(f"All answers are {'bad' if not good else 'good'}: KTO learns most from both kinds.")
             return
         options = self._options
+        if not options.desirable_weight or not options.undesirable_weight:
+            return  # the user wants one kind alone
         low, high = _BALANCE
-        balance = options.desirable_weight * good / max(options.undesirable_weight * bad, 1e-9)
+        balance = options.desirable_weight * good / (options.undesirable_weight * bad)
         if not low <= round(balance, 2) <= round(high, 2):
             base = options.undesirable_weight * bad / good
             print_warning(
