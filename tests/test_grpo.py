@@ -410,12 +410,14 @@ def test_errors_of_functions_name_the_line_and_the_row(name, problem, tmp_path):
         ("rewards.py", "which function"),
         ("rewards.py:shortn", "Did you mean|shorten"),
         ("syntax.py:score", r"syntax\.py:2: cannot be imported"),
+        ("exits.py:score", r"exits\.py:2: cannot be imported \(SystemExit"),
         ("score", "FILE.py:FUNCTION"),
     ],
 )
 def test_functions_that_are_not_there_are_named(entry, problem, rewards, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "syntax.py").write_text("def score(completions):\nreturn [\n")
+    (tmp_path / "exits.py").write_text("import sys\nsys.exit()\n")
     tree = {"stage": "grpo", "model": "m", "data": "d", "reward": entry}
     with pytest.raises(ConfigError, match=problem) as caught:
         GrpoObjective(build_dataclass(RunConfig, tree, "test"))
