@@ -18,6 +18,7 @@ from glmtune.data.encoding import EncodingCounts, EncodingRules, encode_conversa
 from glmtune.data.sources import open_source
 from glmtune.errors import DataError
 from glmtune.models.packed_attention import set_packed_attention
+from glmtune.preference import make_objective
 from glmtune.preference.losses import AnswerScores, compute_pair_losses
 from glmtune.preference.pair_objective import PreferenceObjective
 from glmtune.run_dir import RunDir
@@ -151,6 +152,20 @@ def _compute_plain_loss(stage, options, sums, lengths, references):
     else:
         loss = -math.log(1 / (1 + math.exp(-(beta * (means[0] - means[1]) - options.margin))))
     return loss - options.sft_weight * means[0]
+
+
+@pytest.mark.parametrize(
+    ("stage", "options", "stops"),
+    [
+        ("dpo", {}, True),
+        ("dpo", {"loss": "hinge"}, False),  # pairs that differ enough have a loss of 0
+        ("kto", {}, True),
+        ("kto", {"undesirable_weight": 0}, False),  # bad answers have a loss of 0
+    ],
+)
+def test_losses_of_zero_end_a_run_where_they_mean_that_nothing_is_learnt(stage, options, stops):
+    config = build_dataclass(RunConfig, {"stage": stage, "model": "m", "data": "d", "preference": options}, "test")
+    assert make_objective(config).stops_at_zero_loss is stops
 
 
 def test_orpo_of_a_certain_answer_is_finite():

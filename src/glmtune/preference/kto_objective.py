@@ -46,7 +46,9 @@ class KtoObjective(JudgedRows):
 
     def __init__(self, config: RunConfig):
         super().__init__()
-        self._options = config.preference
+        self._options = options = config.preference
+        # With a weight of 0, the loss of a micro-batch of one kind is 0.
+        self.stops_at_zero_loss = bool(options.desirable_weight and options.undesirable_weight)
         self._references: dict[bool, torch.Tensor] = {}
         self._kl: dict[bool, torch.Tensor] = {}
 

@@ -86,9 +86,10 @@ def compute_kto_losses(
     ratios_P = answers.sums_P - answers.reference_P
     goods_P = is_good_P.to(ratios_P.dtype)
     sides_P = 2 * goods_P - 1
-    values_P = torch.sigmoid(options.beta * sides_P * (ratios_P - kl))
+    # 1 - sigmoid(x), without its rounding to 0.
+    distances_P = torch.sigmoid(-options.beta * sides_P * (ratios_P - kl))
     weights_P = options.desirable_weight * goods_P + options.undesirable_weight * (1 - goods_P)
-    losses_P = weights_P * (1 - values_P)
+    losses_P = weights_P * distances_P
     if options.sft_weight:
         losses_P = losses_P - options.sft_weight * answers.means_P * goods_P
     return LabelledLosses(
