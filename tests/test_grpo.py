@@ -589,6 +589,7 @@ def test_a_run_whose_reward_fails_loses_nothing(tiny, questions, rewards, tmp_pa
         (["model.attention=flash_attention_2"], "flash_attention_2"),
         (["stage=sft"], "reward has no effect with stage sft"),
         (["training.metric_for_best_model=loss"], "rewards alone"),
+        (["training.metric_for_best_model=reward_length"], "there is no reward_length"),
         (["grpo.num_generations=1"], "grpo.num_generations"),
     ],
 )
