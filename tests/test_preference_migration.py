@@ -222,7 +222,7 @@ def test_ppo_becomes_grpo(tmp_path, monkeypatch):
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(FACTORY_PPO), "utf-8")
     translation = translate_command(["run.yaml"])
     assert (translation.get_value("stage"), translation.get_value("reward")) == ("grpo", "saves/reward")
-    assert translation.get_value("grpo") == {"max_completion_length": 256, "top_p": 0.9}
+    assert translation.get_value("grpo") == {"max_completion_length": 256, "top_p": 0.9, "temperature": 0.95}
     assert any("ppo: becomes grpo" in note for note in translation.notes)
 
 
