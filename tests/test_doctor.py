@@ -509,6 +509,28 @@ BROKEN = {
         "unset",
     ),
     "few open files": (make_machine(open_files=256), "open-files", "256", "ulimit -n"),
+    "modelscope not reachable": (
+        make_machine(
+            work=replace(ON_HUB, model="ZhipuAI/chatglm3-6b", hub="modelscope"),
+            hub=HubFacts("https://modelscope.cn", "timed out"),
+            has_modelscope=True,
+        ),
+        "hub-unreachable",
+        "modelscope.cn",
+        "glmtune fetch THUDM/chatglm3-6b",
+    ),
+    "model in a folder with a space": (
+        make_machine(work=replace(QLORA, model="./my glm", model_error="model.safetensors: cut short")),
+        "model",
+        "cut short",
+        "glmtune verify './my glm'",
+    ),
+    "model that is not there": (
+        make_machine(work=replace(QLORA, model_error="./glm: no such folder")),
+        "model",
+        "no such folder",
+        "Give the folder",
+    ),
     "config that is refused": (
         make_machine(work=replace(QLORA, config_error="unknown key lorra")),
         "config",

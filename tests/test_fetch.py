@@ -375,9 +375,10 @@ def test_single_files_and_names_that_are_not_there(hub, tmp_path):
 def test_a_repository_or_hub_that_is_not_there(kind, hub, tmp_path):
     with pytest.raises(ModelError, match=r"not on|does not list it"):
         fetch_model(FetchRequest("no/such", kind, tmp_path, mirror=hub.url))
+    name = "ZhipuAI/chatglm3-6b" if kind == "modelscope" else "THUDM/chatglm3-6b"
     with pytest.raises(ModelError, match="cannot be reached") as problem:
-        fetch_model(FetchRequest("THUDM/chatglm3-6b", kind, tmp_path, mirror="http://127.0.0.1:9"))
-    other = "--hub huggingface" if kind == "modelscope" else "ZhipuAI/chatglm3-6b --hub modelscope"
+        fetch_model(FetchRequest(name, kind, tmp_path, mirror="http://127.0.0.1:9"))
+    other = "THUDM/chatglm3-6b --hub huggingface" if kind == "modelscope" else "ZhipuAI/chatglm3-6b --hub modelscope"
     assert other in problem.value.hint
 
 

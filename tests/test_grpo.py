@@ -410,12 +410,14 @@ def test_errors_of_functions_name_the_line_and_the_row(name, problem, tmp_path):
         ("rewards.py", "which function"),
         ("rewards.py:shortn", "Did you mean|shorten"),
         ("syntax.py:score", r"syntax\.py:2: cannot be imported"),
+        ("exits.py:score", r"exits\.py:2: cannot be imported \(SystemExit"),
         ("score", "FILE.py:FUNCTION"),
     ],
 )
 def test_functions_that_are_not_there_are_named(entry, problem, rewards, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "syntax.py").write_text("def score(completions):\nreturn [\n")
+    (tmp_path / "exits.py").write_text("import sys\nsys.exit()\n")
     tree = {"stage": "grpo", "model": "m", "data": "d", "reward": entry}
     with pytest.raises(ConfigError, match=problem) as caught:
         GrpoObjective(build_dataclass(RunConfig, tree, "test"))
@@ -587,6 +589,7 @@ def test_a_run_whose_reward_fails_loses_nothing(tiny, questions, rewards, tmp_pa
         (["model.attention=flash_attention_2"], "flash_attention_2"),
         (["stage=sft"], "reward has no effect with stage sft"),
         (["training.metric_for_best_model=loss"], "rewards alone"),
+        (["training.metric_for_best_model=reward_length"], "there is no reward_length"),
         (["grpo.num_generations=1"], "grpo.num_generations"),
     ],
 )

@@ -104,6 +104,9 @@ def test_a_file_without_pairs_is_refused_under_dpo(tmp_path):
     """Of single answers, neighbours would be compared."""
     with pytest.raises(DataError, match="no worse answer"):
         list(open_source(_write(tmp_path, [{"prompt": QUESTION, "response": GOOD}] * 2), preference="pairs"))
+    with pytest.raises(DataError, match="no worse answer") as caught:
+        list(open_source(_write(tmp_path, [{"prompt": QUESTION, "response": GOOD, "label": True}]), preference="pairs"))
+    assert "--stage kto" in str(caught.value.hint)
 
 
 def _row(prompt, answer, number=0):

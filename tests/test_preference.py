@@ -18,6 +18,7 @@ from glmtune.data.encoding import EncodingCounts, EncodingRules, encode_conversa
 from glmtune.data.sources import open_source
 from glmtune.errors import DataError
 from glmtune.models.packed_attention import set_packed_attention
+from glmtune.preference import make_objective
 from glmtune.preference.losses import AnswerScores, compute_pair_losses
 from glmtune.preference.pair_objective import PreferenceObjective
 from glmtune.run_dir import RunDir
@@ -151,6 +152,30 @@ def _compute_plain_loss(stage, options, sums, lengths, references):
     else:
         loss = -math.log(1 / (1 + math.exp(-(beta * (means[0] - means[1]) - options.margin))))
     return loss - options.sft_weight * means[0]
+
+
+@pytest.mark.parametrize(
+    ("stage", "options", "stops"),
+    [
+        ("dpo", {}, True),
+        ("dpo", {"loss": "hinge"}, False),  # pairs that differ enough have a loss of 0
+        ("kto", {}, True),
+        ("kto", {"undesirable_weight": 0}, False),  # bad answers have a loss of 0
+    ],
+)
+def test_losses_of_zero_end_a_run_where_they_mean_that_nothing_is_learnt(stage, options, stops):
+    config = build_dataclass(RunConfig, {"stage": stage, "model": "m", "data": "d", "preference": options}, "test")
+    assert make_objective(config).stops_at_zero_loss is stops
+
+
+def test_orpo_of_a_certain_answer_is_finite():
+    """fp32 gives a short answer of a model that is sure a probability of 1, or of a little more."""
+    sums_2P = torch.tensor([[0.0, 1e-8], [-9.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    better, worse = (AnswerScores(sums_P, torch.ones(2, dtype=torch.float64)) for sums_P in sums_2P)
+    losses_P = compute_pair_losses("orpo", better, worse, PreferenceConfig()).losses_P
+    (gradient_2P,) = torch.autograd.grad(losses_P.sum(), sums_2P)
+    assert bool(losses_P.isfinite().all())
+    assert bool(gradient_2P.isfinite().all())
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -305,6 +330,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tiny, pairs, tmp_path, glmtun
         (["stage=dpo", "training.label_smoothing_factor=0.1"], "preference.label_smoothing"),
         (["stage=dpo", "preference.beta=0"], "preference.beta"),
         (["stage=dpo", "data.columns.margin=gap"], "data.columns.margin has no effect with stage dpo"),
+        (
+            ["stage=dpo", "preference.loss=ipo", "preference.length_normalized=true"],
+            "no effect with preference.loss ipo",
+        ),
         (["stage=ppo"], "stage"),
         (["stage=rm", "preference.beta=0.5"], "preference.beta has no effect with stage rm"),
         (["stage=kto", "preference.center_rewards=0.01"], "preference.center_rewards has no effect with stage kto"),

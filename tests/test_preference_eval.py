@@ -333,6 +333,11 @@ def test_replies_are_judged_without_the_prefix_of_their_model(tmp_path, monkeypa
     assert [line["rewards"] for line in lines] == [[1, 0], [1, 1], [1, 2]]
 
 
+def test_an_exported_reward_model_is_a_judge(tmp_path):
+    (tmp_path / "config.json").write_text('{"architectures": ["GlmForSequenceClassification"]}', "utf-8")
+    judging.require_reward_model(str(tmp_path))
+
+
 def test_compare_refuses_a_judge_that_rewards_nothing(run, tiny, glmtune_command):
     folder, held_out = run
     result = glmtune_command("compare", tiny("chatglm3"), folder, "--data", held_out, "--judge", folder)

@@ -222,7 +222,7 @@ def test_ppo_becomes_grpo(tmp_path, monkeypatch):
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(FACTORY_PPO), "utf-8")
     translation = translate_command(["run.yaml"])
     assert (translation.get_value("stage"), translation.get_value("reward")) == ("grpo", "saves/reward")
-    assert translation.get_value("grpo") == {"max_completion_length": 256, "top_p": 0.9}
+    assert translation.get_value("grpo") == {"max_completion_length": 256, "top_p": 0.9, "temperature": 0.95}
     assert any("ppo: becomes grpo" in note for note in translation.notes)
 
 
@@ -294,11 +294,11 @@ def test_what_swift_and_trl_have_and_we_have_not(typed, problem):
     [
         (
             f"{SWIFT} ppo --reward_model r --response_length 64 --kl_coef 0.1",
-            {"max_completion_length": 64, "beta": 0.1, "temperature": 0.9},
+            {"max_completion_length": 64, "beta": 0.1, "temperature": 0.9, "loss_type": "grpo"},
         ),
         (
             f"{SWIFT} grpo --reward_model r --num_generations 4 --beta 0.01 --use_vllm true",
-            {"num_generations": 4, "beta": 0.01, "temperature": 0.9},
+            {"num_generations": 4, "beta": 0.01, "temperature": 0.9, "loss_type": "grpo"},
         ),
         (
             f"trl grpo {TRL} --reward_model_name_or_path r --num_generations 4 --max_completion_length 64",
@@ -313,6 +313,36 @@ def test_online_tuning_of_swift_and_trl(typed, grpo):
     assert values == grpo
     assert translation.get_value("preference") is None
     assert any("ppo: becomes grpo" in note for note in translation.notes) == (" ppo " in typed)
+
+
+@pytest.mark.parametrize(
+    ("typed", "questions"),
+    [
+        (f"trl grpo {TRL} --reward_model_name_or_path r", 1),
+        (f"trl grpo {TRL} --per_device_train_batch_size 4 --gradient_accumulation_steps 8 --num_generations 4", 8),
+        (f"{SWIFT} grpo --reward_model r --per_device_train_batch_size 16 --num_generations 4", 4),
+        (f"{SWIFT} grpo --reward_model r", 1),
+    ],
+)
+def test_batches_of_answers_become_batches_of_questions(typed, questions):
+    translation = translate_command(typed.split())
+    training = translation.get_value("training")
+    assert (training["per_device_train_batch_size"], training["gradient_accumulation_steps"]) == (1, questions)
+    assert any("count answers" in note for note in translation.notes)
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes"),
+    [
+        ("", (1, 16, 1)),
+        ("--batch_size 8 --eval_batch_size 2", (8, 2, 2)),
+        ("--gradient_accumulation_steps 3", (1, 3, 1)),
+    ],
+)
+def test_batch_sizes_that_swift_is_not_given(options, sizes):
+    training = translate_command(f"{SWIFT} dpo {options}".split()).get_value("training")
+    keys = ("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size")
+    assert tuple(parse_number(training[key]) for key in keys) == sizes
 
 
 def test_a_yaml_file_of_trl(tmp_path, monkeypatch):

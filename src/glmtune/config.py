@@ -572,17 +572,23 @@ def _check_stage(config: RunConfig) -> None:
         raise ConfigError(
             f"preference.label_smoothing has no effect with preference.loss {preference.loss}.", "Remove it."
         )
+    if preference.length_normalized and preference.loss == "ipo":
+        raise ConfigError(
+            "preference.length_normalized has no effect with preference.loss ipo, which always takes means per token.",
+            "Remove it.",
+        )
     if config.training.get("label_smoothing_factor"):
         raise ConfigError(
             "training.label_smoothing_factor smooths the tokens of answers, which preference tuning does not.",
-            "Use preference.label_smoothing.",
+            "Use preference.label_smoothing." if stage == "dpo" else "Remove it.",
         )
     if config.replay.data:
         rows = "answers with a label" if stage == "kto" else "pairs"
         raise ConfigError(f"replay.data has single answers; stage {stage} needs {rows}.", "Remove it.")
     if config.generate.rows:
+        command = "score" if stage == "rm" else "eval"
         raise ConfigError(
-            f"generate.rows is for stage sft, not {stage}.", "Score the result: glmtune eval RUN --data FILE"
+            f"generate.rows is for stage sft, not {stage}.", f"Score the result: glmtune {command} RUN --data FILE"
         )
 
 

@@ -263,7 +263,10 @@ class PreferenceFormat(RowFormat):
             return {**self._drop_answer(rest, worse), self.chosen[0]: worse}
         if column:  # from the best to the worst
             return {**values, column: [values[column][-1], values[column][0]]}
-        raise self.make_missing_error()
+        error = self.make_missing_error()
+        if self._find_label(values) is not None:
+            error.hint = "Answers with a label, good or bad, are for another stage: --stage kto"
+        raise error
 
     def _drop_answer(self, values: dict[str, Any], worse: Any) -> dict[str, Any]:
         """The row without the answer that its messages end with, where `worse` is an answer alone."""

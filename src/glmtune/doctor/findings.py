@@ -8,7 +8,7 @@ from glmtune.doctor.device_findings import find_device_problems
 from glmtune.doctor.diagnosis import ERROR, WARNING, Diagnosis, describe_work
 from glmtune.doctor.library_findings import find_library_problems
 from glmtune.doctor.machine_facts import MachineFacts
-from glmtune.doctor.platform_commands import install_package
+from glmtune.doctor.platform_commands import install_package, quote_word
 from glmtune.doctor.system_findings import find_system_problems
 
 _ORDER = (ERROR, WARNING)
@@ -47,7 +47,9 @@ def _find_work_problems(facts: MachineFacts) -> Iterator[Diagnosis]:
         what = f"{work.config}: {work.config_error}"
         yield Diagnosis("config", ERROR, what, "glmtune train refuses it", "Correct the file: docs/config.md")
     if work.model_error:
-        fix = f"glmtune verify {work.model}"
+        fix = f"glmtune verify {quote_word(facts, work.model)}"
+        if work.model_error.endswith("no such folder"):
+            fix = "Give the folder of a model, a run, or a hub id such as THUDM/chatglm3-6b"
         yield Diagnosis("model", ERROR, work.model_error, f"{describe_work(facts)} cannot be loaded", fix)
 
 

@@ -39,7 +39,7 @@ _DRIVERS = {
 
 def install_package(facts: MachineFacts, *words: str) -> str:
     """A command of pip for the Python that runs glmtune."""
-    return f"{facts.pip} install {' '.join(_quote(facts, word) for word in words)}"
+    return f"{facts.pip} install {' '.join(quote_word(facts, word) for word in words)}"
 
 
 def install_compilers(facts: MachineFacts) -> str:
@@ -115,7 +115,8 @@ def remove_path(facts: MachineFacts, path: str) -> str:
     return f'Remove-Item -Recurse "{path}"' if facts.shell == "powershell" else f"rm -r {shlex.quote(path)}"
 
 
-def _quote(facts: MachineFacts, word: str) -> str:
+def quote_word(facts: MachineFacts, word: str) -> str:
+    """A word of a command as it is typed in this shell."""
     if facts.system == "Windows":
         return f'"{word}"' if any(mark in word for mark in " <>&|^[]") else word
     return shlex.quote(word)

@@ -9,7 +9,6 @@ import dataclasses
 import importlib
 import json
 import re
-import sys
 import time
 from typing import Any
 
@@ -141,7 +140,3 @@ def _run_trials(name: str) -> None:
         except Exception as problem:  # whatever driver, torch and kernels raise: it is the result
             error = summarize_error(problem, 300)
         _report("trial", dataclasses.asdict(TrialFacts(title, name, error, round(time.monotonic() - start, 2))))
-
-
-if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))

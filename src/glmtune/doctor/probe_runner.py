@@ -10,8 +10,8 @@ import sys
 from typing import Any
 
 from glmtune.doctor.machine_facts import BitsandbytesFacts, GpuFacts, TorchFacts, TrialFacts, WorkFacts
+from glmtune.doctor.probe_process import MARK
 
-_MARK = "@glmtune-doctor "
 _TIMEOUT_S = 240.0
 # The child finds modules where this process does: a file in the current folder hides one in both or in none.
 _START = (
@@ -53,9 +53,9 @@ def _read_reports(output: str, errors: str, code: int, ending: str) -> dict[str,
     facts: dict[str, Any] = {"trials": (), "import_errors": {}}
     stage = "its start"
     for line in output.splitlines():
-        if not line.startswith(_MARK):
+        if not line.startswith(MARK):
             continue
-        ((key, value),) = json.loads(line.removeprefix(_MARK)).items()
+        ((key, value),) = json.loads(line.removeprefix(MARK)).items()
         if key == "stage":
             stage = value
         elif key == "torch":

@@ -17,7 +17,7 @@ from glmtune.doctor.platform_commands import (
     set_variable,
     unset_variable,
 )
-from glmtune.download.listing import name_on_modelscope
+from glmtune.download.listing import name_on_huggingface, name_on_modelscope
 from glmtune.utils.console import format_bytes
 
 _LEAST_FREE = 2**30
@@ -217,12 +217,15 @@ def _find_network_problems(facts: MachineFacts) -> Iterator[Diagnosis]:
         )
     elif facts.hub.error and work.is_hub_id:
         mirror = set_variable(facts, "HF_ENDPOINT", "https://hf-mirror.com")
+        fix = add_comment(facts, mirror, f"or: glmtune fetch {name_on_modelscope(work.model)} --hub modelscope")
+        if work.hub == "modelscope":
+            fix = f"glmtune fetch {name_on_huggingface(work.model)}"
         yield Diagnosis(
             "hub-unreachable",
             ERROR,
             f"{facts.hub.address} cannot be reached ({facts.hub.error})",
             f"{work.model} is not on this machine",
-            add_comment(facts, mirror, f"or: glmtune fetch {name_on_modelscope(work.model)} --hub modelscope"),
+            fix,
         )
 
 

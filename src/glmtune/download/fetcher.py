@@ -131,7 +131,8 @@ def _fetch_files(request: FetchRequest, listing: Repository, chosen: list[Reposi
                 url = make_file_url(listing, file.path)
                 transfer = Transfer(client, url, file, request.folder, add, stop)
                 digits = transfer.run()
-                arrived += (request.folder / file.path).stat().st_size
+                with lock:
+                    arrived += (request.folder / file.path).stat().st_size
             sums[file.path] = digits
 
         # Small files first: a config that is not there, or a refused token, shows at once.

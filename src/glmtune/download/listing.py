@@ -141,10 +141,16 @@ def name_on_modelscope(name: str) -> str:
     return f"{_MODELSCOPE_OWNERS.get(owner.lower(), owner)}/{rest}"
 
 
+def name_on_huggingface(name: str) -> str:
+    """What a repository of ModelScope is called on Hugging Face, which knows the oldest name of an organisation."""
+    owner, _, rest = name.partition("/")
+    return f"THUDM/{rest}" if owner in _MODELSCOPE_OWNERS.values() else name
+
+
 def _make_network_error(name: str, hub: str, endpoint: str, error: BaseException) -> ModelError:
     reason = summarize_error(error, 160)
     if hub == "modelscope":
-        advice = f"Check the network and the proxy, or try: glmtune fetch {name} --hub huggingface"
+        advice = f"Check the network and the proxy, or try: glmtune fetch {name_on_huggingface(name)} --hub huggingface"
     else:
         advice = (
             f"Check the network and the proxy (glmtune doctor {name}), "

@@ -13,7 +13,7 @@ from glmtune.evaluation.win_rates import WinRate, compute_win_rate
 from glmtune.methods.tuned_model import resolve_target
 from glmtune.methods.value_head_file import read_value_head
 from glmtune.models.checkpoints import inspect_checkpoint
-from glmtune.preference.reward_model import load_reward_model
+from glmtune.preference.reward_model import is_exported_reward_model, load_reward_model
 from glmtune.utils.console import ProgressBar
 from glmtune.utils.io import explain_write_errors, write_text
 
@@ -28,6 +28,8 @@ def require_reward_model(path: str) -> None:
         ModelError: it has no value head.
         RunError: the run is unfinished, or its base gone.
     """
+    if is_exported_reward_model(Path(path)):
+        return
     target = resolve_target(path)
     checkpoint = inspect_checkpoint(target.base, family=target.family, hub=target.hub)
     read_value_head(target.adapter or checkpoint.folder)

@@ -22,6 +22,7 @@ _GENERATION_KEYS = {
     "temperature": "grpo.temperature",
     "top_p": "grpo.top_p",
 }
+_GENERATION_DEFAULTS = {"max_new_tokens": 1024, "temperature": 0.95, "top_p": 0.7}
 
 PREFERENCE_RULES: Rules = {
     "pref_beta": map_key("preference.beta"),
@@ -84,6 +85,7 @@ def set_preference_loss(translation: Translation, values: Mapping[str, Any]) -> 
         for name, key in _GENERATION_KEYS.items():
             if values.get(name) is not None:
                 translation.set_value(key, values[name])
+            translation.set_default(key, _GENERATION_DEFAULTS[name], "LLaMA-Factory's")
         set_online_rewards(translation, values.get("reward_model"), stage)
     complete_preference(translation, "LLaMA-Factory", compares_with_base=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from glmtune.config import PREFERENCE_KEYS
+from glmtune.config import PREFERENCE_KEYS, GrpoConfig
 from glmtune.config_parsing import parse_number
 from glmtune.errors import ConfigError
 from glmtune.migrate.translation import Translation
@@ -97,6 +97,32 @@ def set_online_rewards(translation: Translation, rewards: Any, stage: str) -> No
             "stage ppo: becomes grpo, which has no value model: an answer's advantage is its reward compared with the "
             "rewards of other answers to the same question (grpo.num_generations of them)."
         )
+        if translation.get_value("grpo.beta") is None:
+            translation.add_note(
+                "stage ppo: PPO also pulls the model back to where it started; here it is off unless grpo.beta is set, "
+                "to 0.04 say."
+            )
+
+
+def convert_answer_batches(translation: Translation, project: str) -> None:
+    """Make the batch sizes of GRPO, which count answers in other projects, those of questions.
+
+    Args:
+        translation: has the batch sizes and `grpo.num_generations`, if they are not the defaults.
+        project: whose settings they are, for the note.
+    """
+    keys = ("training.per_device_train_batch_size", "training.gradient_accumulation_steps")
+    size, steps = (translation.get_value(key) for key in keys)
+    answers = int(parse_number(size or 1)) * int(parse_number(steps or 1))
+    per_question = int(parse_number(translation.get_value("grpo.num_generations") or GrpoConfig().num_generations))
+    questions = max(1, answers // per_question)
+    for key, value in zip(keys, (1, questions), strict=True):
+        translation.set_value(key, value)
+        translation.defaults = [default for default in translation.defaults if default.key != key]
+    translation.add_note(
+        f"training.gradient_accumulation_steps: {questions}. {project}'s batch sizes count answers, of which a step "
+        f"had {answers} in a process; here they count questions, with {per_question} answers each."
+    )
 
 
 def _disable_dropout(translation: Translation, project: str) -> None:

@@ -7,7 +7,12 @@ from typing import Any
 
 from glmtune.errors import ConfigError
 from glmtune.migrate.dialect import Rules, accept_values, ignore_key, map_key
-from glmtune.migrate.preference_keys import complete_preference, set_online_rewards, set_pair_loss
+from glmtune.migrate.preference_keys import (
+    complete_preference,
+    convert_answer_batches,
+    set_online_rewards,
+    set_pair_loss,
+)
 from glmtune.migrate.translation import Translation
 
 _STAGES = {**{stage: stage for stage in ("dpo", "orpo", "simpo", "kto", "rm", "grpo")}, "cpo": "simpo", "ppo": "grpo"}
@@ -118,8 +123,11 @@ def set_rlhf_options(translation: Translation, values: Mapping[str, Any], source
         translation.set_default("grpo.temperature", 0.9, source)
         if values.get("loss_type"):
             translation.set_value("grpo.loss_type", values["loss_type"])
+        translation.set_default("grpo.loss_type", "grpo", source)
         translation.tree.pop("preference", None)
         set_online_rewards(translation, values.get("reward_model"), str(kind))
+        if kind == "grpo":
+            convert_answer_batches(translation, "ms-swift")
     else:
         if stage == "dpo":
             set_pair_loss(translation, values.get("loss_type"), values.get("loss_weights"), "--loss_type")

@@ -130,10 +130,23 @@ def _set_defaults(translation: Translation, values: Mapping[str, Any]) -> None:
         targets = ["all-linear" if name in ("ALL", "all-linear") else name for name in names]
         translation.set_value("lora.targets", [name for name in targets if name != "DEFAULT"])
     rates = {"learning_rate": 1e-4, "lr_scheduler_type": "cosine", "warmup_steps": 0.05}
-    replace_training_defaults(translation, values, rates, source)
+    rates |= {"weight_decay": 0.1, "adam_beta2": 0.95, "logging_steps": 5}
+    replace_training_defaults(translation, values, {**rates, **_choose_batch_sizes(values)}, source)
     translation.set_default("training.gradient_checkpointing", True)
     set_rlhf_options(translation, values, source)
     disable_evaluation_without_data(translation)
+
+
+def _choose_batch_sizes(values: Mapping[str, Any]) -> dict[str, int]:
+    """The batch sizes that are not given: 1, and as many micro-batches as make a step of 16 rows; with GRPO one."""
+    sizes = {}
+    given = values.get("per_device_train_batch_size") or values.get("batch_size")
+    if given is None:
+        sizes["per_device_train_batch_size"] = 1
+    if values.get("per_device_eval_batch_size") is None and values.get("eval_batch_size") is None:
+        sizes["per_device_eval_batch_size"] = 1
+    is_grpo = values.get("rlhf_type") == "grpo"
+    return sizes | {"gradient_accumulation_steps": 1 if is_grpo else max(1, -(-16 // int(parse_number(given or 1))))}
 
 
 def _make_entry(name: str, translation: Translation) -> Any:

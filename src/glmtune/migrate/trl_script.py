@@ -18,7 +18,12 @@ from glmtune.migrate.dialect import (
     replace_training_defaults,
 )
 from glmtune.migrate.factory_defaults import split_names
-from glmtune.migrate.preference_keys import complete_preference, set_online_rewards, set_pair_loss
+from glmtune.migrate.preference_keys import (
+    complete_preference,
+    convert_answer_batches,
+    set_online_rewards,
+    set_pair_loss,
+)
 from glmtune.migrate.translation import Translation
 
 COMMANDS = {
@@ -114,7 +119,7 @@ _PREFERENCE_RULES: Rules = {
     "reference_free": accept_values(False, note="DPO compares with a reference", hint="Use stage simpo.", switch=True),
     "disable_dropout": accept_values(True, note="dropout is off, as by default in TRL", hint=_REMOVE_HINT, switch=True),
     "precompute_ref_log_probs": ignore_key("the reference is always computed once, before training", switch=True),
-    "precompute_ref_batch_size": ignore_key("training.per_device_eval_batch_size decides it"),
+    "precompute_ref_batch_size": ignore_key("the reference pass takes the batch sizes of training and evaluation"),
     "sync_ref_model": accept_values(False, note="the reference does not change", hint=_REMOVE_HINT, switch=True),
     "ref_model_mixup_alpha": ignore_key("of sync_ref_model"),
     "ref_model_sync_steps": ignore_key("of sync_ref_model"),
@@ -159,7 +164,6 @@ RULES: Rules = {**_MODEL_RULES, **_DATA_RULES, **_PREFERENCE_RULES, **_GROUP_RUL
 """Keys of TRL's configs, `ModelConfig` and `ScriptArguments`."""
 
 _RATES = {"sft": 2e-5, "rm": 1e-4}
-_BETAS = {"grpo": 0.0}
 _SIGNS = {  # of a YAML file without its command
     "grpo": {"num_generations", "reward_funcs"},
     "rm": {"center_rewards_coefficient"},
@@ -231,6 +235,8 @@ def _set_loss(translation: Translation, values: Mapping[str, Any], stage: str, c
             translation.set_value("grpo.max_completion_length", parse_number(values["max_completion_length"]))
         translation.tree.pop("preference", None)
         set_online_rewards(translation, translation.get_value("reward"), command)
+        if command == "grpo":
+            convert_answer_batches(translation, "TRL")
         return
     if stage == "dpo":
         set_pair_loss(translation, loss, values.get("loss_weights"), "loss_type")

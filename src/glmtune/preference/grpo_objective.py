@@ -12,14 +12,17 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
-from glmtune.config import RunConfig, list_rewards
+from glmtune.config import DataConfig, GrpoConfig, RunConfig, list_rewards
+from glmtune.config_parsing import suggest_key
 from glmtune.data.batches import Block, RowBatch, pack_rows
 from glmtune.data.encoding import EncodedRow
 from glmtune.data.prompt_rows import REFERENCE
+from glmtune.errors import ConfigError
 from glmtune.preference.answer_scoring import AnswerScorer, ScoredAnswer, open_rewards
 from glmtune.preference.group_losses import compute_advantages, compute_answer_weights, compute_token_losses
 from glmtune.preference.reference_weights import ReferenceWeights
 from glmtune.preference.rollouts import CompletionMaker, Prompt, make_seed
+from glmtune.training.best_metric import get_metric_name
 from glmtune.training.distributed import any_rank, count_processes, is_main_process
 from glmtune.training.generated import extract_last_turn
 from glmtune.training.loss import LossSettings, step_loss
@@ -51,7 +54,7 @@ class GrpoObjective(BatchHooks):
         config: of the run; its stage is `grpo`.
 
     Raises:
-        ConfigError: a reward that cannot be loaded.
+        ConfigError: a reward that cannot be loaded, or the best checkpoint is to be chosen by one that there is not.
     """
 
     stops_at_zero_loss = False  # equal rewards: nothing to learn from these answers
@@ -63,6 +66,9 @@ class GrpoObjective(BatchHooks):
         self._rewards = open_rewards(list_rewards(config))
         weights = config.grpo.reward_weights or [1.0] * len(self._rewards)
         self._scorer = AnswerScorer(self._rewards, weights, config.data.prefix)
+        metric, rewards = get_metric_name(config), [n for n in self._scorer.metric_names if n.startswith("reward")]
+        if metric.startswith("reward") and metric not in rewards:  # others are refused with the rest of the config
+            raise ConfigError(f"training.metric_for_best_model: there is no {metric}.", suggest_key(metric, rewards))
         self.extra_updates = config.grpo.num_iterations - 1
         divergence = ("kl",) if config.grpo.beta else ()
         clipping = ("clip_ratio",) if self.extra_updates else ()
@@ -94,6 +100,7 @@ class GrpoObjective(BatchHooks):
             reward.load(context.arguments.device)
             print_message(f"Reward: {reward.describe()}.")
         print_message("Answers are sampled and trained on without dropout; those of the data are passed as reference.")
+        self._report_idle_options()
         self._maker = CompletionMaker(
             context.model,
             context.tokenizer,
@@ -110,6 +117,14 @@ class GrpoObjective(BatchHooks):
                 self._maker.require_room(len(_get_prompt(row)), row.where)
         if options.beta:
             self._reference = ReferenceWeights(context.model, is_new=not self._config.adapter)
+
+    def _report_idle_options(self) -> None:
+        """Name options that are set and have no effect."""
+        defaults, data, options = GrpoConfig(), self._config.data, self._options
+        if not self.extra_updates and (options.epsilon, options.epsilon_high) != (defaults.epsilon, None):
+            print_message("grpo.epsilon and epsilon_high have no effect: with one update per step nothing is clipped.")
+        if data.max_target_length != DataConfig().max_target_length:
+            print_message("data.max_target_length has no effect: grpo.max_completion_length limits answers.")
 
     # --- a step ---
 

@@ -46,7 +46,9 @@ class KtoObjective(JudgedRows):
 
     def __init__(self, config: RunConfig):
         super().__init__()
-        self._options = config.preference
+        self._options = options = config.preference
+        # With a weight of 0, the loss of a micro-batch of one kind is 0.
+        self.stops_at_zero_loss = bool(options.desirable_weight and options.undesirable_weight)
         self._references: dict[bool, torch.Tensor] = {}
         self._kl: dict[bool, torch.Tensor] = {}
 
@@ -130,8 +132,10 @@ class KtoObjective(JudgedRows):
             print_warning(f"All answers are {'bad' if not good else 'good'}: KTO learns most from both kinds.")
             return
         options = self._options
+        if not options.desirable_weight or not options.undesirable_weight:
+            return  # the user wants one kind alone
         low, high = _BALANCE
-        balance = options.desirable_weight * good / max(options.undesirable_weight * bad, 1e-9)
+        balance = options.desirable_weight * good / (options.undesirable_weight * bad)
         if not low <= round(balance, 2) <= round(high, 2):
             base = options.undesirable_weight * bad / good
             print_warning(

@@ -17,6 +17,9 @@ import torch.nn.functional as F
 
 from glmtune.config import PreferenceConfig
 
+_LEAST_DOUBT = -1e-7
+"""Largest log-probability that has odds: fp32 rounds those nearer to 0."""
+
 
 @dataclass
 class AnswerScores:
@@ -83,9 +86,10 @@ def compute_kto_losses(
     ratios_P = answers.sums_P - answers.reference_P
     goods_P = is_good_P.to(ratios_P.dtype)
     sides_P = 2 * goods_P - 1
-    values_P = torch.sigmoid(options.beta * sides_P * (ratios_P - kl))
+    # 1 - sigmoid(x), without its rounding to 0.
+    distances_P = torch.sigmoid(-options.beta * sides_P * (ratios_P - kl))
     weights_P = options.desirable_weight * goods_P + options.undesirable_weight * (1 - goods_P)
-    losses_P = weights_P * (1 - values_P)
+    losses_P = weights_P * distances_P
     if options.sft_weight:
         losses_P = losses_P - options.sft_weight * answers.means_P * goods_P
     return LabelledLosses(
@@ -161,4 +165,6 @@ def _compute_dpo_losses(
 
 def _compute_log_odds(logs_P: torch.Tensor) -> torch.Tensor:
     """log(p / (1 - p)) of probabilities given by their logarithm."""
+    # A short answer that is certain has a probability of 1 in fp32, and infinite odds with a gradient of NaN.
+    logs_P = logs_P.clamp(max=_LEAST_DOUBT)
     return logs_P - torch.log1p(-logs_P.exp())

@@ -32,6 +32,7 @@ class PreferenceObjective(PairedRows):
     def __init__(self, config: RunConfig):
         super().__init__()
         self._stage, self._options = config.stage, config.preference
+        self.stops_at_zero_loss = config.preference.loss != "hinge"  # which is 0 for pairs that differ enough
         self._references: dict[bool, torch.Tensor] = {}
 
     @property

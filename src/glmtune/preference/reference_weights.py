@@ -28,11 +28,6 @@ class ReferenceWeights:
         trained = [] if self._leaves_prefix_out else [p for p in model.parameters() if p.requires_grad]
         self._copies = [(parameter, parameter.detach().clone()) for parameter in trained]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the copies."""
-        return sum(copy.nbytes for _, copy in self._copies)
-
     @contextmanager
     def use(self) -> Iterator[None]:
         """Compute with the reference during the block, on whatever device and in whatever precision the model is."""

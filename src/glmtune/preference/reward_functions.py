@@ -119,7 +119,7 @@ class FunctionReward:
         """Call the function once with all answers."""
         try:
             result = self._call(answers)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._explain(error, answers) from None
         return self._read_scores(result, answers)
 
@@ -169,7 +169,7 @@ class FunctionReward:
             )
         return number
 
-    def _explain(self, error: Exception, answers: Sequence[Answer]) -> StepDataError:
+    def _explain(self, error: BaseException, answers: Sequence[Answer]) -> StepDataError:
         """The error with its line, and the first row whose answer alone raises one."""
         frames = traceback.extract_tb(error.__traceback__)
         own = [frame.lineno for frame in frames if Path(frame.filename) == self._path]
@@ -178,7 +178,7 @@ class FunctionReward:
         for answer in answers:
             try:
                 self._call([answer])
-            except Exception:
+            except (Exception, SystemExit):
                 where = f"an answer to {answer.where}: {answer.text[:60]!r}"
                 break
         return StepDataError(f"{place}: {self.name} failed with {type(error).__name__}: {join_lines(error)} ({where}).")
@@ -199,7 +199,7 @@ def _import_function(path: Path, name: str, entry: str) -> Callable[..., Any]:
         sys.path.append(str(path.parent))  # the file may import its neighbours
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that ends itself
         if isinstance(error, SyntaxError):
             line = error.lineno
         else:

@@ -146,7 +146,7 @@ def load_reward_model(
         ModelError: there is no value head, or the base cannot be loaded.
         RunError: the run is unfinished, or its base gone or another one.
     """
-    if _is_sequence_classification(Path(path)):
+    if is_exported_reward_model(Path(path)):
         return _load_sequence_classification(Path(path), dtype, device, family)
     target = resolve_target(path, base=base, family=family, hub=hub)
     checkpoint = inspect_checkpoint(target.base, family=target.family, hub=target.hub)
@@ -170,7 +170,8 @@ def load_reward_model(
     return RewardModel(model.eval(), tokenizer, checkpoint.family, target.prefix, folder)
 
 
-def _is_sequence_classification(folder: Path) -> bool:
+def is_exported_reward_model(folder: Path) -> bool:
+    """Whether a folder is one of transformers' sequence classification."""
     config = find_json_object(folder / "config.json") or {}
     return any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ())
 
