@@ -121,3 +121,36 @@ def test_the_report_of_the_benchmark_compares_with_trl():
     text = preference_benchmark.format_report({**environment, "work": {"rows": 32}, "candidates": candidates})
     assert "| glmtune | 4.00 | 2.00 x | 40.0 | 1,024 | 0.7000 | 0.6500 |" in text
     assert "trl precomputed: no" in text
+
+
+def test_reference_log_probabilities_are_kept_beside_the_cache(tiny, tmp_path, glmtune_command, monkeypatch):
+    """Another beta on the same rows reads them; another base, other rows and a damaged file do not."""
+    monkeypatch.setenv("GLMTUNE_CACHE", str(tmp_path / "cache"))
+    computed = []
+    original = answer_logps.step_loss
+
+    def count(model, batch, **options):
+        computed.append(len(batch["rows"]))
+        return original(model, batch, **options)
+
+    monkeypatch.setattr(answer_logps, "step_loss", count)
+    rows = [{"prompt": f"{QUESTION}{n}", "chosen": BETTER, "rejected": WORSE} for n in range(8)]
+    for name, part in (("pairs", rows), ("other", rows[:6])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(part), "utf-8")
+
+    def train(output, *settings, base="chatglm3", data="pairs"):
+        computed.clear()
+        options = ["stage=dpo", "training.max_steps=1", "data.eval_fraction=0", "training.eval_strategy=no", *settings]
+        steps = _train(glmtune_command, tiny(base), tmp_path / f"{data}.json", tmp_path / output, *options)
+        return steps[0]["loss"], bool(computed)
+
+    first, was_computed = train("first", "preference.beta=0.3")
+    assert was_computed
+    assert first == pytest.approx(math.log(2), abs=1e-6)
+    assert train("second", "preference.beta=0.1") == (pytest.approx(math.log(2), abs=1e-6), False)
+    assert train("third", data="other")[1]
+    assert train("fourth", base="chatglm2")[1]
+    assert train("fifth", "model.precision=bf16")[1]
+    for file in (tmp_path / "cache").rglob("reference-*.npy"):
+        file.write_bytes(file.read_bytes()[:-9])
+    assert train("sixth") == (pytest.approx(math.log(2), abs=1e-6), True)

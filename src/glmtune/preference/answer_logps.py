@@ -12,6 +12,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from glmtune.data.batches import BlockCollator, BlockDataset
+from glmtune.preference.reference_cache import find_reference_file, load_reference, save_reference
 from glmtune.training.distributed import count_processes
 from glmtune.training.loss import step_loss
 from glmtune.utils.console import show_status
@@ -19,7 +20,12 @@ from glmtune.utils.console import show_status
 
 @torch.no_grad()
 def compute_answer_logps(
-    model: nn.Module, dataset: BlockDataset, collate: BlockCollator, arguments: TrainingArguments, is_evaluation: bool
+    model: nn.Module,
+    dataset: BlockDataset,
+    collate: BlockCollator,
+    arguments: TrainingArguments,
+    is_evaluation: bool,
+    identity: str = "",
 ) -> torch.Tensor:
     """Compute the log-probability of the answer of every row, without dropout.
 
@@ -30,13 +36,17 @@ def compute_answer_logps(
         arguments: of the training, for device, precision and batch sizes.
         is_evaluation: whether the rows are evaluated on. Batches have as many blocks as in training or evaluation, so
             that this pass needs no more memory than is planned for those.
+        identity: of the model's weights, under which the result is kept on disk and found again; empty: it is not.
 
     Returns:
         (rows of the store,) in fp64 on the CPU; 0 where a row is in no block.
     """
-    table_R = torch.zeros(len(dataset.rows), dtype=torch.float64)
     device = arguments.device
     size = arguments.per_device_eval_batch_size if is_evaluation else arguments.per_device_train_batch_size
+    path = find_reference_file(identity, dataset, size, arguments) if identity else None
+    if path is not None and (known_R := load_reference(path, len(dataset.rows))) is not None:
+        return known_R
+    table_R = torch.zeros(len(dataset.rows), dtype=torch.float64)
     dtype = torch.float16 if arguments.fp16 else torch.bfloat16
     starts = range(arguments.process_index * size, len(dataset), size * count_processes())
     was_training = model.training
@@ -54,6 +64,8 @@ def compute_answer_logps(
         shared_R = table_R.to(device)
         torch.distributed.all_reduce(shared_R)
         table_R = shared_R.cpu()
+    if path is not None:
+        save_reference(path, table_R)
     return table_R
 
 

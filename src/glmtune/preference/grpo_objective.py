@@ -81,7 +81,9 @@ class GrpoObjective(BatchHooks):
 
     # --- before the first step ---
 
-    def compute_reference(self, model: nn.Module, data: TrainingData, arguments: TrainingArguments) -> None:
+    def compute_reference(
+        self, model: nn.Module, data: TrainingData, arguments: TrainingArguments, identity: str = ""
+    ) -> None:
         """There are no answers yet."""
 
     def start(self, context: ObjectiveContext) -> None:

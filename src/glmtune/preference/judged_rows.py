@@ -29,7 +29,9 @@ class JudgedRows(BatchHooks):
         """Whether the loss compares with the model as it was before training."""
         return False
 
-    def compute_reference(self, model: nn.Module, data: TrainingData, arguments: TrainingArguments) -> None:
+    def compute_reference(
+        self, model: nn.Module, data: TrainingData, arguments: TrainingArguments, identity: str = ""
+    ) -> None:
         """Nothing is needed."""
 
     def find_rows(self, batch: dict[str, Any], is_bad_P: torch.Tensor) -> torch.Tensor:

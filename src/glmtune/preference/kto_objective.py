@@ -56,13 +56,16 @@ class KtoObjective(JudgedRows):
     def needs_reference(self) -> bool:
         return True
 
-    def compute_reference(self, model: nn.Module, data: TrainingData, arguments: TrainingArguments) -> None:
+    def compute_reference(
+        self, model: nn.Module, data: TrainingData, arguments: TrainingArguments, identity: str = ""
+    ) -> None:
         """Compute the log-probability of every answer, and of those to other questions, under the model as it is now.
 
         Args:
             model: the reference: the base, with the adapter that training starts from if there is one.
             data: rows to train on and to evaluate on.
             arguments: of the training, for device and precision.
+            identity: see `compute_answer_logps`.
         """
         self._report_balance(data.train)
         _warn_of_small_steps(data.train, arguments)
@@ -70,7 +73,7 @@ class KtoObjective(JudgedRows):
         for is_evaluation, dataset in ((False, data.train), (True, data.eval)):
             if dataset is not None:
                 self._references[is_evaluation] = compute_answer_logps(
-                    model, dataset, collate, arguments, is_evaluation
+                    model, dataset, collate, arguments, is_evaluation, identity
                 )
 
     @torch.no_grad()

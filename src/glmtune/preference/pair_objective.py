@@ -40,17 +40,20 @@ class PreferenceObjective(PairedRows):
         """Whether the loss compares with the model as it was before training."""
         return self._stage == "dpo"
 
-    def compute_reference(self, model: nn.Module, data: TrainingData, arguments: TrainingArguments) -> None:
+    def compute_reference(
+        self, model: nn.Module, data: TrainingData, arguments: TrainingArguments, identity: str = ""
+    ) -> None:
         """Compute the log-probability of every answer under the model as it is now.
 
         Args:
             model: the reference: the base, with the adapter that training starts from if there is one.
             data: rows to train on and to evaluate on.
             arguments: of the training, for device and precision.
+            identity: see `compute_answer_logps`.
         """
         for is_evaluation, dataset in ((False, data.train), (True, data.eval)):
             if dataset is not None:
-                table_R = compute_answer_logps(model, dataset, data.collate, arguments, is_evaluation)
+                table_R = compute_answer_logps(model, dataset, data.collate, arguments, is_evaluation, identity)
                 self._references[is_evaluation] = table_R
 
     def compute_losses(self, model: nn.Module, batch: dict[str, Any], settings: LossSettings | None) -> torch.Tensor:

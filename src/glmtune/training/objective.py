@@ -82,8 +82,11 @@ class Objective(Protocol):
     def needs_reference(self) -> bool:
         """Whether `compute_reference` must be called with the model before it is trained."""
 
-    def compute_reference(self, model: nn.Module, data: TrainingData, arguments: TrainingArguments) -> None:
-        """Compute what the losses need of the model as it is before training."""
+    def compute_reference(
+        self, model: nn.Module, data: TrainingData, arguments: TrainingArguments, identity: str = ""
+    ) -> None:
+        """Compute what the losses need of the model as it is before training; `identity` is that of its weights, under
+        which the result is kept on disk."""
 
     def prepare_batches(self, model: nn.Module, batches: Iterable[dict[str, Any]], is_evaluation: bool) -> None:
         """Compute what the losses of these batches share, before any of them: those of an optimiser step, or all of an
@@ -135,7 +138,9 @@ class TokenObjective(BatchHooks):
     needs_reference = False
     metric_names: tuple[str, ...] = ()
 
-    def compute_reference(self, model: nn.Module, data: TrainingData, arguments: TrainingArguments) -> None:
+    def compute_reference(
+        self, model: nn.Module, data: TrainingData, arguments: TrainingArguments, identity: str = ""
+    ) -> None:
         """Nothing is needed."""
 
     def compute_losses(self, model: nn.Module, batch: dict[str, Any], settings: LossSettings | None) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shlex
 import shutil
 import time
@@ -89,7 +91,7 @@ from glmtune.training.trainer import GlmTrainer
 from glmtune.training.training_data import TrainingData, prepare_data
 from glmtune.training.verify import compute_probe_logits, require_change, require_saved_weights
 from glmtune.utils.console import is_main_process, print_message, print_warning, show_status, silence_libraries
-from glmtune.utils.io import iso_timestamp, replace_folder, write_json, write_text
+from glmtune.utils.io import hash_files, iso_timestamp, replace_folder, write_json, write_text
 
 
 @dataclass
@@ -308,8 +310,16 @@ class TrainingRun:
         """Compute what the losses need of the model before training, if anything."""
         if self.objective.needs_reference:
             start = time.perf_counter()
-            self.objective.compute_reference(self.model, self.data, self.arguments)
+            self.objective.compute_reference(self.model, self.data, self.arguments, self._identify_reference())
             self.summary["reference_seconds"] = round(time.perf_counter() - start, 3)
+
+    def _identify_reference(self) -> str:
+        """What decides the weights of the model before training, and how it computes."""
+        model = dataclasses.asdict(self.config.model)
+        settings = {key: value for key, value in model.items() if key not in ("path", "hub")}
+        adapter = hash_files(Path(self.config.adapter)) if self.config.adapter else ""
+        parts = (self.base.fingerprint, str(self.precision), settings, adapter, self.config.data.new_tokens)
+        return json.dumps(parts, sort_keys=True, default=str)
 
     def find_checkpoint(self) -> None:
         """Find the checkpoint to resume from, and require that the run has steps left or a result to complete."""

@@ -6,6 +6,7 @@ Imported by every command, so heavy packages are imported inside functions.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -211,6 +212,18 @@ def is_locked(folder: Path) -> bool:
             return False
     except Timeout:
         return True
+
+
+def hash_files(path: Path) -> str:
+    """SHA-256 of the names and contents of the files in a folder and below it, or of a single file."""
+    hasher = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            hasher.update(file.name.encode("utf-8", "surrogateescape"))
+            with require_readable(file).open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    hasher.update(block)
+    return hasher.hexdigest()
 
 
 def slugify(name: str, default: str) -> str:
