@@ -15,7 +15,7 @@ from glmtune.config_parsing import read_config_file
 from glmtune.errors import ConfigError, GlmtuneError
 from glmtune.html.pages import is_number
 from glmtune.migrate import dump_translation, require_translation
-from glmtune.utils.documents import parse_yaml
+from glmtune.utils.documents import DocumentError, parse_yaml
 from glmtune.utils.io import find_json_object
 from glmtune.webui import drafts, lists
 from glmtune.webui.context import Context
@@ -31,6 +31,7 @@ from glmtune.webui.requests import FormData, read_form
 from glmtune.webui.run_files import require_run
 from glmtune.webui.run_form import (
     METHOD_SECTIONS,
+    TRAIN_DRAFT,
     RunForm,
     make_empty_form,
     make_form,
@@ -40,7 +41,6 @@ from glmtune.webui.run_form import (
 )
 from glmtune.webui.texts import text
 
-_DRAFT = "train"
 _TOP = ("model.path", "data.train", "data.eval", "method", "stage", "output")
 """Keys with places of their own on the form."""
 
@@ -50,7 +50,7 @@ def add_routes(app: FastAPI, context: Context) -> None:
 
     @app.get("/train")
     def show_train(request: Request, job: str = "") -> Response:
-        draft = drafts.load_draft(context, owner_of(request), _DRAFT)
+        draft = drafts.load_draft(context, owner_of(request), TRAIN_DRAFT)
         form = parse_form(draft) if draft else make_empty_form()
         shown = find_training(context, job)
         return render_page(
@@ -67,7 +67,7 @@ def add_routes(app: FastAPI, context: Context) -> None:
     @app.post("/train/check")
     async def check_form(request: Request) -> Response:
         data = await read_form(request)
-        drafts.save_draft(context, owner_of(request), _DRAFT, data)
+        await run_in_threadpool(drafts.save_draft, context, owner_of(request), TRAIN_DRAFT, data)
         return await run_in_threadpool(_render_card, request, context, parse_form(data))
 
     @app.post("/train/plan")
@@ -92,12 +92,14 @@ def add_routes(app: FastAPI, context: Context) -> None:
     async def change_form(request: Request) -> Response:
         data = await read_form(request)
         form = await run_in_threadpool(change_settings, context, data)
-        return render_part(request, context, "markup", markup=render_form(request, context, form))
+        markup = await run_in_threadpool(render_form, request, context, form)
+        return render_part(request, context, "markup", markup=markup)
 
     @app.post("/train/settings")
     async def save_settings(request: Request) -> Response:
         data = await read_form(request)
-        name = drafts.save_settings(context, data.get("settings_name"), data.without("settings_name"))
+        fields = data.without("settings_name")
+        name = await run_in_threadpool(drafts.save_settings, context, data.get("settings_name"), fields)
         lang = get_language(request, context)
         return render_part(request, context, "markup", markup=text("train.saved", lang, name=name))
 
@@ -175,7 +177,7 @@ def estimate_seconds(context: Context, tree: dict[str, Any], plan: dict[str, Any
             continue
         model = config.get("model")
         same_model = (model.get("path") if isinstance(model, dict) else model) == tree["model"]["path"]
-        if same_model and config.get("method", "lora") == tree.get("method", "lora"):
+        if plan["tokens"] and same_model and config.get("method", "lora") == tree.get("method", "lora"):
             return float(plan["tokens"]) / speed
     return None
 
@@ -238,9 +240,16 @@ def _import_text(content: str) -> dict[str, Any]:
     """The config of a YAML file of ours, or of an older trainer's file or command line."""
     if not content.strip():
         raise ConfigError("Nothing was pasted.", "Paste a YAML file, or the command of an older trainer.")
-    tree = parse_yaml(content) if ":" in content.partition("\n")[0] and not content.startswith("-") else None
+    try:
+        tree = parse_yaml(content) if ":" in content.partition("\n")[0] and not content.startswith("-") else None
+    except DocumentError as error:
+        line = f", line {error.line}" if error.line else ""
+        raise ConfigError(f"Pasted text{line}: {error.problem}.", "Paste a whole YAML file.") from None
     if isinstance(tree, dict) and ({"model", "data", "method"} & set(tree)):
         return tree
-    words = shlex.split(content.replace("\\\n", " "), comments=True)
+    try:
+        words = shlex.split(content.replace("\\\n", " "), comments=True)
+    except ValueError:
+        raise ConfigError("Pasted text: a quotation mark is opened and never closed.", "Paste all of it.") from None
     translated = parse_yaml(dump_translation(require_translation(words, "pasted text")))
     return dict(translated) if isinstance(translated, dict) else {}
