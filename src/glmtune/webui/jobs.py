@@ -53,7 +53,7 @@ class Job:
     output: str
     """Folder of its result; of a training, the run folder."""
     owner: str
-    """Who asked for it, see `security.owner_of`."""
+    """Who asked for it, see `guard.owner_of`."""
     state: State = "queued"
     created: float = 0.0
     started: float | None = None
@@ -173,8 +173,11 @@ class Jobs:
 
     def _watch(self) -> None:
         while True:
-            with self._held():
-                self._advance()
+            try:
+                with self._held():
+                    self._advance()
+            except Exception as error:  # a full disk, say: the queue goes on when it is well again
+                print_warning(f"The queue of jobs: {type(error).__name__}: {error}")
             time.sleep(_TICK_SECONDS)
 
     @contextmanager
