@@ -15,12 +15,13 @@ from page_client import PageClient
 
 from glmtune.config_parsing import read_config_file
 from glmtune.errors import ConfigError
-from glmtune.webui import chat_store, elements, plan_view, runs_tab
+from glmtune.webui import chat_store, elements, paths, plan_view, runs_tab
 from glmtune.webui.app import make_context
 from glmtune.webui.chat_store import Chat, Side, Vote, add_vote, change_chat, create_chat, load_chat, make_rows
 from glmtune.webui.chat_tab import SETTINGS, make_vote, parse_sampling
 from glmtune.webui.commands import CommandOutput
 from glmtune.webui.data_tab import make_train_draft
+from glmtune.webui.jobs import Job
 from glmtune.webui.requests import FormData
 from glmtune.webui.run_files import TAGS, read_tags
 from glmtune.webui.run_form import make_form, parse_form
@@ -276,3 +277,26 @@ def test_what_a_run_was_started_with_fills_the_form(page, run):
     assert read_config_file(run / "config.yaml")["data"]["train"] == "rows.json"
     answer = page.post("/train/form", {"action": "repeat", "run": str(run)})
     assert 'value="rows.json"' in answer.text
+
+
+def test_jobs_that_ended_are_read_once(context, monkeypatch):
+    jobs = context.jobs
+    for number in range(3):
+        jobs._write(Job(f"j{number}", "train", ["a"], "", "me", "finished", float(number)))
+    assert [job.id for job in jobs.list()] == ["j2", "j1", "j0"]
+    reads = []
+    read = jobs._read
+    monkeypatch.setattr(jobs, "_read", lambda id: reads.append(id) or read(id))
+    assert len(jobs.list()) == 3
+    assert not reads
+    (context.state("jobs") / "j1.json").unlink()
+    assert [job.id for job in jobs.list()] == ["j2", "j0"]
+
+
+def test_what_runs_hold_does_not_hide_other_runs(tmp_path, monkeypatch):
+    for number in range(6):
+        for name in ("adapter", "checkpoints/checkpoint-1", "eval/first"):
+            (tmp_path / f"run{number}" / name).mkdir(parents=True)
+        (tmp_path / f"run{number}" / "config.yaml").touch()
+    monkeypatch.setattr(paths, "_LOOKED_AT", 10)
+    assert len(paths.find_runs([tmp_path])) == 6

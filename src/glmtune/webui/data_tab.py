@@ -22,7 +22,7 @@ from glmtune.webui.context import Context
 from glmtune.webui.data_checks import DataCheck, DataChecks, group_findings
 from glmtune.webui.data_rows import make_run, open_rows, read_page, render_row
 from glmtune.webui.elements import make_figures
-from glmtune.webui.forms import fields, from_component, tree_of
+from glmtune.webui.forms import fields, parse_value, tree_of
 from glmtune.webui.guard import owner_of
 from glmtune.webui.paths import data_entries, inside, model_or_path
 from glmtune.webui.rendering import get_language, make_problem, redirect, render_page, render_part
@@ -222,5 +222,5 @@ def _suggest_fix(context: Context, check: DataCheck) -> str:
 
 
 def _get_default(field: Any) -> Any:
-    value = from_component(field, "")
+    value = parse_value(field, "")
     return "" if value is None else value

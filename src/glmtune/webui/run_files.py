@@ -83,7 +83,7 @@ def is_busy(run: RunDir) -> bool:
     return is_locked(run.root)
 
 
-def differences(configs: Sequence[dict[str, Any]]) -> list[tuple[str, list[Any]]]:
+def find_differences(configs: Sequence[dict[str, Any]]) -> list[tuple[str, list[Any]]]:
     """The dotted keys in which configs differ, with the value of each; None where one lacks the key."""
     flat = [_flat(config) for config in configs]
     keys = dict.fromkeys(key for each in flat for key in each)

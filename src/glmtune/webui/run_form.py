@@ -15,7 +15,7 @@ from glmtune.run_dir import RunDir, default_root
 from glmtune.utils.io import write_text
 from glmtune.webui.context import Context
 from glmtune.webui.errors import PathError
-from glmtune.webui.forms import as_yaml, checked, fields, options_of, tree_of, values_of
+from glmtune.webui.forms import as_yaml, check_tree, fields, get_method_section, tree_of, values_of
 from glmtune.webui.paths import data_entries, inside, model_or_path
 from glmtune.webui.requests import FormData
 
@@ -101,7 +101,7 @@ def make_tree(context: Context, form: RunForm) -> dict[str, Any]:
     Raises:
         GlmtuneError: a path outside, or what the config cannot take.
     """
-    own = options_of(str(form.values["method"]))
+    own = get_method_section(str(form.values["method"]))
     used = {
         key: value
         for key, value in form.values.items()
@@ -126,7 +126,7 @@ def write_config(context: Context, tree: dict[str, Any]) -> tuple[Path, Path]:
     Raises:
         GlmtuneError: the config cannot be run, or the run folder is in use.
     """
-    run = checked(tree)
+    run = check_tree(tree)
     method = str(tree.get("method", "lora"))  # as it was chosen: `qlora` stays itself
     output = run.output or str(_find_free(context, context.roots[0] / default_root(run.model.path, method)))
     RunDir(output).require_new()

@@ -31,7 +31,7 @@ from glmtune.webui.requests import FormData, read_form
 from glmtune.webui.run_files import (
     STATES,
     delete_run,
-    differences,
+    find_differences,
     is_busy,
     list_checkpoints,
     read_notes,
@@ -185,7 +185,7 @@ def _compare(request: Request, context: Context, data: FormData) -> Response:
         points = select_points(require_run(path).read_metrics(), curve)
         if points:
             curves[name] = [list(column) for column in zip(*points, strict=True)]
-    changed = differences([read_run(path).config for path in paths]) if len(paths) > 1 else []
+    changed = find_differences([read_run(path).config for path in paths]) if len(paths) > 1 else []
     return render_part(
         *(request, context, "runs_compare"),
         names=names,

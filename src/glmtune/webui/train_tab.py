@@ -19,11 +19,18 @@ from glmtune.utils.documents import DocumentError, parse_yaml
 from glmtune.utils.io import find_json_object
 from glmtune.webui import drafts, lists
 from glmtune.webui.context import Context
-from glmtune.webui.forms import as_yaml, checked, fields, first, options_of, unavailable
+from glmtune.webui.forms import (
+    as_yaml,
+    check_tree,
+    fields,
+    find_unavailable_choices,
+    get_method_section,
+    list_first_keys,
+)
 from glmtune.webui.guard import owner_of
 from glmtune.webui.jobs import Job
 from glmtune.webui.jobs_view import render_job
-from glmtune.webui.paths import inside, listed
+from glmtune.webui.paths import inside, list_paths
 from glmtune.webui.plan_view import make_plan, render_plan, render_work
 from glmtune.webui.presets import CARDS, PRESETS
 from glmtune.webui.rendering import get_language, make_problem, redirect, render_markup, render_page, render_part
@@ -112,8 +119,8 @@ def add_routes(app: FastAPI, context: Context) -> None:
 def render_form(request: Request, context: Context, form: RunForm) -> Any:
     """The form with its values, and the card beside it."""
     known = {item.key: item for item in fields()}
-    shared = first("")
-    method_keys = {name: [known[key] for key in first(name)] for name in METHOD_SECTIONS}
+    shared = list_first_keys("")
+    method_keys = {name: [known[key] for key in list_first_keys(name)] for name in METHOD_SECTIONS}
     used = {*_TOP, *shared, *(field.key for group in method_keys.values() for field in group)}
     # Parts in the order of the config; `run` holds the keys of no section.
     sections = sorted(dict.fromkeys(item.section for item in fields()), key=lambda name: name == "run")
@@ -124,9 +131,9 @@ def render_form(request: Request, context: Context, form: RunForm) -> Any:
         known=known,
         shared=[known[key] for key in shared],
         method_keys=method_keys,
-        own_section=options_of(str(form.values["method"])),
+        own_section=get_method_section(str(form.values["method"])),
         folded={name: items for name, items in folded.items() if items},
-        unavailable=unavailable(),
+        unavailable=find_unavailable_choices(),
         models=lists.list_choices(context, "models"),
         datasets=lists.list_datasets(context),
         presets=list(PRESETS),
@@ -166,7 +173,7 @@ def change_settings(context: Context, data: FormData) -> RunForm:
 
 def estimate_seconds(context: Context, tree: dict[str, Any], plan: dict[str, Any]) -> float | None:
     """Time of a training from the speed of the newest run of the same model and method here; None without one."""
-    for path in listed(context.roots, "runs")[:50]:
+    for path in list_paths(context.roots, "runs")[:50]:
         summary = find_json_object(Path(path) / "summary.json") or {}
         speed = summary.get("tokens_per_second")
         if not is_number(speed) or speed <= 0:
@@ -207,7 +214,7 @@ def _render_card(request: Request, context: Context, form: RunForm) -> Response:
     lang = get_language(request, context)
     try:
         tree = make_tree(context, form)
-        checked(tree)
+        check_tree(tree)
     except GlmtuneError as error:
         problem = make_problem(error, lang)
         return render_part(request, context, "train_card", problem=problem, config=None, command="", is_complete=True)
