@@ -177,6 +177,26 @@ def test_columns_are_kept_across_a_reload(page):
     assert 'name="column.prompt" value="content"' in page.get("/data").text
 
 
+def test_forms_of_export_and_evaluate_are_kept(page):
+    page.post("/export/check", {"model": "gone", "layout": "official", "bits": "8", "output": "exports/mine"})
+    shown = page.get("/export").text
+    assert 'value="official" checked' in shown
+    assert 'value="8" checked' in shown
+    assert 'value="exports/mine"' in shown
+    assert 'value="exports/mine"' not in page.get("/export?model=other").text, "a folder belongs to its model"
+    assert page.post("/evaluate/draft", [("kind", "compare"), ("other", "b"), ("limit", "9")]).status_code == 204
+    shown = page.get("/evaluate").text
+    assert 'value="compare" checked' in shown
+    assert 'value="b"' in shown
+    assert 'name="limit" type="number" min="0" value="9"' in shown
+    assert 'name="probe" value="true">' in shown, "the box was not ticked"
+
+
+def test_saved_settings_can_be_loaded_at_once(page):
+    answer = page.post("/train/settings", {"settings_name": "mine", "data.train": "rows.json"}).text
+    assert '<select id="saved" name="saved" hx-swap-oob="true"><option selected>mine</option>' in answer
+
+
 def test_findings_of_other_rows_do_not_filter_these(context, page):
     fields = {"data.train": "rows.json", "data.format": "", "findings_only": "true"}
     assert "请先检查数据" in page.post("/data/rows", fields).text

@@ -107,8 +107,9 @@ def add_routes(app: FastAPI, context: Context) -> None:
         data = await read_form(request)
         fields = data.without("settings_name")
         name = await run_in_threadpool(drafts.save_settings, context, data.get("settings_name"), fields)
-        lang = get_language(request, context)
-        return render_part(request, context, "markup", markup=text("train.saved", lang, name=name))
+        line = text("train.saved", get_language(request, context), name=name)
+        saved = await run_in_threadpool(drafts.list_saved, context)
+        return render_part(request, context, "train_saved", saved=saved, chosen=name, line=line)
 
     @app.post("/train/start")
     async def start_training(request: Request) -> Response:

@@ -153,6 +153,12 @@ document.addEventListener("DOMContentLoaded", () => {
   for (const side of document.querySelectorAll("[data-side]")) {
     showMessages(side, JSON.parse(side.querySelector("[data-messages]").dataset.messages));
   }
+  // What was typed and not sent outlives a reload.
+  const key = `glmtune ${document.getElementById("chats").dataset.send}`;
+  form.elements.prompt.value = sessionStorage.getItem(key) ?? "";
+  for (const name of ["input", "reset"]) {
+    form.addEventListener(name, () => setTimeout(() => sessionStorage.setItem(key, form.elements.prompt.value)));
+  }
   form.addEventListener("submit", (event) => { event.preventDefault(); sendMessage(); });
   form.elements.prompt.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); sendMessage(); }
