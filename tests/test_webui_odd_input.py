@@ -299,6 +299,15 @@ def test_what_a_run_was_started_with_fills_the_form(page, run):
     assert 'value="rows.json"' in answer.text
 
 
+def test_an_old_training_is_shown_by_its_id(context, page):
+    for number in range(40):
+        output = str(context.roots[0] / f"r{number}")
+        context.jobs._write(Job(f"j{number}", "train", ["train"], output, "me", "finished", float(number)))
+    shown = page.get("/train?job=j1").text
+    assert "/jobs/j1/live" in shown
+    assert '<option value="j1" selected>' in shown
+
+
 def test_jobs_that_ended_are_read_once(context, monkeypatch):
     jobs = context.jobs
     for number in range(3):

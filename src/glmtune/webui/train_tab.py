@@ -48,6 +48,7 @@ from glmtune.webui.run_form import (
 )
 from glmtune.webui.texts import text
 
+_MAX_TRAININGS = 30
 _TOP = ("model.path", "data.train", "data.eval", "method", "stage", "output")
 """Keys with places of their own on the form."""
 
@@ -60,11 +61,13 @@ def add_routes(app: FastAPI, context: Context) -> None:
         draft = drafts.load_draft(context, owner_of(request), TRAIN_DRAFT)
         form = parse_form(draft) if draft else make_empty_form()
         shown = find_training(context, job)
+        jobs = list_trainings(context)
+        trainings = jobs[:_MAX_TRAININGS] + [each for each in jobs[_MAX_TRAININGS:] if shown and each.id == shown.id]
         return render_page(
             *(request, context, "train"),
             tab="train",
             form=render_form(request, context, form),
-            trainings=[(context.shorten(each.output), each) for each in list_trainings(context)],
+            trainings=[(context.shorten(each.output), each) for each in trainings],
             job=shown,
             panel=render_job(request, context, shown) if shown else "",
             runs=lists.list_choices(context, "runs"),
@@ -191,8 +194,8 @@ def estimate_seconds(context: Context, tree: dict[str, Any], plan: dict[str, Any
 
 
 def list_trainings(context: Context) -> list[Job]:
-    """The newest jobs that are trainings."""
-    return [job for job in context.jobs.list() if job.kind == "train"][:30]
+    """Jobs that are trainings, the newest first."""
+    return [job for job in context.jobs.list() if job.kind == "train"]
 
 
 def find_training(context: Context, id: str) -> Job | None:

@@ -22,6 +22,10 @@ function connectLive() {
     if (box) { box.dataset.curves = event.data; drawCharts(box); }
   });
   liveSource.addEventListener("progress", (event) => showProgress(JSON.parse(event.data)));
+  // After an answer that is no stream (a proxy whose server starts) the browser does not try again; `setUp` does.
+  liveSource.addEventListener("error", (event) => {
+    if (event.target.readyState === EventSource.CLOSED && event.target === liveSource) liveSource = null;
+  });
   liveSource.addEventListener("end", (event) => {
     liveSource.close();
     liveSource = null;
@@ -46,7 +50,7 @@ function announceEnd(job, state) {
   document.title = document.body.dataset.title;
   const name = job.querySelector("h2").textContent;
   if ("Notification" in window && Notification.permission === "granted" && document.hidden) {
-    new Notification(`glmtune: ${name}`, { body: state });
+    new Notification(`glmtune: ${name}`, { body: job.querySelector(".state")?.textContent ?? state });
   }
   htmx.ajax("GET", job.dataset.live.replace(/live$/, "panel"), { target: "#job", swap: "outerHTML" });
   document.body.dispatchEvent(new CustomEvent("job-ended"));
