@@ -192,6 +192,19 @@ def test_forms_of_export_and_evaluate_are_kept(page):
     assert 'name="probe" value="true">' in shown, "the box was not ticked"
 
 
+def test_a_form_with_values_that_are_not_offered_any_more_opens(page):
+    page.post("/export/check", {"layout": "none", "bits": "x"})
+    assert page.get("/export").status_code == 200
+
+
+def test_a_training_outside_of_the_roots_does_not_close_the_tab(context, page):
+    context.jobs._write(Job("j1", "train", ["train"], "/elsewhere/run", "me", "finished", 1.0))
+    answer = page.get("/train")
+    assert answer.status_code == 200
+    assert 'id="train-form"' in answer.text
+    assert 'role="alert"' in answer.text
+
+
 def test_saved_settings_can_be_loaded_at_once(page):
     answer = page.post("/train/settings", {"settings_name": "mine", "data.train": "rows.json"}).text
     assert '<select id="saved" name="saved" hx-swap-oob="true"><option selected>mine</option>' in answer

@@ -79,7 +79,10 @@ def add_routes(app: FastAPI, context: Context) -> None:
     def show_export(request: Request, model: str = "") -> Response:
         job = next((job for job in context.jobs.list() if job.kind == "export"), None)
         draft = drafts.load_draft(context, owner_of(request), _DRAFT)
-        choices = parse_choices(draft) if draft else ExportChoices("")
+        try:
+            choices = parse_choices(draft or FormData())
+        except ConfigError:  # of another version, say: the tab opens all the same
+            choices = ExportChoices("")
         return render_page(
             *(request, context, "export"),
             tab="export",

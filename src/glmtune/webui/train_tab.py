@@ -69,7 +69,7 @@ def add_routes(app: FastAPI, context: Context) -> None:
             form=render_form(request, context, form),
             trainings=[(context.shorten(each.output), each) for each in trainings],
             job=shown,
-            panel=render_job(request, context, shown) if shown else "",
+            panel=_render_panel(request, context, shown) if shown else "",
             runs=lists.list_choices(context, "runs"),
             saved=drafts.list_saved(context),
         )
@@ -203,6 +203,14 @@ def find_training(context: Context, id: str) -> Job | None:
     jobs = list_trainings(context)
     chosen = next((job for job in jobs if job.id == id), None)
     return chosen or next((job for job in jobs if job.state == "running"), jobs[0] if jobs else None)
+
+
+def _render_panel(request: Request, context: Context, job: Job) -> Any:
+    """The panel of a training; an error in its place where its run lies outside of the roots, as they are now."""
+    try:
+        return render_job(request, context, job)
+    except GlmtuneError as error:
+        return make_problem(error, get_language(request, context))
 
 
 def _start(request: Request, context: Context, data: FormData) -> Response:
