@@ -15,12 +15,14 @@ from page_client import PageClient
 
 from glmtune.config_parsing import read_config_file
 from glmtune.errors import ConfigError
+from glmtune.utils.console import ProgressBar
 from glmtune.webui import chat_store, elements, paths, plan_view, runs_tab
 from glmtune.webui.app import make_context
 from glmtune.webui.chat_store import Chat, Side, Vote, add_vote, change_chat, create_chat, load_chat, make_rows
 from glmtune.webui.chat_tab import SETTINGS, make_vote, parse_sampling
 from glmtune.webui.commands import CommandOutput
 from glmtune.webui.data_tab import make_train_draft
+from glmtune.webui.job_view import describe_job
 from glmtune.webui.jobs import Job
 from glmtune.webui.requests import FormData
 from glmtune.webui.run_files import TAGS, read_tags
@@ -319,6 +321,18 @@ def test_an_old_training_is_shown_by_its_id(context, page):
     shown = page.get("/train?job=j1").text
     assert "/jobs/j1/live" in shown
     assert '<option value="j1" selected>' in shown
+
+
+def test_a_download_shows_bytes_speed_and_the_time_left(capsys):
+    with ProgressBar("Fetch", 4 * 2**30, unit="bytes") as progress:
+        progress._start -= 10
+        progress._last_line -= 1000
+        progress.add(2**30)
+    job = Job("j", "fetch", ["fetch"], "", "me", "running", started=1.0)
+    values = describe_job(job, "".join(capsys.readouterr()), "en")
+    assert abs(values["share"] - 0.25) < 0.01
+    for words in ("1.0", "4.0", "/s", "0:30"):
+        assert words in str(values["figures"])
 
 
 def test_jobs_that_ended_are_read_once(context, monkeypatch):
