@@ -17,7 +17,7 @@ from glmtune.evaluation.results import EVALUATION_FILE
 from glmtune.migrate import plan_commands
 from glmtune.webui import evaluations
 from glmtune.webui.chat_messages import read_tools
-from glmtune.webui.forms import as_yaml, checked
+from glmtune.webui.forms import as_yaml, check_tree
 from glmtune.webui.jobs import JobError, Jobs
 from glmtune.webui.run_files import NOTES, read_notes
 
@@ -46,7 +46,7 @@ def test_a_config_of_the_page_holds_no_secrets():
 )
 def test_a_training_that_would_be_refused_is_not_started(key, value, message):
     with pytest.raises(ConfigError, match=message):
-        checked({"model": {"path": "m"}, "data": {"train": "d.json"}, "training": {key: value}})
+        check_tree({"model": {"path": "m"}, "data": {"train": "d.json"}, "training": {key: value}})
 
 
 JOB = {"id": "a", "kind": "eval", "arguments": ["eval"], "output": "", "owner": "", "state": "finished"}
@@ -81,7 +81,7 @@ def test_a_damaged_job_harms_no_other(text, tmp_path, capsys):
 
 @pytest.mark.parametrize("text", ["", "[]", DEEP, "\udcff"])
 def test_a_damaged_result_is_not_listed(text, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluations, "listed", lambda *_: [])
+    monkeypatch.setattr(evaluations, "list_paths", lambda *_: [])
     for name in ("good", "bad"):
         (tmp_path / "evals" / name).mkdir(parents=True)
     (tmp_path / "evals" / "good" / EVALUATION_FILE).write_text('{"kind": "eval"}', "utf-8")

@@ -21,7 +21,7 @@ from glmtune.webui import forms
 from glmtune.webui.app import make_context
 from glmtune.webui.data_rows import make_run, read_page, render_row
 from glmtune.webui.errors import PathError
-from glmtune.webui.forms import as_yaml, checked, fields, tree_of, unavailable, values_of
+from glmtune.webui.forms import as_yaml, check_tree, fields, find_unavailable_choices, tree_of, values_of
 from glmtune.webui.jobs import Job
 from glmtune.webui.model_tab import describe_checkpoint
 from glmtune.webui.requests import FormData
@@ -133,24 +133,24 @@ def test_what_a_key_cannot_take_is_told(key, value, told):
 def test_further_keys_are_checked_before_a_run_starts(more, told):
     values = {**values_of({}), "model.path": "base", "data.train": "a.json"}
     with pytest.raises(ConfigError, match=told):
-        checked(tree_of(values, more))
+        check_tree(tree_of(values, more))
 
 
 def test_further_keys_reach_the_run():
     values = {**values_of({}), "model.path": "base", "data.train": "a.json"}
-    run = checked(tree_of(values, "training.weight_decay=0.1\n\ndata.prefix=你好\n"))
+    run = check_tree(tree_of(values, "training.weight_decay=0.1\n\ndata.prefix=你好\n"))
     assert (run.training["weight_decay"], run.data.prefix) == (0.1, "你好")
 
 
 def test_what_needs_bitsandbytes_is_refused_with_the_mend_where_it_is_not(monkeypatch):
     values = {**values_of({}), "model.path": "base", "data.train": "a.json", "method": "qlora"}
     monkeypatch.setattr(forms.importlib.util, "find_spec", lambda name: None)
-    assert set(unavailable()) == {"qlora", "nf4", "int8"}
+    assert set(find_unavailable_choices()) == {"qlora", "nf4", "int8"}
     with pytest.raises(ConfigError, match="nf4 needs bitsandbytes"):
-        checked(tree_of(values))
+        check_tree(tree_of(values))
     monkeypatch.undo()
     if importlib.util.find_spec("bitsandbytes"):
-        assert checked(tree_of(values)).model.quantization == "nf4"
+        assert check_tree(tree_of(values)).model.quantization == "nf4"
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from glmtune.webui import app as app_module
 from glmtune.webui.app import make_app, make_context, serve
 from glmtune.webui.errors import PathError
 from glmtune.webui.page_rules import PageRules
-from glmtune.webui.paths import data_entries, inside, listed, model_or_path
+from glmtune.webui.paths import data_entries, inside, list_paths, model_or_path
 from glmtune.webui.rendering import make_problem
 
 
@@ -132,9 +132,9 @@ def test_lists_show_runs_models_and_data_and_nothing_else(root, outside, tiny):
     (root / ".hidden").mkdir()
     (root / ".hidden" / "secret.json").write_text("[]")
     (root / "out").symlink_to(outside)
-    assert listed([root], "runs") == [str(run)]
-    assert listed([root], "models") == [str(model)]
-    assert listed([root], "data") == [str(root / "train.jsonl")]
+    assert list_paths([root], "runs") == [str(run)]
+    assert list_paths([root], "models") == [str(model)]
+    assert list_paths([root], "data") == [str(root / "train.jsonl")]
 
 
 def test_lists_are_bounded(root):
@@ -143,7 +143,7 @@ def test_lists_are_bounded(root):
     (deep / "deep.json").write_text("[]")
     for number in range(300):
         (root / f"{number}.json").write_text("[]")
-    found = listed([root], "data")
+    found = list_paths([root], "data")
     assert len(found) == 200
     assert str(deep / "deep.json") not in found
 
@@ -154,7 +154,7 @@ def test_the_newest_run_is_listed_first(root):
         run.mkdir()
         (run / "config.yaml").write_text("method: lora\n")
         os.utime(run, (1000 + (number == 1) * 10 + (number == 2) * 5,) * 2)
-    assert [os.path.basename(path) for path in listed([root], "runs")] == ["new", "middle", "old"]
+    assert [os.path.basename(path) for path in list_paths([root], "runs")] == ["new", "middle", "old"]
 
 
 def test_an_error_is_shown_as_text():

@@ -31,7 +31,7 @@ from glmtune.webui.job_view import describe_job
 from glmtune.webui.jobs import Job
 from glmtune.webui.lists import list_datasets, list_targets
 from glmtune.webui.requests import FormData
-from glmtune.webui.run_files import delete_run, differences, read_notes, read_run, write_notes, write_tags
+from glmtune.webui.run_files import delete_run, find_differences, read_notes, read_run, write_notes, write_tags
 from glmtune.webui.runs_index import PAGE_RUNS, RunQuery, find_page
 from glmtune.webui.runs_tab import render_report_frame
 
@@ -134,7 +134,7 @@ def test_a_single_point_can_be_drawn():
 
 
 def test_only_settings_that_differ_are_listed():
-    assert differences([{"a": {"b": 1}}, {"a": {"b": 1, "c": 2}}]) == [("a.c", [None, 2])]
+    assert find_differences([{"a": {"b": 1}}, {"a": {"b": 1, "c": 2}}]) == [("a.c", [None, 2])]
 
 
 def test_notes_stay_in_the_run(run):

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from glmtune.errors import ConfigError
 from glmtune.utils.io import find_json_object, write_json, write_text
-from glmtune.webui.chat_messages import Messages
+from glmtune.webui.chat_messages import Messages, read_tools
 from glmtune.webui.context import Context
 
 _MAX_LISTED = 200
 _MAX_NAME = 60
 _ID = re.compile(r"[0-9a-f]{32}")
+_change_lock = threading.Lock()
 VOTES_FILE = "votes.jsonl"
 """In the first root: the preference rows that votes make."""
 
@@ -88,6 +90,26 @@ def save_chat(context: Context, chat: Chat) -> None:
     write_json(_path(context, chat.id), asdict(chat))
 
 
+def change_chat(context: Context, id: str, change: Callable[[Chat], None]) -> Chat:
+    """Change a conversation as it is now, whoever else changed it since it was read: a vote, a name and a reply may
+    come at the same time.
+
+    Raises:
+        ConfigError: see `load_chat`; also what `change` raises.
+    """
+    with _change_lock:
+        chat = load_chat(context, id)
+        change(chat)
+        save_chat(context, chat)
+        return chat
+
+
+def add_vote(chat: Chat, vote: Vote) -> None:
+    """Add a vote; one on the same replies is replaced, so that a change of mind makes no contradicting rows."""
+    others = [each for each in chat.votes if (each.messages, each.replies) != (vote.messages, vote.replies)]
+    chat.votes = [*others, vote]
+
+
 def delete_chat(context: Context, id: str) -> None:
     """Remove a conversation."""
     _path(context, id).unlink(missing_ok=True)
@@ -95,17 +117,18 @@ def delete_chat(context: Context, id: str) -> None:
 
 def list_chats(context: Context) -> list[tuple[str, str]]:
     """Ids and names, the newest first."""
-    paths = sorted(context.state("chats").glob("*.json"), key=_read_time, reverse=True)[:_MAX_LISTED]
-    chats = ((path.stem, find_json_object(path)) for path in paths)
+    chats = ((path.stem, find_json_object(path)) for path in _list_files(context)[:_MAX_LISTED])
     return [(id, str(content.get("name") or "–")) for id, content in chats if content and _ID.fullmatch(id)]
 
 
 def make_rows(chat: Chat) -> Iterator[dict[str, Any]]:
     """The conversation of each side as a row to train on."""
+    tools = read_tools(chat.settings.get("tools", ""))
     system = chat.settings.get("system", "").strip()
     for side in chat.sides:
         if any(message["role"] == "assistant" for message in side.messages):
-            yield {"messages": [*([{"role": "system", "content": system}] if system else []), *side.messages]}
+            messages = [*([{"role": "system", "content": system}] if system else []), *side.messages]
+            yield {"messages": messages} | ({"tools": tools} if tools else {})
 
 
 def make_preference_row(vote: Vote) -> dict[str, Any] | None:
@@ -127,8 +150,11 @@ def write_votes(context: Context) -> tuple[Path, int]:
         The file, and its number of rows.
     """
     rows = []
-    for id, _ in list_chats(context):
-        votes = load_chat(context, id).votes
+    for id in (path.stem for path in _list_files(context)):
+        try:
+            votes = load_chat(context, id).votes
+        except ConfigError:  # damaged; it hides no other
+            continue
         rows += [row for row in map(make_preference_row, votes) if row is not None]
     path = context.roots[0] / VOTES_FILE
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -147,6 +173,11 @@ def _path(context: Context, id: str) -> Path:
     if not _ID.fullmatch(id):
         raise ConfigError("There is no such conversation.", "Choose one of the list.")
     return context.state("chats") / f"{id}.json"
+
+
+def _list_files(context: Context) -> list[Path]:
+    """The files of all conversations, the newest first."""
+    return sorted(context.state("chats").glob("*.json"), key=_read_time, reverse=True)
 
 
 def _read_time(path: Path) -> float:

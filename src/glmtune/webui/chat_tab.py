@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -25,19 +26,20 @@ from glmtune.webui.chat_messages import Messages, add_message, add_reply, read_t
 from glmtune.webui.chat_store import (
     Chat,
     Vote,
+    add_vote,
+    change_chat,
     count_votes,
     create_chat,
     delete_chat,
     list_chats,
     load_chat,
     make_rows,
-    save_chat,
     write_votes,
 )
 from glmtune.webui.chat_stream import stream_reply
 from glmtune.webui.context import Context
 from glmtune.webui.paths import model_or_path
-from glmtune.webui.rendering import get_language, redirect, render_page, render_part
+from glmtune.webui.rendering import get_language, make_problem, redirect, render_page, render_part
 from glmtune.webui.requests import FormData, read_form
 from glmtune.webui.texts import text
 
@@ -52,6 +54,14 @@ SETTINGS: dict[str, tuple[str, str]] = {
     "tools": ("", "text"),
 }
 """Default and step of the fields beside the messages; `text` is a text area."""
+_RANGES = {
+    "max_new_tokens": (1, 32_768),
+    "temperature": (0, 5),
+    "top_p": (0, 1),
+    "repetition_penalty": (0.1, 5),
+    "seed": (-1, 2**32 - 1),
+}
+"""Smallest and largest value of the fields that are numbers."""
 
 
 @dataclass
@@ -94,12 +104,15 @@ def add_routes(app: FastAPI, context: Context) -> None:
         if not names[0]:
             raise ConfigError(text("chat.no_model", get_language(request, context)))
         targets = [model_or_path(context.roots, name) for name in names]
-        chat = create_chat(context, targets, {name: data.get(name, value) for name, (value, _) in SETTINGS.items()})
+        settings = {name: data.get(name, value) for name, (value, _) in SETTINGS.items()}
+        chat = await run_in_threadpool(create_chat, context, targets, settings)
         return redirect(request, f"/chat?{urlencode({'id': chat.id})}")
 
     @app.post("/chat/{id}/send")
     async def send_message(request: Request, id: str) -> Response:
         data = await read_form(request)
+        if id in stops:
+            raise ConfigError(text("chat.busy", get_language(request, context)))
         chat = await run_in_threadpool(load_chat, context, id)
         chat.settings = {name: data.get(name, value) for name, (value, _) in SETTINGS.items()}
         turns = make_turns(chat, data)
@@ -107,7 +120,6 @@ def add_routes(app: FastAPI, context: Context) -> None:
         tools = read_tools(chat.settings["tools"])
         if id in stops:
             raise ConfigError(text("chat.busy", get_language(request, context)))
-        stops[id] = threading.Event()
         events = _answer(request, context, chat, turns, sampling, seed, tools, stops)
         return StreamingResponse(events, media_type="application/x-ndjson", headers={"X-Accel-Buffering": "no"})
 
@@ -121,9 +133,11 @@ def add_routes(app: FastAPI, context: Context) -> None:
     @app.post("/chat/{id}/vote")
     async def vote(request: Request, id: str) -> Response:
         data = await read_form(request)
-        chat = await run_in_threadpool(load_chat, context, id)
-        chat.votes.append(make_vote(chat, data.get("better")))
-        save_chat(context, chat)
+
+        def change(chat: Chat) -> None:
+            add_vote(chat, make_vote(chat, data.get("better")))
+
+        chat = await run_in_threadpool(change_chat, context, id, change)
         return render_part(request, context, "chat_votes", chat=chat, votes=count_votes(chat))
 
     @app.post("/chat/votes")
@@ -137,15 +151,17 @@ def add_routes(app: FastAPI, context: Context) -> None:
     @app.post("/chat/{id}/rename")
     async def rename_chat(request: Request, id: str) -> Response:
         data = await read_form(request)
-        chat = load_chat(context, id)
-        chat.name = data.get("name")[:60]
-        save_chat(context, chat)
+
+        def change(chat: Chat) -> None:
+            chat.name = data.get("name")[:60]
+
+        await run_in_threadpool(change_chat, context, id, change)
         return redirect(request, f"/chat?{urlencode({'id': id})}")
 
     @app.post("/chat/{id}/delete")
     async def remove_chat(request: Request, id: str) -> Response:
         await read_form(request)
-        delete_chat(context, id)
+        await run_in_threadpool(delete_chat, context, id)
         return redirect(request, "/chat")
 
     @app.get("/chat/{id}/rows")
@@ -194,16 +210,16 @@ def parse_sampling(settings: dict[str, str]) -> tuple[Sampling, int | None]:
         ConfigError: not a number, or out of its range.
     """
     values: dict[str, float] = {}
-    for name in ("max_new_tokens", "temperature", "top_p", "repetition_penalty", "seed"):
+    for name in _RANGES:
         try:
             values[name] = float(settings.get(name) or SETTINGS[name][0])
         except ValueError:
             raise ConfigError(f"{name}: {settings[name][:40]!r} is not a number.", "Correct it.") from None
+        low, high = _RANGES[name]
+        if not math.isfinite(values[name]) or not low <= values[name] <= high:
+            raise ConfigError(f"{name}: must be between {low:,} and {high:,}.", "Correct it.")
     sampling = Sampling(
-        min(max(int(values["max_new_tokens"]), 1), 32_768),
-        min(max(values["temperature"], 0.0), 5.0),
-        min(max(values["top_p"], 0.0), 1.0),
-        min(max(values["repetition_penalty"], 0.1), 5.0),
+        int(values["max_new_tokens"]), values["temperature"], values["top_p"], values["repetition_penalty"]
     )
     return sampling, int(values["seed"]) if values["seed"] >= 0 else None
 
@@ -215,7 +231,9 @@ def make_vote(chat: Chat, better: str) -> Vote:
         ConfigError: there are no two replies to the same messages.
     """
     messages = [side.messages for side in chat.sides]
-    if len(messages) != 2 or not all(each and each[-1]["role"] == "assistant" for each in messages):
+    asked = [[message["content"] for message in each if message["role"] == "user"] for each in messages]
+    has_replies = len(messages) == 2 and all(each and each[-1]["role"] == "assistant" for each in messages)
+    if not has_replies or asked[0] != asked[1]:  # one side may have failed
         raise ConfigError("There are no two replies to compare.", "Ask two models side by side first.")
     # The first side's history stands for both; a row has one prompt.
     tools = read_tools(chat.settings.get("tools", ""))
@@ -238,15 +256,18 @@ async def _answer(
 ) -> AsyncIterator[str]:
     """Lines of JSON: `{"side": 0, "text": ...}` while it answers, `{"side": 0, "messages": [...]}` at its end,
     `{"side": 0, "error": ...}`, and `{"status": ...}`."""
-    stop = stops[chat.id]
-    watcher = asyncio.ensure_future(_watch_client(request, stop))
     lang = get_language(request, context)
+    if chat.id in stops:  # a request that came at the same time
+        problem = str(make_problem(ConfigError(text("chat.busy", lang)), lang))
+        yield "".join(json.dumps({"side": turn.number, "error": problem}) + "\n" for turn in turns)
+        return
+    stop = stops[chat.id] = threading.Event()
+    watcher = asyncio.ensure_future(_watch_client(request, stop))
     try:
         for turn in turns:
             events = _answer_turn(context, chat, turn, sampling, seed, tools, stop, lang)
             async for event in iterate_in_threadpool(events):
                 yield json.dumps(event, ensure_ascii=False) + "\n"
-        await run_in_threadpool(save_chat, context, chat)
     finally:
         stop.set()
         watcher.cancel()
@@ -299,12 +320,14 @@ def _answer_turn(
                 else:
                     yield from _finish(context, chat, turn, piece, loaded, time.monotonic() - start, stop, lang)
     except GlmtuneError as error:
-        yield {"side": turn.number, "error": str(error)}
+        yield {"side": turn.number, "error": str(make_problem(error, lang))}
     except GeneratorExit:  # the browser is gone; what there was is kept
         if latest:
-            chat.sides[turn.number].messages = add_reply(turn.messages, Reply(latest))
-            save_chat(context, chat)
+            _keep_reply(context, chat, turn, add_reply(turn.messages, Reply(latest)))
         raise
+    except Exception as error:  # a bug of ours, or a GPU without room: the page is told, and not only cut off
+        problem = GlmtuneError(f"The reply failed: {type(error).__name__}: {error}"[:600])
+        yield {"side": turn.number, "error": str(make_problem(problem, lang))}
 
 
 def _finish(
@@ -318,8 +341,7 @@ def _finish(
     lang: str,
 ) -> Iterator[dict[str, Any]]:
     messages = add_reply(turn.messages, reply)
-    chat.sides[turn.number].messages = messages
-    save_chat(context, chat)
+    _keep_reply(context, chat, turn, messages)
     tokens = len(loaded.tokenizer(reply.content, add_special_tokens=False)["input_ids"])
     speed = f"{tokens / max(seconds, 1e-3):.1f}"
     key = "chat.stopped" if stop.is_set() else "chat.speed"
@@ -327,6 +349,16 @@ def _finish(
     if turn.dropped:
         status = f"{status} · {text('chat.dropped', lang, count=turn.dropped)}"
     yield {"side": turn.number, "messages": render_messages(messages), "status": status}
+
+
+def _keep_reply(context: Context, chat: Chat, turn: _Turn, messages: Messages) -> None:
+    """Write a side's messages into the conversation as it is on disk, with the settings of the request."""
+
+    def change(latest: Chat) -> None:
+        latest.sides[turn.number].messages = messages
+        latest.settings = chat.settings
+
+    change_chat(context, chat.id, change)
 
 
 def _describe_sides(context: Context, chat: Chat) -> list[dict[str, Any]]:

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glmtune.config import RunConfig
+from glmtune.config import DataConfig, RunConfig
 from glmtune.data.check_fix import FixResult, FixWriter, scan_raw_rows
 from glmtune.data.check_kinds import Finding, describe_kind
 from glmtune.data.check_rows import CheckReport, ModelChecker, RowChecker, scan_sources
-from glmtune.data.sources import DataSource
 from glmtune.errors import GlmtuneError
 from glmtune.webui.data_rows import load_model_checker, open_rows
 
@@ -28,9 +27,9 @@ class DataCheck:
     Attributes:
         id: of the check.
         name: of the data.
+        data: settings of the rows that are checked.
         fix: file that the clean rows are written to; None: none.
         report: counts and findings.
-        sources: of the rows, once they were opened.
         model: what counted tokens.
         rows: numbers of the rows with findings.
         error: why it ended early.
@@ -39,9 +38,9 @@ class DataCheck:
 
     id: str
     name: str
+    data: DataConfig
     fix: Path | None
     report: CheckReport = field(default_factory=lambda: CheckReport("characters", keep_all=False))
-    sources: list[DataSource] = field(default_factory=list)
     model: ModelChecker | None = None
     rows: set[int] = field(default_factory=set)
     error: GlmtuneError | None = None
@@ -69,7 +68,7 @@ class DataChecks:
             ConfigError: `fix` exists.
         """
         writer = FixWriter(fix) if fix is not None else None
-        check = DataCheck(uuid.uuid4().hex, name, fix)
+        check = DataCheck(uuid.uuid4().hex, name, run.data, fix)
         while len(self._checks) >= _MAX_TASKS:
             self._checks.pop(next(iter(self._checks))).is_cancelled = True
         self._checks[check.id] = check
@@ -87,20 +86,21 @@ class _CheckCancelledError(Exception):
 
 def _run_check(check: DataCheck, run: RunConfig, writer: FixWriter | None) -> None:
     try:
-        check.sources, check.model = open_rows(run), load_model_checker(run)
+        sources = open_rows(run)
+        check.model = load_model_checker(run)
         check.report = CheckReport("tokens" if check.model else "characters", keep_all=False)
         checker = RowChecker(check.report, check.model)
         if writer is None:
-            for row in scan_sources(check.sources):
+            for row in scan_sources(sources):
                 _add(check, checker.check_row(row))
         else:
             with writer:
-                for row, raw_row, line in scan_raw_rows(check.sources):
+                for row, raw_row, line in scan_raw_rows(sources):
                     findings = checker.check_row(row)
                     _add(check, findings)
                     writer.add_row(raw_row, line, findings)
             check.fix_result = writer.result
-        checker.add_findings_of_all_rows(check.sources)
+        checker.add_findings_of_all_rows(sources)
     except _CheckCancelledError:
         pass
     except GlmtuneError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,12 @@ from glmtune.webui.context import Context
 from glmtune.webui.data_checks import DataCheck, DataChecks, group_findings
 from glmtune.webui.data_rows import make_run, open_rows, read_page, render_row
 from glmtune.webui.elements import make_figures
-from glmtune.webui.forms import fields, from_component, tree_of
+from glmtune.webui.forms import fields, parse_value, tree_of
 from glmtune.webui.guard import owner_of
 from glmtune.webui.paths import data_entries, inside, model_or_path
-from glmtune.webui.rendering import get_language, make_problem, render_page, render_part
+from glmtune.webui.rendering import get_language, make_problem, redirect, render_page, render_part
 from glmtune.webui.requests import FormData, read_form
-from glmtune.webui.run_form import DATA
+from glmtune.webui.run_form import DATA, TRAIN_DRAFT, WEIGHT
 from glmtune.webui.texts import text
 
 _DRAFT = "data"
@@ -51,12 +52,13 @@ def add_routes(app: FastAPI, context: Context) -> None:
             settings=[(known[key], draft.get(key) or _get_default(known[key])) for key in _SETTINGS],
             models=lists.list_choices(context, "models"),
             datasets=lists.list_datasets(context),
+            roles=COLUMN_ROLES,
         )
 
     @app.post("/data/rows")
     async def show_rows(request: Request) -> Response:
         data = await read_form(request)
-        drafts.save_draft(context, owner_of(request), _DRAFT, data)
+        await run_in_threadpool(drafts.save_draft, context, owner_of(request), _DRAFT, data)
         return await run_in_threadpool(_show_rows, request, context, checks, data)
 
     @app.post("/data/columns")
@@ -70,18 +72,27 @@ def add_routes(app: FastAPI, context: Context) -> None:
         lang = get_language(request, context)
         number = data.get_number("row", 1, low=1)
         title = text("data.row_title", lang, row=number)
-        run = parse_run(context, data)
+        run = await run_in_threadpool(parse_run, context, data)
         frame = await run_in_threadpool(render_row, run, number, data.has("ids"), title)
         return render_part(request, context, "data_row", frame=frame, number=number, with_ids=data.has("ids"))
 
     @app.post("/data/check")
     async def start_check(request: Request) -> Response:
         data = await read_form(request)
-        drafts.save_draft(context, owner_of(request), _DRAFT, data)
+        await run_in_threadpool(drafts.save_draft, context, owner_of(request), _DRAFT, data)
         fix = inside(context.roots, data.get("fix")) if data.get("fix") else None
-        run = parse_run(context, data)
+        run = await run_in_threadpool(parse_run, context, data)
         check = await run_in_threadpool(checks.start, run, context.shorten(data.get(DATA)), fix)
         return _render_check(request, context, check)
+
+    @app.post("/data/train")
+    async def take_to_train(request: Request) -> Response:
+        data = await read_form(request)
+        await run_in_threadpool(parse_run, context, data)  # what cannot be read is said here
+        owner = owner_of(request)
+        draft = await run_in_threadpool(drafts.load_draft, context, owner, TRAIN_DRAFT) or FormData()
+        await run_in_threadpool(drafts.save_draft, context, owner, TRAIN_DRAFT, make_train_draft(draft, data))
+        return redirect(request, "/train")
 
     @app.get("/data/check/{id}")
     def show_check(request: Request, id: str) -> Response:
@@ -109,7 +120,7 @@ def parse_run(context: Context, data: FormData) -> RunConfig:
     tree = tree_of({key: data.get(key) for key in _SETTINGS if key in sent and known[key].kind != "flag"})
     section = tree.setdefault("data", {})
     section["train"] = data_entries(context.roots, data.get(DATA))
-    columns = {role: data.get(f"column.{role}") for role in COLUMN_ROLES if data.get(f"column.{role}")}
+    columns = _get_columns(data)
     if columns:
         section["columns"] = columns
     if data.get("model.path"):
@@ -117,13 +128,40 @@ def parse_run(context: Context, data: FormData) -> RunConfig:
     return make_run(tree)
 
 
+def make_train_draft(draft: FormData, data: FormData) -> FormData:
+    """The training form with the rows, columns, limits and model of this tab in place of its own.
+
+    Args:
+        draft: fields of the training form.
+        data: fields of this tab.
+    """
+    columns = _get_columns(data)
+    given = {name for name, _ in data.pairs}
+    fields = [(key, data.get(key)) for key in _SETTINGS if key in given]
+    if data.get("model.path"):
+        fields.append(("model.path", data.get("model.path")))
+    # One a line; JSON strings are YAML, whatever is in a name.
+    lines = "\n".join(f"{role}: {json.dumps(name, ensure_ascii=False)}" for role, name in columns.items())
+    fields += [("data.columns", lines), (DATA, data.get(DATA)), (WEIGHT, "")]
+    kept = draft.without(*(name for name, _ in fields))
+    return FormData([*kept.pairs, *fields])
+
+
+def _get_columns(data: FormData) -> dict[str, str]:
+    """The columns that the menus name, by role."""
+    return {role: data.get(f"column.{role}") for role in COLUMN_ROLES if data.get(f"column.{role}")}
+
+
 def _show_rows(request: Request, context: Context, checks: DataChecks, data: FormData) -> Response:
     page = data.get_number("page", 1, low=1)
-    check = checks.get(data.get("check"))
-    numbers = frozenset(check.rows) if data.has("findings_only") and check is not None else None
     run = parse_run(context, data)
+    check = checks.get(data.get("check"))
+    is_checked = check is not None and check.is_done and check.data == run.data
+    numbers = frozenset(check.rows) if data.has("findings_only") and is_checked and check is not None else None
     rows, has_more = read_page(run, page, data.get("search"), numbers)
     notes = [note for source in open_rows(run) for note in (f"{source.name}: {source.format}", *source.notes)]
+    if data.has("findings_only") and not is_checked:
+        notes.insert(0, text("data.check_first", get_language(request, context)))
     return render_part(request, context, "data_rows", rows=rows, page=page, has_more=has_more, notes=notes)
 
 
@@ -184,5 +222,5 @@ def _suggest_fix(context: Context, check: DataCheck) -> str:
 
 
 def _get_default(field: Any) -> Any:
-    value = from_component(field, "")
+    value = parse_value(field, "")
     return "" if value is None else value

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import threading
+import time
 from collections.abc import Iterable
 
 import psutil
 
 from glmtune.html.builder import Html, el
 from glmtune.html.pages import NO_VALUE, is_number
+
+_GPU_SECONDS = 2.0
+_gpu_lock = threading.Lock()
+_gpu_readings: list[tuple[float, str]] = []
 
 
 def make_facts(rows: Iterable[tuple[str, object]]) -> Html:
@@ -28,34 +34,22 @@ def make_note(line: str) -> Html:
     return el("p", line, class_="note")
 
 
-def make_progress(share: float, name: str) -> Html:
-    """A progress bar.
-
-    Args:
-        share: 0 to 1.
-        name: for screen readers.
-    """
-    percent = max(0.0, min(1.0, share)) * 100
-    return el(
-        "div",
-        el("div", style=f"width:{percent:.1f}%"),
-        class_="progress",
-        role="progressbar",
-        aria_label=name,
-        aria_valuemin="0",
-        aria_valuemax="100",
-        aria_valuenow=f"{percent:.0f}",
-    )
-
-
 def format_number(value: object, form: str = ".4f") -> str:
     """A number as it is read; a dash where it is not known."""
     return f"{value:{form}}" if is_number(value) else NO_VALUE
 
 
 def describe_gpu_memory() -> str:
-    """Memory in use and in all of every GPU; empty without one. The driver's own tool is asked, for this process is
-    to hold nothing there."""
+    """Memory in use and in all of every GPU; empty without one. It is read once for all browsers that ask within
+    `_GPU_SECONDS`."""
+    with _gpu_lock:
+        if not _gpu_readings or time.monotonic() - _gpu_readings[0][0] > _GPU_SECONDS:
+            _gpu_readings[:] = [(time.monotonic(), _read_gpu_memory())]
+        return _gpu_readings[0][1]
+
+
+def _read_gpu_memory() -> str:
+    """The driver's own tool is asked, for this process is to hold nothing on a GPU."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return ""

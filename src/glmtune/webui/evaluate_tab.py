@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from glmtune.errors import ConfigError
-from glmtune.webui import lists
+from glmtune.webui import drafts, lists
 from glmtune.webui.context import Context
 from glmtune.webui.evaluations import list_evaluations, make_rows
 from glmtune.webui.guard import owner_of
@@ -21,6 +21,7 @@ from glmtune.webui.requests import FormData, read_form
 from glmtune.webui.runs_tab import render_report_frame
 
 KINDS = ("eval", "compare", "forget")
+_DRAFT = "evaluate"
 _MAX_ROWS = 200
 
 
@@ -28,14 +29,18 @@ def add_routes(app: FastAPI, context: Context) -> None:
     """Add the routes of the tab."""
 
     @app.get("/evaluate")
-    def show_evaluate(request: Request, model: str = "", kind: str = "eval") -> Response:
+    def show_evaluate(request: Request, model: str = "", kind: str = "") -> Response:
+        draft = drafts.load_draft(context, owner_of(request), _DRAFT) or FormData([("probe", "true")])
+        kind = kind or draft.get("kind")
         job = next((job for job in context.jobs.list() if job.kind in KINDS), None)
         return render_page(
             *(request, context, "evaluate"),
             tab="evaluate",
             kinds=KINDS,
             kind=kind if kind in KINDS else "eval",
-            model=model,
+            model=model or draft.get("model"),
+            draft=draft,
+            others=[*draft.get_all("other"), "", ""],
             targets=lists.list_targets(context),
             datasets=lists.list_datasets(context),
             panel=render_job(request, context, job) if job else "",
@@ -52,6 +57,12 @@ def add_routes(app: FastAPI, context: Context) -> None:
         lang = get_language(request, context)
         frame = render_report_frame(inside(context.roots, folder), lang)
         return render_part(request, context, "markup", markup=frame)
+
+    @app.post("/evaluate/draft")
+    async def keep_form(request: Request) -> Response:
+        data = await read_form(request)
+        await run_in_threadpool(drafts.save_draft, context, owner_of(request), _DRAFT, data)
+        return Response(status_code=204)
 
     @app.post("/evaluate/start")
     async def start_evaluation(request: Request) -> Response:

@@ -11,7 +11,7 @@ from glmtune.evaluation.results import COMPARISON_FILE, EVALUATION_FILE, FORGETT
 from glmtune.utils.io import find_json_object
 from glmtune.webui.context import Context
 from glmtune.webui.elements import format_number
-from glmtune.webui.paths import listed
+from glmtune.webui.paths import list_paths
 
 _KINDS = {EVALUATION_FILE: "eval", COMPARISON_FILE: "comparison", FORGETTING_FILE: "forgetting"}
 
@@ -86,7 +86,7 @@ def get_nested(tree: Any, *keys: str) -> Any:
 
 
 def _list_folders(context: Context) -> Iterator[Path]:
-    for run in map(Path, listed(context.roots, "runs")):
+    for run in map(Path, list_paths(context.roots, "runs")):
         yield run
         yield from sorted(run.glob("eval/*/"))
     for root in context.roots:

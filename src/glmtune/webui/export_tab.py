@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from glmtune.export.export_request import BITS, LAYOUTS, ExportRequest, estimate
 from glmtune.export.folder import require_free_folder
 from glmtune.models.loading import DTYPES
 from glmtune.utils.console import format_bytes
-from glmtune.webui import lists
+from glmtune.webui import drafts, lists
 from glmtune.webui.context import Context
 from glmtune.webui.guard import owner_of
 from glmtune.webui.jobs_view import render_job
@@ -26,6 +26,7 @@ from glmtune.webui.rendering import get_language, make_problem, redirect, render
 from glmtune.webui.requests import FormData, read_form
 from glmtune.webui.texts import text
 
+_DRAFT = "export"
 _DEFAULT = ExportRequest()
 _GGUF_TYPES = {16: "f16", 8: "q8_0", 4: "q4_0"}
 
@@ -77,11 +78,15 @@ def add_routes(app: FastAPI, context: Context) -> None:
     @app.get("/export")
     def show_export(request: Request, model: str = "") -> Response:
         job = next((job for job in context.jobs.list() if job.kind == "export"), None)
+        draft = drafts.load_draft(context, owner_of(request), _DRAFT)
+        try:
+            choices = parse_choices(draft or FormData())
+        except ConfigError:  # of another version, say: the tab opens all the same
+            choices = ExportChoices("")
         return render_page(
             *(request, context, "export"),
             tab="export",
-            model=model,
-            choices=ExportChoices(model),
+            choices=replace(choices, model=model, output="") if model else choices,
             layouts=LAYOUTS,
             bits=BITS,
             dtypes=tuple(DTYPES),
@@ -92,6 +97,7 @@ def add_routes(app: FastAPI, context: Context) -> None:
     @app.post("/export/check")
     async def check_export(request: Request) -> Response:
         data = await read_form(request)
+        await run_in_threadpool(drafts.save_draft, context, owner_of(request), _DRAFT, data)
         return await run_in_threadpool(_check, request, context, data)
 
     @app.post("/export/start")
@@ -122,7 +128,7 @@ def complete_choices(context: Context, choices: ExportChoices) -> ExportChoices:
     """The choices with a new folder where none is given."""
     if choices.output:
         return choices
-    return ExportChoices(**{**vars(choices), "output": suggest_output(context, choices)})
+    return replace(choices, output=suggest_output(context, choices))
 
 
 def make_arguments(context: Context, choices: ExportChoices) -> list[str]:

@@ -36,9 +36,7 @@ _FIRST = {
     "ptuning": ("ptuning.num_virtual_tokens", "ptuning.prefix_projection", "ptuning.dropout"),
     "freeze": ("freeze.trainable_layers",),
 }
-"""The knobs that most runs turn, shared ones and by method; all others are folded."""
-TOP = ("model.path", "data.train", "data.eval", "method", "output")
-"""What a run cannot do without; the form has places of their own for these."""
+"""Keys that most runs change, shared ones and by method; all others are folded."""
 
 
 @dataclass(frozen=True)
@@ -63,30 +61,25 @@ def fields() -> list[Field]:
     return [*_fields(RunConfig, ""), *(_training_field(*item) for item in _training_defaults().items())]
 
 
-def first(section: str) -> tuple[str, ...]:
-    """Keys of the knobs that most runs turn: of a method's own section, or the shared ones for an empty name."""
+def list_first_keys(section: str) -> tuple[str, ...]:
+    """Keys that most runs change: of a method's own section, or the shared ones for an empty name."""
     return _FIRST[section]
 
 
-def knobs() -> list[str]:
-    """Keys of the unfolded knobs of all methods."""
-    return [key for keys in _FIRST.values() for key in keys]
-
-
-def options_of(method: str) -> str:
+def get_method_section(method: str) -> str:
     """The section that holds a method's own options."""
     return "lora" if method == "qlora" else method
 
 
-def unavailable() -> dict[str, str]:
+def find_unavailable_choices() -> dict[str, str]:
     """Choices that this machine cannot do, and the text that says why."""
     if importlib.util.find_spec("bitsandbytes") is None:
         return dict.fromkeys(("qlora", "nf4", "int8"), "train.no_bitsandbytes")
     return {}
 
 
-def to_component(field: Field, value: Any) -> Any:
-    """A config's value as a component shows it."""
+def format_value(field: Field, value: Any) -> Any:
+    """A config's value as the form shows it."""
     if value is None:
         return ""
     if field.kind == "list":
@@ -98,8 +91,8 @@ def to_component(field: Field, value: Any) -> Any:
     return str(value) if field.optional and field.kind in ("integer", "number") else value
 
 
-def from_component(field: Field, shown: Any) -> Any:
-    """A component's value as the config takes it.
+def parse_value(field: Field, shown: Any) -> Any:
+    """What a field of the form holds, as the config takes it.
 
     Raises:
         ConfigError: text that is not what the key takes.
@@ -120,7 +113,7 @@ def tree_of(values: Mapping[str, Any], more: str = "") -> dict[str, Any]:
     """What a form says, as a config file would: only what differs from the defaults.
 
     Args:
-        values: component values by key.
+        values: of the form's fields, by key.
         more: further keys, a line each: `training.weight_decay=0.1`.
 
     Raises:
@@ -129,7 +122,7 @@ def tree_of(values: Mapping[str, Any], more: str = "") -> dict[str, Any]:
     tree: dict[str, Any] = {}
     known = {field.key: field for field in fields()}
     for key, shown in values.items():
-        value = from_component(known[key], shown)
+        value = parse_value(known[key], shown)
         if value != known[key].default or key == "method":
             _put(tree, key, value)
     for line in more.splitlines():
@@ -139,17 +132,17 @@ def tree_of(values: Mapping[str, Any], more: str = "") -> dict[str, Any]:
 
 
 def values_of(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Component values by key, for a config that was read: the other way of `tree_of`."""
+    """Values of the form's fields by key, for a config that was read: the other way of `tree_of`."""
     shown = {}
     for field in fields():
         node: Any = tree
         for part in field.key.split("."):
             node = node.get(part) if isinstance(node, Mapping) else None
-        shown[field.key] = to_component(field, field.default if node is None else node)
+        shown[field.key] = format_value(field, field.default if node is None else node)
     return shown
 
 
-def checked(tree: Mapping[str, Any]) -> RunConfig:
+def check_tree(tree: Mapping[str, Any]) -> RunConfig:
     """The run that a tree describes.
 
     Raises:
@@ -157,7 +150,7 @@ def checked(tree: Mapping[str, Any]) -> RunConfig:
     """
     run: RunConfig = build_dataclass(RunConfig, tree, "form")
     check_config(run)
-    missing = unavailable()
+    missing = find_unavailable_choices()
     if run.model.quantization in missing:
         raise ConfigError(
             f"{run.model.quantization} needs bitsandbytes, which is not installed.", "pip install 'glmtune[qlora]'"
@@ -194,12 +187,12 @@ def _fields(kind: Any, prefix: str) -> list[Field]:
         if dataclasses.is_dataclass(hint):
             found += _fields(hint, f"{key}.")
         elif key != "training":
-            default = item.default if item.default is not dataclasses.MISSING else _made(item)
+            default = item.default if item.default is not dataclasses.MISSING else _make_default(item)
             found.append(_field(key, hint, default))
     return found
 
 
-def _made(item: Any) -> Any:
+def _make_default(item: Any) -> Any:
     return item.default_factory()
 
 

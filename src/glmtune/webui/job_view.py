@@ -14,6 +14,9 @@ from glmtune.webui.texts import text
 from glmtune.webui.training_view import find_error
 
 _COUNT = re.compile(r"^(?:\S+ )+?(\d+)/(\d+)\b.*ETA", re.MULTILINE)
+_BYTES = re.compile(r"^\S+ ([\d.,]+) (\w+) of ([\d.,]+) (\w+), (\S+ \w+/s)  ETA", re.MULTILINE)
+_ETA = re.compile(r"  ETA (\S.*)$", re.MULTILINE)
+_UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _VERDICT_FAIL = 3
 """Exit code of a forgetting probe whose verdict is fail."""
 
@@ -30,8 +33,17 @@ def describe_job(job: Job, log: str, lang: str) -> dict[str, Any]:
         items.append((text("train.elapsed", lang), format_duration((job.ended or time.time()) - job.started)))
     if count:
         items.append((text("train.step", lang), f"{count[0]:,} / {count[1]:,}"))
+    share = min(1.0, count[0] / count[1]) if count and count[1] else None
+    download = _BYTES.findall(log) if job.state == "running" else []
+    if download:
+        done, unit, total, total_unit, rate = download[-1]
+        items += [(text("job.bytes", lang), f"{done} {unit} / {total} {total_unit}"), (text("job.rate", lang), rate)]
+        share = _divide_sizes(done, unit, total, total_unit)
+    times = _ETA.findall(log) if job.state == "running" else []
+    if times:
+        items.append((text("train.eta", lang), times[-1]))
     return {
-        "share": min(1.0, count[0] / count[1]) if count and count[1] else None,
+        "share": share,
         "figures": make_figures(items),
         "remarks": remarks,
         "error": "" if is_verdict else find_error(log),
@@ -41,6 +53,14 @@ def describe_job(job: Job, log: str, lang: str) -> dict[str, Any]:
 def _find_count(log: str) -> tuple[int, int] | None:
     counts = _COUNT.findall(log)
     return (int(counts[-1][0]), int(counts[-1][1])) if counts else None
+
+
+def _divide_sizes(done: str, unit: str, total: str, total_unit: str) -> float | None:
+    """The share of a size in another; None where a unit is not known."""
+    sizes = [
+        float(number.replace(",", "")) * _UNITS.get(name, 0) for number, name in ((done, unit), (total, total_unit))
+    ]
+    return min(1.0, sizes[0] / sizes[1]) if sizes[1] else None
 
 
 def _describe_written(output: Path) -> str:

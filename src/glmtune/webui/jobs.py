@@ -53,7 +53,7 @@ class Job:
     output: str
     """Folder of its result; of a training, the run folder."""
     owner: str
-    """Who asked for it, see `security.owner_of`."""
+    """Who asked for it, see `guard.owner_of`."""
     state: State = "queued"
     created: float = 0.0
     started: float | None = None
@@ -91,6 +91,7 @@ class Jobs:
         self._thread_lock = threading.RLock()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._broken: set[str] = set()
+        self._ended: dict[str, tuple[int, Job]] = {}  # with the time of the file: thousands are not read each second
         folder.mkdir(parents=True, exist_ok=True)
         # Two servers may share a root; the file lock keeps them from starting the same job.
         self._file_lock = FileLock(folder / ".lock")
@@ -173,8 +174,11 @@ class Jobs:
 
     def _watch(self) -> None:
         while True:
-            with self._held():
-                self._advance()
+            try:
+                with self._held():
+                    self._advance()
+            except Exception as error:  # a full disk, say: the queue goes on when it is well again
+                print_warning(f"The queue of jobs: {type(error).__name__}: {error}")
             time.sleep(_TICK_SECONDS)
 
     @contextmanager
@@ -255,7 +259,15 @@ class Jobs:
         jobs = []
         for path in self._folder.glob("[!.]*.json"):
             try:
-                jobs.append(self._read(path.stem))
+                changed = path.stat().st_mtime_ns
+                known, job = self._ended.get(path.stem, (0, None))
+                if job is None or known != changed:
+                    job = self._read(path.stem)
+                    if not job.alive:
+                        self._ended[path.stem] = (changed, job)
+                jobs.append(job)
+            except FileNotFoundError:  # removed by hand since it was listed
+                continue
             except JobError as error:
                 if path.name not in self._broken:
                     print_warning(str(error))

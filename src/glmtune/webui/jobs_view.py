@@ -21,6 +21,7 @@ from glmtune.webui.jobs import Job
 from glmtune.webui.rendering import get_language, render_markup, render_page, render_part
 from glmtune.webui.requests import read_form
 from glmtune.webui.training_view import (
+    TrainingView,
     describe_charts,
     list_remarks,
     make_curves,
@@ -47,7 +48,7 @@ def add_routes(app: FastAPI, context: Context) -> None:
 
     @app.get("/jobs/{id}/live")
     async def stream_job(request: Request, id: str) -> Response:
-        context.jobs.get(id)
+        await run_in_threadpool(context.jobs.get, id)
         return StreamingResponse(
             _stream(request, context, id),
             media_type="text/event-stream",
@@ -58,20 +59,23 @@ def add_routes(app: FastAPI, context: Context) -> None:
     async def stop_job(request: Request, id: str) -> Response:
         await read_form(request)
         job = await run_in_threadpool(context.jobs.stop, id)
-        return render_part(request, context, "markup", markup=render_job(request, context, job))
+        markup = await run_in_threadpool(render_job, request, context, job)
+        return render_part(request, context, "markup", markup=markup)
 
 
 def render_job(request: Request, context: Context, job: Job) -> Any:
-    """The panel of a job: what `_read_parts` fills, with its first content."""
+    """The panel of a job: what `_make_parts` fills, with its first content."""
     lang = get_language(request, context)
-    parts = _read_parts(request, context, job)
+    log = context.jobs.tail(job.id, _LOG_LINES)
+    view = read_training(job, log) if job.kind == "train" else None
+    parts = _make_parts(request, context, job, log, view)
     return render_markup(
         *(request, context, "job_panel"),
         job=job,
         parts=parts,
         name=Path(job.output).name if job.output else job.kind,
         command=shlex.join(["glmtune", *job.arguments]),
-        curves=json.dumps(_read_curves(job)) if job.kind == "train" else None,
+        curves=json.dumps(make_curves(view.entries, view.summary)) if view else None,
         charts=describe_charts(lang),
     )
 
@@ -93,24 +97,24 @@ async def _stream(request: Request, context: Context, id: str) -> AsyncIterator[
 
 def _collect_events(request: Request, context: Context, id: str) -> tuple[Job, dict[str, tuple[str, str]]]:
     job = context.jobs.get(id)
+    log = context.jobs.tail(id, _LOG_LINES)
+    view = read_training(job, log) if job.kind == "train" else None  # its files are read once for all events
     events = {
         name: ("part", json.dumps({"id": f"job-{name}", "html": str(content)}))
-        for name, content in _read_parts(request, context, job).items()
+        for name, content in _make_parts(request, context, job, log, view).items()
     }
     progress: dict[str, Any] = {"state": job.state, "name": Path(job.output).name}
-    if job.kind == "train":
-        events["curves"] = ("curves", json.dumps(_read_curves(job)))
-        progress["percent"] = read_training(job).percent
+    if view is not None:
+        events["curves"] = ("curves", json.dumps(make_curves(view.entries, view.summary)))
+        progress["percent"] = view.percent
     events["progress"] = ("progress", json.dumps(progress))
     return job, events
 
 
-def _read_parts(request: Request, context: Context, job: Job) -> dict[str, Any]:
+def _make_parts(request: Request, context: Context, job: Job, log: str, view: TrainingView | None) -> dict[str, Any]:
     """Markup of the parts that change: `status`, `log` and, of a training, `samples`."""
     lang = get_language(request, context)
-    log = context.jobs.tail(job.id, _LOG_LINES)
-    if job.kind == "train":
-        view = read_training(job, log)
+    if view is not None:
         values = {
             "share": None if view.percent is None else view.percent / 100,
             "figures": make_training_figures(view, lang),
@@ -121,14 +125,9 @@ def _read_parts(request: Request, context: Context, job: Job) -> dict[str, Any]:
         values = describe_job(job, log, lang)
     status = render_markup(request, context, "job_status", job=job, **values)
     parts = {"status": status, "log": render_markup(request, context, "job_log", log=log)}
-    if job.kind == "train":
+    if view is not None:
         parts["samples"] = render_markup(request, context, "samples", samples=read_samples(RunDir(job.output)))
     return parts
-
-
-def _read_curves(job: Job) -> dict[str, Any]:
-    view = read_training(job)
-    return make_curves(view.entries, view.summary)
 
 
 def _tab_of(job: Job) -> str:

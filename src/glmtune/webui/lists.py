@@ -12,7 +12,7 @@ from glmtune.errors import GlmtuneError
 from glmtune.utils.io import find_json_object
 from glmtune.webui.context import Context
 from glmtune.webui.errors import PathError
-from glmtune.webui.paths import Kind, inside, listed, walk_folders
+from glmtune.webui.paths import Kind, inside, list_paths, walk_folders
 
 Choices = list[tuple[str, str]]
 """Names, and the paths behind them."""
@@ -23,7 +23,7 @@ _row_counts: dict[tuple[str, int, int], int | None] = {}
 
 def list_choices(context: Context, *kinds: Kind) -> Choices:
     """Paths under the roots with the names they are shown by."""
-    paths = [path for kind in kinds for path in listed(context.roots, kind)]
+    paths = [path for kind in kinds for path in list_paths(context.roots, kind)]
     return [(context.shorten(path), path) for path in dict.fromkeys(paths)]
 
 

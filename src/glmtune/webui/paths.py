@@ -19,6 +19,8 @@ _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _DEPTH = 4
 _MOST = 200
 _LOOKED_AT = 20_000
+_RESULTS = ("adapter", "model", "checkpoints", "eval")
+"""Folders in a run, see `RunDir`."""
 _DATA = (".json", ".jsonl", ".csv", ".parquet", ".txt", ".gz")
 
 
@@ -83,7 +85,7 @@ def _data_entry(roots: Sequence[Path], text: str) -> str:
     return entry
 
 
-def listed(roots: Iterable[Path], kind: Kind) -> list[str]:
+def list_paths(roots: Iterable[Path], kind: Kind) -> list[str]:
     """Runs (newest first), checkpoint folders or data files under the roots, for a list to choose from.
 
     A few levels deep and a bounded number of folders: a root may be a whole disk. Links are not followed.
@@ -95,7 +97,8 @@ def listed(roots: Iterable[Path], kind: Kind) -> list[str]:
 
 
 def _runs(root: Path) -> Iterator[Path]:
-    return (folder for folder, names in walk_folders(root) if "config.yaml" in names and is_run(folder))
+    walk = walk_folders(root, without_results=True)
+    return (folder for folder, names in walk if "config.yaml" in names and is_run(folder))
 
 
 def _models(root: Path) -> Iterator[Path]:
@@ -121,14 +124,21 @@ def find_runs(roots: Iterable[Path]) -> list[Path]:
 _FIND = {"runs": _runs, "models": _models, "data": _data}
 
 
-def walk_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Folders and the names of their files, from the top down."""
+def walk_folders(root: Path, *, without_results: bool = False) -> Iterator[tuple[Path, list[str]]]:
+    """Folders and the names of their files, from the top down, `_LOOKED_AT` at most.
+
+    Args:
+        root: where it begins.
+        without_results: not what a run holds, so that thousands of runs are found.
+    """
     for count, (folder, below, names) in enumerate(os.walk(root)):
         if count >= _LOOKED_AT:
             return
         path = Path(folder)
         deep = len(path.relative_to(root).parts) >= _DEPTH
         hidden = {name for name in below if name.startswith(".") or name in ("node_modules", "__pycache__")}
+        if without_results and "config.yaml" in names:
+            hidden |= set(_RESULTS)
         below[:] = [] if deep else sorted(set(below) - hidden)
         yield path, [name for name in names if not name.startswith(".")]
 

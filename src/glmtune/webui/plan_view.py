@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ CPU_DEVICE = "this machine's free memory"
 """Name of a plan's device without a GPU, see `training.plan.device`."""
 _TIMEOUT_S = 300
 _MAX_PLANS = 64
+_PLAN_SECONDS = 30.0
+"""How long a plan stands: the free memory and the data that it was made from change."""
 PART_COLOURS = {
     "weights": "#0a66ad",
     "adapter": "#00735a",
@@ -35,13 +38,13 @@ PART_COLOURS = {
     "own": "#98a2b3",
     "kept": "#d0d5dd",
 }
-_plans: OrderedDict[tuple[str, str], dict[str, Any]] = OrderedDict()
+_plans: OrderedDict[tuple[str, str], tuple[float, dict[str, Any]]] = OrderedDict()
 
 
 async def make_plan(
     tree: dict[str, Any], memory: str, root: Path, lang: str, request: Request | None = None
 ) -> dict[str, Any]:
-    """What `glmtune plan --json` says of a config. The last plans are kept.
+    """What `glmtune plan --json` says of a config. The last plans are kept for a while.
 
     A process of its own: a plan asks the GPU, and a process that asked it holds a part of its memory from then on.
 
@@ -57,7 +60,8 @@ async def make_plan(
     """
     config = as_yaml(tree)
     key = (config, memory)
-    if key not in _plans:
+    made, plan = _plans.pop(key, (0.0, {}))
+    if not plan or time.monotonic() - made > _PLAN_SECONDS:
         scratch = root / STATE  # inside the roots, which limit the command's files
         scratch.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=scratch) as folder:  # of this call alone: several browsers plan at once
@@ -69,10 +73,11 @@ async def make_plan(
             result = await run_command(arguments, root, request=request, **limits)
         if result.code:
             raise GlmtuneError(result.find_error())
-        _plans[key] = json.loads(result.output)
-        while len(_plans) > _MAX_PLANS:
-            _plans.popitem(last=False)
-    return _plans[key]
+        made, plan = time.monotonic(), json.loads(result.output)
+    _plans[key] = (made, plan)
+    while len(_plans) > _MAX_PLANS:
+        _plans.popitem(last=False)
+    return plan
 
 
 def render_plan(plan: dict[str, Any], lang: str) -> Html:

@@ -17,6 +17,7 @@ from glmtune.utils.documents import DocumentError, read_document
 from glmtune.utils.io import find_json_object, is_locked, write_json, write_text
 
 NOTES, TAGS = "notes.md", "tags.json"
+STATES = ("running", "finished", "stopped", "interrupted", "new", "unreadable")
 _MAX_TAGS, _MAX_TAG = 20, 40
 _NOTES_MOST = 100_000
 
@@ -27,7 +28,7 @@ class RunFacts:
 
     path: Path
     state: str
-    """running, finished, stopped, interrupted or new."""
+    """One of `STATES`."""
     config: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     last: dict[str, Any] = field(default_factory=dict)
@@ -56,8 +57,11 @@ def read_run(path: Path) -> RunFacts:
         raise RunError(error.message, error.hint) from None
     summary = _summary(run)
     last: dict[str, Any] = {}
-    for entry in run.read_metrics():
-        last |= entry
+    try:
+        for entry in run.read_metrics():
+            last |= entry
+    except OSError as error:
+        raise RunError(f"{run.metrics}: cannot be read ({error.strerror}).", "Look at its permissions.") from None
     return RunFacts(path, _state(run, summary), config, summary, last)
 
 
@@ -67,6 +71,8 @@ def _summary(run: RunDir) -> dict[str, Any]:
 
 def _state(run: RunDir, summary: dict[str, Any]) -> str:
     state = str(summary.get("state", "new"))
+    if state not in STATES:  # damaged, or of another version
+        return "unreadable"
     if state != "running" or is_busy(run):
         return state
     return "interrupted"  # ended from outside, so it could not write it down
@@ -77,7 +83,7 @@ def is_busy(run: RunDir) -> bool:
     return is_locked(run.root)
 
 
-def differences(configs: Sequence[dict[str, Any]]) -> list[tuple[str, list[Any]]]:
+def find_differences(configs: Sequence[dict[str, Any]]) -> list[tuple[str, list[Any]]]:
     """The dotted keys in which configs differ, with the value of each; None where one lacks the key."""
     flat = [_flat(config) for config in configs]
     keys = dict.fromkeys(key for each in flat for key in each)
@@ -134,6 +140,12 @@ def write_tags(path: Path, tags: str) -> None:
     """
     words = dict.fromkeys(word[:_MAX_TAG] for word in re.split(r"[,，;；\s]+", tags) if word)
     write_json(require_run(path).root / TAGS, {"tags": list(words)[:_MAX_TAGS]})
+
+
+def read_tags(path: Path) -> tuple[str, ...]:
+    """Words about a run; none where the file is missing or damaged."""
+    tags = (find_json_object(path / TAGS) or {}).get("tags")
+    return tuple(tag for tag in tags if isinstance(tag, str)) if isinstance(tags, list) else ()
 
 
 def list_checkpoints(run: RunDir) -> list[Path]:

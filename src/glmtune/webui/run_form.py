@@ -10,11 +10,12 @@ from typing import Any
 from glmtune.config import RunConfig
 from glmtune.config_parsing import build_dataclass
 from glmtune.errors import ConfigError
+from glmtune.html.pages import is_number
 from glmtune.run_dir import RunDir, default_root
 from glmtune.utils.io import write_text
 from glmtune.webui.context import Context
 from glmtune.webui.errors import PathError
-from glmtune.webui.forms import as_yaml, checked, fields, options_of, tree_of, values_of
+from glmtune.webui.forms import as_yaml, check_tree, fields, get_method_section, tree_of, values_of
 from glmtune.webui.paths import data_entries, inside, model_or_path
 from glmtune.webui.requests import FormData
 
@@ -25,6 +26,8 @@ _TRAINING_PATHS = (
     *("deepspeed", "fsdp_config", "accelerator_config"),
 )
 """Keys of TrainingArguments that may name a file."""
+TRAIN_DRAFT = "train"
+"""Name of the form among the drafts."""
 DATA, WEIGHT, MORE = "data.train", "weight", "more"
 """Names of the form's fields that are no keys: one `weight` beside each `data.train`, and further keys, a line each."""
 
@@ -76,10 +79,15 @@ def parse_form(data: FormData) -> RunForm:
 
 
 def make_form(tree: Mapping[str, Any]) -> RunForm:
-    """The form of a config that was read. Keys without a field go to `more`."""
+    """The form of a config that was read. Keys of the trainer without a field go to `more`.
+
+    Raises:
+        ConfigError: a key that the config does not have, or a value of a wrong type.
+    """
+    build_dataclass(RunConfig, dict(tree), "config")
+    tree = {**tree, **{name: _open_section(dict(tree), name) for name in _SHORTHAND if name in tree}}
     values = values_of(tree)
-    data = tree.get("data") or {}
-    entries = data.get("train") if isinstance(data, Mapping) else data
+    entries = (tree.get("data") or {}).get("train")
     values[DATA] = ""
     training = {key: value for key, value in (tree.get("training") or {}).items() if f"training.{key}" not in values}
     more = "\n".join(f"training.{key}={value}" for key, value in training.items())
@@ -93,7 +101,7 @@ def make_tree(context: Context, form: RunForm) -> dict[str, Any]:
     Raises:
         GlmtuneError: a path outside, or what the config cannot take.
     """
-    own = options_of(str(form.values["method"]))
+    own = get_method_section(str(form.values["method"]))
     used = {
         key: value
         for key, value in form.values.items()
@@ -118,7 +126,7 @@ def write_config(context: Context, tree: dict[str, Any]) -> tuple[Path, Path]:
     Raises:
         GlmtuneError: the config cannot be run, or the run folder is in use.
     """
-    run = checked(tree)
+    run = check_tree(tree)
     method = str(tree.get("method", "lora"))  # as it was chosen: `qlora` stays itself
     output = run.output or str(_find_free(context, context.roots[0] / default_root(run.model.path, method)))
     RunDir(output).require_new()
@@ -128,9 +136,20 @@ def write_config(context: Context, tree: dict[str, Any]) -> tuple[Path, Path]:
 
 
 def _describe_entry(entry: Any) -> tuple[str, str]:
+    """Entry and weight. The form has no place for further keys of an entry.
+
+    Raises:
+        ConfigError: it has some.
+    """
     if isinstance(entry, Mapping):
+        others = [str(key) for key in entry if key not in ("path", "weight")]
+        if others:
+            raise ConfigError(
+                f"data.train: {entry.get('path')} has {', '.join(others)}, for which the form has no field.",
+                "Start this training by a command: glmtune train FILE.yaml",
+            )
         weight = entry.get("weight")
-        return str(entry.get("path", "")), "" if weight is None else f"{weight:g}"
+        return str(entry.get("path", "")), "" if weight is None else f"{weight:g}" if is_number(weight) else str(weight)
     return str(entry), ""
 
 

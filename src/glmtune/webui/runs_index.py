@@ -10,10 +10,9 @@ from typing import Any
 
 from glmtune.errors import RunError
 from glmtune.html.pages import is_number
-from glmtune.utils.io import find_json_object
 from glmtune.webui.context import Context
 from glmtune.webui.paths import find_runs
-from glmtune.webui.run_files import TAGS, RunFacts, read_run
+from glmtune.webui.run_files import TAGS, RunFacts, read_run, read_tags
 
 PAGE_RUNS = 50
 SORT_KEYS = ("name", "state", "model", "method", "steps", "loss", "eval_loss", "speed", "time", "ended")
@@ -98,7 +97,6 @@ def _make_row(context: Context, facts: RunFacts) -> RunRow:
     summary, last = facts.summary, facts.last
     model = facts.config.get("model")
     model_path = model.get("path") if isinstance(model, dict) else model
-    tags = (find_json_object(facts.path / TAGS) or {}).get("tags") or []
     return RunRow(
         str(facts.path),
         context.shorten(facts.path),
@@ -111,7 +109,7 @@ def _make_row(context: Context, facts: RunFacts) -> RunRow:
         _get_number(summary.get("tokens_per_second", last.get("tokens_per_second"))),
         _get_number(summary.get("seconds")),
         str(summary.get("finished_at") or "")[:16].replace("T", " "),
-        tuple(str(tag) for tag in tags if isinstance(tag, str)),
+        read_tags(facts.path),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -22,20 +23,20 @@ from glmtune.html.plots import select_points
 from glmtune.report.contents import read_contents
 from glmtune.report.page import render_page as render_report
 from glmtune.utils.file_access import require_readable
-from glmtune.utils.io import find_json_object
 from glmtune.webui.context import Context
 from glmtune.webui.guard import owner_of
 from glmtune.webui.paths import inside
 from glmtune.webui.rendering import get_language, redirect, render_page, render_part
 from glmtune.webui.requests import FormData, read_form
 from glmtune.webui.run_files import (
-    TAGS,
+    STATES,
     delete_run,
-    differences,
+    find_differences,
     is_busy,
     list_checkpoints,
     read_notes,
     read_run,
+    read_tags,
     require_run,
     write_notes,
     write_tags,
@@ -44,7 +45,7 @@ from glmtune.webui.runs_index import PAGE_RUNS, SORT_KEYS, RunQuery, find_page
 from glmtune.webui.texts import text
 from glmtune.webui.training_view import describe_charts, make_curves, read_samples
 
-_STATES = ("running", "finished", "stopped", "interrupted", "new", "unreadable")
+_LEFTOVER_SECONDS = 3600.0
 _COMPARED_CURVES = ("loss", "eval_loss", "learning_rate", "tokens_per_second")
 
 
@@ -57,7 +58,7 @@ def add_routes(app: FastAPI, context: Context) -> None:
         table = _table_values(context, query)
         if request.headers.get("hx-target") == "runs-table":
             return render_part(request, context, "runs_table", **table)
-        return render_page(request, context, "runs", tab="runs", states=_STATES, **table)
+        return render_page(request, context, "runs", tab="runs", states=STATES, **table)
 
     @app.post("/runs/compare")
     async def compare_runs(request: Request) -> Response:
@@ -68,6 +69,8 @@ def add_routes(app: FastAPI, context: Context) -> None:
     async def delete_runs(request: Request) -> Response:
         data = await read_form(request)
         paths = [inside(context.roots, path) for path in data.get_all("run")]
+        if not paths:
+            raise RunError(text("runs.choose_first", get_language(request, context)))
         for path in paths:
             await run_in_threadpool(delete_run, path, roots=context.roots)
         return redirect(request, "/runs")
@@ -80,8 +83,9 @@ def add_routes(app: FastAPI, context: Context) -> None:
     async def save_notes(request: Request) -> Response:
         data = await read_form(request)
         path = inside(context.roots, data.get("run"))
-        write_notes(path, next((value for name, value in data.pairs if name == "notes"), ""))
-        write_tags(path, data.get("tags"))
+        notes = next((value for name, value in data.pairs if name == "notes"), "")
+        await run_in_threadpool(write_notes, path, notes)
+        await run_in_threadpool(write_tags, path, data.get("tags"))
         lang = get_language(request, context)
         return render_part(request, context, "markup", markup=text("runs.saved", lang))
 
@@ -104,7 +108,7 @@ def parse_query(data: FormData) -> RunQuery:
     sort = data.get("sort")
     return RunQuery(
         data.get("search")[:200],
-        data.get("state") if data.get("state") in _STATES else "",
+        data.get("state") if data.get("state") in STATES else "",
         sort if sort in SORT_KEYS else "ended",
         data.get("order") != "up",
         data.get_number("page", 1, low=1),
@@ -153,7 +157,6 @@ def _show_run(request: Request, context: Context, path: Path) -> Response:
         report: Html | None = render_report_frame(path, lang)
     except RunError:
         report = None
-    tags = (find_json_object(path / TAGS) or {}).get("tags") or []
     return render_page(
         *(request, context, "run"),
         tab="runs",
@@ -168,7 +171,7 @@ def _show_run(request: Request, context: Context, path: Path) -> Response:
         config=require_readable(run.config).read_text("utf-8", errors="replace"),
         report=report,
         notes=read_notes(path),
-        tags=" ".join(map(str, tags)),
+        tags=" ".join(read_tags(path)),
     )
 
 
@@ -182,7 +185,7 @@ def _compare(request: Request, context: Context, data: FormData) -> Response:
         points = select_points(require_run(path).read_metrics(), curve)
         if points:
             curves[name] = [list(column) for column in zip(*points, strict=True)]
-    changed = differences([read_run(path).config for path in paths]) if len(paths) > 1 else []
+    changed = find_differences([read_run(path).config for path in paths]) if len(paths) > 1 else []
     return render_part(
         *(request, context, "runs_compare"),
         names=names,
@@ -204,14 +207,29 @@ def _send_zip(context: Context, folder: Path) -> Response:
     run = next((parent for parent in folder.parents if (parent / "config.yaml").is_file()), None)
     if run is None or folder not in list_checkpoints(require_run(run)):
         raise RunError(f"{folder}: not a result or a checkpoint of a run.", "Open the run and choose one there.")
+    _remove_leftovers(context.state("files"))
     handle, name = tempfile.mkstemp(suffix=".zip", dir=context.state("files"))
-    with os.fdopen(handle, "wb") as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
-        for path in sorted(folder.rglob("*")):
-            if path.is_file() and not path.is_symlink():
-                archive.write(path, Path(folder.name) / path.relative_to(folder))
+    try:
+        with os.fdopen(handle, "wb") as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+            for path in sorted(folder.rglob("*")):
+                if path.is_file() and not path.is_symlink():
+                    archive.write(path, Path(folder.name) / path.relative_to(folder))
+    except OSError as error:
+        os.unlink(name)
+        raise RunError(f"{name}: cannot be written ({error.strerror}).", "Make room on the disk.") from None
     return FileResponse(
         name,
         media_type="application/zip",
         filename=f"{run.name}-{folder.name}.zip",
         background=BackgroundTask(os.unlink, name),
     )
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove files that were made for a download which a killed server did not finish."""
+    for path in folder.glob("*.zip"):
+        try:
+            if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
+                path.unlink()
+        except OSError:  # sent and removed meanwhile
+            continue

@@ -15,15 +15,22 @@ from glmtune.config_parsing import read_config_file
 from glmtune.errors import ConfigError, GlmtuneError
 from glmtune.html.pages import is_number
 from glmtune.migrate import dump_translation, require_translation
-from glmtune.utils.documents import parse_yaml
+from glmtune.utils.documents import DocumentError, parse_yaml
 from glmtune.utils.io import find_json_object
 from glmtune.webui import drafts, lists
 from glmtune.webui.context import Context
-from glmtune.webui.forms import as_yaml, checked, fields, first, options_of, unavailable
+from glmtune.webui.forms import (
+    as_yaml,
+    check_tree,
+    fields,
+    find_unavailable_choices,
+    get_method_section,
+    list_first_keys,
+)
 from glmtune.webui.guard import owner_of
 from glmtune.webui.jobs import Job
 from glmtune.webui.jobs_view import render_job
-from glmtune.webui.paths import inside, listed
+from glmtune.webui.paths import inside, list_paths
 from glmtune.webui.plan_view import make_plan, render_plan, render_work
 from glmtune.webui.presets import CARDS, PRESETS
 from glmtune.webui.rendering import get_language, make_problem, redirect, render_markup, render_page, render_part
@@ -31,6 +38,7 @@ from glmtune.webui.requests import FormData, read_form
 from glmtune.webui.run_files import require_run
 from glmtune.webui.run_form import (
     METHOD_SECTIONS,
+    TRAIN_DRAFT,
     RunForm,
     make_empty_form,
     make_form,
@@ -40,7 +48,7 @@ from glmtune.webui.run_form import (
 )
 from glmtune.webui.texts import text
 
-_DRAFT = "train"
+_MAX_TRAININGS = 30
 _TOP = ("model.path", "data.train", "data.eval", "method", "stage", "output")
 """Keys with places of their own on the form."""
 
@@ -50,16 +58,18 @@ def add_routes(app: FastAPI, context: Context) -> None:
 
     @app.get("/train")
     def show_train(request: Request, job: str = "") -> Response:
-        draft = drafts.load_draft(context, owner_of(request), _DRAFT)
+        draft = drafts.load_draft(context, owner_of(request), TRAIN_DRAFT)
         form = parse_form(draft) if draft else make_empty_form()
         shown = find_training(context, job)
+        jobs = list_trainings(context)
+        trainings = jobs[:_MAX_TRAININGS] + [each for each in jobs[_MAX_TRAININGS:] if shown and each.id == shown.id]
         return render_page(
             *(request, context, "train"),
             tab="train",
             form=render_form(request, context, form),
-            trainings=[(context.shorten(each.output), each) for each in list_trainings(context)],
+            trainings=[(context.shorten(each.output), each) for each in trainings],
             job=shown,
-            panel=render_job(request, context, shown) if shown else "",
+            panel=_render_panel(request, context, shown) if shown else "",
             runs=lists.list_choices(context, "runs"),
             saved=drafts.list_saved(context),
         )
@@ -67,7 +77,7 @@ def add_routes(app: FastAPI, context: Context) -> None:
     @app.post("/train/check")
     async def check_form(request: Request) -> Response:
         data = await read_form(request)
-        drafts.save_draft(context, owner_of(request), _DRAFT, data)
+        await run_in_threadpool(drafts.save_draft, context, owner_of(request), TRAIN_DRAFT, data)
         return await run_in_threadpool(_render_card, request, context, parse_form(data))
 
     @app.post("/train/plan")
@@ -92,14 +102,17 @@ def add_routes(app: FastAPI, context: Context) -> None:
     async def change_form(request: Request) -> Response:
         data = await read_form(request)
         form = await run_in_threadpool(change_settings, context, data)
-        return render_part(request, context, "markup", markup=render_form(request, context, form))
+        markup = await run_in_threadpool(render_form, request, context, form)
+        return render_part(request, context, "markup", markup=markup)
 
     @app.post("/train/settings")
     async def save_settings(request: Request) -> Response:
         data = await read_form(request)
-        name = drafts.save_settings(context, data.get("settings_name"), data.without("settings_name"))
-        lang = get_language(request, context)
-        return render_part(request, context, "markup", markup=text("train.saved", lang, name=name))
+        fields = data.without("settings_name")
+        name = await run_in_threadpool(drafts.save_settings, context, data.get("settings_name"), fields)
+        line = text("train.saved", get_language(request, context), name=name)
+        saved = await run_in_threadpool(drafts.list_saved, context)
+        return render_part(request, context, "train_saved", saved=saved, chosen=name, line=line)
 
     @app.post("/train/start")
     async def start_training(request: Request) -> Response:
@@ -110,8 +123,8 @@ def add_routes(app: FastAPI, context: Context) -> None:
 def render_form(request: Request, context: Context, form: RunForm) -> Any:
     """The form with its values, and the card beside it."""
     known = {item.key: item for item in fields()}
-    shared = first("")
-    method_keys = {name: [known[key] for key in first(name)] for name in METHOD_SECTIONS}
+    shared = list_first_keys("")
+    method_keys = {name: [known[key] for key in list_first_keys(name)] for name in METHOD_SECTIONS}
     used = {*_TOP, *shared, *(field.key for group in method_keys.values() for field in group)}
     # Parts in the order of the config; `run` holds the keys of no section.
     sections = sorted(dict.fromkeys(item.section for item in fields()), key=lambda name: name == "run")
@@ -122,9 +135,9 @@ def render_form(request: Request, context: Context, form: RunForm) -> Any:
         known=known,
         shared=[known[key] for key in shared],
         method_keys=method_keys,
-        own_section=options_of(str(form.values["method"])),
+        own_section=get_method_section(str(form.values["method"])),
         folded={name: items for name, items in folded.items() if items},
-        unavailable=unavailable(),
+        unavailable=find_unavailable_choices(),
         models=lists.list_choices(context, "models"),
         datasets=lists.list_datasets(context),
         presets=list(PRESETS),
@@ -164,7 +177,7 @@ def change_settings(context: Context, data: FormData) -> RunForm:
 
 def estimate_seconds(context: Context, tree: dict[str, Any], plan: dict[str, Any]) -> float | None:
     """Time of a training from the speed of the newest run of the same model and method here; None without one."""
-    for path in listed(context.roots, "runs")[:50]:
+    for path in list_paths(context.roots, "runs")[:50]:
         summary = find_json_object(Path(path) / "summary.json") or {}
         speed = summary.get("tokens_per_second")
         if not is_number(speed) or speed <= 0:
@@ -175,14 +188,14 @@ def estimate_seconds(context: Context, tree: dict[str, Any], plan: dict[str, Any
             continue
         model = config.get("model")
         same_model = (model.get("path") if isinstance(model, dict) else model) == tree["model"]["path"]
-        if same_model and config.get("method", "lora") == tree.get("method", "lora"):
+        if plan["tokens"] and same_model and config.get("method", "lora") == tree.get("method", "lora"):
             return float(plan["tokens"]) / speed
     return None
 
 
 def list_trainings(context: Context) -> list[Job]:
-    """The newest jobs that are trainings."""
-    return [job for job in context.jobs.list() if job.kind == "train"][:30]
+    """Jobs that are trainings, the newest first."""
+    return [job for job in context.jobs.list() if job.kind == "train"]
 
 
 def find_training(context: Context, id: str) -> Job | None:
@@ -190,6 +203,14 @@ def find_training(context: Context, id: str) -> Job | None:
     jobs = list_trainings(context)
     chosen = next((job for job in jobs if job.id == id), None)
     return chosen or next((job for job in jobs if job.state == "running"), jobs[0] if jobs else None)
+
+
+def _render_panel(request: Request, context: Context, job: Job) -> Any:
+    """The panel of a training; an error in its place where its run lies outside of the roots, as they are now."""
+    try:
+        return render_job(request, context, job)
+    except GlmtuneError as error:
+        return make_problem(error, get_language(request, context))
 
 
 def _start(request: Request, context: Context, data: FormData) -> Response:
@@ -205,7 +226,7 @@ def _render_card(request: Request, context: Context, form: RunForm) -> Response:
     lang = get_language(request, context)
     try:
         tree = make_tree(context, form)
-        checked(tree)
+        check_tree(tree)
     except GlmtuneError as error:
         problem = make_problem(error, lang)
         return render_part(request, context, "train_card", problem=problem, config=None, command="", is_complete=True)
@@ -238,9 +259,16 @@ def _import_text(content: str) -> dict[str, Any]:
     """The config of a YAML file of ours, or of an older trainer's file or command line."""
     if not content.strip():
         raise ConfigError("Nothing was pasted.", "Paste a YAML file, or the command of an older trainer.")
-    tree = parse_yaml(content) if ":" in content.partition("\n")[0] and not content.startswith("-") else None
+    try:
+        tree = parse_yaml(content) if ":" in content.partition("\n")[0] and not content.startswith("-") else None
+    except DocumentError as error:
+        line = f", line {error.line}" if error.line else ""
+        raise ConfigError(f"Pasted text{line}: {error.problem}.", "Paste a whole YAML file.") from None
     if isinstance(tree, dict) and ({"model", "data", "method"} & set(tree)):
         return tree
-    words = shlex.split(content.replace("\\\n", " "), comments=True)
+    try:
+        words = shlex.split(content.replace("\\\n", " "), comments=True)
+    except ValueError:
+        raise ConfigError("Pasted text: a quotation mark is opened and never closed.", "Paste all of it.") from None
     translated = parse_yaml(dump_translation(require_translation(words, "pasted text")))
     return dict(translated) if isinstance(translated, dict) else {}

@@ -16,6 +16,7 @@ from glmtune.utils.io import find_json_object
 from glmtune.webui.jobs import Job
 
 _TIMEOUT_S = 10
+_MAX_ANSWER_BYTES = 2**16
 _REPORTED = ("finished", "failed", "stopped")
 
 
@@ -77,10 +78,24 @@ def make_message(url: str, job: Job) -> dict[str, Any]:
     }
 
 
+def find_refusal(body: bytes) -> str:
+    """What a service says against a message: DingTalk, Feishu and WeCom answer 200 with an error code; empty if
+    nothing."""
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        return ""
+    if not isinstance(answer, dict) or not (answer.get("errcode") or answer.get("code")):
+        return ""
+    return str(answer.get("errmsg") or answer.get("msg") or answer)[:200]
+
+
 def _post(url: str, body: bytes) -> None:
     request = urllib.request.Request(url, body, {"Content-Type": "application/json; charset=utf-8"})
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S):
-            pass
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
+            problem = find_refusal(answer.read(_MAX_ANSWER_BYTES))
+        if problem:
+            print_warning(f"--webhook: the message was refused ({problem}).")
     except (urllib.error.URLError, OSError, ValueError) as error:
         print_warning(f"--webhook: the message was not sent ({error}).")

@@ -22,6 +22,10 @@ function connectLive() {
     if (box) { box.dataset.curves = event.data; drawCharts(box); }
   });
   liveSource.addEventListener("progress", (event) => showProgress(JSON.parse(event.data)));
+  // After an answer that is no stream (a proxy whose server starts) the browser does not try again; `setUp` does.
+  liveSource.addEventListener("error", (event) => {
+    if (event.target.readyState === EventSource.CLOSED && event.target === liveSource) liveSource = null;
+  });
   liveSource.addEventListener("end", (event) => {
     liveSource.close();
     liveSource = null;
@@ -46,7 +50,7 @@ function announceEnd(job, state) {
   document.title = document.body.dataset.title;
   const name = job.querySelector("h2").textContent;
   if ("Notification" in window && Notification.permission === "granted" && document.hidden) {
-    new Notification(`glmtune: ${name}`, { body: state });
+    new Notification(`glmtune: ${name}`, { body: job.querySelector(".state")?.textContent ?? state });
   }
   htmx.ajax("GET", job.dataset.live.replace(/live$/, "panel"), { target: "#job", swap: "outerHTML" });
   document.body.dispatchEvent(new CustomEvent("job-ended"));
@@ -173,24 +177,28 @@ function download(name, text) {
 // A file is sent as it is, a part after the other being read from disk; the answer is where it was put.
 function upload(input) {
   const status = document.getElementById(input.dataset.status);
+  status.replaceChildren();
   for (const file of input.files) {
+    const line = document.createElement("span"); // a line for each file
+    line.className = "line";
+    status.append(line);
     const request = new XMLHttpRequest();
     request.open("PUT", `${root()}/uploads?name=${encodeURIComponent(file.name)}`);
     for (const [name, value] of Object.entries(csrfHeaders())) request.setRequestHeader(name, value);
     request.upload.onprogress = (event) => {
-      status.textContent = `${file.name}: ${Math.round((100 * event.loaded) / event.total)} %`;
+      line.textContent = `${file.name}: ${Math.round((100 * event.loaded) / event.total)} %`;
     };
     request.onload = () => {
       let reply = {};
       try { reply = JSON.parse(request.responseText); } catch { reply = { error: request.responseText }; }
-      status.textContent = reply.path ? `${reply.path}` : (reply.error ?? `${request.status}`);
+      line.textContent = reply.path ?? `${file.name}: ${reply.error ?? request.status}`;
       const target = document.querySelector(input.dataset.upload);
       if (reply.path && target) {
         target.value = reply.path;
         target.dispatchEvent(new Event("change", { bubbles: true }));
       }
     };
-    request.onerror = () => { status.textContent = `${file.name}: –`; };
+    request.onerror = () => { line.textContent = `${file.name}: ${document.body.dataset.gone}`; };
     request.send(file);
   }
   input.value = "";
@@ -216,6 +224,13 @@ document.addEventListener("change", (event) => {
   if ("logAxis" in event.target.dataset) drawCharts(event.target.closest("[data-curves]"));
 });
 
+// What was said of a choice before is not left under a new one. Before htmx sends what the choice triggers.
+document.addEventListener("change", (event) => {
+  for (const place of document.querySelectorAll("[data-stale-after]")) {
+    if (event.target.matches(place.dataset.staleAfter)) place.replaceChildren();
+  }
+}, true);
+
 document.addEventListener("input", (event) => {
   if ("smoothing" in event.target.dataset) drawCharts(event.target.closest("[data-curves]"));
 });
@@ -225,7 +240,10 @@ function setUp() {
   showTaskFields();
   connectLive();
   for (const box of document.querySelectorAll("[data-curves]")) if (!chartsOf.has(box)) { chartsOf.set(box, true); drawCharts(box); }
-  for (const log of document.querySelectorAll(".log")) log.scrollTop = log.scrollHeight;
+  for (const log of document.querySelectorAll(".log:not([data-scrolled])")) {
+    log.dataset.scrolled = ""; // once: who reads further up is not moved
+    log.scrollTop = log.scrollHeight;
+  }
 }
 
 document.addEventListener("DOMContentLoaded", setUp);
@@ -235,4 +253,18 @@ window.addEventListener("resize", () => document.querySelectorAll("[data-curves]
 document.addEventListener("htmx:responseError", (event) => {
   const notice = document.getElementById("notice");
   if (notice) notice.textContent = `${event.detail.xhr.status}: ${event.detail.xhr.responseText.slice(0, 300)}`;
+});
+document.addEventListener("htmx:sendError", () => {
+  const notice = document.getElementById("notice");
+  if (notice && !("gone" in notice.dataset)) {
+    notice.dataset.gone = "";
+    notice.textContent = document.body.dataset.gone;
+  }
+});
+document.addEventListener("htmx:afterOnLoad", () => {
+  const notice = document.getElementById("notice");
+  if (notice && "gone" in notice.dataset) {
+    delete notice.dataset.gone;
+    notice.textContent = "";
+  }
 });

@@ -72,21 +72,29 @@ async function sendMessage(action) {
       headers: { "X-CSRF-Token": document.body.dataset.csrf },
     });
     if (!reply.ok) {
-      problem.innerHTML = await reply.text();
+      const text = await reply.text();
+      // Errors of a route are markup of ours; refusals and failures of the server are plain text.
+      if (reply.headers.get("Content-Type")?.startsWith("text/html")) problem.innerHTML = text;
+      else problem.textContent = text;
       return;
     }
-    form.reset();
+    if (data.get("action") !== "again") form.reset();
+    form.elements.action.value = "send";
     let failures = 0;
-    await readLines(reply.body, (event) => { failures += showEvent(event, prompt); });
+    await readLines(reply.body, (event) => { failures += showEvent(event, data); });
     // A message that nobody answered goes back to where it was written.
-    if (failures === document.querySelectorAll("[data-side]").length) form.elements.prompt.value = prompt;
+    if (failures === document.querySelectorAll("[data-side]").length) putBack(form, prompt);
   } catch (error) {
-    problem.textContent = String(error);
+    problem.textContent = `${document.body.dataset.gone} (${error})`;
+    putBack(form, prompt);
   } finally {
     chatRequest = false;
     setBusy(false);
-    form.elements.action.value = "send";
   }
+}
+
+function putBack(form, prompt) {
+  if (!form.elements.prompt.value) form.elements.prompt.value = prompt;
 }
 
 async function readLines(stream, handle) {
@@ -102,17 +110,24 @@ async function readLines(stream, handle) {
   }
 }
 
+// What stays of a side's messages while the reply to a request comes, and the user's new message, if it has one.
+function messagesBefore(known, data) {
+  if (data.get("action") === "again") {
+    const last = known.findLastIndex((message) => message.role === "user");
+    return known.slice(0, last + 1);
+  }
+  const rest = data.get("action") === "edit" ? known.filter((message) => message.index < Number(data.get("index"))) : known;
+  return [...rest, { role: "user", text: data.get("prompt") }];
+}
+
 // 1 if the side failed.
-function showEvent(event, prompt) {
+function showEvent(event, data) {
   const side = sideOf(event.side);
   const place = side.querySelector("[data-messages]");
   const known = JSON.parse(place.dataset.messages);
   if (event.status) side.querySelector("[data-status]").textContent = event.status;
   if (event.error) {
-    const box = document.createElement("div");
-    box.className = "callout bad";
-    box.textContent = event.error;
-    document.getElementById("chat-problem").append(box);
+    document.getElementById("chat-problem").insertAdjacentHTML("beforeend", event.error);
     showMessages(side, known);
     side.querySelector("[data-status]").textContent = "";
     return 1;
@@ -121,7 +136,7 @@ function showEvent(event, prompt) {
     place.dataset.messages = JSON.stringify(event.messages);
     showMessages(side, event.messages);
   } else {
-    showMessages(side, [...known, { role: "user", text: prompt }], event.text ?? "");
+    showMessages(side, messagesBefore(known, data), event.text ?? "");
   }
   return 0;
 }
@@ -137,6 +152,12 @@ document.addEventListener("DOMContentLoaded", () => {
   if (!form) return;
   for (const side of document.querySelectorAll("[data-side]")) {
     showMessages(side, JSON.parse(side.querySelector("[data-messages]").dataset.messages));
+  }
+  // What was typed and not sent outlives a reload.
+  const key = `glmtune ${document.getElementById("chats").dataset.send}`;
+  form.elements.prompt.value = sessionStorage.getItem(key) ?? "";
+  for (const name of ["input", "reset"]) {
+    form.addEventListener(name, () => setTimeout(() => sessionStorage.setItem(key, form.elements.prompt.value)));
   }
   form.addEventListener("submit", (event) => { event.preventDefault(); sendMessage(); });
   form.elements.prompt.addEventListener("keydown", (event) => {
