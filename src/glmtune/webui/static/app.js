@@ -87,33 +87,55 @@ function drawCharts(box) {
   for (const place of box.querySelectorAll("[data-chart]")) {
     const names = JSON.parse(place.dataset.chart).filter((name) => curves[name]);
     place.closest("figure").hidden = !names.length;
-    chartsOf.get(place)?.destroy();
-    if (names.length) chartsOf.set(place, drawChart(place, names, curves, { labels, weight, isLog, best }));
+    updateChart(place, names, smoothCurves(names, curves, weight), { labels, isLog, best });
   }
 }
 
-function drawChart(place, names, curves, { labels, weight, isLog, best }) {
+function smoothCurves(names, curves, weight) {
+  return mergeSeries(names.map((name) => {
+    const [x, y] = curves[name];
+    const isSmoothed = y.length > 8 && weight > 0 && !name.startsWith("eval") && name !== "learning_rate";
+    return [x, isSmoothed ? smooth(y, weight) : y];
+  }));
+}
+
+// New points go into the chart that is there, so that what a user points at or has zoomed into stays.
+function updateChart(place, names, data, options) {
+  const width = Math.max(240, place.clientWidth || 480);
+  const key = JSON.stringify([names, options.isLog, width]);
+  const old = chartsOf.get(place);
+  if (old && old.key === key) {
+    const [steps] = old.chart.data;
+    const isZoomed = old.chart.scales.x.min > steps[0] || old.chart.scales.x.max < steps[steps.length - 1];
+    old.options.best = options.best;
+    old.chart.setData(data, !isZoomed);
+    if (isZoomed) old.chart.redraw();
+    return;
+  }
+  old?.chart.destroy();
+  chartsOf.delete(place);
+  if (names.length) chartsOf.set(place, { key, options, chart: drawChart(place, names, data, width, options) });
+}
+
+function drawChart(place, names, data, width, options) {
   const palette = ["--a", "--b", "--good", "--warn", "--faint"].map(colour);
   const series = names.map((name, index) => ({
-    label: labels[name] ?? name,
+    label: options.labels[name] ?? name,
     stroke: palette[index % palette.length],
     width: 2,
     dash: name.startsWith("eval_") ? [6, 4] : undefined,
     spanGaps: true,
-    points: { show: curves[name][0].length < 40 },
-  }));
-  const data = mergeSeries(names.map((name) => {
-    const [x, y] = curves[name];
-    return [x, y.length > 8 && weight > 0 && !name.startsWith("eval") && name !== "learning_rate" ? smooth(y, weight) : y];
+    points: { show: data[0].length < 40 },
   }));
   const axis = { stroke: colour("--faint"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") } };
+  const hasEvaluations = names.some((name) => name.startsWith("eval_"));
   return new uPlot({
-    width: Math.max(240, place.clientWidth || 480),
+    width,
     height: 260,
-    scales: { x: { time: false }, y: { distr: isLog ? 3 : 1 } },
-    series: [{ label: labels.step ?? "step" }, ...series],
+    scales: { x: { time: false }, y: { distr: options.isLog ? 3 : 1 } },
+    series: [{ label: options.labels.step ?? "step" }, ...series],
     axes: [axis, { ...axis, size: 60 }],
-    hooks: { draw: [(chart) => names.some((name) => name.startsWith("eval_")) && markBest(chart, best, labels)] },
+    hooks: { draw: [(chart) => hasEvaluations && markBest(chart, options.best, options.labels)] },
   }, data, place);
 }
 
