@@ -40,7 +40,7 @@ def place(tmp_path, monkeypatch):
 
 
 def test_no_route_fails_or_leads_out(place, monkeypatch):
-    """Run it longer with another seed and more rounds: 60 rounds are 3,000 requests and quarter of a minute."""
+    """Run it longer with another seed and more rounds: 60 rounds are 3,000 requests and a quarter of a minute."""
     root, outside = place
     pages = []
     guard_page = app_module.guard_page
