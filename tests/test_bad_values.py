@@ -12,7 +12,8 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 
-from glmtune.config import RunConfig, check_config, load_config
+from glmtune.config import RunConfig, load_config
+from glmtune.config_checks import check_config
 from glmtune.config_ranges import TRAINING_RANGES, NumberRange
 from glmtune.errors import ConfigError, ModelError
 from glmtune.families import get_family

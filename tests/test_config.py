@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from glmtune.config import RunConfig, check_config, dump_yaml, get_help, load_config
+from glmtune.config import RunConfig, dump_yaml, get_help, load_config
+from glmtune.config_checks import check_config
 from glmtune.errors import ConfigError, ModelError
 from glmtune.hub import resolve_checkpoint
 from glmtune.utils.io import replace_folder

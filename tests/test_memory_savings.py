@@ -17,7 +17,8 @@ from torch import nn
 from transformers import AutoModel
 
 import glmtune
-from glmtune.config import RunConfig, check_config
+from glmtune.config import RunConfig
+from glmtune.config_checks import check_config
 from glmtune.config_parsing import build_dataclass
 from glmtune.data.batches import BlockCollator
 from glmtune.data.encoding import EncodedRow

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from conftest import REPOSITORY
 from glmtune import config as ours
 from glmtune.cli.migrate import register
+from glmtune.config_checks import check_config
 from glmtune.errors import ConfigError
 from glmtune.migrate import dump_translation, require_translation, translate_command, update_training_keys
 from glmtune.migrate.argument_names import (
@@ -202,7 +203,7 @@ def build_run(translation) -> ours.RunConfig:
     from glmtune.training.arguments import check_training_keys
 
     run = ours.build_dataclass(ours.RunConfig, translation.tree, translation.source)
-    ours.check_config(run)
+    check_config(run)
     check_training_keys(run.training)
     return run
 

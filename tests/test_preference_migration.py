@@ -7,7 +7,8 @@ import json
 import pytest
 import yaml
 
-from glmtune.config import PreferenceConfig, RunConfig, check_config
+from glmtune.config import PreferenceConfig, RunConfig
+from glmtune.config_checks import check_config
 from glmtune.config_parsing import build_dataclass, parse_number
 from glmtune.data.sources import open_source
 from glmtune.errors import ConfigError

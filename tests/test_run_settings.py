@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from glmtune.config import DataConfig, GenerateConfig, RunConfig, check_config, load_config
+from glmtune.config import DataConfig, GenerateConfig, RunConfig, load_config
+from glmtune.config_checks import check_config
 from glmtune.config_parsing import build_dataclass
 from glmtune.errors import ConfigError
 from glmtune.evaluation.metrics import score_pair

@@ -16,6 +16,7 @@ LAYERS = [
         "errors",
         "config",
         "config_parsing",
+        "config_checks",
         "config_ranges",
         "run_dir",
         "hub",

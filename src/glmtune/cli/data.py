@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from glmtune.cli.options import FamilyName, number_option
-from glmtune.config import RunConfig, check_config, get_help, load_config
+from glmtune.config import RunConfig, get_help, load_config
+from glmtune.config_checks import check_config
 from glmtune.config_ranges import COUNT
 from glmtune.errors import ConfigError, DataError, RunError
 

@@ -110,7 +110,7 @@ def train(
 
     objective: Objective | None = None
     if run_config.stage != "sft":
-        from glmtune.config import check_config
+        from glmtune.config_checks import check_config
         from glmtune.preference import make_objective
 
         with report_error_once():

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from glmtune.config import DataConfig, RunConfig, check_config
+from glmtune.config import DataConfig, RunConfig
+from glmtune.config_checks import check_config
 from glmtune.config_parsing import build_dataclass, read_config_file, set_key
 from glmtune.errors import ConfigError
 from glmtune.generation.load import LoadedModel, load_parts

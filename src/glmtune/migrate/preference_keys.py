@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from glmtune.config import PREFERENCE_KEYS, GrpoConfig
+from glmtune.config import GrpoConfig
+from glmtune.config_checks import PREFERENCE_KEYS
 from glmtune.config_parsing import parse_number
 from glmtune.errors import ConfigError
 from glmtune.migrate.translation import Translation

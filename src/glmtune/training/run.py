@@ -16,7 +16,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback, TrainerState, set_seed
 
-from glmtune.config import RunConfig, check_config, dump_yaml
+from glmtune.config import RunConfig, dump_yaml
+from glmtune.config_checks import check_config
 from glmtune.errors import (
     ConfigError,
     ModelError,

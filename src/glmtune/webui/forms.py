@@ -11,7 +11,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from glmtune.config import TRAINING_DEFAULTS, RunConfig, check_config
+from glmtune.config import TRAINING_DEFAULTS, RunConfig
+from glmtune.config_checks import check_config
 from glmtune.config_parsing import build_dataclass, drop_secrets, parse_number, set_key, suggest_key
 from glmtune.errors import ConfigError
 from glmtune.training.best_metric import check_best_metric

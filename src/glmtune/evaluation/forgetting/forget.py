@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from glmtune.config import ForgetConfig, RunConfig, check_config
+from glmtune.config import ForgetConfig, RunConfig
+from glmtune.config_checks import check_config
 from glmtune.config_parsing import build_dataclass, read_config_file, set_key
 from glmtune.errors import ConfigError, RunError
 from glmtune.evaluation.candidates import Candidate, open_candidates
