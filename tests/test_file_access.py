@@ -30,11 +30,10 @@ from glmtune.data.files import find_files
 from glmtune.data.sources import open_source
 from glmtune.errors import ConfigError, GlmtuneError
 from glmtune.evaluation.eval_folder import read_predictions
-from glmtune.evaluation.model_info import hash_folder
 from glmtune.export.folder import create_folder
 from glmtune.methods.lora_files import read_weights
 from glmtune.methods.prefix_files import is_prefix_folder, read_prefix
-from glmtune.methods.tuned_model import resolve_target
+from glmtune.methods.tuned_model import hash_folder, resolve_target
 from glmtune.methods.value_head_file import VALUE_HEAD_FILE, read_value_head
 from glmtune.migrate.other_scripts import _read_model_name
 from glmtune.models.checkpoints import inspect_checkpoint

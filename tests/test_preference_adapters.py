@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import BatchFeature, TrainingArguments
 
 from conftest import REPOSITORY
-from glmtune.preference import answer_logps
+from glmtune.preference import answer_logps, reference_cache
 
 sys.path.append(str(REPOSITORY / "benchmarks"))  # last: names of its files are common ones
 
@@ -151,6 +151,33 @@ def test_reference_log_probabilities_are_kept_beside_the_cache(tiny, tmp_path, g
     assert train("third", data="other")[1]
     assert train("fourth", base="chatglm2")[1]
     assert train("fifth", "model.precision=bf16")[1]
+    # The same base and precision, whose weights this method loads in fp32: products round differently.
+    assert train("full", "model.precision=bf16", "method=full") == (pytest.approx(math.log(2), abs=1e-6), True)
     for file in (tmp_path / "cache").rglob("reference-*.npy"):
         file.write_bytes(file.read_bytes()[:-9])
     assert train("sixth") == (pytest.approx(math.log(2), abs=1e-6), True)
+
+
+def test_reference_log_probabilities_are_those_of_the_adapter_that_is_named(tiny, tmp_path, glmtune_command):
+    """Also by the path that other trainers give a checkpoint, at which nothing is."""
+    rows = [{"prompt": f"{QUESTION}{n}", "chosen": BETTER, "rejected": WORSE} for n in range(4)]
+    answers = [{"prompt": row["prompt"], "response": BETTER} for row in rows]
+    for name, part in (("pairs", rows), ("answers", answers)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(part), "utf-8")
+    for name, seed in (("one", 1), ("other", 2)):
+        options = ["training.max_steps=1", "training.save_steps=1", f"training.seed={seed}"]
+        _train(glmtune_command, tiny("chatglm3"), tmp_path / "answers.json", tmp_path / name, *options)
+        options = ["stage=dpo", "training.max_steps=1", f"adapter={tmp_path / name / 'checkpoint-1'}"]
+        (step,) = _train(glmtune_command, tiny("chatglm3"), tmp_path / "pairs.json", tmp_path / f"dpo-{name}", *options)
+        assert step["loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_a_cache_that_cannot_be_used_costs_time_only(tmp_path):
+    path = tmp_path / ("x" * 300)  # a name for which every call of the system fails
+    reference_cache.save_reference(path, torch.zeros(3, dtype=torch.float64))
+    assert reference_cache.load_reference(path, 3) is None
+    path = tmp_path / "new" / "reference.npy"
+    reference_cache.save_reference(path, torch.arange(3, dtype=torch.float64))
+    assert reference_cache.load_reference(path, 3).tolist() == [0, 1, 2]
+    assert reference_cache.load_reference(path, 4) is None
+    assert [file.name for file in path.parent.iterdir()] == [path.name]

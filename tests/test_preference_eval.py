@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from transformers import TrainerControl, TrainerState
 
 import glmtune
 from glmtune.config import PreferenceConfig, load_config
-from glmtune.errors import DataError
+from glmtune.errors import DataError, ModelError
 from glmtune.evaluation import judging
 from glmtune.evaluation.dataset import read_eval_data
 from glmtune.evaluation.forgetting.verdict import suggest_remedies
@@ -333,9 +334,16 @@ def test_replies_are_judged_without_the_prefix_of_their_model(tmp_path, monkeypa
     assert [line["rewards"] for line in lines] == [[1, 0], [1, 1], [1, 2]]
 
 
-def test_an_exported_reward_model_is_a_judge(tmp_path):
-    (tmp_path / "config.json").write_text('{"architectures": ["GlmForSequenceClassification"]}', "utf-8")
-    judging.require_reward_model(str(tmp_path))
+def test_an_exported_reward_model_is_a_judge(tiny, tmp_path):
+    """What makes it one is its architecture: the same folder as a language model is none."""
+    folder = tmp_path / "exported"
+    shutil.copytree(tiny("chatglm3"), folder)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    with pytest.raises(ModelError, match="no reward model"):
+        judging.require_reward_model(str(folder))
+    config["architectures"] = ["GlmForSequenceClassification"]
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    judging.require_reward_model(str(folder))
 
 
 def test_compare_refuses_a_judge_that_rewards_nothing(run, tiny, glmtune_command):

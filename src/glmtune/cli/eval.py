@@ -20,6 +20,7 @@ from glmtune.cli.options import (
     Limit,
     MaxNewTokens,
     Quantization,
+    RunDataOverrides,
     RunOrModel,
     SamplingSeed,
     Temperature,
@@ -53,9 +54,7 @@ def eval_(
     compile_: Compile = False,
     family: FamilyName = None,
     hub: Hub = "huggingface",
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="data.* settings other than the run's: --set data.max_length=1024")
-    ] = None,
+    set_: RunDataOverrides = None,
 ) -> None:
     """Answer every row and score the replies: ROUGE, BLEU-4, exact match, tool calls, loss, with 95 % intervals.
 

@@ -75,6 +75,9 @@ Method = Annotated[str | None, typer.Option(help=get_help("method"))]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Any key of the config: --set training.max_steps=100")
 ]
+RunDataOverrides = Annotated[
+    list[str] | None, typer.Option("--set", help="data.* settings other than the run's: --set data.max_length=1024")
+]
 
 # How a model is loaded.
 RunOrModel = Annotated[

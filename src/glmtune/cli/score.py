@@ -9,7 +9,18 @@ from typing import Annotated
 
 import typer
 
-from glmtune.cli.options import Base, BatchSize, Device, Dtype, FamilyName, Hub, Limit, Quantization, RunOrModel
+from glmtune.cli.options import (
+    Base,
+    BatchSize,
+    Device,
+    Dtype,
+    FamilyName,
+    Hub,
+    Limit,
+    Quantization,
+    RunDataOverrides,
+    RunOrModel,
+)
 
 
 def score(
@@ -28,9 +39,7 @@ def score(
     device: Device = None,
     family: FamilyName = None,
     hub: Hub = "huggingface",
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="data.* settings other than the run's: --set data.max_length=1024")
-    ] = None,
+    set_: RunDataOverrides = None,
 ) -> None:
     """Score answers with a reward model (stage rm): a reward for each, and for pairs accuracy, margin and calibration.
 

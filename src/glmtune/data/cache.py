@@ -29,8 +29,8 @@ from glmtune.errors import DataError
 from glmtune.families import Family
 from glmtune.utils.console import print_warning
 from glmtune.utils.documents import parse_json, read_document
-from glmtune.utils.file_access import add_cache_folder, require_readable
-from glmtune.utils.io import write_json
+from glmtune.utils.file_access import add_cache_folder
+from glmtune.utils.io import hash_file, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -134,9 +134,10 @@ def open_encoded_data(folder: Path) -> EncodedData:
         info = EncodedDataInfo(**parse_json(read_document(folder / INFO_FILE)))
         EncodingCounts(**info.counts)
         # Not left to Arrow: damaged offsets in a mapped file would end the process.
-        if info.rows_sha256 and _hash_file(folder / ROWS_FILE) != info.rows_sha256:
+        digest = hash_file(folder / ROWS_FILE)
+        if info.rows_sha256 and digest != info.rows_sha256:
             raise ValueError(f"the checksum of {ROWS_FILE} differs")
-        return EncodedData(RowStore(folder / ROWS_FILE), info)
+        return EncodedData(RowStore(folder / ROWS_FILE, digest), info)
     except (OSError, ValueError, TypeError, RecursionError) as error:
         hint = "Remove it and encode it again."
         raise DataError(f"{folder}: not a complete encoded data set ({error}).", hint) from None
@@ -285,14 +286,6 @@ def _list_file_names(sources: list[DataSource]) -> list[str]:
     return [name for source in sources for name in [*map(str, source.files)] or [source.name]]
 
 
-def _hash_file(path: Path) -> str:
-    hasher = hashlib.sha256()
-    with require_readable(path).open("rb") as stream:
-        while block := stream.read(1 << 20):
-            hasher.update(block)
-    return hasher.hexdigest()
-
-
 def _encode_to_folder(
     folder: Path,
     sources: list[DataSource],
@@ -320,7 +313,7 @@ def _encode_to_folder(
         sum(source.invalid_line_count for source in sources),
         _compute_key(sources, family, tokenizer_hash, rules),
         _list_file_names(sources),
-        _hash_file(folder / ROWS_FILE),
+        hash_file(folder / ROWS_FILE),
     )
     write_json(folder / INFO_FILE, asdict(info))  # last: it marks the rows as complete
 

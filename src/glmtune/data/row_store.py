@@ -31,11 +31,12 @@ class RowStore:
 
     Attributes:
         path: of the Arrow file.
+        digest: of its content.
         new_names: present names of data files by those in the file: a cache is found by content.
     """
 
-    def __init__(self, path: Path, new_names: Mapping[str, str] | None = None):
-        self.path = path
+    def __init__(self, path: Path, digest: str, new_names: Mapping[str, str] | None = None):
+        self.path, self.digest = path, digest
         self.new_names = new_names or {}
         self._file = pa.memory_map(str(require_readable(path)))
         self._table = pa.ipc.open_file(self._file).read_all()
@@ -65,7 +66,7 @@ class JoinedRowStore(RowStore):
     """Two stores as one, still memory mapped: the rows of `second` follow those of `first`."""
 
     def __init__(self, first: RowStore, second: RowStore):
-        self.path = first.path
+        self.path, self.digest = first.path, f"{first.digest} {second.digest}"
         self.parts = (first, second)
         self.lengths = np.concatenate([first.lengths, second.lengths])
         self.conversations = np.concatenate([first.conversations, second.conversations])

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from glmtune.data.conversation import InvalidRow, RawRow
 from glmtune.data.files import DataFile
 from glmtune.errors import ConfigError, DataError, summarize_error
-from glmtune.utils.file_access import require_readable
+from glmtune.utils.io import add_file_to_hash
 
 
 class SourceRows(Protocol):
@@ -37,9 +37,7 @@ class FileRows:
         for file in self.files:
             content = hashlib.sha256(file.suffix.encode())
             file.check_unchanged()
-            with require_readable(file.path).open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    content.update(block)
+            add_file_to_hash(content, file.path)
             file.check_unchanged()
             hasher.update(content.digest())
 

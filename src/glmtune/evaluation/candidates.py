@@ -12,9 +12,9 @@ import torch
 
 from glmtune.config import RunConfig
 from glmtune.data.cache import hash_tokenizer
-from glmtune.evaluation.model_info import ModelInfo, find_run, hash_folder, read_settings
+from glmtune.evaluation.model_info import ModelInfo, find_run, read_settings
 from glmtune.methods.base_info import require_same_base
-from glmtune.methods.tuned_model import ModelTarget, find_newest_inside, is_adapter, resolve_target
+from glmtune.methods.tuned_model import ModelTarget, find_newest_inside, hash_folder, is_adapter, resolve_target
 from glmtune.methods.value_head_file import require_generating
 from glmtune.models.checkpoints import Checkpoint, inspect_checkpoint
 from glmtune.models.tokenizers import load_tokenizer

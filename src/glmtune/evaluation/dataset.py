@@ -80,8 +80,7 @@ def read_eval_data(
     Raises:
         DataError: a file that cannot be read, a row that does not fit the family, or nothing to compare replies with.
     """
-    if is_encoded_folder(Path(path)):
-        raise DataError(f"{path}: contains encoded rows.", "Give the file that they were made from.")
+    require_plain_rows(path)
     # Replies are compared with the better answers, whatever was trained on.
     preference: Preference = "refuse" if config.preference == "refuse" else "chosen"
     try:
@@ -98,7 +97,7 @@ def read_eval_data(
     rows = list(_make_rows(conversations, family, tokenizer, rules, counts))
     if not any(row.reference for row in rows):
         raise _explain_no_rows(path, conversations, counts)
-    return EvalData(path, _hash_rows(sources), rows, encoded, rules, counts, list(list_notes(sources)))
+    return EvalData(path, hash_rows(sources), rows, encoded, rules, counts, list(list_notes(sources)))
 
 
 def _make_rows(
@@ -151,7 +150,18 @@ def _explain_no_rows(path: str, conversations: Sequence[Conversation], counts: E
     return DataError(f"{path}: no answers to compare with, all of them are empty.", "Fill in the answers.")
 
 
-def _hash_rows(sources: list[DataSource]) -> str:
+def require_plain_rows(path: str) -> None:
+    """Require that rows are not encoded yet.
+
+    Raises:
+        DataError: the folder is one of encoded rows, which have no texts.
+    """
+    if is_encoded_folder(Path(path)):
+        raise DataError(f"{path}: contains encoded rows.", "Give the file that they were made from.")
+
+
+def hash_rows(sources: list[DataSource]) -> str:
+    """A hash of the content of sources; the place of their files is no part of it."""
     return "-".join(source.compute_digest()[:16] for source in sources)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,10 @@ from glmtune.config_checks import check_config
 from glmtune.config_parsing import build_dataclass, read_config_file, set_key
 from glmtune.errors import ConfigError
 from glmtune.generation.load import LoadedModel, load_parts
-from glmtune.methods.lora_sources import find_bare_weights
-from glmtune.methods.tuned_model import ModelTarget
+from glmtune.methods.tuned_model import ModelTarget, hash_folder
 from glmtune.models.checkpoints import Checkpoint
 from glmtune.models.loading import DTYPES
 from glmtune.run_dir import RunDir, is_run
-from glmtune.utils.file_access import require_readable
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class ModelInfo:
             name: a short one.
             base: the checkpoint.
             found: the resolved `RUN_OR_MODEL`, with its quantisation.
-            adapter_digest: `folder_digest` of the adapter.
+            adapter_digest: `hash_folder` of the adapter.
             dtype: that it computes in.
         """
         return cls(
@@ -80,20 +77,6 @@ def load_target(target: str, **options: Any) -> tuple[LoadedModel, ModelInfo]:
     opened, found, base = load_parts(target, **options)
     digest = hash_folder(found.adapter) if found.adapter else None
     return opened, ModelInfo.from_loaded(_name_target(target), base, found, digest, opened.model.dtype)
-
-
-def hash_folder(folder: Path) -> str:
-    """A hash of the weights and settings in an adapter's folder, or of an adapter that is one file."""
-    hasher = hashlib.sha256()
-    bare = find_bare_weights(folder)
-    for path in sorted(folder.iterdir()) if folder.is_dir() else [folder]:
-        is_part = path.suffix in (".safetensors", ".bin", ".json") and not path.name.startswith(".")
-        if path.is_file() and (is_part or path == bare):
-            hasher.update(path.name.encode())
-            with require_readable(path).open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    hasher.update(block)
-    return hasher.hexdigest()[:16]
 
 
 def find_run(target: str) -> RunDir | None:

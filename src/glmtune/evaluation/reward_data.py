@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glmtune.config import DataConfig
 from glmtune.data.conversation import Conversation, InvalidRow
 from glmtune.data.encoding import EncodedRow, EncodingCounts, encode_conversations
-from glmtune.data.files import is_encoded_folder
 from glmtune.data.formats import Preference
 from glmtune.data.sources import DataSource, open_sources, sample_sources
 from glmtune.errors import DataError
-from glmtune.evaluation.dataset import list_notes
+from glmtune.evaluation.dataset import hash_rows, list_notes, require_plain_rows
 from glmtune.families import Family
 from glmtune.training.training_data import make_encoding_rules
 
@@ -63,8 +61,7 @@ def read_reward_data(
     Raises:
         DataError: a file that cannot be read, a row that does not fit the family, or no row within the limits.
     """
-    if is_encoded_folder(Path(path)):
-        raise DataError(f"{path}: contains encoded rows.", "Give the file that they were made from.")
+    require_plain_rows(path)
     preference, sources = _open_sources(path, config, seed)
     conversations = list(islice(sample_sources(sources), limit))
     sides = [side for one in conversations for side in (one, one.rejected) if side is not None]
@@ -82,8 +79,7 @@ def read_reward_data(
             "Raise the limits: --set data.max_length=2048",
         )
     kind = "rows" if preference == "refuse" else preference
-    digest = "-".join(source.compute_digest()[:16] for source in sources)
-    return RewardData(kind, conversations, encoded, digest, counts, list(list_notes(sources)))
+    return RewardData(kind, conversations, encoded, hash_rows(sources), counts, list(list_notes(sources)))
 
 
 def describe_answer(conversation: Conversation) -> tuple[str, str]:

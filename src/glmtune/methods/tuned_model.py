@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from glmtune.models.loading import load_base
 from glmtune.run_dir import RunDir, is_run
 from glmtune.utils.console import print_message
 from glmtune.utils.file_access import require_readable
-from glmtune.utils.io import find_json_object
+from glmtune.utils.io import add_file_to_hash, find_json_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -203,6 +204,18 @@ def find_trained_folder(folder: Path, output_kind: str) -> Path:
     last = run.last_checkpoint()
     hint = f"Its newest checkpoint can be used: {last}." if last else "Continue it: glmtune train --resume --output RUN"
     raise RunError(f"{folder}: the run is not finished, so it has no {output_kind} yet.", hint)
+
+
+def hash_folder(folder: Path) -> str:
+    """A hash of the weights and settings in the folder of an adapter or a model, or of an adapter that is one file."""
+    hasher = hashlib.sha256()
+    bare = find_bare_weights(folder)
+    for path in sorted(folder.iterdir()) if folder.is_dir() else [folder]:
+        is_part = path.suffix in (".safetensors", ".bin", ".json") and not path.name.startswith(".")
+        if path.is_file() and (is_part or path == bare):
+            hasher.update(path.name.encode())
+            add_file_to_hash(hasher, path)
+    return hasher.hexdigest()[:16]
 
 
 def _resolve_run(folder: Path, base: str | None, family: str | None) -> ModelTarget:

@@ -29,7 +29,7 @@ from glmtune.methods import make_method
 from glmtune.methods.base_info import BaseInfo
 from glmtune.methods.method import count_trainable_parameters
 from glmtune.methods.run_tokenizer import load_run_tokenizer
-from glmtune.methods.tuned_model import find_trained_folder
+from glmtune.methods.tuned_model import find_trained_folder, hash_folder
 from glmtune.methods.value_head_file import is_reward_folder
 from glmtune.models.checkpoints import inspect_checkpoint, require_bitsandbytes
 from glmtune.models.shared_head import separate_head
@@ -92,7 +92,7 @@ from glmtune.training.trainer import GlmTrainer
 from glmtune.training.training_data import TrainingData, prepare_data
 from glmtune.training.verify import compute_probe_logits, require_change, require_saved_weights
 from glmtune.utils.console import is_main_process, print_message, print_warning, show_status, silence_libraries
-from glmtune.utils.io import hash_files, iso_timestamp, replace_folder, write_json, write_text
+from glmtune.utils.io import iso_timestamp, replace_folder, write_json, write_text
 
 
 @dataclass
@@ -294,7 +294,7 @@ class TrainingRun:
             else:
                 self.base_logits = compute_probe_logits(self.model, self.probe, arguments)
         if not config.adapter:
-            self._compute_reference()
+            self._compute_reference(None)
         with explain_memory(self.config, "before the first step"):
             self.model = self.method.prepare(self.model)
         if config.adapter:
@@ -302,24 +302,33 @@ class TrainingRun:
             if config.stage != "rm" and is_reward_folder(folder):
                 print_warning(f"{folder}: a reward model; its value head is left out, stage {config.stage} has none.")
             self.method.start_from(self.model, folder, self.base_info)
-            self._compute_reference()
+            self._compute_reference(folder)
         self.objective.start(
             ObjectiveContext(self.model, self.tokenizer, self.base.family, self.data, self.arguments, self.run.samples)
         )
 
-    def _compute_reference(self) -> None:
-        """Compute what the losses need of the model before training, if anything."""
+    def _compute_reference(self, adapter: Path | None) -> None:
+        """Compute what the losses need of the model before training, if anything.
+
+        Args:
+            adapter: that training starts from, which the model has by now.
+        """
         if self.objective.needs_reference:
             start = time.perf_counter()
-            self.objective.compute_reference(self.model, self.data, self.arguments, self._identify_reference())
+            identity = self._identify_reference(adapter)
+            self.objective.compute_reference(self.model, self.data, self.arguments, identity)
             self.summary["reference_seconds"] = round(time.perf_counter() - start, 3)
 
-    def _identify_reference(self) -> str:
+    def _identify_reference(self, adapter: Path | None) -> str:
         """What decides the weights of the model before training, and how it computes."""
-        model = dataclasses.asdict(self.config.model)
-        settings = {key: value for key, value in model.items() if key not in ("path", "hub")}
-        adapter = hash_files(Path(self.config.adapter)) if self.config.adapter else ""
-        parts = (self.base.fingerprint, str(self.precision), settings, adapter, self.config.data.new_tokens)
+        config = self.config
+        settings = {key: value for key, value in dataclasses.asdict(config.model).items() if key not in ("path", "hub")}
+        # Methods load the same base in different precisions, and products round differently in each.
+        dtypes = sorted({str(parameter.dtype) for parameter in self.model.parameters()})
+        parts: list[Any] = [self.base.fingerprint, str(self.precision), dtypes, settings, config.data.new_tokens]
+        if adapter is not None:  # the scale of an adapter that is one file is in the settings alone
+            scale = [dataclasses.asdict(section) for section in (config.lora, config.ptuning)]
+            parts += [config.method, scale, hash_folder(adapter)]
         return json.dumps(parts, sort_keys=True, default=str)
 
     def find_checkpoint(self) -> None:

@@ -13,7 +13,7 @@ import re
 import shutil
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -23,6 +23,7 @@ from glmtune.utils.documents import MAX_JSON_BYTES, DocumentError, parse_json, r
 from glmtune.utils.file_access import FileAccessError, require_readable, require_writable
 
 LOCK_FILE = ".lock"
+_HASH_BLOCK_BYTES = 1 << 20
 
 
 def write_text(path: Path, text: str) -> None:
@@ -214,15 +215,25 @@ def is_locked(folder: Path) -> bool:
         return True
 
 
-def hash_files(path: Path) -> str:
-    """SHA-256 of the names and contents of the files in a folder and below it, or of a single file."""
+def add_file_to_hash(hasher: Any, path: Path, on_bytes: Callable[[int], None] | None = None) -> None:
+    """Add the content of a file to a hash, block by block.
+
+    Args:
+        hasher: of `hashlib`.
+        path: of the file.
+        on_bytes: called with the number of bytes after each block.
+    """
+    with require_readable(path).open("rb", buffering=0) as stream:
+        while block := stream.read(_HASH_BLOCK_BYTES):
+            hasher.update(block)
+            if on_bytes:
+                on_bytes(len(block))
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of the content of a file, in hexadecimal digits."""
     hasher = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
-            hasher.update(file.name.encode("utf-8", "surrogateescape"))
-            with require_readable(file).open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    hasher.update(block)
+    add_file_to_hash(hasher, path)
     return hasher.hexdigest()
 
 

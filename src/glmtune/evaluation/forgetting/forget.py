@@ -16,11 +16,12 @@ from glmtune.errors import ConfigError, RunError
 from glmtune.evaluation.candidates import Candidate, open_candidates
 from glmtune.evaluation.forgetting.probe import ProbeItem
 from glmtune.evaluation.forgetting.probing import ForgettingProbe
-from glmtune.evaluation.model_info import find_run, hash_folder
+from glmtune.evaluation.model_info import find_run
 from glmtune.evaluation.model_switcher import ModelSwitcher
 from glmtune.evaluation.output_folders import require_result_folder
 from glmtune.evaluation.results import FORGETTING_FILE, ForgettingResult
 from glmtune.evaluation.scoring import make_printable
+from glmtune.methods.tuned_model import hash_folder
 from glmtune.utils.io import explain_write_errors, file_timestamp, find_json_object, iso_timestamp, slugify, write_text
 
 EXIT_CODES = {"pass": 0, "warn": 0, "fail": 3}
