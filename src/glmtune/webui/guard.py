@@ -25,7 +25,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from glmtune.html.i18n import LANGUAGES
-from glmtune.utils.network import get_hostname, is_loopback
+from glmtune.utils.network import get_hostname, is_loopback, parse_content_length
 from glmtune.webui.entry_pages import RefusalReason, render_refusal
 from glmtune.webui.page_rules import PageRules, RouteRule
 from glmtune.webui.server_key import is_signature, sign
@@ -272,7 +272,7 @@ class _LimitedPageBody:
     def __init__(self, receive: Receive, rule: RouteRule, declared: str):
         self._receive = receive
         self._rule = rule
-        self._declared = int(declared[:20]) if declared.isascii() and declared.isdigit() else 0
+        self._declared = parse_content_length(declared)
         self._deadline = None if rule.body_seconds is None else time.monotonic() + rule.body_seconds
         self._size = 0
         self._is_complete = False
