@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shlex
@@ -331,6 +332,56 @@ def test_a_body_that_is_too_large_is_refused_whatever_the_route_does():
     streamed = client.post("/delete", content=iter([b"01234", b"56789", b"x"]), headers=ours)
     assert streamed.status_code == 413
     assert DELETED == [b"0123456789"]
+
+
+def ask_directly(rule, receive, *headers):
+    """A POST with the token, part by part: status, headers of the answer and the bodies that the route read."""
+    client = open_page()
+    token = read_token(client)
+    session = client.cookies["glmtune_session"]
+    own = {"host": "127.0.0.1:7860", "x-csrf-token": token, "cookie": f"glmtune_session={session}", **dict(headers)}
+    scope = {"type": "http", "method": "POST", "path": "/delete", "raw_path": b"/delete", "query_string": b""}
+    scope["headers"] = [(name.encode(), value.encode()) for name, value in own.items()]
+    answer = []
+
+    async def send(message):
+        answer.append(message)
+
+    guard = PageGuard(PAGE, PageRules(routes=(rule,)), KEY)
+    asyncio.run(asyncio.wait_for(guard(scope, receive, send), 20))
+    return answer[0]["status"], dict(answer[0]["headers"]), list(DELETED)
+
+
+def test_a_body_that_is_announced_as_too_large_is_not_read():
+    async def receive():
+        raise AssertionError("read")
+
+    status, headers, bodies = ask_directly(RouteRule("/delete", 10), receive, ("content-length", str(10**12)))
+    assert (status, headers[b"connection"], bodies) == (413, b"close", [])
+
+
+@pytest.mark.parametrize("parts", [0, 1])
+def test_a_body_that_does_not_arrive_is_refused_in_time(parts):
+    left = [{"type": "http.request", "body": b"0", "more_body": True}] * parts
+
+    async def receive():
+        if left:
+            return left.pop()
+        await asyncio.sleep(3600)
+
+    status, headers, bodies = ask_directly(RouteRule("/delete", 10, body_seconds=0.05), receive)
+    assert (status, headers[b"connection"], bodies) == (408, b"close", [])
+
+
+def test_what_is_refused_is_read_so_that_the_client_sees_the_answer():
+    parts = [b"012345", b"6789ab", b"c"]
+
+    async def receive():
+        body = parts.pop(0)
+        return {"type": "http.request", "body": body, "more_body": bool(parts)}
+
+    assert ask_directly(RouteRule("/delete", 10), receive)[0] == 413
+    assert not parts
 
 
 def test_the_longest_prefix_rules():

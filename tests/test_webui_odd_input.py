@@ -18,8 +18,9 @@ from glmtune.errors import ConfigError
 from glmtune.utils.console import ProgressBar
 from glmtune.webui import chat_store, elements, paths, plan_view, runs_tab
 from glmtune.webui.app import make_context
+from glmtune.webui.chat_answer import SETTINGS, parse_sampling
 from glmtune.webui.chat_store import Chat, Side, Vote, add_vote, change_chat, create_chat, load_chat, make_rows
-from glmtune.webui.chat_tab import SETTINGS, make_vote, parse_sampling
+from glmtune.webui.chat_tab import make_vote
 from glmtune.webui.commands import CommandOutput
 from glmtune.webui.data_tab import make_train_draft
 from glmtune.webui.job_view import describe_job

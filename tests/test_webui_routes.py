@@ -25,7 +25,7 @@ from glmtune.html.i18n import LANGUAGES, has_text, load_texts
 from glmtune.serve.context import ServeContext, ServedModel, ServeLimits
 from glmtune.webui.api_mount import ApiMount, make_api
 from glmtune.webui.app import make_app, make_context, make_routes
-from glmtune.webui.chat_tab import SETTINGS
+from glmtune.webui.chat_answer import SETTINGS
 from glmtune.webui.error_texts import translate_error
 from glmtune.webui.forms import fields
 from glmtune.webui.jobs import State

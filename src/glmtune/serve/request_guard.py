@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from glmtune.serve.api_errors import ApiError
 from glmtune.serve.context import ServeContext
 from glmtune.serve.http_messages import ClientDisconnectError
-from glmtune.utils.network import get_hostname, is_loopback
+from glmtune.utils.network import get_hostname, is_loopback, parse_content_length
 
 LOGGER = logging.getLogger("glmtune.serve")
 CLIENT_CLOSED = 499
@@ -123,8 +123,8 @@ class _LimitedBody:
         self._size = 0
         self._is_complete = False
         headers = dict(scope["headers"])
-        declared = headers.get(b"content-length", b"0")
-        is_large = declared.isdigit() and int(declared[:20]) > self._limits.body_bytes
+        declared = parse_content_length(headers.get(b"content-length", b"").decode("latin-1"))
+        is_large = declared > self._limits.body_bytes
         if is_large and headers.get(b"expect", b"").lower() == b"100-continue":  # the client asks before it sends
             raise self._make_size_error()
 

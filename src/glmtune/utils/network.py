@@ -23,6 +23,11 @@ def get_hostname(host_header: str) -> str:
     return host_header.rsplit(":", 1)[0] if not host_header.endswith("]") else host_header
 
 
+def parse_content_length(header: str) -> int:
+    """The bytes that a request's `Content-Length` header announces; 0 where it is missing or no number."""
+    return int(header[:20]) if header.isascii() and header.isdigit() else 0
+
+
 def format_url(host: str, port: int) -> str:
     """The address of a server as it is typed into a browser."""
     return f"http://[{host}]:{port}" if ":" in host and not host.startswith("[") else f"http://{host}:{port}"

@@ -34,7 +34,7 @@ from glmtune.webui import (
 )
 from glmtune.webui.api_mount import API_PATH, ApiMount, make_api
 from glmtune.webui.context import STATE, Context
-from glmtune.webui.guard import LANGUAGE_COOKIE, visitor_of
+from glmtune.webui.guard import visitor_of
 from glmtune.webui.jobs import Jobs
 from glmtune.webui.page_rules import PageRules, RouteRule, require_password
 from glmtune.webui.rendering import TABS, redirect, render_error
@@ -50,7 +50,6 @@ PAGE_PATHS = frozenset(
     f"/{name}" for name in (*TABS, "jobs", "static", "strip", "language", "uploads", "login", "logout", "api")
 )
 """First parts of the page's own paths, which no root path may equal."""
-_YEAR_S = 365 * 24 * 3600
 
 
 def make_context(roots: list[Path], lang: str, *, locked: bool = False, webhook: str | None = None) -> Context:
@@ -111,7 +110,7 @@ def make_routes(context: Context) -> FastAPI:
         lang = (await read_form(request)).get("to")
         response = HTMLResponse("", headers={"HX-Refresh": "true"})
         if lang in LANGUAGES:
-            response.raw_headers.append(visitor_of(request).format_cookie(LANGUAGE_COOKIE, lang, _YEAR_S))
+            response.raw_headers.append(visitor_of(request).format_language_cookie(lang))
         return response
 
     for module in _ROUTES:

@@ -22,7 +22,7 @@ from glmtune.webui.context import Context
 from glmtune.webui.data_checks import DataCheck, DataChecks, group_findings
 from glmtune.webui.data_rows import make_run, open_rows, read_page, render_row
 from glmtune.webui.elements import make_figures
-from glmtune.webui.forms import fields, parse_value, tree_of
+from glmtune.webui.forms import Field, map_fields, parse_value, tree_of
 from glmtune.webui.guard import owner_of
 from glmtune.webui.paths import data_entries, inside, model_or_path
 from glmtune.webui.rendering import get_language, make_problem, redirect, render_page, render_part
@@ -44,12 +44,11 @@ def add_routes(app: FastAPI, context: Context) -> None:
     @app.get("/data")
     def show_data(request: Request) -> Response:
         draft = drafts.load_draft(context, owner_of(request), _DRAFT) or FormData()
-        known = {item.key: item for item in fields()}
         return render_page(
             *(request, context, "data"),
             tab="data",
             data=draft,
-            settings=[(known[key], draft.get(key) or _get_default(known[key])) for key in _SETTINGS],
+            settings=[(item, draft.get(item.key) or _get_default(item)) for item in _list_settings()],
             models=lists.list_choices(context, "models"),
             datasets=lists.list_datasets(context),
             roles=COLUMN_ROLES,
@@ -115,9 +114,10 @@ def parse_run(context: Context, data: FormData) -> RunConfig:
     Raises:
         GlmtuneError: a path outside the roots, or a value that its key cannot take.
     """
-    known = {item.key: item for item in fields()}
     sent = {name for name, _ in data.pairs}
-    tree = tree_of({key: data.get(key) for key in _SETTINGS if key in sent and known[key].kind != "flag"})
+    tree = tree_of(
+        {item.key: data.get(item.key) for item in _list_settings() if item.key in sent and item.kind != "flag"}
+    )
     section = tree.setdefault("data", {})
     section["train"] = data_entries(context.roots, data.get(DATA))
     columns = _get_columns(data)
@@ -221,6 +221,10 @@ def _suggest_fix(context: Context, check: DataCheck) -> str:
     return name
 
 
-def _get_default(field: Any) -> Any:
+def _list_settings() -> list[Field]:
+    return [map_fields()[key] for key in _SETTINGS]
+
+
+def _get_default(field: Field) -> Any:
     value = parse_value(field, "")
     return "" if value is None else value

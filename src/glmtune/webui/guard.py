@@ -18,13 +18,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from glmtune.html.i18n import LANGUAGES
-from glmtune.utils.network import get_hostname, is_loopback
+from glmtune.utils.network import get_hostname, is_loopback, parse_content_length
 from glmtune.webui.entry_pages import RefusalReason, render_refusal
 from glmtune.webui.page_rules import PageRules, RouteRule
 from glmtune.webui.server_key import is_signature, sign
@@ -90,6 +91,10 @@ class PageVisitor:
         secure = "; Secure" if self.is_secure else ""
         cookie = f"{name}={value}; Path={self.cookie_path}; Max-Age={max_age}; HttpOnly; SameSite=Lax{secure}"
         return b"set-cookie", cookie.encode("latin-1")
+
+    def format_language_cookie(self, lang: str) -> tuple[bytes, bytes]:
+        """A header that keeps the language that was chosen, see `find_chosen_language`."""
+        return self.format_cookie(LANGUAGE_COOKIE, lang, _COOKIE_SECONDS)
 
 
 class RefusedRequestError(Exception):
@@ -208,17 +213,22 @@ def read_headers(scope: Scope) -> dict[str, str]:
     return headers
 
 
-def read_cookies(headers: dict[str, str], name: str) -> list[str]:
+def read_cookies(headers: Mapping[str, str], name: str) -> list[str]:
     """The values of a cookie: several where a browser has it for several paths."""
     pairs = (part.strip().partition("=") for part in headers.get("cookie", "").split(";"))
     return [value for key, _, value in pairs if key == name]
 
 
-def choose_language(headers: dict[str, str], default: str) -> str:
-    """The language that was chosen on the page (a cookie), or the first one of the browser's that the page has."""
-    for chosen in read_cookies(headers, LANGUAGE_COOKIE):
-        if chosen in LANGUAGES:
-            return chosen
+def find_chosen_language(headers: Mapping[str, str]) -> str | None:
+    """The language that was chosen on the page; None where none was."""
+    return next((lang for lang in read_cookies(headers, LANGUAGE_COOKIE) if lang in LANGUAGES), None)
+
+
+def choose_language(headers: Mapping[str, str], default: str) -> str:
+    """The language that was chosen on the page, or the first one of the browser's that the page has."""
+    chosen = find_chosen_language(headers)
+    if chosen is not None:
+        return chosen
     weights: dict[str, float] = {}
     for part in headers.get("accept-language", "")[:500].split(","):
         tag, _, quality = part.strip().partition(";")
@@ -262,7 +272,7 @@ class _LimitedPageBody:
     def __init__(self, receive: Receive, rule: RouteRule, declared: str):
         self._receive = receive
         self._rule = rule
-        self._declared = int(declared[:20]) if declared.isascii() and declared.isdigit() else 0
+        self._declared = parse_content_length(declared)
         self._deadline = None if rule.body_seconds is None else time.monotonic() + rule.body_seconds
         self._size = 0
         self._is_complete = False

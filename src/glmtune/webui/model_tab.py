@@ -20,7 +20,7 @@ from glmtune.webui import drafts, lists
 from glmtune.webui.commands import run_command
 from glmtune.webui.context import Context
 from glmtune.webui.elements import make_facts
-from glmtune.webui.forms import fields
+from glmtune.webui.forms import map_fields
 from glmtune.webui.guard import owner_of
 from glmtune.webui.jobs_view import render_job
 from glmtune.webui.machine_view import render_diagnosis, render_verification
@@ -45,10 +45,11 @@ def add_routes(app: FastAPI, context: Context) -> None:
 
     @app.get("/model")
     def show_model(request: Request) -> Response:
-        known = {item.key: item for item in fields()}
         draft = drafts.load_draft(context, owner_of(request), _DRAFT) or FormData()
         job = next((job for job in context.jobs.list() if job.kind == "fetch"), None)
-        settings = [(known[key], draft.get(key) or known[key].default or "") for key in _SETTINGS]
+        settings = [
+            (item, draft.get(item.key) or item.default or "") for item in (map_fields()[key] for key in _SETTINGS)
+        ]
         return render_page(
             *(request, context, "model"),
             tab="model",

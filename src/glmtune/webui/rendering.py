@@ -11,12 +11,11 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from glmtune.errors import GlmtuneError
-from glmtune.html.i18n import LANGUAGES
 from glmtune.html.pages import make_environment
 from glmtune.utils.console import format_bytes, format_duration
 from glmtune.webui.context import Context
 from glmtune.webui.error_texts import translate_error
-from glmtune.webui.guard import LANGUAGE_COOKIE, csrf_token
+from glmtune.webui.guard import csrf_token, find_chosen_language
 from glmtune.webui.texts import text
 
 TABS = ("data", "train", "runs", "chat", "evaluate", "export", "model")
@@ -27,8 +26,7 @@ UNPROCESSABLE = 422
 
 def get_language(request: Request, context: Context) -> str:
     """The language that this browser chose, else the server's."""
-    choice = request.cookies.get(LANGUAGE_COOKIE, "")
-    return choice if choice in LANGUAGES else context.lang
+    return find_chosen_language(request.headers) or context.lang
 
 
 def render_page(request: Request, context: Context, name: str, /, *, tab: str, **values: Any) -> HTMLResponse:

@@ -25,7 +25,6 @@ from glmtune.utils.file_access import set_file_limit
 from glmtune.utils.io import find_json_object, write_json
 from glmtune.webui.entry_pages import render_login
 from glmtune.webui.guard import (
-    LANGUAGE_COOKIE,
     PageGuard,
     PageVisitor,
     RefusedRequestError,
@@ -42,7 +41,6 @@ LOGOUT_PATH = "/logout"
 LOGIN_ROUTE = RouteRule(LOGIN_PATH, body_bytes=16 * 1024, body_seconds=20.0, needs_token=False)
 """The login is a plain form: its token is in the body and checked here."""
 LIFETIME_SECONDS = 7 * 24 * 3600
-_LANGUAGE_SECONDS = 365 * 24 * 3600
 _LOGOUTS_FILE = "logouts.json"
 # 2**15 blocks of 1 KiB: 32 MiB and about 0.1 s for each attempt.
 _SCRYPT = {"n": 2**15, "r": 8, "p": 1, "maxmem": 2**26, "dklen": 32}
@@ -212,7 +210,7 @@ class LoginGate:
             lang = fields.get("lang", "")
             cookies = []
             if lang in LANGUAGES:
-                cookies = [visitor_of(scope).format_cookie(LANGUAGE_COOKIE, lang, _LANGUAGE_SECONDS)]
+                cookies = [visitor_of(scope).format_language_cookie(lang)]
             await self._show_form(scope, send, HTTPStatus.OK, fields.get("next", ""), headers=cookies, lang=lang)
         elif scope["method"] == "POST":
             await self._try_password(scope, receive, send)

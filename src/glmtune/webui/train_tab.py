@@ -22,10 +22,10 @@ from glmtune.webui.context import Context
 from glmtune.webui.forms import (
     as_yaml,
     check_tree,
-    fields,
     find_unavailable_choices,
     get_method_section,
     list_first_keys,
+    map_fields,
 )
 from glmtune.webui.guard import owner_of
 from glmtune.webui.jobs import Job
@@ -122,18 +122,19 @@ def add_routes(app: FastAPI, context: Context) -> None:
 
 def render_form(request: Request, context: Context, form: RunForm) -> Any:
     """The form with its values, and the card beside it."""
-    known = {item.key: item for item in fields()}
+    by_key = map_fields()
     shared = list_first_keys("")
-    method_keys = {name: [known[key] for key in list_first_keys(name)] for name in METHOD_SECTIONS}
+    method_keys = {name: [by_key[key] for key in list_first_keys(name)] for name in METHOD_SECTIONS}
     used = {*_TOP, *shared, *(field.key for group in method_keys.values() for field in group)}
     # Parts in the order of the config; `run` holds the keys of no section.
-    sections = sorted(dict.fromkeys(item.section for item in fields()), key=lambda name: name == "run")
-    folded = {name: [item for item in fields() if item.section == name and item.key not in used] for name in sections}
+    sections = sorted(dict.fromkeys(item.section for item in by_key.values()), key=lambda name: name == "run")
+    rare = [item for item in by_key.values() if item.key not in used]
+    folded = {name: [item for item in rare if item.section == name] for name in sections}
     return render_markup(
         *(request, context, "train_form"),
         form=form,
-        known=known,
-        shared=[known[key] for key in shared],
+        known=by_key,
+        shared=[by_key[key] for key in shared],
         method_keys=method_keys,
         own_section=get_method_section(str(form.values["method"])),
         folded={name: items for name, items in folded.items() if items},

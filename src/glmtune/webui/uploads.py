@@ -28,6 +28,7 @@ from starlette.responses import JSONResponse, Response
 
 from glmtune.data.files import has_data_suffix
 from glmtune.html.i18n import text
+from glmtune.utils.network import parse_content_length
 from glmtune.webui.context import Context
 from glmtune.webui.guard import visitor_of
 from glmtune.webui.page_rules import RouteRule
@@ -119,8 +120,7 @@ class UploadStore:
         folder = inside(self._roots, FOLDER)
         if folder.is_dir() and sum(1 for _ in os.scandir(folder)) >= self.limits.files:
             raise UploadError(HTTPStatus.INSUFFICIENT_STORAGE, "count", limit=self.limits.files, folder=FOLDER)
-        declared = request.headers.get("content-length", "0")
-        self._check_size(int(declared[:20]) if declared.isascii() and declared.isdigit() else 0)
+        self._check_size(parse_content_length(request.headers.get("content-length", "")))
         with self._reserve_place() as partial:
             await self._write_body(request, partial)
             folder.mkdir(exist_ok=True)
