@@ -32,55 +32,25 @@ from harness import (
     run_timed,
 )
 from task import LoraTask
-from trainers import Run, TrainerContext, find_peer_python
+from trainers import Run, TrainerContext, find_peer_python, make_glmtune_config, run_train_command
 
 BASELINE = "trl"
 BETA = 0.1
 
 
 def run_glmtune(context: TrainerContext, output: Path, packing: bool = False) -> Run:
-    """`glmtune train` as a user starts it, with progress, checks, report and an empty cache."""
-    task = context.task
-    config = {
-        "stage": "dpo",
-        "preference": {"beta": BETA},
-        "model": {"path": str(context.published), "precision": "fp32"},
-        "data": {
-            "train": str(context.rows / "pairs.jsonl"),
-            "eval_fraction": 0,
-            # A packed block has about as many tokens as the pairs of a batch.
-            "max_length": 4 * task.length if packing else task.length,
-            "packing": packing,
-        },
-        "method": "lora",
-        "lora": {"rank": task.rank, "alpha": task.alpha, "dropout": 0, "targets": list(task.targets)},
-        "training": {
-            "num_train_epochs": 1,
-            "per_device_train_batch_size": 1 if packing else task.batch,
-            "per_device_eval_batch_size": 1 if packing else task.batch,
-            "gradient_accumulation_steps": 1,
-            "gradient_checkpointing": False,
-            "learning_rate": task.learning_rate,
-            "lr_scheduler_type": "linear",
-            "warmup_steps": 0,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "train_sampling_strategy": "sequential",
-        },
-        "output": str(output / "run"),
+    """`glmtune train` with stage dpo; the pass of the reference counts."""
+    config = make_glmtune_config(context, "pairs.jsonl", "fp32", packing)
+    config |= {"stage": "dpo", "preference": {"beta": BETA}}
+    if packing:  # a block has about as many tokens as the pairs of a batch
+        config["data"]["max_length"] = 4 * context.task.length
+    config["training"] |= {
+        "per_device_eval_batch_size": 1 if packing else context.task.batch,
+        "gradient_checkpointing": False,
+        "train_sampling_strategy": "sequential",
     }
-    file = output / "config.json"
-    file.write_text(json.dumps(config), "utf-8")
-    # With FORCE_COLOR rich draws its progress bar although the output is not a terminal.
-    env = {"PYTHONPATH": make_pythonpath(), "GLMTUNE_CACHE": str(output / "cache"), "FORCE_COLOR": "1"}
-    usage, _ = run_timed([sys.executable, "-m", "glmtune", "train", str(file)], prefix=context.prefix, env=env)
-    summary = json.loads((output / "run" / "summary.json").read_text("utf-8"))
-    metrics = [json.loads(line) for line in (output / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
-    return {
-        "seconds": summary["seconds"] + summary["reference_seconds"],
-        "losses": [entry["loss"] for entry in metrics if "loss" in entry],
-        "process": usage,
-    }
+    result, summary = run_train_command(context, output, config)
+    return {**result, "seconds": summary["seconds"] + summary["reference_seconds"]}
 
 
 def run_trl(context: TrainerContext, output: Path, precomputed: bool = False) -> Run:

@@ -154,7 +154,7 @@ def generate(adapter: Path | None, questions: list[str]) -> list[str]:
     tokenizer, family = glmtune.load_tokenizer(BASE), glmtune.detect_family(BASE)
     prompts = [family.encode_prompt([{"role": "user", "content": text}], tokenizer) for text in questions]
     replies = generate_batched(model, tokenizer, family, prompts, Sampling(max_new_tokens=96))
-    return [family.parse_reply(tokenizer.decode(reply.ids, skip_special_tokens=True)).content for reply in replies]
+    return [family.parse_reply(reply.text).content for reply in replies]
 
 
 def format_report(result: dict[str, Any]) -> str:

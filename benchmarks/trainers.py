@@ -37,13 +37,20 @@ Run = dict[str, Any]
 """`seconds` of training, `losses` per step, `process` (`time_command.py`), `device_peak_bytes`, `adapter` (folder)."""
 
 
-def run_glmtune(context: TrainerContext, output: Path, precision: str, packing: bool = False) -> Run:
-    """`glmtune train` as a user starts it, with progress, checks, report and an empty cache."""
+def make_glmtune_config(context: TrainerContext, rows: str, precision: str, packing: bool) -> dict[str, Any]:
+    """The reference task as a config of `glmtune train`.
+
+    Args:
+        context: model, rows and task.
+        rows: name of the file of rows.
+        precision: of the model.
+        packing: rows are packed into blocks.
+    """
     task = context.task
-    config = {
+    return {
         "model": {"path": str(context.published), "precision": precision},
         "data": {
-            "train": str(context.rows / "train.jsonl"),
+            "train": str(context.rows / rows),
             "eval_fraction": 0,
             "max_length": task.length,
             "packing": packing,
@@ -61,22 +68,40 @@ def run_glmtune(context: TrainerContext, output: Path, precision: str, packing: 
             "save_strategy": "no",
             **({"train_sampling_strategy": "sequential"} if task.same_order else {}),
         },
-        "output": str(output / "run"),
     }
+
+
+def run_train_command(context: TrainerContext, output: Path, config: dict[str, Any]) -> tuple[Run, dict[str, Any]]:
+    """`glmtune train` as a user starts it, with progress, checks, report and an empty cache.
+
+    Args:
+        context: of the run.
+        output: folder; the run is in `run` there.
+        config: without `output`.
+
+    Returns:
+        The run, and its summary.json.
+    """
     file = output / "config.json"
-    file.write_text(json.dumps(config), "utf-8")
+    file.write_text(json.dumps({**config, "output": str(output / "run")}), "utf-8")
     # With FORCE_COLOR rich draws its progress bar although the output is not a terminal.
     env = {"PYTHONPATH": make_pythonpath(), "GLMTUNE_CACHE": str(output / "cache"), "FORCE_COLOR": "1"}
     command = [sys.executable, "-m", "glmtune", "train", str(file)]
     usage, _ = run_timed(command, prefix=context.prefix, env=env)
     summary = json.loads((output / "run" / "summary.json").read_text("utf-8"))
     metrics = [json.loads(line) for line in (output / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
+    losses = [entry["loss"] for entry in metrics if "loss" in entry]
+    return {"seconds": summary["seconds"], "losses": losses, "process": usage}, summary
+
+
+def run_glmtune(context: TrainerContext, output: Path, precision: str, packing: bool = False) -> Run:
+    """The reference task with glmtune."""
+    config = make_glmtune_config(context, "train.jsonl", precision, packing)
+    result, summary = run_train_command(context, output, config)
     on_gpu = not summary["device"].startswith("CPU")
     return {
-        "seconds": summary["seconds"],
-        "losses": [entry["loss"] for entry in metrics if "loss" in entry],
+        **result,
         "device_peak_bytes": summary["peak_memory_bytes"] if on_gpu else None,
-        "process": usage,
         "adapter": str(output / "run" / "adapter"),
         "versions": {"glmtune": summary["versions"]["glmtune"], "transformers": summary["versions"]["transformers"]},
     }

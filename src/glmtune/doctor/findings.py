@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from glmtune.doctor.device_findings import find_device_problems
-from glmtune.doctor.diagnosis import ERROR, WARNING, Diagnosis, describe_work
+from glmtune.doctor.diagnosis import ERROR, NOTE, WARNING, Diagnosis, describe_work
 from glmtune.doctor.library_findings import find_library_problems
 from glmtune.doctor.machine_facts import MachineFacts
 from glmtune.doctor.platform_commands import install_package, quote_word
 from glmtune.doctor.system_findings import find_system_problems
 
-_ORDER = (ERROR, WARNING)
+_ORDER = (ERROR, WARNING, NOTE)
 
 # Findings that explain why a trial fails.
 _CAUSES = {
@@ -38,7 +38,7 @@ def find_problems(facts: MachineFacts) -> list[Diagnosis]:
         *find_system_problems(facts),
     ]
     problems += _find_trial_problems(facts, {problem.code for problem in problems})
-    return sorted(problems, key=lambda problem: _ORDER.index(problem.severity) if problem.severity in _ORDER else 2)
+    return sorted(problems, key=lambda problem: _ORDER.index(problem.severity))
 
 
 def _find_work_problems(facts: MachineFacts) -> Iterator[Diagnosis]:

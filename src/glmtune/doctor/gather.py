@@ -24,6 +24,7 @@ from glmtune.doctor.environment import (
 from glmtune.doctor.machine_facts import CompilerFacts, DriverFacts, HubFacts, MachineFacts, TorchFacts, WorkFacts
 from glmtune.doctor.probe_runner import run_probe
 from glmtune.doctor.requirements import find_unmet
+from glmtune.download.listing import MODELSCOPE
 
 _COMMAND_TIMEOUT_S = 15.0
 _HUB_TIMEOUT_S = 8.0
@@ -295,8 +296,7 @@ def _ask_hub(work: WorkFacts, variables: dict[str, str]) -> HubFacts:
 
     import httpx
 
-    default = "https://modelscope.cn" if work.hub == "modelscope" else variables.get("HF_ENDPOINT")
-    address = default or "https://huggingface.co"
+    address = MODELSCOPE if work.hub == "modelscope" else variables.get("HF_ENDPOINT") or "https://huggingface.co"
     try:
         answer = httpx.head(address, timeout=_HUB_TIMEOUT_S)
     except Exception as error:  # of the network, of a proxy's address, of certificates

@@ -17,7 +17,7 @@ from glmtune.doctor.platform_commands import (
     set_variable,
     unset_variable,
 )
-from glmtune.download.listing import name_on_huggingface, name_on_modelscope
+from glmtune.download.listing import HUGGINGFACE_MIRROR, name_on_huggingface, name_on_modelscope
 from glmtune.utils.console import format_bytes
 
 _LEAST_FREE = 2**30
@@ -168,7 +168,7 @@ def _find_network_problems(facts: MachineFacts) -> Iterator[Diagnosis]:
             ERROR,
             f"HF_ENDPOINT is {endpoint!r}, which is no address",
             "Nothing can be downloaded from Hugging Face or a mirror of it",
-            set_variable(facts, "HF_ENDPOINT", "https://hf-mirror.com"),
+            set_variable(facts, "HF_ENDPOINT", HUGGINGFACE_MIRROR),
         )
     for name in _PROXIES:
         value = variables.get(name, "")
@@ -216,7 +216,7 @@ def _find_network_problems(facts: MachineFacts) -> Iterator[Diagnosis]:
             add_comment(facts, f"glmtune fetch {work.model} --hub modelscope", "needs no client; then use the folder"),
         )
     elif facts.hub.error and work.is_hub_id:
-        mirror = set_variable(facts, "HF_ENDPOINT", "https://hf-mirror.com")
+        mirror = set_variable(facts, "HF_ENDPOINT", HUGGINGFACE_MIRROR)
         fix = add_comment(facts, mirror, f"or: glmtune fetch {name_on_modelscope(work.model)} --hub modelscope")
         if work.hub == "modelscope":
             fix = f"glmtune fetch {name_on_huggingface(work.model)}"

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from glmtune.download.listing import list_repository, make_file_url, make_headers
 from glmtune.download.repository import (
@@ -19,7 +18,6 @@ from glmtune.download.repository import (
     RepositoryFile,
     hash_file,
     read_record,
-    start_sum,
     write_record,
 )
 from glmtune.download.selection import select_files
@@ -172,12 +170,8 @@ def _find_present(path: Path, file: RepositoryFile, stop: threading.Event, add: 
         add(number)
 
     digits = hash_file(path, "sha256", count)
-    known: Any = digits
-    if file.sum.kind != "sha256":
-        digest = start_sum(file.sum.kind, size)
-        digest.update(path.read_bytes())  # only small files have a sum of git's
-        known = digest.hexdigest()
-    if known == file.sum.digits:
+    is_right = (digits if file.sum.kind == "sha256" else hash_file(path, file.sum.kind)) == file.sum.digits
+    if is_right:
         return digits
     add(-counted)
     return None

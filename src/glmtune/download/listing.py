@@ -9,9 +9,9 @@ from glmtune.download.repository import FileSum, Repository, RepositoryFile
 from glmtune.errors import ModelError, summarize_error
 
 MODELSCOPE = "https://modelscope.cn"
+HUGGINGFACE_MIRROR = "https://hf-mirror.com"
 DEFAULT_REVISIONS = {"huggingface": "main", "modelscope": "master"}
 _TIMEOUT_S = 30.0
-_MIRROR = "https://hf-mirror.com"
 # The organisation of these checkpoints has other names on ModelScope.
 _MODELSCOPE_OWNERS = {"thudm": "ZhipuAI", "zai-org": "ZhipuAI"}
 
@@ -154,7 +154,7 @@ def _make_network_error(name: str, hub: str, endpoint: str, error: BaseException
     else:
         advice = (
             f"Check the network and the proxy (glmtune doctor {name}), "
-            f"or try: glmtune fetch {name} --mirror {_MIRROR}, "
+            f"or try: glmtune fetch {name} --mirror {HUGGINGFACE_MIRROR}, "
             f"or: glmtune fetch {name_on_modelscope(name)} --hub modelscope"
         )
     return ModelError(f"{name}: {endpoint} cannot be reached or does not answer as a hub ({reason}).", advice)

@@ -54,8 +54,41 @@ class PrepackFormat:
     """Matrices below `_MIN_ELEMENTS` are multiplied faster as they are."""
 
 
-class PrepackedLinear(nn.Module):
-    """Replaces an `nn.Linear`; has no backward pass of its own.
+class _PrepackedLayer(nn.Module):
+    """Replaces an `nn.Linear`, whose weight is elsewhere in another layout; has no backward pass of its own."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self._linear = [linear]  # in a list, so that it is no submodule
+        self.bias = linear.bias
+        linear.weight.data = linear.weight.new_empty(0)
+        self.train(linear.training)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """A copy of the weight in its plain layout, (O, I), made at every access."""
+        raise NotImplementedError
+
+    def restore_linear(self) -> nn.Linear:
+        """Return the layer that it replaced, with its weight; afterwards this one is unusable."""
+        (linear,) = self._linear
+        linear.weight.data = self._restore_weight()
+        return linear
+
+    def _restore_weight(self) -> torch.Tensor:
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}weight"] = self.weight
+
+
+class PrepackedLinear(_PrepackedLayer):
+    """A layer with a matrix of its own.
 
     Args:
         linear: whose weight it takes over and later gives back.
@@ -64,15 +97,9 @@ class PrepackedLinear(nn.Module):
     """
 
     def __init__(self, linear: nn.Linear, layout: PrepackFormat, rows: int = 1):
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self._linear = [linear]  # in a list, so that it is no submodule
-        self._layout = layout
-        self._dtype = linear.weight.dtype
-        self._packed = layout.pack(linear.weight.detach(), rows)
-        self.bias = linear.bias
-        linear.weight.data = linear.weight.new_empty(0)
-        self.train(linear.training)
+        packed = layout.pack(linear.weight.detach(), rows)  # first: where memory ends, the layer stays as it is
+        super().__init__(linear)
+        self._layout, self._dtype, self._packed = layout, linear.weight.dtype, packed
 
     @property
     def weight(self) -> torch.Tensor:
@@ -87,19 +114,9 @@ class PrepackedLinear(nn.Module):
         bias = None if self.bias is None else self.bias.detach().to(self._dtype)
         return self._layout.multiply(inputs, self._packed, bias)
 
-    def restore_linear(self) -> nn.Linear:
-        """Return the layer that it replaced, with its weight; afterwards this one is unusable."""
-        (linear,) = self._linear
-        linear.weight.data = self.weight
-        self._packed = None
-        return linear
-
-    def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[f"{prefix}weight"] = self.weight
+    def _restore_weight(self) -> torch.Tensor:
+        weight, self._packed = self.weight, None
+        return weight
 
 
 class PrepackedJoint:
@@ -133,8 +150,8 @@ class PrepackedJoint:
         return self._plain
 
 
-class PrepackedPart(nn.Module):
-    """Replaces one of the layers of a `PrepackedJoint`. Attention calls `joint` in place of its three layers.
+class PrepackedPart(_PrepackedLayer):
+    """One of the layers of a `PrepackedJoint`. Attention calls `joint` in place of its three layers.
 
     Args:
         linear: whose weight is a part of the joint one.
@@ -143,14 +160,9 @@ class PrepackedPart(nn.Module):
     """
 
     def __init__(self, linear: nn.Linear, joint: PrepackedJoint, start: int):
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        super().__init__(linear)
         self.joint = joint
-        self._linear = [linear]  # in a list, so that it is no submodule
         self._outputs = slice(start, start + linear.out_features)
-        self.bias = linear.bias
-        linear.weight.data = linear.weight.new_empty(0)
-        self.train(linear.training)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -161,15 +173,8 @@ class PrepackedPart(nn.Module):
         """(..., I) to (..., O), where the three outputs are not asked for together."""
         return F.linear(inputs.to(self.joint.dtype), self.weight, self.bias)
 
-    def restore_linear(self) -> nn.Linear:
-        """Return the layer that it replaced, with its weight; afterwards this one is unusable."""
-        (linear,) = self._linear
-        linear.weight.data = self.joint.restore()[self._outputs]
-        return linear
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[f"{prefix}weight"] = self.weight
+    def _restore_weight(self) -> torch.Tensor:
+        return self.joint.restore()[self._outputs]
 
 
 def prepack_weights(model: nn.Module, rows: int = 1) -> list[nn.Module]:
@@ -248,7 +253,7 @@ def restore_weights(model: nn.Module, changed: list[nn.Module]) -> None:
         if isinstance(module, PackedLinear):
             module.unprepack()
     for name, module in list(model.named_modules()):
-        if isinstance(module, (PrepackedLinear, PrepackedPart)) and id(module) in remaining:
+        if isinstance(module, _PrepackedLayer) and id(module) in remaining:
             _replace_weight(model, name, module.restore_linear())
     base: Any = _get_base(model)
     if base.__dict__.pop(_SHARED_BEFORE, False):

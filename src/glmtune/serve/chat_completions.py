@@ -196,32 +196,31 @@ def _read_grammar(body: ChatCompletionBody) -> ByteGrammar | None:
     from glmtune.generation.token_constraint import JSON_OBJECT
 
     kind = body.response_format.get("type")
+    if kind not in ("text", "json_object", "json_schema"):
+        name = json.dumps(kind, ensure_ascii=False)[:80]
+        raise _make_format_error(f": type {name} is not supported; one of text, json_object, json_schema")
     keys = {"type", "json_schema"} if kind == "json_schema" else {"type"}
     unknown = next((key for key in body.response_format if key not in keys), None)
-    if kind not in ("text", "json_object", "json_schema") or unknown is not None:
-        problem = f"{unknown[:80]} is unknown" if unknown is not None else ""
-        if kind not in ("text", "json_object", "json_schema"):
-            shown = json.dumps(kind, ensure_ascii=False)[:80]
-            problem = f"type {shown} is not supported; one of text, json_object, json_schema"
-        raise ApiError(400, f"response_format: {problem}.", code="unsupported_value", param="response_format")
+    if unknown is not None:
+        raise _make_format_error(f": {unknown[:80]} is unknown")
     if kind == "text":
         return None
     if body.tools or body.functions:
-        raise ApiError(400, f"response_format {kind} cannot be used with tools.", param="response_format")
+        raise _make_format_error(f" {kind} cannot be used with tools", code=None)
     if kind == "json_object":
         return JSON_OBJECT
     description = body.response_format.get("json_schema")
-    known = {"name", "description", "schema", "strict"}
-    if not isinstance(description, dict) or "schema" not in description or not description.keys() <= known:
-        raise ApiError(
-            400, "response_format.json_schema: an object with name, schema and strict.", param="response_format"
-        )
+    keys = {"name", "description", "schema", "strict"}
+    if not isinstance(description, dict) or "schema" not in description or not description.keys() <= keys:
+        raise _make_format_error(".json_schema: an object with name, schema and strict", code=None)
     try:
         return SchemaGrammar(description["schema"])
     except SchemaError as error:
-        raise ApiError(
-            400, f"response_format.json_schema.schema: {error}.", code="unsupported_value", param="response_format"
-        ) from None
+        raise _make_format_error(f".json_schema.schema: {error}") from None
+
+
+def _make_format_error(problem: str, code: str | None = "unsupported_value") -> ApiError:
+    return ApiError(400, f"response_format{problem}.", code=code, param="response_format")
 
 
 async def _add_constraints(
