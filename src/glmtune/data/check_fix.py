@@ -305,6 +305,42 @@ def scan_fixed_rows(
             yield findings
 
 
+@dataclass(frozen=True)
+class LocatedRow:
+    """A row of some sources.
+
+    Attributes:
+        source: that it is of.
+        number: in its source, from 1.
+        row: as a conversation.
+        raw_row: as in its file, or as a user changed it; of hub data the same as `row`.
+        line: text of a line that could not be parsed.
+    """
+
+    source: DataSource
+    number: int
+    row: Conversation | InvalidRow
+    raw_row: RawRow | InvalidRow | Conversation
+    line: str | None
+
+
+def locate_row(sources: Iterable[DataSource], number: int) -> LocatedRow | None:
+    """The row of a number, from 1 over all sources; None if there is none.
+
+    Raises:
+        DataError: see `scan_raw_rows`.
+    """
+    for source in sources:
+        count = 0
+        rows = _scan_source(source) if source.files else ((row, row, None, None) for row in source.scan_rows())
+        for row, raw_row, line, _ in rows:
+            count += 1
+            if count == number:
+                return LocatedRow(source, count, row, raw_row, line)
+        number -= count
+    return None
+
+
 def _scan_source(
     source: DataSource,
 ) -> Iterator[tuple[Conversation | InvalidRow, RawRow | InvalidRow, str | None, RawRow | InvalidRow | None]]:

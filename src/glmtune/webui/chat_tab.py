@@ -44,13 +44,15 @@ def add_routes(app: FastAPI, context: Context) -> None:
     @app.get("/chat")
     def show_chat(request: Request, id: str = "", model: str = "", other: str = "") -> Response:
         chat = load_chat(context, id) if id else None
+        found = lists.RootLists(context)
         return render_page(
             *(request, context, "chat"),
             tab="chat",
             chat=chat,
             sides=_describe_sides(context, chat) if chat else [],
             chats=list_chats(context),
-            targets=lists.list_targets(context),
+            targets=found.targets,
+            list_notes=found.describe_limits(get_language(request, context)),
             model=context.shorten(chat.sides[0].target) if chat and chat.sides else model,
             other=context.shorten(chat.sides[1].target) if chat and len(chat.sides) > 1 else other,
             settings={name: (chat.settings if chat else {}).get(name, value) for name, (value, _) in SETTINGS.items()},

@@ -33,6 +33,7 @@ def add_routes(app: FastAPI, context: Context) -> None:
         draft = drafts.load_draft(context, owner_of(request), _DRAFT) or FormData([("probe", "true")])
         kind = kind or draft.get("kind")
         job = next((job for job in context.jobs.list() if job.kind in KINDS), None)
+        found = lists.RootLists(context)
         return render_page(
             *(request, context, "evaluate"),
             tab="evaluate",
@@ -41,8 +42,9 @@ def add_routes(app: FastAPI, context: Context) -> None:
             model=model or draft.get("model"),
             draft=draft,
             others=[*draft.get_all("other"), "", ""],
-            targets=lists.list_targets(context),
-            datasets=lists.list_datasets(context),
+            targets=found.targets,
+            datasets=found.datasets,
+            list_notes=found.describe_limits(get_language(request, context)),
             panel=render_job(request, context, job) if job else "",
         )
 

@@ -11,7 +11,8 @@ from glmtune.evaluation.results import COMPARISON_FILE, EVALUATION_FILE, FORGETT
 from glmtune.utils.io import find_json_object
 from glmtune.webui.context import Context
 from glmtune.webui.elements import format_number
-from glmtune.webui.paths import list_paths
+from glmtune.webui.lists import MAX_PATHS
+from glmtune.webui.root_walk import find_runs
 
 _KINDS = {EVALUATION_FILE: "eval", COMPARISON_FILE: "comparison", FORGETTING_FILE: "forgetting"}
 
@@ -86,7 +87,7 @@ def get_nested(tree: Any, *keys: str) -> Any:
 
 
 def _list_folders(context: Context) -> Iterator[Path]:
-    for run in map(Path, list_paths(context.roots, "runs")):
+    for run in find_runs(context.roots)[:MAX_PATHS]:
         yield run
         yield from sorted(run.glob("eval/*/"))
     for root in context.roots:

@@ -83,6 +83,7 @@ def add_routes(app: FastAPI, context: Context) -> None:
             choices = parse_choices(draft or FormData())
         except ConfigError:  # of another version, say: the tab opens all the same
             choices = ExportChoices("")
+        found = lists.RootLists(context)
         return render_page(
             *(request, context, "export"),
             tab="export",
@@ -90,7 +91,8 @@ def add_routes(app: FastAPI, context: Context) -> None:
             layouts=LAYOUTS,
             bits=BITS,
             dtypes=tuple(DTYPES),
-            targets=lists.list_targets(context),
+            targets=found.targets,
+            list_notes=found.describe_limits(get_language(request, context)),
             panel=render_job(request, context, job) if job else "",
         )
 

@@ -3,51 +3,90 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from glmtune.data.files import CATALOG_FILE, open_data_file
+from glmtune.data.files import open_data_file
 from glmtune.errors import GlmtuneError
 from glmtune.utils.io import find_json_object
 from glmtune.webui.context import Context
 from glmtune.webui.errors import PathError
-from glmtune.webui.paths import Kind, inside, list_paths, walk_folders
+from glmtune.webui.paths import inside
+from glmtune.webui.root_walk import MAX_DEPTH, MAX_FOLDERS, RootContents, walk_roots
+from glmtune.webui.texts import text
 
 Choices = list[tuple[str, str]]
 """Names, and the paths behind them."""
-_MAX_COUNTED_BYTES = 8 * 2**20
-_MAX_ENTRIES = 300
+MAX_PATHS = 200
+"""Paths of each kind in a list."""
+MAX_ENTRIES = 300
+"""Entries of catalogs in a list."""
+MAX_COUNTED_BYTES = 8 * 2**20
+"""Of a file whose rows are counted for its name in a list."""
 _row_counts: dict[tuple[str, int, int], int | None] = {}
 
 
-def list_choices(context: Context, *kinds: Kind) -> Choices:
-    """Paths under the roots with the names they are shown by."""
-    paths = [path for kind in kinds for path in list_paths(context.roots, kind)]
-    return [(context.shorten(path), path) for path in dict.fromkeys(paths)]
+class RootLists:
+    """The lists of a page. The roots are walked once for all of them, when the first one is asked for.
 
+    Args:
+        context: with the roots.
+    """
 
-def list_targets(context: Context) -> Choices:
-    """Whatever has weights: runs, the newest first, then checkpoint folders."""
-    return list_choices(context, "runs", "models")
+    def __init__(self, context: Context):
+        self._context = context
+        self._cut: dict[str, int] = {}
 
+    @cached_property
+    def contents(self) -> RootContents:
+        """What the walk found."""
+        return walk_roots(self._context.roots)
 
-def list_datasets(context: Context) -> Choices:
-    """Entries of every dataset_info.json under the roots by name, then data files."""
-    entries = list(_list_entries(context))
-    return [*entries, *(choice for choice in list_choices(context, "data") if Path(choice[1]).name != CATALOG_FILE)]
+    @cached_property
+    def runs(self) -> Choices:
+        """Runs, the newest first."""
+        return self._name_paths("runs", self.contents.runs)
 
+    @cached_property
+    def models(self) -> Choices:
+        """Folders of checkpoints."""
+        return self._name_paths("models", self.contents.models)
 
-def _list_entries(context: Context) -> Iterator[tuple[str, str]]:
-    count = 0
-    for root in context.roots:
-        for folder, names in walk_folders(root):
-            if CATALOG_FILE not in names:
-                continue
-            for name, entry in (find_json_object(folder / CATALOG_FILE) or {}).items():
-                if isinstance(entry, dict) and count < _MAX_ENTRIES:
-                    count += 1
-                    yield _describe_entry(context, folder, str(name), entry), f"{folder / CATALOG_FILE}:{name}"
+    @cached_property
+    def targets(self) -> Choices:
+        """Whatever has weights: runs, the newest first, then checkpoint folders."""
+        return list(dict.fromkeys([*self.runs, *self.models]))
+
+    @cached_property
+    def datasets(self) -> Choices:
+        """Entries of every dataset_info.json under the roots by name, then data files."""
+        entries: Choices = []
+        for entry in self._list_entries():
+            if len(entries) == MAX_ENTRIES:
+                self._cut["entries"] = MAX_ENTRIES
+                break
+            entries.append(entry)
+        return [*entries, *self._name_paths("data", self.contents.data)]
+
+    def describe_limits(self, lang: str) -> list[str]:
+        """What is missing in the lists that were asked for, for the user."""
+        notes = [text(f"lists.cut_{kind}", lang, limit=f"{limit:,}") for kind, limit in self._cut.items()]
+        if self.contents.is_cut:
+            notes.append(text("lists.cut_folders", lang, limit=f"{MAX_FOLDERS:,}", depth=MAX_DEPTH))
+        return notes
+
+    def _name_paths(self, kind: str, paths: Sequence[Path]) -> Choices:
+        if len(paths) > MAX_PATHS:
+            self._cut[kind] = MAX_PATHS
+        return [(self._context.shorten(path), str(path)) for path in paths[:MAX_PATHS]]
+
+    def _list_entries(self) -> Iterator[tuple[str, str]]:
+        for catalog in self.contents.catalogs:
+            for name, entry in (find_json_object(catalog) or {}).items():
+                if isinstance(entry, dict):
+                    yield _describe_entry(self._context, catalog.parent, str(name), entry), f"{catalog}:{name}"
 
 
 def _describe_entry(context: Context, folder: Path, name: str, entry: dict[str, Any]) -> str:
@@ -71,7 +110,7 @@ def count_rows(path: Path) -> int | None:
         status = path.stat()
     except OSError:
         return None
-    if status.st_size > _MAX_COUNTED_BYTES or not path.is_file():
+    if status.st_size > MAX_COUNTED_BYTES or not path.is_file():
         return None
     key = (str(path), status.st_size, status.st_mtime_ns)
     if key not in _row_counts:

@@ -50,12 +50,14 @@ def add_routes(app: FastAPI, context: Context) -> None:
         settings = [
             (item, draft.get(item.key) or item.default or "") for item in (map_fields()[key] for key in _SETTINGS)
         ]
+        found = lists.RootLists(context)
         return render_page(
             *(request, context, "model"),
             tab="model",
             path=draft.get("model.path"),
             settings=settings,
-            models=lists.list_choices(context, "models"),
+            models=found.models,
+            list_notes=found.describe_limits(get_language(request, context)),
             buttons=BUTTONS,
             panel=render_job(request, context, job) if job else "",
         )

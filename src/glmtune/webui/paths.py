@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
 
-from glmtune.data.files import ENCODED_FILES, list_matches
-from glmtune.run_dir import is_run
+from glmtune.data.files import list_matches
 from glmtune.utils.documents import shorten_path, shorten_value
 from glmtune.webui.errors import PathError
 
-Kind = Literal["runs", "models", "data"]
 _NAME_BYTES, _PATH_BYTES = 255, 4095
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-_DEPTH = 4
-_MOST = 200
-_LOOKED_AT = 20_000
-_RESULTS = ("adapter", "model", "checkpoints", "eval")
-"""Folders in a run, see `RunDir`."""
-_DATA = (".json", ".jsonl", ".csv", ".parquet", ".txt", ".gz")
 
 
 def inside(roots: Sequence[Path], text: str) -> Path:
@@ -83,68 +74,3 @@ def _data_entry(roots: Sequence[Path], text: str) -> str:
         if found.is_symlink():
             inside(roots, str(found))
     return entry
-
-
-def list_paths(roots: Iterable[Path], kind: Kind) -> list[str]:
-    """Runs (newest first), checkpoint folders or data files under the roots, for a list to choose from.
-
-    A few levels deep and a bounded number of folders: a root may be a whole disk. Links are not followed.
-    """
-    found = [path for root in roots for path in _FIND[kind](root)]
-    if kind == "runs":
-        found.sort(key=_changed, reverse=True)
-    return [str(path) for path in found[:_MOST]]
-
-
-def _runs(root: Path) -> Iterator[Path]:
-    walk = walk_folders(root, without_results=True)
-    return (folder for folder, names in walk if "config.yaml" in names and is_run(folder))
-
-
-def _models(root: Path) -> Iterator[Path]:
-    for folder, names in walk_folders(root):
-        whole = any(name.endswith((".safetensors", ".bin", ".index.json")) for name in names)
-        if "config.json" in names and whole and folder.parent.name != "checkpoints":
-            yield folder
-
-
-def _data(root: Path) -> Iterator[Path]:
-    for folder, names in walk_folders(root):
-        if set(names) >= set(ENCODED_FILES):
-            yield folder
-        elif not {"config.json", "config.yaml", "adapter_config.json", "metrics.json"} & set(names):
-            yield from (folder / name for name in sorted(names) if name.endswith(_DATA))
-
-
-def find_runs(roots: Iterable[Path]) -> list[Path]:
-    """All runs under the roots, the newest first."""
-    return sorted((path for root in roots for path in _runs(root)), key=_changed, reverse=True)
-
-
-_FIND = {"runs": _runs, "models": _models, "data": _data}
-
-
-def walk_folders(root: Path, *, without_results: bool = False) -> Iterator[tuple[Path, list[str]]]:
-    """Folders and the names of their files, from the top down, `_LOOKED_AT` at most.
-
-    Args:
-        root: where it begins.
-        without_results: not what a run holds, so that thousands of runs are found.
-    """
-    for count, (folder, below, names) in enumerate(os.walk(root)):
-        if count >= _LOOKED_AT:
-            return
-        path = Path(folder)
-        deep = len(path.relative_to(root).parts) >= _DEPTH
-        hidden = {name for name in below if name.startswith(".") or name in ("node_modules", "__pycache__")}
-        if without_results and "config.yaml" in names:
-            hidden |= set(_RESULTS)
-        below[:] = [] if deep else sorted(set(below) - hidden)
-        yield path, [name for name in names if not name.startswith(".")]
-
-
-def _changed(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:  # deleted since it was listed
-        return 0.0

@@ -11,7 +11,7 @@ from typing import Any
 from glmtune.errors import RunError
 from glmtune.html.pages import is_number
 from glmtune.webui.context import Context
-from glmtune.webui.paths import find_runs
+from glmtune.webui.root_walk import find_runs
 from glmtune.webui.run_files import TAGS, RunFacts, read_run, read_tags
 
 PAGE_RUNS = 50

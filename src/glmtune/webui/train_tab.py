@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -30,11 +29,12 @@ from glmtune.webui.forms import (
 from glmtune.webui.guard import owner_of
 from glmtune.webui.jobs import Job
 from glmtune.webui.jobs_view import render_job
-from glmtune.webui.paths import inside, list_paths
+from glmtune.webui.paths import inside
 from glmtune.webui.plan_view import make_plan, render_plan, render_work
 from glmtune.webui.presets import CARDS, PRESETS
 from glmtune.webui.rendering import get_language, make_problem, redirect, render_markup, render_page, render_part
 from glmtune.webui.requests import FormData, read_form
+from glmtune.webui.root_walk import find_runs
 from glmtune.webui.run_files import require_run
 from glmtune.webui.run_form import (
     METHOD_SECTIONS,
@@ -63,14 +63,16 @@ def add_routes(app: FastAPI, context: Context) -> None:
         shown = find_training(context, job)
         jobs = list_trainings(context)
         trainings = jobs[:_MAX_TRAININGS] + [each for each in jobs[_MAX_TRAININGS:] if shown and each.id == shown.id]
+        found = lists.RootLists(context)
         return render_page(
             *(request, context, "train"),
             tab="train",
-            form=render_form(request, context, form),
+            form=render_form(request, context, form, found),
             trainings=[(context.shorten(each.output), each) for each in trainings],
             job=shown,
             panel=_render_panel(request, context, shown) if shown else "",
-            runs=lists.list_choices(context, "runs"),
+            runs=found.runs,
+            list_notes=found.describe_limits(get_language(request, context)),
             saved=drafts.list_saved(context),
         )
 
@@ -120,8 +122,9 @@ def add_routes(app: FastAPI, context: Context) -> None:
         return await run_in_threadpool(_start, request, context, data)
 
 
-def render_form(request: Request, context: Context, form: RunForm) -> Any:
-    """The form with its values, and the card beside it."""
+def render_form(request: Request, context: Context, form: RunForm, found: lists.RootLists | None = None) -> Any:
+    """The form with its values, and the card beside it; `found`: the lists of the page that it is on."""
+    found = found or lists.RootLists(context)
     by_key = map_fields()
     shared = list_first_keys("")
     method_keys = {name: [by_key[key] for key in list_first_keys(name)] for name in METHOD_SECTIONS}
@@ -139,8 +142,8 @@ def render_form(request: Request, context: Context, form: RunForm) -> Any:
         own_section=get_method_section(str(form.values["method"])),
         folded={name: items for name, items in folded.items() if items},
         unavailable=find_unavailable_choices(),
-        models=lists.list_choices(context, "models"),
-        datasets=lists.list_datasets(context),
+        models=found.models,
+        datasets=found.datasets,
         presets=list(PRESETS),
         cards=CARDS,
     )
@@ -178,13 +181,13 @@ def change_settings(context: Context, data: FormData) -> RunForm:
 
 def estimate_seconds(context: Context, tree: dict[str, Any], plan: dict[str, Any]) -> float | None:
     """Time of a training from the speed of the newest run of the same model and method here; None without one."""
-    for path in list_paths(context.roots, "runs")[:50]:
-        summary = find_json_object(Path(path) / "summary.json") or {}
+    for path in find_runs(context.roots)[:50]:
+        summary = find_json_object(path / "summary.json") or {}
         speed = summary.get("tokens_per_second")
         if not is_number(speed) or speed <= 0:
             continue
         try:
-            config = read_config_file(Path(path) / "config.yaml")
+            config = read_config_file(path / "config.yaml")
         except GlmtuneError:
             continue
         model = config.get("model")
