@@ -34,6 +34,7 @@ from glmtune.webui.errors import JobError
 State = Literal["queued", "running", "finished", "failed", "stopped"]
 COMMAND = (sys.executable, "-m", "glmtune")
 _TICK_SECONDS = 1.0
+_WAIT_SECONDS = 0.2
 _ID = re.compile(r"[\w-]{1,80}")
 _TAIL_BYTES = 256 * 1024
 _BROKEN_HINT = "Remove the file: the result of the job is in its own folder."
@@ -88,6 +89,7 @@ class Jobs:
         self._folder = folder
         self._workdir = workdir
         self._on_end = on_end
+        self._starts_jobs = True
         self._thread_lock = threading.RLock()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._broken: set[str] = set()
@@ -139,6 +141,19 @@ class Jobs:
             self._write(job)
             self._advance()
             return self._read(id)
+
+    def stop_running(self) -> None:
+        """Stop what runs and wait until it has ended: a training saves a checkpoint.
+
+        Jobs that wait stay queued for the next server of the folder; this one starts no more.
+        """
+        self._starts_jobs = False
+        for job in self.list():
+            if job.state == "running":
+                print(f"glmtune ui: stopping {job.kind} ({job.output or job.id})", flush=True)
+                self.stop(job.id)
+        while any(job.state == "running" for job in self.list()):
+            time.sleep(_WAIT_SECONDS)
 
     def list(self) -> _Jobs:
         """All jobs, the newest first."""
@@ -192,7 +207,7 @@ class Jobs:
         for job in jobs:
             if job.state == "running":
                 self._look_after(job)
-        if not any(job.state == "running" for job in jobs):
+        if self._starts_jobs and not any(job.state == "running" for job in jobs):
             waiting = next((job for job in jobs if job.state == "queued"), None)
             if waiting is not None:
                 self._start(waiting)
