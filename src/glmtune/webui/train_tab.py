@@ -16,6 +16,7 @@ from glmtune.errors import ConfigError, GlmtuneError
 from glmtune.html.pages import is_number
 from glmtune.migrate import dump_translation, require_translation
 from glmtune.utils.documents import DocumentError, parse_yaml
+from glmtune.utils.installation import format_install
 from glmtune.utils.io import find_json_object
 from glmtune.webui import drafts, lists
 from glmtune.webui.context import Context
@@ -139,6 +140,7 @@ def render_form(request: Request, context: Context, form: RunForm) -> Any:
         own_section=get_method_section(str(form.values["method"])),
         folded={name: items for name, items in folded.items() if items},
         unavailable=find_unavailable_choices(),
+        install_command=format_install("glmtune[qlora]"),
         models=lists.list_choices(context, "models"),
         datasets=lists.list_datasets(context),
         presets=list(PRESETS),
