@@ -27,7 +27,9 @@ RUN if [ -n "$TORCH_INDEX" ]; then set -- --index-url "$TORCH_INDEX"; else set -
     && /opt/glmtune/bin/pip install -c constraints.txt torch "$@"
 COPY pyproject.toml README.md LICENSE ./
 COPY src ./src
-RUN /opt/glmtune/bin/pip install -c constraints.txt ".[$EXTRAS]"
+# There is no git here to read the version from: --build-arg VERSION="$(git describe --tags --abbrev=0)"
+ARG VERSION=0.1.0.dev0
+RUN SETUPTOOLS_SCM_PRETEND_VERSION_FOR_GLMTUNE="$VERSION" /opt/glmtune/bin/pip install -c constraints.txt ".[$EXTRAS]"
 
 FROM ${BASE}
 LABEL org.opencontainers.image.title="glmtune" \

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nbclient
 import nbformat
+
 import write_notebook
 
 FORMATS = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
@@ -34,7 +35,7 @@ def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch):
     client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
     client.execute()
     outputs = {cell.source: read_output(cell) for cell in notebook.cells if cell.cell_type == "code"}
-    failures = {source: text for source, text in outputs.items() if re.search(r"^(Error|Traceback)", text, re.MULTILINE)}
+    failures = [(source, text) for source, text in outputs.items() if re.search(r"^(Error|Traceback)", text, re.M)]
     assert not failures
     assert "4 rows" in next(text for source, text in outputs.items() if "data check" in source)
     assert (tmp_path / "runs/notebook/adapter/adapter_model.safetensors").is_file()

@@ -2,8 +2,8 @@
 
     python tools/write_notebook.py
 
-A notebook is JSON whose differences nobody reads; here the cells are text. `tests/test_notebook.py` compares the file with
-this and runs it from top to bottom.
+A notebook is JSON whose differences nobody reads; here the cells are text. `tests/test_notebook.py` compares the file
+with this and runs it from top to bottom.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ CELLS: list[tuple[str, str]] = [
         """\
 # Fine-tune ChatGLM and GLM-4 with glmtune · 用 glmtune 微调 ChatGLM 与 GLM-4
 
-Run the cells from top to bottom. With a GPU it tunes ChatGLM3-6B; without one, a tiny base that comes with glmtune, in a
-few minutes. 从上到下依次运行。有 GPU 时微调 ChatGLM3-6B；没有 GPU 时微调 glmtune 自带的小模型，几分钟完成。
+Run the cells from top to bottom. With a GPU it tunes ChatGLM3-6B; without one, a tiny base that comes with glmtune, in
+a few minutes. 从上到下依次运行。有 GPU 时微调 ChatGLM3-6B；没有 GPU 时微调 glmtune 自带的小模型，几分钟完成。
 
 On Colab choose a GPU first: Runtime, Change runtime type. 在 Colab 上请先选择 GPU：代码执行程序，更改运行时类型。""",
     ),
@@ -87,7 +87,8 @@ if not Path(DATA).exists():
         """\
 ## 3. Train · 训练
 
-QLoRA fits a card of 16 GB (a T4). The plan says so before anything is loaded. QLoRA 适合 16 GB 的显卡（T4）；训练之前先给出显存估计。""",
+QLoRA fits a card of 16 GB (a T4). The plan says so before anything is loaded.
+QLoRA 适合 16 GB 的显卡（T4）；训练之前先给出显存估计。""",
     ),
     (
         CODE,
