@@ -15,7 +15,8 @@ from glmtune.run_dir import RunDir
 from glmtune.training.answer_curves import find_answer_fall
 from glmtune.utils.console import format_bytes, format_duration
 from glmtune.utils.io import find_json_object, read_json_lines_end
-from glmtune.webui.elements import describe_gpu_memory, make_figures
+from glmtune.webui.elements import make_figures
+from glmtune.webui.gpu_memory import describe_gpu_memory
 from glmtune.webui.jobs import Job, memory_of
 from glmtune.webui.texts import text
 
