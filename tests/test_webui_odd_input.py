@@ -321,7 +321,7 @@ def test_an_old_training_is_shown_by_its_id(context, page):
         output = str(context.roots[0] / f"r{number}")
         context.jobs._write(Job(f"j{number}", "train", ["train"], output, "me", "finished", float(number)))
     shown = page.get("/train?job=j1").text
-    assert "/jobs/j1/live" in shown
+    assert 'data-live="j1"' in shown
     assert '<option value="j1" selected>' in shown
 
 

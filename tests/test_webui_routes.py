@@ -128,7 +128,7 @@ def test_a_training_is_queued_and_shown_with_its_command(page, context, monkeypa
     assert job.id in place
     assert job.arguments[0] == "train"
     content = page.get(place).text
-    assert f'data-live="/jobs/{job.id}/live"' in content
+    assert f'data-live="{job.id}"' in content
     assert page.post(f"/jobs/{job.id}/stop").status_code == 200
     assert context.jobs.get(job.id).state == "stopped"
 
