@@ -20,7 +20,7 @@ from glmtune.webui import chat_store, elements, paths, plan_view, runs_tab
 from glmtune.webui.app import make_context
 from glmtune.webui.chat_answer import SETTINGS, parse_sampling
 from glmtune.webui.chat_store import Chat, Side, Vote, add_vote, change_chat, create_chat, load_chat, make_rows
-from glmtune.webui.chat_tab import make_vote
+from glmtune.webui.chat_votes import make_vote
 from glmtune.webui.commands import CommandOutput
 from glmtune.webui.data_tab import make_train_draft
 from glmtune.webui.job_view import describe_job
@@ -101,7 +101,7 @@ def test_a_failure_of_the_model_reaches_the_page(context, page):
 
 
 def test_votes_of_conversations_that_are_not_listed_are_written(context, page, monkeypatch):
-    monkeypatch.setattr(chat_store, "_MAX_LISTED", 1)
+    monkeypatch.setattr(chat_store, "PAGE_CHATS", 1)
     for _ in range(3):
         chat = ask_twice(context)
         page.post(f"/chat/{chat.id}/vote", {"better": "first"})
@@ -355,5 +355,5 @@ def test_what_runs_hold_does_not_hide_other_runs(tmp_path, monkeypatch):
         for name in ("adapter", "checkpoints/checkpoint-1", "eval/first"):
             (tmp_path / f"run{number}" / name).mkdir(parents=True)
         (tmp_path / f"run{number}" / "config.yaml").touch()
-    monkeypatch.setattr(paths, "_LOOKED_AT", 10)
+    monkeypatch.setattr(paths, "MAX_FOLDERS", 10)
     assert len(paths.find_runs([tmp_path])) == 6

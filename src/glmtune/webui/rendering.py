@@ -16,6 +16,7 @@ from glmtune.utils.console import format_bytes, format_duration
 from glmtune.webui.context import Context
 from glmtune.webui.error_texts import translate_error
 from glmtune.webui.guard import csrf_token, find_chosen_language
+from glmtune.webui.pruning import CHATS, JOBS, UPLOADS
 from glmtune.webui.texts import text
 
 TABS = ("data", "train", "runs", "chat", "evaluate", "export", "model")
@@ -112,4 +113,5 @@ def _translator(lang: str) -> Any:
 def _environment() -> Environment:
     environment = make_environment("glmtune.webui")
     environment.filters |= {"size": format_bytes, "duration": format_duration}
+    environment.globals["keep"] = {"chats": CHATS, "jobs": JOBS, "uploads": UPLOADS}
     return environment
