@@ -191,7 +191,8 @@ def test_two_models_answer_and_a_vote_becomes_a_preference_row(page, context):
 
 def test_a_vote_file_is_read_by_preference_tuning(page, context):
     from glmtune.data.sources import open_sources
-    from glmtune.webui.chat_store import Vote, make_preference_row
+    from glmtune.webui.chat_store import Vote
+    from glmtune.webui.chat_votes import make_preference_row
 
     vote = Vote([{"role": "user", "content": "问"}], ["好", "坏"], ["a", "b"], 0)
     (context.roots[0] / "votes.jsonl").write_text(json.dumps(make_preference_row(vote), ensure_ascii=False) + "\n")

@@ -23,11 +23,13 @@ from glmtune.serve.run_server import GracefulServer
 from glmtune.utils.network import listen
 from glmtune.webui import (
     chat_tab,
+    choices_view,
     data_tab,
     evaluate_tab,
     export_tab,
     jobs_view,
     model_tab,
+    pruning,
     runs_tab,
     status_strip,
     train_tab,
@@ -43,12 +45,20 @@ from glmtune.webui.requests import MAX_FORM_BYTES, read_form
 from glmtune.webui.sessions import HEALTH_PATH, guard_page
 from glmtune.webui.webhooks import check_webhook, send_webhook
 
-_ROUTES = (*(model_tab, data_tab, train_tab, runs_tab, chat_tab, evaluate_tab, export_tab), jobs_view, status_strip)
+_ROUTES = (
+    *(model_tab, data_tab, train_tab, runs_tab, chat_tab, evaluate_tab, export_tab),
+    jobs_view,
+    status_strip,
+    choices_view,
+)
 _STYLES = (("glmtune.html", "templates/base.css"), ("glmtune.report", "templates/report.css"))
 _OWN_STYLES = ("glmtune.webui", "static/app.css")
 _FORM_RULE = RouteRule("/train", MAX_FORM_BYTES)
 PAGE_PATHS = frozenset(
-    f"/{name}" for name in (*TABS, "jobs", "static", "strip", "health", "language", "uploads", "login", "logout", "api")
+    f"/{name}"
+    for name in (
+        *(*TABS, "jobs", "choices", "static", "strip", "health", "language", "uploads", "login", "logout", "api"),
+    )
 )
 """First parts of the page's own paths, which no root path may equal."""
 
@@ -187,6 +197,7 @@ def serve(
         page = make_app(context, rules, password=password)
         app = ApiMount(page, api, rules.root_path) if api is not None else page
         context.jobs.watch()
+        pruning.watch(context)
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, server_header=False)
         place = f"http://{host}:{socket.getsockname()[1]}{rules.root_path}"
         also = f"API: {place}{API_PATH}/v1; " if api is not None else ""

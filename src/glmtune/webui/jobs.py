@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
@@ -186,6 +186,25 @@ class Jobs:
             said = stream.read().decode("utf-8", errors="replace")
         # What a bar overwrote on a terminal is left out.
         return "\n".join(line.rsplit("\r", 1)[-1] for line in said.rstrip("\n").split("\n")[-lines:])
+
+    def remove_ended(self, select_old: Callable[[Iterator[tuple[float, Path]]], Sequence[Path]]) -> int:
+        """Remove jobs that have ended, with their logs.
+
+        Args:
+            select_old: chooses from the times of their ends, in seconds since 1970, and their files.
+
+        Returns:
+            The number of removed jobs.
+        """
+        with self._held():
+            self._advance()
+            ended = [job for job in self._read_all() if not job.alive]
+            old = select_old((job.ended or job.created, self._folder / f"{job.id}.json") for job in ended)
+            for path in old:
+                for suffix in (".log", ".exit", ".json"):  # the last one is what makes it a job
+                    path.with_suffix(suffix).unlink(missing_ok=True)
+                self._ended.pop(path.stem, None)
+        return len(old)
 
     def _watch(self) -> None:
         while True:

@@ -145,6 +145,11 @@ def _make_parts(request: Request, context: Context, job: Job, log: str, view: Tr
 
 
 def _tab_of(job: Job) -> str:
-    return {"train": "train", "export": "export", "eval": "evaluate", "compare": "evaluate", "forget": "evaluate"}.get(
-        job.kind, "model"
-    )
+    return {
+        "train": "train",
+        "export": "export",
+        "eval": "evaluate",
+        "compare": "evaluate",
+        "forget": "evaluate",
+        "score": "evaluate",
+    }.get(job.kind, "model")

@@ -260,6 +260,11 @@ function showTaskFields() {
   }
 }
 
+// The box in a table's head ticks those of the page; the form sends them all at once.
+function tickAll(head) {
+  for (const box of head.closest("table").querySelectorAll("tbody input[type=checkbox]")) box.checked = head.checked;
+}
+
 function download(name, text) {
   const link = document.createElement("a");
   link.href = `data:text/plain;charset=utf-8,${encodeURIComponent(text)}`;
@@ -310,6 +315,7 @@ document.addEventListener("click", (event) => {
 });
 
 document.addEventListener("change", (event) => {
+  if ("tickAll" in event.target.dataset) tickAll(event.target);
   if ("method" in event.target.dataset) showMethodFields();
   if (event.target.dataset.shows) showTaskFields();
   if ("submit" in event.target.dataset) event.target.form.requestSubmit();
