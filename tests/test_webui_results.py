@@ -1,5 +1,5 @@
-"""The page's tabs Runs, Chat, Evaluate and Export through its HTTP door: votes as a comparison, tables that are searched
-and paged, several runs at once, and what is removed by age."""
+"""The page's tabs Runs, Chat, Evaluate and Export through its HTTP door: votes as a comparison, tables that are
+searched and paged, several runs at once, and what is removed by age."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import shlex
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from glmtune.webui.errors import JobError
 from glmtune.webui.guard import owner_of
 from glmtune.webui.job_view import describe_job
 from glmtune.webui.jobs import Job
-from glmtune.webui.rendering import get_language, render_markup, render_page, render_part
+from glmtune.webui.rendering import get_language, render_markup, render_page, render_part, render_problem
 from glmtune.webui.requests import read_form
 from glmtune.webui.training_view import (
     TrainingView,
@@ -137,7 +138,8 @@ def _make_parts(request: Request, context: Context, job: Job, log: str, view: Tr
         }
     else:
         values = describe_job(job, log, lang)
-    status = render_markup(request, context, "job_status", job=job, **values)
+    problem = partial(render_problem, lang=lang, title="app.failed")
+    status = render_markup(request, context, "job_status", job=job, problem=problem, **values)
     parts = {"status": status, "log": render_markup(request, context, "job_log", log=log)}
     if view is not None:
         parts["samples"] = render_markup(request, context, "samples", samples=read_samples(RunDir(job.output)))
