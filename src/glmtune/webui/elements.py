@@ -55,10 +55,10 @@ def _read_gpu_memory() -> str:
         return ""
     command = [tool, "--query-gpu=memory.used,memory.total", "--format=csv,noheader,nounits"]
     try:
-        output = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout
+        result = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=5, check=True)
     except (subprocess.SubprocessError, OSError):  # a driver that does not answer
         return ""
-    pairs = [line.split(",") for line in output.splitlines() if "," in line]
+    pairs = [line.split(",") for line in result.stdout.splitlines() if "," in line]
     return ", ".join(f"{float(used) / 1024:.1f} / {float(total) / 1024:.1f} GiB" for used, total in pairs)
 
 
