@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 import threading
 import time
@@ -15,6 +14,7 @@ from typing import Literal
 
 import psutil
 
+from glmtune.utils.shell_words import join_words
 from glmtune.webui.context import Context
 from glmtune.webui.gpu_memory import read_gpus
 from glmtune.webui.jobs import Job
@@ -203,4 +203,4 @@ def _is_glmtune(line: list[str]) -> bool:
 def _shorten(line: list[str]) -> str:
     """The command without the path of Python, and without values of options, which may be passwords."""
     start = next((place for place, word in enumerate(line) if Path(word).name == "glmtune"), 0)
-    return shlex.join(["glmtune", *line[start + 1 : start + 3]])[:_MAX_NAME]
+    return join_words(["glmtune", *line[start + 1 : start + 3]])[:_MAX_NAME]

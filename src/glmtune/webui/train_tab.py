@@ -20,6 +20,7 @@ from glmtune.migrate import dump_translation, require_translation
 from glmtune.utils.documents import DocumentError, parse_yaml
 from glmtune.utils.installation import format_install
 from glmtune.utils.io import find_json_object
+from glmtune.utils.shell_words import join_words
 from glmtune.webui import drafts, lists
 from glmtune.webui.context import Context
 from glmtune.webui.forms import (
@@ -247,7 +248,7 @@ def _render_card(request: Request, context: Context, form: RunForm) -> Response:
     except GlmtuneError as error:
         problem = make_problem(error, lang)
         return render_part(request, context, "train_card", problem=problem, config=None, command="", is_complete=True)
-    command = shlex.join(["glmtune", "train", "config.yaml"])
+    command = join_words(["glmtune", "train", "config.yaml"])
     return render_part(
         *(request, context, "train_card"), problem=None, config=as_yaml(tree), command=command, is_complete=True
     )
