@@ -118,7 +118,7 @@ def draw_masks(language: str) -> str:
     """Three masks side by side: causal, ChatGLM-6B's, and that of a packed block."""
     short = [4, 57, 60, 14, 61]
     block = torch.block_diag(_see_row(_ROW[2:]), _see_row(short)).bool()
-    causal = ["<s>", "q1", "q2", "a1", "a2", "a3", "</s>"]
+    causal = ["[gMASK]", "sop", "q1", "q2", "a1", "a2", "</s>"]
     drawing = Drawing(860, 330, language)
     panels = (
         ("causal (ChatGLM2, ChatGLM3, GLM-4)", torch.ones(7, 7).tril().bool(), causal),
@@ -126,7 +126,7 @@ def draw_masks(language: str) -> str:
         ("two rows in one block (ChatGLM-6B)", block, _name_tokens([*_ROW[2:], *short])),
     )
     for number, (title, seen, names) in enumerate(panels):
-        left, top, side = 62 + number * 285, 90, 210 / len(names)
+        left, top, side = 60 + number * 278, 90, 210 / len(names)
         drawing.add_text(left + 105, 22, drawing.translate(title), size=13)
         for row, row_name in enumerate(names):
             drawing.add_text(left - 6, top + (row + 0.7) * side, row_name, "end", 10)
@@ -143,7 +143,7 @@ def draw_positions(language: str) -> str:
     """The position streams of ChatGLM-6B below those of the later generations."""
     streams = prefix_position_ids(torch.tensor([_ROW]), None, _CONFIG)[0].tolist()
     names = _name_tokens(_ROW)
-    later = ["<s>", "q1", "q2", "q3", "a1", "a2", "</s>"]
+    later = ["[gMASK]", "sop", "q1", "q2", "a1", "a2", "</s>"]
     drawing = Drawing(700, 230, language)
     _draw_table(drawing, 10, [("token", later), ("position", list(range(len(later))))])
     _draw_table(drawing, 105, [("token", names), ("position", streams[0]), ("block position", streams[1])])
