@@ -4,6 +4,7 @@
 - Links out of docs/ lead to the repository (`repo_url`), and are plain text where it is not known.
 - A Chinese page that links to an English one, which has a Chinese version too, means the English one: mkdocs-static-i18n
   would take the Chinese one.
+- A line break between two Chinese characters is no space.
 - Python-Markdown shows the backslash of a `\\|` inside code in a table, which GitHub needs; it does not need it itself.
 """
 
@@ -18,6 +19,8 @@ from mkdocs.utils import get_relative_url
 _LANGUAGE_LINE = re.compile(r"^\[(?:中文|English)\]\([^)]*\)\n+", re.MULTILINE)
 _FENCE = re.compile(r"(^ *(`{3,}|~{3,}).*?^ *\2[ \t]*$)", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"(?<!!)\[(?P<text>(?:[^][]|\[[^][]*\])*)\]\((?P<path>[^)#:\s]*)(?P<anchor>#[^)\s]*)?\)")
+_CHINESE = "\u3000-\u303f\u4e00-\u9fff\uff00-\uffef“”‘’—…"
+_CHINESE_BREAK = re.compile(rf"(?<=[{_CHINESE}])\n(?=[{_CHINESE}])")
 _CODE = re.compile(r"(`+)[^`]+\1")
 
 
@@ -31,6 +34,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def _rewrite_text(text: str, page: Any, config: Any, files: Any) -> str:
+    text = _CHINESE_BREAK.sub("", text)
     text = _LINK.sub(lambda link: _rewrite_link(link, page, config, files), text)
     return re.sub(r"^\|.*$", lambda row: _CODE.sub(lambda code: code[0].replace("\\|", "|"), row[0]), text, flags=re.M)
 

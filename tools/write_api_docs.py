@@ -78,8 +78,10 @@ def import_name(path: str) -> Any:
 def _render_entry(path: str) -> str:
     value = import_name(path)
     owner, name = path.split(".")[-2:]
-    title = f"{owner}.{name}" if owner[0].isupper() else path
-    lines = [f"### {title}\n", f"```python\n{_format_signature(name, value)}\n```\n"]
+    is_method = owner[0].isupper()
+    lines = [f"### {owner}.{name}\n" if is_method else f"### {name}\n"]
+    statement = "" if is_method else f"from {path.rpartition('.')[0]} import {name}\n\n"
+    lines.append(f"```python\n{statement}{_format_signature(name, value)}\n```\n")
     lines += _render_docstring(inspect.getdoc(value) or "")
     if dataclasses.is_dataclass(value):
         lines += _render_fields(value)
@@ -87,9 +89,9 @@ def _render_entry(path: str) -> str:
 
 
 def _format_signature(name: str, value: Any) -> str:
-    """`def` or `class` as in the source, one argument a line if it is long."""
+    """The definition with `...` for its body; arguments a line each if it is long."""
     if inspect.isclass(value) and not dataclasses.is_dataclass(value):
-        return f"class {name}({value.__bases__[0].__name__})"
+        return f"class {name}({value.__bases__[0].__name__}): ..."
     signature = inspect.signature(value)
     words = []
     for parameter in signature.parameters.values():
@@ -97,11 +99,10 @@ def _format_signature(name: str, value: Any) -> str:
             words.append("*")
         words.append(_format_parameter(parameter))
     if inspect.isclass(value):
-        kind, result = "class", ""
-    else:
-        kind, result = "def", f" -> {signature.return_annotation}"
-    line = f"{kind} {name}({', '.join(words)}){result}"
-    return line if len(line) <= 100 else f"{kind} {name}(\n    " + ",\n    ".join(words) + f",\n){result}"
+        return f"@dataclass\nclass {name}:\n    " + "\n    ".join(words)
+    result = f" -> {signature.return_annotation}: ..."
+    line = f"def {name}({', '.join(words)}){result}"
+    return line if len(line) <= 100 else f"def {name}(\n    " + ",\n    ".join(words) + f",\n){result}"
 
 
 def _format_parameter(parameter: inspect.Parameter) -> str:
