@@ -70,9 +70,9 @@ def _query(option: str) -> list[tuple[str, str, str, str]]:
         return []
     command = [tool, option, "--format=csv,noheader,nounits"]
     try:
-        output = subprocess.run(
+        process = subprocess.run(
             command, capture_output=True, encoding="utf-8", errors="replace", timeout=5, check=True
-        ).stdout
+        )
     except (subprocess.SubprocessError, OSError):  # a driver that does not answer
         return []
     rows = [[cell.strip() for cell in line.split(",", 3)] for line in process.stdout.splitlines()]
