@@ -13,7 +13,7 @@ pytest.importorskip("fastapi", reason="needs the extra `ui`: pip install 'glmtun
 
 from page_client import PageClient
 
-from glmtune.webui import lists, root_walk
+from glmtune.webui import root_walk
 from glmtune.webui.app import make_context
 
 
@@ -43,27 +43,26 @@ def rows(context):
     return write
 
 
-@pytest.mark.parametrize("tab", ["/train", "/chat", "/evaluate", "/data", "/export", "/model"])
-def test_a_page_walks_the_roots_once(context, page, monkeypatch, tab):
+@pytest.mark.parametrize(
+    "address",
+    [*("/train", "/chat", "/evaluate", "/data", "/export", "/model", "/runs", "/evaluate/results"), "/choices/targets"],
+)
+def test_a_request_walks_the_roots_once_at_most(context, page, monkeypatch, address):
     walked = []
     walk = os.walk
     monkeypatch.setattr(root_walk.os, "walk", lambda root, *others: walked.append(root) or walk(root, *others))
-    assert page.get(tab).status_code == 200
-    assert walked == context.roots
+    assert page.get(address).status_code == 200
+    assert walked in ([], context.roots)
 
 
-def test_lists_that_are_cut_say_so(context, page, rows, monkeypatch):
-    monkeypatch.setattr(lists, "MAX_PATHS", 2)
-    monkeypatch.setattr(lists, "MAX_ENTRIES", 1)
-    for name in "abc":
-        rows(f"{name}.jsonl", {"content": "1", "summary": "2"})
-    catalog = {name: {"file_name": f"{name}.jsonl"} for name in "ab"}
-    (context.roots[0] / "dataset_info.json").write_text(json.dumps(catalog))
-    content = page.get("/data").text
-    assert "first 2 data files" in content
-    assert "first 1 entries" in content
-    monkeypatch.setattr(root_walk, "MAX_FOLDERS", 0)
-    assert "Only the first" in page.get("/chat").text
+def test_models_and_data_are_found_by_what_is_typed(page, rows):
+    for name in ("first", "second"):
+        rows(f"{name}.jsonl", GOOD)
+    found = page.get("/choices/datasets?field=data.train&id=datasets&data.train=sec").text
+    assert re.findall("<option[^>]*>([^<]*)", found) == ["second.jsonl"]
+    for tab, kinds in (("/data", ("datasets", "models")), ("/train", ("datasets", "models")), ("/model", ("models",))):
+        content = page.get(tab).text
+        assert all(f'hx-get="/choices/{kind}?field=' in content for kind in kinds)
 
 
 GOOD = {"content": "问", "summary": "答"}

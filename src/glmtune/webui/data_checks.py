@@ -20,7 +20,6 @@ from glmtune.errors import GlmtuneError
 from glmtune.webui.data_edits import EditBook
 from glmtune.webui.data_outputs import write_entries
 from glmtune.webui.data_rows import load_model_checker, open_rows
-from glmtune.webui.error_texts import translate_error
 
 _MAX_TASKS = 16
 MAX_FOUND_ROWS = 20_000
@@ -207,15 +206,8 @@ def group_findings(check: DataCheck, lang: str) -> list[dict[str, Any]]:
                 "title": describe_kind(kind, lang),
                 "count": report.kinds[severity, kind],
                 "more": report.kinds[severity, kind] - len(listed),
-                "findings": [
-                    (item, translate_error(item.message, lang) or item.message)
-                    for item in listed
-                    if item.row not in check.edited
-                ],
-                "hints": [
-                    translate_error(hint, lang) or hint
-                    for hint in dict.fromkeys(item.hint for item in listed if item.hint)
-                ],
+                "findings": [item for item in listed if item.row not in check.edited],
+                "hints": [*dict.fromkeys(item.hint for item in listed if item.hint)],
             }
         )
     return groups

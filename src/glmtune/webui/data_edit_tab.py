@@ -22,7 +22,6 @@ from glmtune.webui.data_fix import list_choices, parse_plan
 from glmtune.webui.data_form import DATA_DRAFT, describe_data, open_form_rows, parse_run, replace_datasets
 from glmtune.webui.data_outputs import prepare_outputs, suggest_outputs
 from glmtune.webui.data_rows import load_model_checker, open_rows, render_row
-from glmtune.webui.error_texts import translate_error
 from glmtune.webui.guard import owner_of
 from glmtune.webui.rendering import get_language, redirect, render_error, render_part
 from glmtune.webui.requests import FormData, read_form
@@ -106,12 +105,11 @@ def _render_row(request: Request, context: Context, data: FormData, sources: lis
     raw_row = located.raw_row
     content = format_row(raw_row.values) if isinstance(raw_row, RawRow) else located.line or ""
     problems = [
-        (describe_kind(problem.kind, lang), translate_error(problem.message, lang) or problem.message)
-        for problem in find_row_problems(located.row, checker)
+        (describe_kind(problem.kind, lang), problem.message) for problem in find_row_problems(located.row, checker)
     ]
     return render_part(
         *(request, context, "data_row"),
-        frame=render_row(located, checker, with_ids, text("data.row_title", lang, row=number)),
+        frame=render_row(located, checker, with_ids, text("data.row_title", lang, row=number), lang),
         number=number,
         where=located.row.where,
         with_ids=with_ids,

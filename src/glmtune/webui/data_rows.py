@@ -22,6 +22,7 @@ from glmtune.data.sources import DataSource, open_sources
 from glmtune.errors import DataError
 from glmtune.families import detect_family, get_family
 from glmtune.html.builder import Html, el, join
+from glmtune.webui.error_texts import localize_message, translate_message
 
 PAGE_ROWS = 20
 _MAX_TEXT = 400
@@ -120,7 +121,7 @@ def read_page(
     return [_shorten_row(row) for row in found[:PAGE_ROWS]], len(found) > PAGE_ROWS
 
 
-def render_row(located: LocatedRow, checker: ModelChecker | None, with_ids: bool, title: str) -> Html | None:
+def render_row(located: LocatedRow, checker: ModelChecker | None, with_ids: bool, title: str, lang: str) -> Html | None:
     """A row as the model sees it, in a frame of its own where no script runs; None without a model."""
     row, source = located.row, located.source
     if isinstance(row, InvalidRow):
@@ -131,9 +132,11 @@ def render_row(located: LocatedRow, checker: ModelChecker | None, with_ids: bool
     try:
         preview = make_preview(source, row, checker.family, checker.tokenizer, checker.rules)
     except UnusedRowError as error:
-        page = str(join([el("p", f"{error.effect}: {error.message}"), el("pre", error.row_text)]))
+        effect, problem = (localize_message(line, lang) for line in (error.effect, error.message))
+        page = str(join([el("p", effect, ": ", problem), el("pre", error.row_text)]))
     else:
-        page = render_html(preview, with_ids)
+        html_lang = {"zh": "zh-CN"}.get(lang, lang)
+        page = render_html(preview, with_ids, html_lang, lambda line: translate_message(line, lang) or line)
     return el("iframe", srcdoc=page, sandbox="", title=title, class_="frame short")
 
 

@@ -15,7 +15,7 @@ from glmtune.data.sources import read_columns
 from glmtune.errors import ConfigError
 from glmtune.html.plots import draw_histogram
 from glmtune.utils.console import format_bytes
-from glmtune.webui import data_edit_tab, drafts, lists
+from glmtune.webui import data_edit_tab, drafts
 from glmtune.webui.context import Context
 from glmtune.webui.data_checks import MAX_FOUND_ROWS, DataCheck, DataChecks, group_findings
 from glmtune.webui.data_edits import load_edits
@@ -31,6 +31,7 @@ from glmtune.webui.data_form import (
 )
 from glmtune.webui.data_rows import read_page
 from glmtune.webui.elements import make_figures
+from glmtune.webui.error_texts import localize_message
 from glmtune.webui.guard import owner_of
 from glmtune.webui.rendering import get_language, make_problem, redirect, render_page, render_part
 from glmtune.webui.requests import FormData, read_form
@@ -49,7 +50,6 @@ def add_routes(app: FastAPI, context: Context) -> None:
     @app.get("/data")
     def show_data(request: Request) -> Response:
         draft = drafts.load_draft(context, owner_of(request), DATA_DRAFT) or FormData()
-        found = lists.RootLists(context)
         limits = UploadLimits()
         return render_page(
             *(request, context, "data"),
@@ -57,9 +57,6 @@ def add_routes(app: FastAPI, context: Context) -> None:
             data=draft,
             entries=parse_datasets(draft),
             settings=[(item, draft.get(item.key) or get_default(item)) for item in list_settings()],
-            models=found.models,
-            datasets=found.datasets,
-            list_notes=found.describe_limits(get_language(request, context)),
             roles=COLUMN_ROLES,
             upload_limits={"size": format_bytes(limits.file_bytes), "files": f"{limits.files:,}"},
         )
@@ -120,7 +117,10 @@ def _show_rows(request: Request, context: Context, checks: DataChecks, data: For
     numbers = check.find_rows(kind) if asks_findings and is_checked and check is not None else None
     sources, outdated = open_form_rows(run, load_edits(context, owner_of(request)))
     rows, has_more = read_page(sources, page, data.get("search"), numbers)
-    notes = [note for source in sources for note in (f"{context.shorten(source.name)}: {source.format}", *source.notes)]
+    notes: list[Any] = []
+    for source in sources:
+        notes += [f"{context.shorten(source.name)}: {source.format}"]
+        notes += [localize_message(note, lang) for note in source.notes]
     notes += [text("data.edits_outdated", lang, name=context.shorten(source.name)) for source in outdated]
     if asks_findings and not is_checked:
         notes.insert(0, text("data.check_first", lang))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,29 @@ from glmtune.utils.io import find_json_object
 from glmtune.webui.context import Context
 from glmtune.webui.errors import PathError
 from glmtune.webui.paths import inside
-from glmtune.webui.root_walk import MAX_DEPTH, MAX_FOLDERS, RootContents, walk_roots
-from glmtune.webui.texts import text
+from glmtune.webui.root_walk import RootContents, walk_roots
 
 Choices = list[tuple[str, str]]
 """Names, and the paths behind them."""
-MAX_PATHS = 200
-"""Paths of each kind in a list."""
-MAX_ENTRIES = 300
-"""Entries of catalogs in a list."""
-MAX_COUNTED_BYTES = 8 * 2**20
-"""Of a file whose rows are counted for its name in a list."""
+_MAX_COUNTED_BYTES = 8 * 2**20
+MAX_CHOICES = 200
+"""That a browser is sent at a time; the others are found by a search."""
 _row_counts: dict[tuple[str, int, int], int | None] = {}
+
+
+@dataclass(frozen=True)
+class FoundChoices:
+    """What a user may choose from.
+
+    Attributes:
+        choices: the first `MAX_CHOICES` that match.
+        count: all that match.
+        cut_roots: roots of which some folders were not looked at, see `root_walk.RootContents`.
+    """
+
+    choices: Choices
+    count: int
+    cut_roots: list[Path]
 
 
 class RootLists:
@@ -37,56 +49,52 @@ class RootLists:
 
     def __init__(self, context: Context):
         self._context = context
-        self._cut: dict[str, int] = {}
 
     @cached_property
     def contents(self) -> RootContents:
         """What the walk found."""
         return walk_roots(self._context.roots)
 
-    @cached_property
-    def runs(self) -> Choices:
-        """Runs, the newest first."""
-        return self._name_paths("runs", self.contents.runs)
+    def find_runs(self, search: str = "") -> FoundChoices:
+        """Runs, the newest first, with all words of a search in their path."""
+        return self._find_paths(self.contents.runs, search)
 
-    @cached_property
-    def models(self) -> Choices:
-        """Folders of checkpoints."""
-        return self._name_paths("models", self.contents.models)
+    def find_models(self, search: str = "") -> FoundChoices:
+        """Folders of checkpoints, with all words of a search in their path."""
+        return self._find_paths(self.contents.models, search)
 
-    @cached_property
-    def targets(self) -> Choices:
-        """Whatever has weights: runs, the newest first, then checkpoint folders."""
-        return list(dict.fromkeys([*self.runs, *self.models]))
+    def find_targets(self, search: str = "") -> FoundChoices:
+        """Runs, the newest first, then checkpoint folders, with all words of a search in their path."""
+        return self._find_paths([*self.contents.runs, *self.contents.models], search)
 
-    @cached_property
-    def datasets(self) -> Choices:
-        """Entries of every dataset_info.json under the roots by name, then data files."""
-        entries: Choices = []
-        for entry in self._list_entries():
-            if len(entries) == MAX_ENTRIES:
-                self._cut["entries"] = MAX_ENTRIES
-                break
-            entries.append(entry)
-        return [*entries, *self._name_paths("data", self.contents.data)]
+    def find_datasets(self, search: str = "") -> FoundChoices:
+        """Entries of every dataset_info.json under the roots by name, then data files, with all words of a search in
+        their name."""
+        entries = [each for each in _list_entries(self.contents.catalogs) if _matches(f"{each[0]}:{each[1]}", search)]
+        files = self._find_paths(self.contents.data, search)
+        # Rows are counted for those alone that are shown.
+        choices = [
+            (_describe_entry(self._context, catalog.parent, name, entry), f"{catalog}:{name}")
+            for catalog, name, entry in entries[:MAX_CHOICES]
+        ]
+        choices += files.choices[: MAX_CHOICES - len(choices)]
+        return FoundChoices(choices, len(entries) + files.count, files.cut_roots)
 
-    def describe_limits(self, lang: str) -> list[str]:
-        """What is missing in the lists that were asked for, for the user."""
-        notes = [text(f"lists.cut_{kind}", lang, limit=f"{limit:,}") for kind, limit in self._cut.items()]
-        if self.contents.is_cut:
-            notes.append(text("lists.cut_folders", lang, limit=f"{MAX_FOLDERS:,}", depth=MAX_DEPTH))
-        return notes
+    def _find_paths(self, paths: Sequence[Path], search: str) -> FoundChoices:
+        matching = [path for path in dict.fromkeys(paths) if _matches(str(path), search)]
+        choices = [(self._context.shorten(path), str(path)) for path in matching[:MAX_CHOICES]]
+        return FoundChoices(choices, len(matching), self.contents.cut_roots)
 
-    def _name_paths(self, kind: str, paths: Sequence[Path]) -> Choices:
-        if len(paths) > MAX_PATHS:
-            self._cut[kind] = MAX_PATHS
-        return [(self._context.shorten(path), str(path)) for path in paths[:MAX_PATHS]]
 
-    def _list_entries(self) -> Iterator[tuple[str, str]]:
-        for catalog in self.contents.catalogs:
-            for name, entry in (find_json_object(catalog) or {}).items():
-                if isinstance(entry, dict):
-                    yield _describe_entry(self._context, catalog.parent, str(name), entry), f"{catalog}:{name}"
+def _matches(name: str, search: str) -> bool:
+    return all(word in name.casefold() for word in search.casefold().split())
+
+
+def _list_entries(catalogs: list[Path]) -> Iterator[tuple[Path, str, dict[str, Any]]]:
+    for catalog in catalogs:
+        for name, entry in (find_json_object(catalog) or {}).items():
+            if isinstance(entry, dict):
+                yield catalog, str(name), entry
 
 
 def _describe_entry(context: Context, folder: Path, name: str, entry: dict[str, Any]) -> str:
@@ -110,7 +118,7 @@ def count_rows(path: Path) -> int | None:
         status = path.stat()
     except OSError:
         return None
-    if status.st_size > MAX_COUNTED_BYTES or not path.is_file():
+    if status.st_size > _MAX_COUNTED_BYTES or not path.is_file():
         return None
     key = (str(path), status.st_size, status.st_mtime_ns)
     if key not in _row_counts:

@@ -16,7 +16,7 @@ from glmtune.errors import ConfigError, GlmtuneError
 from glmtune.families import detect_family, get_family
 from glmtune.hub import resolve_checkpoint
 from glmtune.utils.console import format_bytes
-from glmtune.webui import drafts, lists
+from glmtune.webui import drafts
 from glmtune.webui.commands import run_command
 from glmtune.webui.context import Context
 from glmtune.webui.elements import make_facts
@@ -50,14 +50,11 @@ def add_routes(app: FastAPI, context: Context) -> None:
         settings = [
             (item, draft.get(item.key) or item.default or "") for item in (map_fields()[key] for key in _SETTINGS)
         ]
-        found = lists.RootLists(context)
         return render_page(
             *(request, context, "model"),
             tab="model",
             path=draft.get("model.path"),
             settings=settings,
-            models=found.models,
-            list_notes=found.describe_limits(get_language(request, context)),
             buttons=BUTTONS,
             panel=render_job(request, context, job) if job else "",
         )

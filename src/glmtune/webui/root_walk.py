@@ -31,14 +31,14 @@ class RootContents:
         models: folders of checkpoints, also of runs that trained all weights.
         data: files, and folders of encoded rows.
         catalogs: files `dataset_info.json`.
-        is_cut: whether a root has more folders than `MAX_FOLDERS`.
+        cut_roots: those with more than `MAX_FOLDERS` folders, of which the others were not looked at.
     """
 
     runs: list[Path] = field(default_factory=list)
     models: list[Path] = field(default_factory=list)
     data: list[Path] = field(default_factory=list)
     catalogs: list[Path] = field(default_factory=list)
-    is_cut: bool = False
+    cut_roots: list[Path] = field(default_factory=list)
 
 
 def walk_roots(roots: Iterable[Path]) -> RootContents:
@@ -49,7 +49,7 @@ def walk_roots(roots: Iterable[Path]) -> RootContents:
     for root in roots:
         for count, (folder, below, names) in enumerate(os.walk(root)):
             if count >= MAX_FOLDERS:
-                found.is_cut = True
+                found.cut_roots.append(root)
                 break
             if folder in visited:
                 below.clear()

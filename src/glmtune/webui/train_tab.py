@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,8 +17,10 @@ from glmtune.errors import ConfigError, GlmtuneError
 from glmtune.html.pages import is_number
 from glmtune.migrate import dump_translation, require_translation
 from glmtune.utils.documents import DocumentError, parse_yaml
+from glmtune.utils.installation import format_install
 from glmtune.utils.io import find_json_object
-from glmtune.webui import drafts, lists
+from glmtune.utils.shell_words import join_words
+from glmtune.webui import drafts
 from glmtune.webui.context import Context
 from glmtune.webui.forms import (
     as_yaml,
@@ -26,12 +30,14 @@ from glmtune.webui.forms import (
     list_first_keys,
     map_fields,
 )
+from glmtune.webui.gpu_memory import read_gpus
 from glmtune.webui.guard import owner_of
 from glmtune.webui.jobs import Job
 from glmtune.webui.jobs_view import render_job
+from glmtune.webui.lists import RootLists
 from glmtune.webui.paths import inside
 from glmtune.webui.plan_view import make_plan, render_plan, render_work
-from glmtune.webui.presets import CARDS, PRESETS
+from glmtune.webui.presets import CARDS, GOALS, apply_settings, fit_goal
 from glmtune.webui.rendering import get_language, make_problem, redirect, render_markup, render_page, render_part
 from glmtune.webui.requests import FormData, read_form
 from glmtune.webui.root_walk import find_runs
@@ -49,6 +55,7 @@ from glmtune.webui.run_form import (
 from glmtune.webui.texts import text
 
 _MAX_TRAININGS = 30
+_MAX_COMPARED = 50
 _TOP = ("model.path", "data.train", "data.eval", "method", "stage", "output")
 """Keys with places of their own on the form."""
 
@@ -63,16 +70,15 @@ def add_routes(app: FastAPI, context: Context) -> None:
         shown = find_training(context, job)
         jobs = list_trainings(context)
         trainings = jobs[:_MAX_TRAININGS] + [each for each in jobs[_MAX_TRAININGS:] if shown and each.id == shown.id]
-        found = lists.RootLists(context)
+        memory = draft.get("gpu_memory") if draft else ""
         return render_page(
             *(request, context, "train"),
             tab="train",
-            form=render_form(request, context, form, found),
+            form=render_form(request, context, form, memory),
             trainings=[(context.shorten(each.output), each) for each in trainings],
             job=shown,
             panel=_render_panel(request, context, shown) if shown else "",
-            runs=found.runs,
-            list_notes=found.describe_limits(get_language(request, context)),
+            runs=RootLists(context).find_runs().choices,
             saved=drafts.list_saved(context),
         )
 
@@ -103,8 +109,13 @@ def add_routes(app: FastAPI, context: Context) -> None:
     @app.post("/train/form")
     async def change_form(request: Request) -> Response:
         data = await read_form(request)
-        form = await run_in_threadpool(change_settings, context, data)
-        markup = await run_in_threadpool(render_form, request, context, form)
+        lines: list[str] = []
+        if data.get("action") == "preset":
+            goal, memory = data.get("preset"), data.get("gpu_memory")
+            form, lines = await fit_goal(request, context, parse_form(data), goal, memory)
+        else:
+            form = await run_in_threadpool(change_settings, context, data)
+        markup = await run_in_threadpool(partial(render_form, request, context, form, data.get("gpu_memory"), lines))
         return render_part(request, context, "markup", markup=markup)
 
     @app.post("/train/settings")
@@ -122,9 +133,18 @@ def add_routes(app: FastAPI, context: Context) -> None:
         return await run_in_threadpool(_start, request, context, data)
 
 
-def render_form(request: Request, context: Context, form: RunForm, found: lists.RootLists | None = None) -> Any:
-    """The form with its values, and the card beside it; `found`: the lists of the page that it is on."""
-    found = found or lists.RootLists(context)
+def render_form(
+    request: Request, context: Context, form: RunForm, memory: str = "", goal_lines: Sequence[str] = ()
+) -> Any:
+    """The form with its values, and the card beside it.
+
+    Args:
+        request: that asks for it.
+        context: the server's settings.
+        form: its values.
+        memory: of the GPU that plans are made for; empty: this machine.
+        goal_lines: what a preset has chosen, and why.
+    """
     by_key = map_fields()
     shared = list_first_keys("")
     method_keys = {name: [by_key[key] for key in list_first_keys(name)] for name in METHOD_SECTIONS}
@@ -142,10 +162,12 @@ def render_form(request: Request, context: Context, form: RunForm, found: lists.
         own_section=get_method_section(str(form.values["method"])),
         folded={name: items for name, items in folded.items() if items},
         unavailable=find_unavailable_choices(),
-        models=found.models,
-        datasets=found.datasets,
-        presets=list(PRESETS),
+        install_command=format_install("glmtune[qlora]"),
+        goals=list(GOALS),
+        goal_lines=goal_lines,
         cards=CARDS,
+        memory=memory,
+        gpus=read_gpus(),
     )
 
 
@@ -157,8 +179,6 @@ def change_settings(context: Context, data: FormData) -> RunForm:
     """
     action = data.get("action")
     form = parse_form(data)
-    if action == "preset":
-        return _apply_preset(form, data.get("preset"))
     if action == "load":
         saved = drafts.load_settings(context, data.get("saved"))
         if saved is None:
@@ -170,18 +190,13 @@ def change_settings(context: Context, data: FormData) -> RunForm:
         run = require_run(inside(context.roots, data.get("run")))
         return make_form({**read_config_file(run.config), "output": ""})
     if action == "apply":
-        for setting in data.get("proposed").splitlines():
-            key, _, value = setting.partition("=")
-            if key.strip() in form.values:
-                form.values[key.strip()] = value.strip() if value.strip() not in ("true", "false") else value == "true"
-            else:
-                form.more = f"{form.more}\n{setting}".strip()
+        return apply_settings(form, data.get("proposed").splitlines())
     return form
 
 
 def estimate_seconds(context: Context, tree: dict[str, Any], plan: dict[str, Any]) -> float | None:
     """Time of a training from the speed of the newest run of the same model and method here; None without one."""
-    for path in find_runs(context.roots)[:50]:
+    for path in find_runs(context.roots)[:_MAX_COMPARED]:
         summary = find_json_object(path / "summary.json") or {}
         speed = summary.get("tokens_per_second")
         if not is_number(speed) or speed <= 0:
@@ -234,29 +249,10 @@ def _render_card(request: Request, context: Context, form: RunForm) -> Response:
     except GlmtuneError as error:
         problem = make_problem(error, lang)
         return render_part(request, context, "train_card", problem=problem, config=None, command="", is_complete=True)
-    command = shlex.join(["glmtune", "train", "config.yaml"])
+    command = join_words(["glmtune", "train", "config.yaml"])
     return render_part(
         *(request, context, "train_card"), problem=None, config=as_yaml(tree), command=command, is_complete=True
     )
-
-
-def _apply_preset(form: RunForm, name: str) -> RunForm:
-    if name not in PRESETS:
-        raise ConfigError(f"{name}: no such preset.", f"One of: {', '.join(PRESETS)}.")
-    preset = make_empty_form()
-    preset.datasets, preset.more = form.datasets, form.more
-    for key in (*_TOP, "model.family", "model.hub", "model.quantization"):
-        preset.values[key] = form.values[key]
-    for key, value in PRESETS[name].items():
-        if key in preset.values:
-            preset.values[key] = value
-        else:
-            preset.more = "\n".join([*filter(None, [preset.more]), f"{key}={_format_value(value)}"])
-    return preset
-
-
-def _format_value(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _import_text(content: str) -> dict[str, Any]:
