@@ -110,7 +110,7 @@ def test_rows_are_repaired_into_a_new_file_and_used(context, page, rows):
     panel = page.post("/data/repair", fields).text
     choices = {
         kind: re.findall(r'<option value="(\w+)"', options)
-        for kind, options in re.findall(r'<select name="fix.([\w-]+)"(.*?)</select>', panel)
+        for kind, options in re.findall(r'name="fix.([\w-]+)"(.*?)</select>', panel)
     }
     assert choices == {
         "broken-json": ["repair", "remove"],
@@ -172,6 +172,14 @@ def test_several_data_sets_are_checked_and_go_to_training_with_their_shares(cont
         *("a-clean.jsonl", "2", "repaired/mine/dataset_info.json:mine-clean", "0.5")
     ]
     assert "乙" in page.post("/data/rows", _fields(("repaired/mine/dataset_info.json:mine-clean",))).text
+
+    clean = _fields((f"{catalog}:mine",), ("a-clean.jsonl",))
+    panel = page.post("/data/repair", _check(page, clean)[1]).text
+    names = re.findall(r'name="fix" value="([^"]+)"', panel)
+    assert names == ["repaired/mine-2/mine-clean.jsonl", "a-clean-clean.jsonl"]
+    done = _finish(page, page.post("/data/fix", [*clean, *(("fix", name) for name in names)]))
+    assert "a-clean.jsonl: nothing to change" in done.text
+    assert not (context.roots[0] / names[1]).exists()
 
     assert page.post("/data/train", fields).headers["HX-Redirect"] == "/train"
     train = page.get("/train").text

@@ -122,7 +122,7 @@ class DataChecks:
         Raises:
             ConfigError: one of `outputs` exists.
         """
-        writers = [FixWriter(output) for output in outputs]
+        writers = [FixWriter(output, needs_change=True) for output in outputs]
         check = DataCheck(uuid.uuid4().hex, name, run.data, run.model.path or "")
         while len(self._checks) >= _MAX_TASKS:
             self._checks.pop(next(iter(self._checks))).is_cancelled = True

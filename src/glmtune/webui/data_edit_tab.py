@@ -10,7 +10,7 @@ from starlette.responses import Response
 from glmtune.data.check_fix import LocatedRow, locate_row
 from glmtune.data.check_kinds import describe_kind
 from glmtune.data.check_rows import find_row_problems
-from glmtune.data.conversation import RawRow
+from glmtune.data.conversation import InvalidRow, RawRow
 from glmtune.data.row_edits import format_row
 from glmtune.data.sources import DataSource
 from glmtune.errors import ConfigError, DataError, GlmtuneError
@@ -110,6 +110,7 @@ def _render_row(request: Request, context: Context, data: FormData, sources: lis
     return render_part(
         *(request, context, "data_row"),
         frame=render_row(located, checker, with_ids, text("data.row_title", lang, row=number), lang),
+        has_tokens=not isinstance(located.row, InvalidRow),
         number=number,
         where=located.row.where,
         with_ids=with_ids,

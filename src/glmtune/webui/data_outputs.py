@@ -70,13 +70,16 @@ def write_entries(sources: Sequence[DataSource], fixes: Sequence[FixResult]) -> 
     """Name the columns of new files as the entries of the old ones did.
 
     Returns:
-        By what each new file is chosen: its path, or `dataset_info.json:NAME`.
+        By what each new file is chosen: its path, or `dataset_info.json:NAME`; the old name where nothing was changed.
     """
     chosen = []
     for source, fix in zip(sources, fixes, strict=True):
         entry = read_entry(source.name)
-        if entry is None or not fix.clean_rows:
-            chosen.append(str(fix.clean) if fix.clean_rows else source.name)
+        has_rows = fix.is_written and fix.clean_rows > 0
+        if entry is None or not has_rows:
+            chosen.append(str(fix.clean) if has_rows else source.name)
+            if entry is not None and not fix.is_written and not any(fix.clean.parent.iterdir()):
+                fix.clean.parent.rmdir()  # made for the new file
             continue
         kept = {key: value for key, value in entry.items() if key in _KEPT_KEYS}
         catalog = fix.clean.parent / CATALOG_FILE

@@ -14,10 +14,9 @@ from glmtune.config_parsing import build_dataclass
 from glmtune.data.check_fix import LocatedRow
 from glmtune.data.check_kinds import escape_controls, read_message_text
 from glmtune.data.check_rows import ModelChecker, scan_sources
-from glmtune.data.conversation import Conversation, InvalidRow, RawRow
+from glmtune.data.conversation import Conversation, InvalidRow
 from glmtune.data.files import is_encoded_folder
-from glmtune.data.preview import MAX_TEXT, UnusedRowError, make_preview, render_html
-from glmtune.data.row_edits import format_row
+from glmtune.data.preview import UnusedRowError, make_preview, render_html
 from glmtune.data.sources import DataSource, open_sources
 from glmtune.errors import DataError
 from glmtune.families import detect_family, get_family
@@ -122,12 +121,10 @@ def read_page(
 
 
 def render_row(located: LocatedRow, checker: ModelChecker | None, with_ids: bool, title: str, lang: str) -> Html | None:
-    """A row as the model sees it, in a frame of its own where no script runs; None without a model."""
+    """A row as the model sees it, in a frame of its own where no script runs; None without a model, and of a row
+    that cannot be used."""
     row, source = located.row, located.source
-    if isinstance(row, InvalidRow):
-        text = format_row(located.raw_row.values) if isinstance(located.raw_row, RawRow) else located.line or ""
-        return el("pre", text[:MAX_TEXT], class_="scroll")
-    if checker is None:
+    if checker is None or isinstance(row, InvalidRow):
         return None
     try:
         preview = make_preview(source, row, checker.family, checker.tokenizer, checker.rules)
