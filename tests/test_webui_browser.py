@@ -29,7 +29,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium")
 expect = playwright.expect
 
-TABS = ("data", "train", "runs", "chat", "evaluate", "export", "model")
+TABS = ("data", "train", "runs", "chat", "evaluate", "export", "model", "migrate")
 WIDTHS = (1440, 1280, 390)
 PROMPT = "类型#裙*颜色#白色*风格#清新"
 SLOW = 180_000
@@ -188,7 +188,7 @@ def test_hostile_rows_and_a_model_that_disappears(site):
 
 
 def test_eight_windows_of_a_running_job_share_one_stream(site):
-    """Over HTTP/1.1 a browser has six connections to a server: with a stream for each window the seventh never loads."""
+    """A browser has six connections to a server: with a stream for each window the seventh would never load."""
     here = site("en")
     run = here.root / "runs" / "long"
     run.mkdir(parents=True)

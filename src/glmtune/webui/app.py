@@ -26,6 +26,7 @@ from glmtune.webui import (
     evaluate_tab,
     export_tab,
     jobs_view,
+    migrate_tab,
     model_tab,
     runs_tab,
     status_strip,
@@ -42,7 +43,8 @@ from glmtune.webui.requests import MAX_FORM_BYTES, read_form
 from glmtune.webui.sessions import guard_page
 from glmtune.webui.webhooks import check_webhook, send_webhook
 
-_ROUTES = (*(model_tab, data_tab, train_tab, runs_tab, chat_tab, evaluate_tab, export_tab), jobs_view, status_strip)
+_TAB_MODULES = (model_tab, data_tab, train_tab, runs_tab, chat_tab, evaluate_tab, export_tab, migrate_tab)
+_ROUTES = (*_TAB_MODULES, jobs_view, status_strip)
 _STYLES = (("glmtune.html", "templates/base.css"), ("glmtune.report", "templates/report.css"))
 _OWN_STYLES = ("glmtune.webui", "static/app.css")
 _FORM_RULE = RouteRule("/train", MAX_FORM_BYTES)

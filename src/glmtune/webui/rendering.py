@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import cache
 from typing import Any
 
@@ -18,7 +19,7 @@ from glmtune.webui.error_texts import translate_error
 from glmtune.webui.guard import csrf_token, find_chosen_language
 from glmtune.webui.texts import text
 
-TABS = ("data", "train", "runs", "chat", "evaluate", "export", "model")
+TABS = ("data", "train", "runs", "chat", "evaluate", "export", "model", "migrate")
 """In the order in which a person needs them."""
 UNPROCESSABLE = 422
 """Status of a request that a user can correct; its part of the page is shown in place of the result."""
@@ -108,8 +109,12 @@ def _translator(lang: str) -> Any:
     return lambda key, **named: text(key, lang, **named)
 
 
+def _format_date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
 @cache
 def _environment() -> Environment:
     environment = make_environment("glmtune.webui")
-    environment.filters |= {"size": format_bytes, "duration": format_duration}
+    environment.filters |= {"size": format_bytes, "duration": format_duration, "date": _format_date}
     return environment

@@ -267,6 +267,15 @@ function download(name, text) {
   link.click();
 }
 
+// A small text file into a field of the page.
+async function readFile(input) {
+  const [file] = input.files;
+  if (!file) return;
+  document.querySelector(input.dataset.name).value = file.name;
+  document.querySelector(input.dataset.reads).value = await file.text();
+  input.value = "";
+}
+
 // A file is sent as it is, a part after the other being read from disk; the answer is where it was put.
 function upload(input) {
   const status = document.getElementById(input.dataset.status);
@@ -314,6 +323,7 @@ document.addEventListener("change", (event) => {
   if (event.target.dataset.shows) showTaskFields();
   if ("submit" in event.target.dataset) event.target.form.requestSubmit();
   if (event.target.dataset.upload) upload(event.target);
+  if (event.target.dataset.reads) readFile(event.target);
   if ("logAxis" in event.target.dataset) drawCharts(event.target.closest("[data-curves]"));
 });
 
@@ -326,6 +336,7 @@ document.addEventListener("change", (event) => {
 
 document.addEventListener("input", (event) => {
   if ("smoothing" in event.target.dataset) drawCharts(event.target.closest("[data-curves]"));
+  if (event.target.id === "script") document.getElementById("script-name").value = ""; // no longer that file
 });
 
 function setUp() {
