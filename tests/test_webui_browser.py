@@ -188,7 +188,7 @@ def test_hostile_rows_and_a_model_that_disappears(site):
 
 
 def test_eight_windows_of_a_running_job_share_one_stream(site):
-    """A browser has six connections to a server: with a stream for each window the seventh would never load."""
+    """A browser has six connections to a server of HTTP/1.1: with a stream a window the seventh never loads."""
     here = site("en")
     run = here.root / "runs" / "long"
     run.mkdir(parents=True)

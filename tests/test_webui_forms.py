@@ -144,7 +144,8 @@ def test_further_keys_reach_the_run():
 
 def test_what_needs_bitsandbytes_is_refused_with_the_mend_where_it_is_not(monkeypatch):
     values = {**values_of({}), "model.path": "base", "data.train": "a.json", "method": "qlora"}
-    monkeypatch.setattr(forms.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("glmtune.utils.optional_packages.is_installed", lambda module: False)
+    monkeypatch.setattr(forms, "is_installed", lambda module: False)
     assert set(find_unavailable_choices()) == {"qlora", "nf4", "int8"}
     with pytest.raises(ConfigError, match="nf4 needs bitsandbytes"):
         check_tree(tree_of(values))

@@ -205,8 +205,8 @@ def test_a_root_that_is_not_there_is_told(root):
 
 def test_the_command_names_what_is_wrong(monkeypatch, glmtune_command):
     assert "--lang cannot be 'fr'" in glmtune_command("ui", "--lang", "fr").err
-    monkeypatch.setattr(cli_ui.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(GlmtuneError, match="needs FastAPI"):
+    monkeypatch.setattr("glmtune.utils.optional_packages.is_installed", lambda module: False)
+    with pytest.raises(GlmtuneError, match="needs fastapi"):
         cli_ui.ui()
 
 

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import time
-from importlib.resources import files
 from pathlib import Path
 from typing import get_args
 
@@ -26,7 +25,6 @@ from glmtune.serve.context import ServeContext, ServedModel, ServeLimits
 from glmtune.webui.api_mount import ApiMount, make_api
 from glmtune.webui.app import make_app, make_context, make_routes
 from glmtune.webui.chat_answer import SETTINGS
-from glmtune.webui.error_texts import translate_error
 from glmtune.webui.forms import fields
 from glmtune.webui.jobs import State
 from glmtune.webui.model_tab import BUTTONS
@@ -188,7 +186,8 @@ def test_two_models_answer_and_a_vote_becomes_a_preference_row(page, context):
 
 def test_a_vote_file_is_read_by_preference_tuning(page, context):
     from glmtune.data.sources import open_sources
-    from glmtune.webui.chat_store import Vote, make_preference_row
+    from glmtune.webui.chat_store import Vote
+    from glmtune.webui.chat_votes import make_preference_row
 
     vote = Vote([{"role": "user", "content": "问"}], ["好", "坏"], ["a", "b"], 0)
     (context.roots[0] / "votes.jsonl").write_text(json.dumps(make_preference_row(vote), ensure_ascii=False) + "\n")
@@ -287,23 +286,3 @@ def test_errors_are_in_the_language_of_the_page_with_the_command_lines_words_fol
     assert "outside of the folders" in refused.partition("<details>")[2]
     page.client.cookies.set("glmtune_lang", "en")
     assert "<details>" not in page.post("/data/rows", {"data.train": "../x.json"}).text
-
-
-def test_translations_of_errors_name_what_the_message_names():
-    for entry in json.loads((files("glmtune.html") / "locales" / "errors.zh.json").read_text("utf-8")):
-        groups = set(re.compile(entry["pattern"]).groupindex)
-        assert set(re.findall(r"\{(\w+)\}", entry["text"])) <= groups, entry
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("lora.rank must be a whole number, not 'many'.", "lora.rank 必须是整数"),
-        ("form: unknown key lora.rang.", "lora.rang"),
-        ("/x/y: there is no run (any more).", "/x/y：这次运行不存在"),
-        ("No model is chosen.", "没有选择模型。"),
-    ],
-)
-def test_usual_errors_are_translated(line, words):
-    assert words in translate_error(line, "zh")
-    assert translate_error(line, "en") is None

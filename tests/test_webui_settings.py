@@ -106,6 +106,8 @@ def test_a_script_becomes_a_command_a_config_and_notes(page, context):
     assert "num_virtual_tokens: 64" in html
     assert re.search(r"<li>--overwrite_cache: the cache .* never out of date", html)
     assert ".glmtune-ui" not in html
+    pasted = page.post("/migrate", {"script": SCRIPT}).text
+    assert "CUDA_VISIBLE_DEVICES=0 glmtune train config.yaml" in pasted, "a pasted script is no file"
     assert list(context.state("files").iterdir()) == []
     assert "--pre_seq_len" in page.get("/migrate").text, "what was pasted is kept"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shlex
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from glmtune.run_dir import RunDir
+from glmtune.utils.shell_words import join_words
 from glmtune.webui.context import Context
 from glmtune.webui.errors import JobError
 from glmtune.webui.guard import owner_of
 from glmtune.webui.job_view import describe_job
 from glmtune.webui.jobs import Job
-from glmtune.webui.rendering import get_language, render_markup, render_page, render_part
+from glmtune.webui.rendering import get_language, render_markup, render_page, render_part, render_problem
 from glmtune.webui.requests import read_form
 from glmtune.webui.training_view import (
     TrainingView,
@@ -77,7 +78,7 @@ def render_job(request: Request, context: Context, job: Job) -> Any:
         job=job,
         parts=parts,
         name=Path(job.output).name if job.output else job.kind,
-        command=shlex.join(["glmtune", *job.arguments]),
+        command=join_words(["glmtune", *job.arguments]),
         curves=json.dumps(make_curves(view.entries, view.config)) if view else None,
         charts=describe_charts(lang, view.config if view else None),
         is_own=job.owner == owner_of(request),
@@ -137,7 +138,8 @@ def _make_parts(request: Request, context: Context, job: Job, log: str, view: Tr
         }
     else:
         values = describe_job(job, log, lang)
-    status = render_markup(request, context, "job_status", job=job, **values)
+    problem = partial(render_problem, lang=lang, title="app.failed")
+    status = render_markup(request, context, "job_status", job=job, problem=problem, **values)
     parts = {"status": status, "log": render_markup(request, context, "job_log", log=log)}
     if view is not None:
         parts["samples"] = render_markup(request, context, "samples", samples=read_samples(RunDir(job.output)))
@@ -145,6 +147,11 @@ def _make_parts(request: Request, context: Context, job: Job, log: str, view: Tr
 
 
 def _tab_of(job: Job) -> str:
-    return {"train": "train", "export": "export", "eval": "evaluate", "compare": "evaluate", "forget": "evaluate"}.get(
-        job.kind, "model"
-    )
+    return {
+        "train": "train",
+        "export": "export",
+        "eval": "evaluate",
+        "compare": "evaluate",
+        "forget": "evaluate",
+        "score": "evaluate",
+    }.get(job.kind, "model")

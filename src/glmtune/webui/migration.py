@@ -6,14 +6,14 @@ import json
 import re
 import shlex
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from glmtune.errors import ConfigError, GlmtuneError
+from glmtune.errors import ConfigError
 from glmtune.utils.documents import DocumentError, parse_yaml
 from glmtune.utils.io import write_text
 from glmtune.webui.commands import run_command
@@ -85,6 +85,11 @@ async def translate_script(
         file = Path(folder) / f"{base}{suffix}"
         await run_in_threadpool(write_text, file, content)
         migration = await _run_migrate(request, context, [str(file)], shown={str(file): file.name})
+    if migration.config and not name:  # the script is no file; its config is below the command
+        commands = [
+            re.sub(rf"\btrain {re.escape(file.name)}", "train config.yaml", line) for line in migration.commands
+        ]
+        return replace(migration, commands=commands)
     return migration
 
 
@@ -107,13 +112,11 @@ async def _run_migrate(
     limits: dict[str, Any] = {"timeout_s": _TIMEOUT_S, "timeout_message": text("migrate.slow", lang)}
     arguments = ["migrate", "--json", "--", *words]
     result = await run_command(arguments, context.roots[0], request=request, **limits)
-    output, errors = result.output, result.find_error()
     for place, name in (shown or {}).items():
-        output, errors = output.replace(place, name), errors.replace(place, name)
+        result = replace(result, output=result.output.replace(place, name), errors=result.errors.replace(place, name))
     if result.code:
-        message, _, hint = errors.partition("\n")
-        raise GlmtuneError(message, hint or None)
-    answer = json.loads(output)
+        raise result.to_error()
+    answer = json.loads(result.output)
     return Migration(answer["config"] or "", answer["notes"], answer["commands"])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,9 @@ from starlette.responses import Response
 from glmtune.config_parsing import read_config_file
 from glmtune.errors import GlmtuneError
 from glmtune.html.pages import is_number
+from glmtune.utils.installation import format_install
 from glmtune.utils.io import find_json_object
+from glmtune.utils.shell_words import join_words
 from glmtune.webui import drafts, lists
 from glmtune.webui.context import Context
 from glmtune.webui.forms import (
@@ -165,6 +166,7 @@ def render_form(
         own_section=get_method_section(str(form.values["method"])),
         folded={name: items for name, items in folded.items() if items},
         unavailable=find_unavailable_choices(),
+        install_command=format_install("glmtune[qlora]"),
         models=lists.list_choices(context, "models"),
         datasets=lists.list_datasets(context),
         goals=list(GOALS),
@@ -268,7 +270,7 @@ def _render_card(request: Request, context: Context, form: RunForm) -> Response:
     except GlmtuneError as error:
         problem = make_problem(error, lang)
         return render_part(request, context, "train_card", problem=problem, config=None, command="", is_complete=True)
-    command = shlex.join(["glmtune", "train", "config.yaml"])
+    command = join_words(["glmtune", "train", "config.yaml"])
     return render_part(
         *(request, context, "train_card"), problem=None, config=as_yaml(tree), command=command, is_complete=True
     )

@@ -202,9 +202,15 @@ function drawChart(place, names, data, width, options) {
     height: 260,
     scales: { x: { time: false }, y: { distr: options.isLog ? 3 : 1 } },
     series: [{ label: options.labels.step ?? "step" }, ...series],
-    axes: [axis, { ...axis, size: 60 }],
+    axes: [axis, { ...axis, size: 60, values: (_, ticks) => ticks.map(formatTick) }],
     hooks: { draw: [(chart) => hasEvaluations && markBest(chart, options)] },
   }, data, place);
+}
+
+// uPlot rounds to a few places: a learning rate of 0.00002 would be 0.
+function formatTick(value) {
+  if (value === null) return "";
+  return value !== 0 && Math.abs(value) < 0.001 ? value.toExponential() : String(Number(value.toPrecision(6)));
 }
 
 function markBest(chart, { best, metric, labels }) {
@@ -258,6 +264,11 @@ function showTaskFields() {
   for (const part of document.querySelectorAll("[data-shown-for]")) {
     part.hidden = !part.dataset.shownFor.split(" ").includes(task);
   }
+}
+
+// The box in a table's head ticks those of the page; the form sends them all at once.
+function tickAll(head) {
+  for (const box of head.closest("table").querySelectorAll("tbody input[type=checkbox]")) box.checked = head.checked;
 }
 
 function download(name, text) {
@@ -319,6 +330,7 @@ document.addEventListener("click", (event) => {
 });
 
 document.addEventListener("change", (event) => {
+  if ("tickAll" in event.target.dataset) tickAll(event.target);
   if ("method" in event.target.dataset) showMethodFields();
   if (event.target.dataset.shows) showTaskFields();
   if ("submit" in event.target.dataset) event.target.form.requestSubmit();
