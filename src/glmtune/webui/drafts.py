@@ -6,12 +6,12 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from glmtune.errors import ConfigError
 from glmtune.utils.io import find_json_object, slugify, write_json
 from glmtune.webui.context import Context
 from glmtune.webui.requests import FormData
 
 _MAX_NAME = 60
-_MAX_SAVED = 200
 
 
 def load_draft(context: Context, owner: str, form: str) -> FormData | None:
@@ -32,13 +32,19 @@ def save_draft(context: Context, owner: str, form: str, fields: FormData) -> Non
 
 def list_saved(context: Context) -> list[str]:
     """Names of the settings that were saved on purpose."""
-    paths = sorted(context.state("settings").glob("*.json"))[:_MAX_SAVED]
+    paths = sorted(context.state("settings").glob("*.json"))
     return [str(content["name"]) for content in map(find_json_object, paths) if content and content.get("name")]
 
 
 def save_settings(context: Context, name: str, fields: FormData) -> str:
-    """Keep the fields of the training form under a name, for all browsers; one of the same name is replaced."""
-    name = " ".join(name.split())[:_MAX_NAME] or "settings"
+    """Keep the fields of the training form under a name, for all browsers; one of the same name is replaced.
+
+    Raises:
+        ConfigError: the name is too long.
+    """
+    name = " ".join(name.split()) or "settings"
+    if len(name) > _MAX_NAME:
+        raise ConfigError(f"The name is longer than {_MAX_NAME} characters.", "Choose a shorter one.")
     write_json(_settings_path(context, name), {"name": name, "fields": fields.pairs})
     return name
 
