@@ -15,7 +15,7 @@ from page_client import PageClient
 from glmtune.config_parsing import read_config_file
 from glmtune.errors import ConfigError
 from glmtune.utils.console import ProgressBar
-from glmtune.webui import chat_store, elements, paths, plan_view
+from glmtune.webui import chat_store, gpu_memory, paths, plan_view
 from glmtune.webui.app import make_context
 from glmtune.webui.chat_answer import SETTINGS, parse_sampling
 from glmtune.webui.chat_store import Chat, Side, Vote, add_vote, change_chat, create_chat, load_chat, make_rows
@@ -290,9 +290,10 @@ def test_a_plan_is_made_again_when_memory_may_have_changed(context, monkeypatch)
 
 def test_the_driver_is_asked_once_for_all_browsers(monkeypatch):
     readings = []
-    monkeypatch.setattr(elements, "_gpu_readings", [])
-    monkeypatch.setattr(elements, "_read_gpu_memory", lambda: readings.append(1) or "1 / 2 GiB")
-    assert [elements.describe_gpu_memory() for _ in range(3)] == ["1 / 2 GiB"] * 3
+    monkeypatch.setattr(gpu_memory, "_readings", [])
+    gpu = gpu_memory.Gpu("T4", 2**30, 2**31)
+    monkeypatch.setattr(gpu_memory, "_read_gpus", lambda: readings.append(1) or (gpu,))
+    assert [gpu_memory.describe_gpu_memory() for _ in range(3)] == ["1.0 / 2.0 GiB"] * 3
     assert len(readings) == 1
 
 
@@ -307,7 +308,7 @@ def test_an_old_training_is_shown_by_its_id(context, page):
         output = str(context.roots[0] / f"r{number}")
         context.jobs._write(Job(f"j{number}", "train", ["train"], output, "me", "finished", float(number)))
     shown = page.get("/train?job=j1").text
-    assert "/jobs/j1/live" in shown
+    assert 'data-live="j1"' in shown
     assert '<option value="j1" selected>' in shown
 
 
