@@ -16,7 +16,6 @@ from glmtune.webui.context import Context
 from glmtune.webui.requests import FormData
 
 _MAX_NAME = 60
-_MAX_SAVED = 200
 
 
 def load_draft(context: Context, owner: str, form: str) -> FormData | None:
@@ -55,7 +54,7 @@ class SavedSettings:
 def list_saved(context: Context) -> list[SavedSettings]:
     """The settings that were saved on purpose, the newest first."""
     found = [entry for path in context.state("settings").glob("*.json") if (entry := _describe(path)) is not None]
-    return sorted(found, key=lambda entry: (-entry.saved, entry.name))[:_MAX_SAVED]
+    return sorted(found, key=lambda entry: (-entry.saved, entry.name))
 
 
 def save_settings(context: Context, name: str, fields: FormData, *, may_replace: bool = False) -> SavedSettings | None:
@@ -134,9 +133,11 @@ def _describe(path: Path) -> SavedSettings | None:
 
 
 def _clean_name(name: str) -> str:
-    name = " ".join(name.split())[:_MAX_NAME]
+    name = " ".join(name.split())
     if not name:
         raise ConfigError("No name is given.", "Type a name for the settings.")
+    if len(name) > _MAX_NAME:
+        raise ConfigError(f"The name is longer than {_MAX_NAME} characters.", "Choose a shorter one.")
     return name
 
 
