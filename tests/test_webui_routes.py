@@ -29,7 +29,7 @@ from glmtune.webui.forms import fields
 from glmtune.webui.jobs import State
 from glmtune.webui.model_tab import BUTTONS
 from glmtune.webui.plan_view import PART_COLOURS
-from glmtune.webui.presets import PRESETS
+from glmtune.webui.presets import GOALS
 from glmtune.webui.runs_index import SORT_KEYS
 from glmtune.webui.training_view import CURVE_GROUPS
 from glmtune.webui.webhooks import make_message
@@ -126,7 +126,7 @@ def test_a_training_is_queued_and_shown_with_its_command(page, context, monkeypa
     assert job.id in place
     assert job.arguments[0] == "train"
     content = page.get(place).text
-    assert f'data-live="/jobs/{job.id}/live"' in content
+    assert f'data-live="{job.id}"' in content
     assert page.post(f"/jobs/{job.id}/stop").status_code == 200
     assert context.jobs.get(job.id).state == "stopped"
 
@@ -189,7 +189,8 @@ def test_two_models_answer_and_a_vote_becomes_a_preference_row(page, context):
 
 def test_a_vote_file_is_read_by_preference_tuning(page, context):
     from glmtune.data.sources import open_sources
-    from glmtune.webui.chat_store import Vote, make_preference_row
+    from glmtune.webui.chat_store import Vote
+    from glmtune.webui.chat_votes import make_preference_row
 
     vote = Vote([{"role": "user", "content": "问"}], ["好", "坏"], ["a", "b"], 0)
     (context.roots[0] / "votes.jsonl").write_text(json.dumps(make_preference_row(vote), ensure_ascii=False) + "\n")
@@ -238,7 +239,7 @@ def test_every_route_is_reached_by_get_or_post_alone(context):
 def test_every_name_that_is_put_together_has_a_text():
     names = {
         "data.column": COLUMN_ROLES,
-        "preset": PRESETS,
+        "preset": GOALS,
         "runs": SORT_KEYS,
         "section": {item.section for item in fields()},
         "tab": TABS,

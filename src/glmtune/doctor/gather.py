@@ -25,6 +25,8 @@ from glmtune.doctor.machine_facts import CompilerFacts, DriverFacts, HubFacts, M
 from glmtune.doctor.probe_runner import run_probe
 from glmtune.doctor.requirements import find_unmet
 from glmtune.download.listing import MODELSCOPE
+from glmtune.utils.installation import name_pip
+from glmtune.utils.optional_packages import is_installed
 
 _COMMAND_TIMEOUT_S = 15.0
 _HUB_TIMEOUT_S = 8.0
@@ -53,7 +55,7 @@ def gather_facts(model: str = "", config: str = "", device: str = "", trials: bo
         machine=platform.machine(),
         python=platform.python_version(),
         python_bits=64 if sys.maxsize > 2**32 else 32,
-        pip=_name_pip(),
+        pip=name_pip(),
         shell=_find_shell(),
         package_manager=next((name for name in _PACKAGE_MANAGERS if shutil.which(name)), ""),
         is_root=hasattr(os, "geteuid") and os.geteuid() == 0,
@@ -82,8 +84,8 @@ def gather_facts(model: str = "", config: str = "", device: str = "", trials: bo
         has_long_paths=_has_long_paths(),
         longest_path=max((len(folder.path) for folder in folders), default=0),
         hub=_ask_hub(work, variables),
-        has_modelscope=_has_module("modelscope"),
-        has_socks=_has_module("socksio"),
+        has_modelscope=is_installed("modelscope"),
+        has_socks=is_installed("socksio"),
         **probe,
     )
 
@@ -112,22 +114,6 @@ def _read_text(path: str) -> str:
         return Path(path).read_text("utf-8", errors="replace").strip()
     except OSError:
         return ""
-
-
-def _has_module(name: str) -> bool:
-    import importlib.util
-
-    try:
-        return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):
-        return False
-
-
-def _name_pip() -> str:
-    """How pip is called for this Python: `python -m pip` where the shell's python is this one."""
-    same = shutil.which("python") == sys.executable
-    name = "python" if same else f'"{sys.executable}"' if " " in sys.executable else sys.executable
-    return f"{name} -m pip"
 
 
 def _find_shell() -> str:
@@ -253,7 +239,7 @@ def _read_compilers() -> CompilerFacts:
         c_compiler=_find_program((os.environ.get("CC", ""), "gcc", "clang", "cl")),
         cpp_compiler=_find_program((os.environ.get("CXX", ""), "g++", "c++", "clang++", "cl")),
         nvcc=match[1] if match else "",
-        ninja=bool(shutil.which("ninja")) or _has_module("ninja"),
+        ninja=bool(shutil.which("ninja")) or is_installed("ninja"),
         has_python_headers=os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")),
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shlex
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from glmtune.models.weight_files import WeightInventory, check_shapes, compute_f
 from glmtune.models.weight_names import PREFIX_ENCODER, list_published_shapes
 from glmtune.quantization.quantizer import replace_linears
 from glmtune.utils.io import read_json_object
+from glmtune.utils.optional_packages import require_extra
 
 _SCORE = "score.weight"
 """Weight of transformers' `...ForSequenceClassification`."""
@@ -161,11 +161,9 @@ def require_bitsandbytes(quantization: str) -> None:
     Raises:
         ModelError: it is not.
     """
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelError(
-            f"quantization {quantization} needs bitsandbytes, which is not installed.",
-            'Install it: pip install "glmtune[qlora]"; or use packed4 or packed8, which need nothing more.',
-        )
+    require_extra(
+        *("qlora", f"quantization {quantization}", "or use packed4 or packed8, which need nothing more."), ModelError
+    )
 
 
 def _list_native_shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:

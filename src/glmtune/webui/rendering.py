@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import cache
 from typing import Any
 
@@ -16,6 +17,7 @@ from glmtune.utils.console import format_bytes, format_duration
 from glmtune.webui.context import Context
 from glmtune.webui.error_texts import localize_message, translate_message
 from glmtune.webui.guard import csrf_token, find_chosen_language
+from glmtune.webui.pruning import CHATS, JOBS, UPLOADS
 from glmtune.webui.texts import text
 
 TABS = ("data", "train", "runs", "chat", "evaluate", "export", "model")
@@ -99,6 +101,11 @@ def _render(request: Request, context: Context, name: str, values: dict[str, Any
     return _environment().get_template(f"{name}.html.j2").render({**shared, **values})
 
 
+def format_moment(seconds: float) -> str:
+    """A time of the machine's clock: 2026-11-27 09:30."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
 def _translator(lang: str) -> Any:
     return lambda key, **named: text(key, lang, **named)
 
@@ -106,5 +113,11 @@ def _translator(lang: str) -> Any:
 @cache
 def _environment() -> Environment:
     environment = make_environment("glmtune.webui")
-    environment.filters |= {"size": format_bytes, "duration": format_duration, "localize": localize_message}
+    environment.filters |= {
+        "size": format_bytes,
+        "duration": format_duration,
+        "moment": format_moment,
+        "localize": localize_message,
+    }
+    environment.globals["keep"] = {"chats": CHATS, "jobs": JOBS, "uploads": UPLOADS}
     return environment
