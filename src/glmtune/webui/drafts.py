@@ -16,6 +16,7 @@ from glmtune.webui.context import Context
 from glmtune.webui.requests import FormData
 
 _MAX_NAME = 60
+_MAX_SAVED = 200
 
 
 def load_draft(context: Context, owner: str, form: str) -> FormData | None:
