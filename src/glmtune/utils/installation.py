@@ -29,6 +29,15 @@ def read_version() -> str:
     return UNKNOWN_VERSION if installed is None else installed.version
 
 
+def collect_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers; none of them is imported."""
+    from importlib.metadata import version
+    from platform import python_version
+
+    names = ("torch", "transformers", "peft", "accelerate", "tokenizers")
+    return {"python": python_version(), "glmtune": read_version()} | {name: version(name) for name in names}
+
+
 def describe_unknown_version(version: str) -> str | None:
     """Why a version does not say which code it is, in words; None for one that does."""
     if version == UNKNOWN_VERSION:
@@ -72,15 +81,20 @@ def name_pip() -> str:
     `pip` and `python` where they are those of this Python, otherwise its path; `uv pip` in an environment that uv
     made without pip.
     """
-    from importlib.util import find_spec
-
     folder = Path(sys.executable).parent
     found = shutil.which("python")
     same = found is not None and Path(found).parent == folder
     name = "python" if same else _quote_path(sys.executable)
-    if find_spec("pip") is None and shutil.which("uv"):
+    if not has_pip() and shutil.which("uv"):
         return "uv pip"
     return f"{name} -m pip"
+
+
+def has_pip() -> bool:
+    """Whether this Python has pip."""
+    from importlib.util import find_spec
+
+    return find_spec("pip") is not None
 
 
 def format_install(*requirements: str) -> str:
