@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
@@ -75,19 +76,38 @@ def _read_editable_folder(candidate: Distribution) -> Path | None:
     return Path(url2pathname(url.path)).resolve()
 
 
+def name_program() -> str:
+    """How this glmtune is called in the user's shell: `glmtune` where PATH has it, otherwise its path from here.
+
+    After `make demo` that is `.venv/bin/glmtune`; a Python without the script is called with `-m glmtune`.
+    """
+    folder = Path(sys.executable).parent
+    found = shutil.which("glmtune")
+    if found is not None and Path(found).parent == folder:
+        return "glmtune"
+    script = folder / ("glmtune.exe" if sys.platform == "win32" else "glmtune")
+    if not script.is_file():
+        return f"{_name_python()} -m glmtune"
+    with contextlib.suppress(ValueError, OSError):  # not below the current folder; that folder is gone
+        script = script.relative_to(Path.cwd())
+    return _quote_path(str(script))
+
+
+def _name_python() -> str:
+    found = shutil.which("python")
+    same = found is not None and Path(found).parent == Path(sys.executable).parent
+    return "python" if same else _quote_path(sys.executable)
+
+
 def name_pip() -> str:
     """How pip is called for the Python that runs glmtune, as words for the user's shell.
 
     `pip` and `python` where they are those of this Python, otherwise its path; `uv pip` in an environment that uv
     made without pip.
     """
-    folder = Path(sys.executable).parent
-    found = shutil.which("python")
-    same = found is not None and Path(found).parent == folder
-    name = "python" if same else _quote_path(sys.executable)
     if not has_pip() and shutil.which("uv"):
         return "uv pip"
-    return f"{name} -m pip"
+    return f"{_name_python()} -m pip"
 
 
 def has_pip() -> bool:
