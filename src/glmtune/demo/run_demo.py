@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import time
 from dataclasses import replace
 from importlib.resources import as_file, files
@@ -16,6 +17,7 @@ from rich.table import Table
 from glmtune.config import RunConfig, dump_yaml, load_config
 from glmtune.config_parsing import build_dataclass
 from glmtune.demo.next_steps import format_command, format_next_steps, quote_argument
+from glmtune.errors import RunError, summarize_error
 from glmtune.evaluation.candidates import open_candidates
 from glmtune.evaluation.comparison import compare_models, read_entries
 from glmtune.evaluation.terminal_tables import print_comparison
@@ -63,7 +65,14 @@ def run_demo(output: Path) -> RunDir:
     """
     start = time.monotonic()
     folder = find_free_folder(output)
-    row_count = _write_files(folder)
+    try:
+        row_count = _write_files(folder)
+    except OSError as error:
+        other = format_command("demo", "--output", str(Path(tempfile.gettempdir()) / "glmtune-demo"))
+        raise RunError(
+            f"{folder}: the demo's files cannot be written ({error.strerror or summarize_error(error)}).",
+            f"Give another folder: {other}",
+        ) from None
     _print_step(1, f"A tiny ChatGLM3 (3 million parameters) and {row_count:,} rows: attributes, and an advertisement")
     first = json.loads((folder / "train.json").read_bytes().splitlines()[0])
     print_message(f"{first['content']}\n→ {first['summary']}")
