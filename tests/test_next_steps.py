@@ -12,6 +12,7 @@ import pytest
 
 from glmtune.demo.next_steps import DEFAULT_MODEL, ROWS_NAME, find_model, find_rows, format_next_steps
 from glmtune.utils import installation
+from glmtune.utils.shell_words import quote_program
 
 
 @pytest.fixture
@@ -83,9 +84,9 @@ def test_the_program_is_named_as_the_shell_here_finds_it(here, monkeypatch):
     monkeypatch.setenv("PATH", str(other.parent))
     assert installation.name_program() == str(script.relative_to(here))
     monkeypatch.chdir(here / "other")
-    assert installation.name_program() == f'"{script}"'
+    assert installation.name_program() == quote_program(str(script))
     script.unlink()
-    assert installation.name_program() == f'"{sys.executable}" -m glmtune'
+    assert installation.name_program() == f"{quote_program(sys.executable)} -m glmtune"
 
 
 def test_a_folder_that_cannot_be_written_is_named_with_another(here, glmtune_command, monkeypatch):

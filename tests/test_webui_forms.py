@@ -335,7 +335,7 @@ def test_a_training_is_watched_through_its_progress_and_its_metrics(tmp_path):
     figures = make_training_figures(view, "en")
     for part in ("8 / 40", "0:01:15", "2.5000", "1,234"):
         assert part in figures
-    curves = make_curves(view.entries, view.summary)
+    curves = make_curves(view.entries, view.config)
     assert curves["curves"]["eval_loss"] == [[6, 8], [2.25, 2.5]]
     assert curves["best"] == 6
 
@@ -343,7 +343,7 @@ def test_a_training_is_watched_through_its_progress_and_its_metrics(tmp_path):
 def test_a_run_folder_that_is_gone_is_named_and_nothing_breaks(tmp_path):
     view = read_training(job_of(tmp_path / "gone", "stopped", ended=200.0))
     assert list_remarks(view, "en") == [text("train.gone", "en", path=tmp_path / "gone")]
-    assert make_curves(view.entries, view.summary) == {"curves": {}, "best": None}
+    assert make_curves(view.entries, view.config) == {"curves": {}, "best": None, "metric": "eval_loss"}
 
 
 def test_the_errors_two_lines_are_found_in_a_log():

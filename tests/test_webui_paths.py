@@ -259,7 +259,7 @@ def test_files_are_not_served_by_their_path(client, root, path):
 
 def test_with_a_password_nothing_is_given_before_the_login(client):
     page = client("192.168.0.9", password="open sesame", is_local=False)
-    for path in (*TABS, "/strip", "/runs/show?path=x", "/jobs/x/live"):
+    for path in (*TABS, "/strip", "/runs/show?path=x", "/jobs/live?id=x"):
         assert page.get(path, follow_redirects=False).status_code in (303, 401), path
 
 

@@ -57,6 +57,12 @@ def ui(
     api_key: Annotated[
         str | None, typer.Option(envvar="GLMTUNE_API_KEY", help="With --serve: the key that clients have to send.")
     ] = None,
+    stop_jobs: Annotated[
+        bool,
+        typer.Option(
+            "--stop-jobs", help="At the end, stop running jobs with a checkpoint, as containers need; else they go on."
+        ),
+    ] = False,
     password: Annotated[
         str | None,
         typer.Option(
@@ -88,4 +94,5 @@ def ui(
         webhook=webhook,
         served_model=serve_,
         api_key=api_key,
+        stop_jobs=stop_jobs,
     )

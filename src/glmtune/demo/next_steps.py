@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -12,6 +10,7 @@ from glmtune.data.sources import open_source
 from glmtune.errors import GlmtuneError
 from glmtune.families import family_from_folder
 from glmtune.utils.installation import name_program
+from glmtune.utils.shell_words import join_words
 
 DEFAULT_MODEL = "THUDM/chatglm3-6b"
 ROWS_NAME = "YOUR.json"
@@ -59,16 +58,7 @@ def _list_folder(folder: Path) -> Iterator[Path]:
 
 def format_command(*words: str) -> str:
     """A command of glmtune as it is typed where the user is, in quotes where the shell needs them."""
-    return " ".join([name_program(), *map(quote_argument, words)])
-
-
-def quote_argument(word: str) -> str:
-    """A word of a command as it is typed in the shell of this system."""
-    if sys.platform == "win32":
-        return subprocess.list2cmdline([word])
-    import shlex
-
-    return shlex.quote(word)
+    return f"{name_program()} {join_words(words)}"
 
 
 def format_next_steps(folder: Path) -> list[str]:

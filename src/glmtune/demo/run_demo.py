@@ -16,7 +16,7 @@ from rich.table import Table
 
 from glmtune.config import RunConfig, dump_yaml, load_config
 from glmtune.config_parsing import build_dataclass
-from glmtune.demo.next_steps import format_command, format_next_steps, quote_argument
+from glmtune.demo.next_steps import format_command, format_next_steps
 from glmtune.errors import RunError, summarize_error
 from glmtune.evaluation.candidates import open_candidates
 from glmtune.evaluation.comparison import compare_models, read_entries
@@ -27,6 +27,7 @@ from glmtune.run_dir import RunDir
 from glmtune.training.run import train
 from glmtune.utils.console import get_console, print_message, use_quiet_console
 from glmtune.utils.io import write_text
+from glmtune.utils.shell_words import join_words
 
 REPLIES_SHOWN = 4
 SETTINGS: dict[str, Any] = {
@@ -120,7 +121,7 @@ def _print_step(number: int, text: str) -> None:
 def _print_command(*words: str) -> str:
     """Print a command as the user would type it; returns its usual form for reports."""
     print_message(f"$ {format_command(*words)}", "cyan")
-    return " ".join(("glmtune", *map(quote_argument, words)))
+    return f"glmtune {join_words(words)}"
 
 
 def draw_sparkline(values: list[float], width: int = 40) -> str:

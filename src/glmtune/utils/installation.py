@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
+from glmtune.utils.shell_words import quote_program, quote_word
+
 if TYPE_CHECKING:
     from importlib.metadata import Distribution
 
@@ -90,13 +92,13 @@ def name_program() -> str:
         return f"{_name_python()} -m glmtune"
     with contextlib.suppress(ValueError, OSError):  # not below the current folder; that folder is gone
         script = script.relative_to(Path.cwd())
-    return _quote_path(str(script))
+    return quote_program(str(script))
 
 
 def _name_python() -> str:
     found = shutil.which("python")
     same = found is not None and Path(found).parent == Path(sys.executable).parent
-    return "python" if same else _quote_path(sys.executable)
+    return "python" if same else quote_program(sys.executable)
 
 
 def name_pip() -> str:
@@ -131,16 +133,12 @@ def format_install(*requirements: str) -> str:
     words = " ".join(map(quote_requirement, requirements))
     pip = name_pip()
     if pip == "uv pip":
-        python = "" if os.environ.get("VIRTUAL_ENV") == sys.prefix else f"--python {_quote_path(sys.executable)} "
+        python = "" if os.environ.get("VIRTUAL_ENV") == sys.prefix else f"--python {quote_word(sys.executable)} "
         return f"uv pip install {python}{words}"
     found = shutil.which("pip")
     if found is not None and Path(found).parent == Path(sys.executable).parent:
         pip = "pip"
     return f"{pip} install {words}"
-
-
-def _quote_path(path: str) -> str:
-    return f'"{path}"' if " " in path else path
 
 
 def quote_requirement(text: str) -> str:
