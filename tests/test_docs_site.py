@@ -58,9 +58,18 @@ def test_nothing_comes_from_another_host(site):
     assert "extra_javascript" not in site
 
 
+def test_make_docs_installs_what_the_extra_does():
+    makefile = (REPOSITORY / "Makefile").read_text("utf-8")
+    project = (REPOSITORY / "pyproject.toml").read_text("utf-8")
+    packages = re.findall(r'"([\w-]+)', re.search(r"^docs = \[(.*)\]$", project, re.MULTILINE)[1])
+    assert f"\t\t{' '.join(packages)}\n" in makefile
+    pinned = (REPOSITORY / "constraints.txt").read_text("utf-8")
+    assert all(re.search(f"^{name}==", pinned, re.MULTILINE) for name in packages)
+
+
 @pytest.mark.parametrize("page", ENGLISH, ids=name_page)
 def test_pages_are_in_both_languages(page):
-    """What people look up to get something done has a Chinese version; what is for those who change the code has none."""
+    """What people read to get something done is in Chinese too."""
     english_only = {"docs/cli.md", "docs/api.md", "docs/benchmarks.md", "docs/code.md"}
     assert page.with_name(f"{page.stem}.zh.md").is_file() is (name_page(page) not in english_only)
 

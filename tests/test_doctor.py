@@ -176,7 +176,7 @@ BROKEN = {
         CU126,
     ),
     "driver too old, Windows": (
-        make_machine(torch=NO_GPU, driver={"version": "522.25"}, system="Windows", cuda="12.6"),
+        make_machine(torch=NO_GPU, driver={"version": "522.25"}, system="Windows", shell="powershell", cuda="12.6"),
         "old-driver",
         "needs driver 528",
         'install --force-reinstall "torch>=2.6"',
@@ -373,7 +373,9 @@ BROKEN = {
     ),
     "/tmp noexec": (make_machine(folders=_change_folder(0, executable=False)), "noexec", "noexec", "export TMPDIR="),
     "short paths": (
-        make_machine(system="Windows", driver={"version": "581.29"}, has_long_paths=False, longest_path=180),
+        make_machine(
+            system="Windows", shell="powershell", driver={"version": "581.29"}, has_long_paths=False, longest_path=180
+        ),
         "long-paths",
         "260",
         "LongPathsEnabled",

@@ -1,7 +1,7 @@
 """Draw the figures of docs/explanation from the code that they explain, in English and in Chinese.
 
 python tools/draw_explanations.py            # masks, positions, truncation, quantization
-python tools/draw_explanations.py --memory   # memory: GLMTUNE_ASSETS holds assets/chatglm3-6b, config.json and tokenizer
+python tools/draw_explanations.py --memory   # memory: of GLMTUNE_ASSETS/assets/chatglm3-6b, config.json and tokenizer
 """
 
 from __future__ import annotations

@@ -19,9 +19,9 @@ from glmtune.config import RunConfig, get_help
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
 HEAD = """# The command line
 
-`glmtune COMMAND --help` prints the same. Numbers outside the ranges named here, unknown options and words that an option does not
-take are refused before anything is loaded. Exit codes: 0 done, 1 an error that is explained in one or two lines, 2 a wrong command line,
-130 stopped by Ctrl-C; where a command has others, they are named with it.
+`glmtune COMMAND --help` prints the same. Numbers outside the ranges named here, unknown options and words that an
+option does not take are refused before anything is loaded. Exit codes: 0 done, 1 an error that is explained in one or
+two lines, 2 an unknown option or a missing argument, 130 stopped by Ctrl-C; others are named with their command.
 This page is generated from the code by `python tools/write_cli_docs.py`.
 
 | command | |

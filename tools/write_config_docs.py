@@ -18,6 +18,7 @@ from glmtune.config import TRAINING_DEFAULTS, RunConfig
 from glmtune.config_ranges import TRAINING_RANGES, NumberRange, format_number
 from glmtune.html.i18n import text
 from glmtune.training.training_keys import OPTIMIZER_USES, TRAINING_KEY_USES
+from glmtune.utils.installation import quote_requirement
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 HEAD = """# The config
@@ -95,7 +96,8 @@ def _render_optimizer_uses() -> str:
         groups.setdefault(use, []).append(f"`{name}`")
     lines = []
     for use, names in groups.items():
-        needs = f"refused: {use.refusal}" if use.refusal else f"`{use.install}`" if use.install else ""
+        install = f"`pip install {quote_requirement(use.install)}`" if use.install else ""
+        needs = f"refused: {use.refusal}" if use.refusal else install
         needs += "; `training.optim_target_modules`, method full or freeze" if use.needs_targets else ""
         options = ", ".join(f"`{option}`" for option in use.options)
         lines.append(f"| {', '.join(names)} | {needs} | {options} |")
@@ -201,7 +203,9 @@ def _render_chinese_optimizers() -> str:
         groups.setdefault(use, []).append(f"`{name}`")
     lines = []
     for use, names in groups.items():
-        needs = [zh.REFUSED] if use.refusal else [f"`{use.install}`"] if use.install else []
+        needs = (
+            [zh.REFUSED] if use.refusal else [f"`pip install {quote_requirement(use.install)}`"] if use.install else []
+        )
         needs += [zh.NEEDS_TARGETS] if use.needs_targets else []
         options = "、".join(f"`{option}`" for option in use.options)
         lines.append(f"| {'、'.join(names)} | {'；'.join(needs)} | {options} |")

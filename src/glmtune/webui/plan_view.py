@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import time
 from collections import OrderedDict
@@ -23,6 +24,8 @@ from glmtune.webui.texts import text
 
 CPU_DEVICE = "this machine's free memory"
 """Name of a plan's device without a GPU, see `training.plan.device`."""
+_OTHER_GPU = re.compile(r"a GPU of (.+)")
+"""Name of a plan's device for `--gpu-memory`, see `training.plan.device`."""
 _TIMEOUT_S = 300
 _MAX_PLANS = 64
 _PLAN_SECONDS = 30.0
@@ -83,8 +86,7 @@ async def make_plan(
 def render_plan(plan: dict[str, Any], lang: str) -> Html:
     """The verdict, a bar of the parts, their sizes, and the change to make."""
     need, have = format_bytes(plan["bytes"]), format_bytes(plan["memory_bytes"])
-    device = text("plan.this_machine", lang) if plan["device"] == CPU_DEVICE else plan["device"]
-    verdict = text(f"plan.{plan['verdict']}", lang, need=need, have=f"{have} ({device})")
+    verdict = text(f"plan.{plan['verdict']}", lang, need=need, have=f"{have} ({describe_device(plan, lang)})")
     style = {"fits": "good", "tight": "warn"}.get(plan["verdict"], "bad")
     pieces = [el("p", el("span", verdict), class_=f"callout {style}")]
     pieces.append(_render_bar(plan, lang))
@@ -98,6 +100,14 @@ def render_plan(plan: dict[str, Any], lang: str) -> Html:
         settings = " ".join(change["settings"])
         pieces.append(make_note(text(key, lang, settings=settings, need=format_bytes(change["bytes"]))))
     return join(pieces)
+
+
+def describe_device(plan: dict[str, Any], lang: str) -> str:
+    """The device of a plan: this machine's GPU by its name, its CPU, or a card of a size."""
+    if plan["device"] == CPU_DEVICE:
+        return text("plan.this_machine", lang)
+    size = _OTHER_GPU.fullmatch(plan["device"])
+    return text("plan.card", lang, memory=size[1]) if size else str(plan["device"])
 
 
 def render_work(plan: dict[str, Any], seconds: float | None, lang: str) -> Html:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from glmtune.errors import ConfigError, RunError
 from glmtune.run_dir import RunDir, is_run
 from glmtune.utils.documents import DocumentError, read_document
 from glmtune.utils.io import find_json_object, is_locked, write_json, write_text
+from glmtune.utils.operating_system import replace_path
 
 NOTES, TAGS = "notes.md", "tags.json"
 STATES = ("running", "finished", "stopped", "interrupted", "new", "unreadable")
@@ -172,7 +172,7 @@ def delete_run(path: Path, *, roots: Sequence[Path]) -> None:
     doomed = path.with_name(f".{path.name}.deleted")
     try:
         # In one step, so that a run half gone is never taken for a whole one.
-        os.replace(path, doomed)
+        replace_path(path, doomed)
         shutil.rmtree(doomed)
     except OSError as error:
         raise RunError(f"{path}: cannot be deleted ({error.strerror}).", "Delete it by hand.") from None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ from glmtune.errors import ConfigError, GlmtuneError
 from glmtune.html.pages import is_number
 from glmtune.migrate import dump_translation, require_translation
 from glmtune.utils.documents import DocumentError, parse_yaml
+from glmtune.utils.installation import format_install
 from glmtune.utils.io import find_json_object
+from glmtune.utils.shell_words import join_words
 from glmtune.webui import drafts, lists
 from glmtune.webui.context import Context
 from glmtune.webui.forms import (
@@ -27,12 +31,13 @@ from glmtune.webui.forms import (
     list_first_keys,
     map_fields,
 )
+from glmtune.webui.gpu_memory import read_gpus
 from glmtune.webui.guard import owner_of
 from glmtune.webui.jobs import Job
 from glmtune.webui.jobs_view import render_job
 from glmtune.webui.paths import inside, list_paths
 from glmtune.webui.plan_view import make_plan, render_plan, render_work
-from glmtune.webui.presets import CARDS, PRESETS
+from glmtune.webui.presets import CARDS, GOALS, apply_settings, fit_goal
 from glmtune.webui.rendering import get_language, make_problem, redirect, render_markup, render_page, render_part
 from glmtune.webui.requests import FormData, read_form
 from glmtune.webui.run_files import require_run
@@ -66,7 +71,7 @@ def add_routes(app: FastAPI, context: Context) -> None:
         return render_page(
             *(request, context, "train"),
             tab="train",
-            form=render_form(request, context, form),
+            form=render_form(request, context, form, draft.get("gpu_memory") if draft else ""),
             trainings=[(context.shorten(each.output), each) for each in trainings],
             job=shown,
             panel=_render_panel(request, context, shown) if shown else "",
@@ -101,8 +106,13 @@ def add_routes(app: FastAPI, context: Context) -> None:
     @app.post("/train/form")
     async def change_form(request: Request) -> Response:
         data = await read_form(request)
-        form = await run_in_threadpool(change_settings, context, data)
-        markup = await run_in_threadpool(render_form, request, context, form)
+        lines: list[str] = []
+        if data.get("action") == "preset":
+            goal, memory = data.get("preset"), data.get("gpu_memory")
+            form, lines = await fit_goal(request, context, parse_form(data), goal, memory)
+        else:
+            form = await run_in_threadpool(change_settings, context, data)
+        markup = await run_in_threadpool(partial(render_form, request, context, form, data.get("gpu_memory"), lines))
         return render_part(request, context, "markup", markup=markup)
 
     @app.post("/train/settings")
@@ -120,8 +130,18 @@ def add_routes(app: FastAPI, context: Context) -> None:
         return await run_in_threadpool(_start, request, context, data)
 
 
-def render_form(request: Request, context: Context, form: RunForm) -> Any:
-    """The form with its values, and the card beside it."""
+def render_form(
+    request: Request, context: Context, form: RunForm, memory: str = "", goal_lines: Sequence[str] = ()
+) -> Any:
+    """The form with its values, and the card beside it.
+
+    Args:
+        request: that asks for it.
+        context: the server's settings.
+        form: its values.
+        memory: of the GPU that plans are made for; empty: this machine.
+        goal_lines: what a preset has chosen, and why.
+    """
     by_key = map_fields()
     shared = list_first_keys("")
     method_keys = {name: [by_key[key] for key in list_first_keys(name)] for name in METHOD_SECTIONS}
@@ -139,10 +159,14 @@ def render_form(request: Request, context: Context, form: RunForm) -> Any:
         own_section=get_method_section(str(form.values["method"])),
         folded={name: items for name, items in folded.items() if items},
         unavailable=find_unavailable_choices(),
+        install_command=format_install("glmtune[qlora]"),
         models=lists.list_choices(context, "models"),
         datasets=lists.list_datasets(context),
-        presets=list(PRESETS),
+        goals=list(GOALS),
+        goal_lines=goal_lines,
         cards=CARDS,
+        memory=memory,
+        gpus=read_gpus(),
     )
 
 
@@ -154,8 +178,6 @@ def change_settings(context: Context, data: FormData) -> RunForm:
     """
     action = data.get("action")
     form = parse_form(data)
-    if action == "preset":
-        return _apply_preset(form, data.get("preset"))
     if action == "load":
         saved = drafts.load_settings(context, data.get("saved"))
         if saved is None:
@@ -167,12 +189,7 @@ def change_settings(context: Context, data: FormData) -> RunForm:
         run = require_run(inside(context.roots, data.get("run")))
         return make_form({**read_config_file(run.config), "output": ""})
     if action == "apply":
-        for setting in data.get("proposed").splitlines():
-            key, _, value = setting.partition("=")
-            if key.strip() in form.values:
-                form.values[key.strip()] = value.strip() if value.strip() not in ("true", "false") else value == "true"
-            else:
-                form.more = f"{form.more}\n{setting}".strip()
+        return apply_settings(form, data.get("proposed").splitlines())
     return form
 
 
@@ -231,29 +248,10 @@ def _render_card(request: Request, context: Context, form: RunForm) -> Response:
     except GlmtuneError as error:
         problem = make_problem(error, lang)
         return render_part(request, context, "train_card", problem=problem, config=None, command="", is_complete=True)
-    command = shlex.join(["glmtune", "train", "config.yaml"])
+    command = join_words(["glmtune", "train", "config.yaml"])
     return render_part(
         *(request, context, "train_card"), problem=None, config=as_yaml(tree), command=command, is_complete=True
     )
-
-
-def _apply_preset(form: RunForm, name: str) -> RunForm:
-    if name not in PRESETS:
-        raise ConfigError(f"{name}: no such preset.", f"One of: {', '.join(PRESETS)}.")
-    preset = make_empty_form()
-    preset.datasets, preset.more = form.datasets, form.more
-    for key in (*_TOP, "model.family", "model.hub", "model.quantization"):
-        preset.values[key] = form.values[key]
-    for key, value in PRESETS[name].items():
-        if key in preset.values:
-            preset.values[key] = value
-        else:
-            preset.more = "\n".join([*filter(None, [preset.more]), f"{key}={_format_value(value)}"])
-    return preset
-
-
-def _format_value(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _import_text(content: str) -> dict[str, Any]:
