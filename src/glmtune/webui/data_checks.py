@@ -20,6 +20,7 @@ from glmtune.errors import GlmtuneError
 from glmtune.webui.data_edits import EditBook
 from glmtune.webui.data_outputs import write_entries
 from glmtune.webui.data_rows import load_model_checker, open_rows
+from glmtune.webui.status_pages import log_fault
 
 _MAX_TASKS = 16
 MAX_FOUND_ROWS = 20_000
@@ -165,6 +166,7 @@ def _run_check(check: DataCheck, run: RunConfig, edits: EditBook, writers: list[
     except GlmtuneError as error:
         check.error = error
     except Exception as error:  # a bug of ours: the page must not wait for ever
+        log_fault(error, f"check of {check.name}")
         check.error = GlmtuneError(f"The check failed: {type(error).__name__}: {error}")
     check.is_done = True
 

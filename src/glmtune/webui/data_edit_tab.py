@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
+
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -23,7 +25,7 @@ from glmtune.webui.data_form import DATA_DRAFT, describe_data, open_form_rows, p
 from glmtune.webui.data_outputs import prepare_outputs, suggest_outputs
 from glmtune.webui.data_rows import load_model_checker, open_rows, render_row
 from glmtune.webui.guard import owner_of
-from glmtune.webui.rendering import get_language, redirect, render_error, render_part
+from glmtune.webui.rendering import get_language, make_problem, redirect, render_part
 from glmtune.webui.requests import FormData, read_form
 from glmtune.webui.run_form import parse_datasets
 from glmtune.webui.texts import text
@@ -52,7 +54,9 @@ def add_routes(app: FastAPI, context: Context, checks: DataChecks) -> None:
             return await run_in_threadpool(_edit_row, request, context, checks, data)
         except GlmtuneError as error:
             # Beside what was typed, not in its place.
-            response = render_error(request, context, error)
+            problem = make_problem(error, get_language(request, context))
+            response = render_part(request, context, "markup", markup=problem)
+            response.status_code = HTTPStatus.UNPROCESSABLE_ENTITY
             response.headers.update({"HX-Retarget": "#edit-problem", "HX-Reswap": "innerHTML"})
             return response
 
