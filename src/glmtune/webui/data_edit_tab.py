@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
-
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -25,7 +23,7 @@ from glmtune.webui.data_form import DATA_DRAFT, describe_data, open_form_rows, p
 from glmtune.webui.data_outputs import prepare_outputs, suggest_outputs
 from glmtune.webui.data_rows import load_model_checker, open_rows, render_row
 from glmtune.webui.guard import owner_of
-from glmtune.webui.rendering import get_language, make_problem, redirect, render_part
+from glmtune.webui.rendering import UNPROCESSABLE, get_language, make_problem, redirect, render_part
 from glmtune.webui.requests import FormData, read_form
 from glmtune.webui.run_form import parse_datasets
 from glmtune.webui.texts import text
@@ -56,7 +54,7 @@ def add_routes(app: FastAPI, context: Context, checks: DataChecks) -> None:
             # Beside what was typed, not in its place.
             problem = make_problem(error, get_language(request, context))
             response = render_part(request, context, "markup", markup=problem)
-            response.status_code = HTTPStatus.UNPROCESSABLE_ENTITY
+            response.status_code = UNPROCESSABLE
             response.headers.update({"HX-Retarget": "#edit-problem", "HX-Reswap": "innerHTML"})
             return response
 
