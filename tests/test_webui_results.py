@@ -186,7 +186,7 @@ def test_what_a_list_does_not_show_is_said_and_found(context, page, kind, monkey
 def test_folders_that_were_not_searched_are_said(context, page, run, monkeypatch):
     for number in range(5):
         run(f"r{number}")
-    monkeypatch.setattr("glmtune.webui.paths.MAX_FOLDERS", 3)
+    monkeypatch.setattr("glmtune.webui.root_walk.MAX_FOLDERS", 3)
     monkeypatch.setattr("glmtune.webui.choices_view.MAX_FOLDERS", 3)
     for address in ("/runs", "/choices/targets?field=x&id=x"):
         assert "Only the first 3 folders" in page.get(address).text
