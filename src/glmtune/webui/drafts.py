@@ -55,7 +55,7 @@ class SavedSettings:
 def list_saved(context: Context) -> list[SavedSettings]:
     """The settings that were saved on purpose, the newest first."""
     found = [entry for path in context.state("settings").glob("*.json") if (entry := _describe(path)) is not None]
-    return sorted(found, key=lambda entry: (-entry.saved, entry.name))[:_MAX_SAVED]
+    return sorted(found, key=lambda entry: (-entry.saved, entry.name))
 
 
 def save_settings(context: Context, name: str, fields: FormData, *, may_replace: bool = False) -> SavedSettings | None:
@@ -134,9 +134,11 @@ def _describe(path: Path) -> SavedSettings | None:
 
 
 def _clean_name(name: str) -> str:
-    name = " ".join(name.split())[:_MAX_NAME]
+    name = " ".join(name.split())
     if not name:
         raise ConfigError("No name is given.", "Type a name for the settings.")
+    if len(name) > _MAX_NAME:
+        raise ConfigError(f"The name is longer than {_MAX_NAME} characters.", "Choose a shorter one.")
     return name
 
 

@@ -56,18 +56,6 @@ def render_markup(request: Request, context: Context, name: str, /, **values: An
     return Markup(_render(request, context, name, values))
 
 
-def render_error(request: Request, context: Context, error: GlmtuneError) -> HTMLResponse:
-    """An error that a user can correct, in place of the result that was asked for: a part of a page for scripts, a
-    whole page for a browser that follows a link."""
-    problem = make_problem(error, get_language(request, context))
-    if "hx-request" in request.headers or "text/html" not in request.headers.get("accept", ""):
-        return HTMLResponse(str(problem), UNPROCESSABLE)
-    root = request.scope.get("root_path", "")
-    tab = request.url.path.removeprefix(root).strip("/").partition("/")[0]
-    values = {"tab": tab, "title": text("app.problem", get_language(request, context)), "problem": problem}
-    return HTMLResponse(_render(request, context, "error", values), UNPROCESSABLE)
-
-
 def make_problem(error: GlmtuneError, lang: str) -> Markup:
     """The lines of an error, under a headline in the page's language; see `render_problem`."""
     return render_problem("\n".join(filter(None, [error.message, error.hint])), lang)
