@@ -252,6 +252,14 @@ def test_a_comparison_says_which_model_answers_what(lang, words):
     assert all(word in values["figures"] for word in (*words, "runs/my run", "8 / 20"))
 
 
+def test_no_time_is_left_once_a_part_is_complete():
+    job = Job("1", "compare", ["compare"], "", "me", "running", started=1.0)
+    complete = describe_job(job, "[1/2] base\nreplies 20/20  ETA 0:00\n", "en")
+    assert "time left" not in complete["figures"]
+    other_model = describe_job(job, "[1/2] base\nreplies 9/20  ETA 0:09\n[2/2] tuned\n", "en")
+    assert (other_model["share"], "9 / 20" in other_model["figures"]) == (None, False)
+
+
 def test_rewards_are_listed_with_their_accuracy(context, page, run):
     place = run("rm", stage="rm") / "score" / "dev"
     place.mkdir(parents=True)
