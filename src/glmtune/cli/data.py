@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,6 +15,7 @@ from glmtune.config import RunConfig, get_help, load_config
 from glmtune.config_checks import check_config
 from glmtune.config_ranges import COUNT
 from glmtune.errors import ConfigError, DataError, RunError
+from glmtune.utils.shell_words import join_words, quote_word
 
 if TYPE_CHECKING:
     from glmtune.data.check_rows import ModelChecker
@@ -94,7 +94,7 @@ def check_data(
         result = report_to_dict(report, sources, model_checker, fix_result)
         typer.echo(json.dumps(result, ensure_ascii=False, indent=2))
     else:
-        fix_command = shlex.join(["glmtune", *sys.argv[1:], "--fix", f"{Path(file).stem}-clean.jsonl"])
+        fix_command = join_words(["glmtune", *sys.argv[1:], "--fix", f"{Path(file).stem}-clean.jsonl"])
         print_check_report(report, sources, model_checker, fix_result, fix_command)
     if report.errors:
         raise typer.Exit(1)
@@ -185,7 +185,7 @@ def tokenize_data(
     print_message(
         f"{count_noun(counts['rows'], 'row')}, {count_noun(counts['tokens'], 'token')} "
         f"({count_noun(counts['targets'], 'target')}), {size:,} bytes in {output}\n"
-        f"Train on them: glmtune train --model {shlex.quote(model)} --data {shlex.quote(str(output))}"
+        f"Train on them: glmtune train --model {quote_word(model)} --data {quote_word(str(output))}"
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +20,7 @@ from glmtune.cli.options import (
     RunDataOverrides,
     RunOrModel,
 )
+from glmtune.utils.shell_words import join_words
 
 
 def score(
@@ -88,7 +88,7 @@ def score(
         "model": str(model.folder),
         "data": data,
         "rules": {key: value for key, value in asdict(config.data).items() if key.startswith(("max_", "prefix"))},
-        "command": shlex.join(["glmtune", *sys.argv[1:]]),
+        "command": join_words(["glmtune", *sys.argv[1:]]),
     }
     write_scores(folder, rows, records, metrics, info)
     print_rewards(rows.kind, Path(target).name, data, records, metrics)

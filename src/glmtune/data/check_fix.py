@@ -22,6 +22,7 @@ from glmtune.data.source_rows import FileRows
 from glmtune.data.sources import DataSource
 from glmtune.errors import ConfigError, DataError
 from glmtune.utils.file_access import require_writable
+from glmtune.utils.operating_system import rename_new
 
 REFUSED_SUFFIX, CHANGED_SUFFIX = ".refused.jsonl", ".changed.jsonl"
 REMOVED_WARNINGS = ("duplicate", "contradicting-pair")
@@ -127,7 +128,7 @@ class FixWriter:
         self._streams: list[IO[str]] = []
 
     def __enter__(self) -> FixWriter:
-        self._streams = [path.open("w", encoding="utf-8") for path in self._temporary]
+        self._streams = [path.open("w", encoding="utf-8", newline="\n") for path in self._temporary]
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
@@ -348,12 +349,8 @@ class _LineReader:
 def _rename_new(temporary: Path, path: Path) -> None:
     """Rename a file unless another program has created the target."""
     try:
-        os.link(temporary, path)
+        rename_new(temporary, path)
     except FileExistsError:
         raise ConfigError(
             f"{path}: was created while the rows were checked; the new ones are in {temporary}."
         ) from None
-    except OSError:  # a file system without hard links
-        os.replace(temporary, path)
-        return
-    temporary.unlink()

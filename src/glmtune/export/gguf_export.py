@@ -184,7 +184,9 @@ def run_quantize_program(full: Path, out: Path, kind: str) -> None:
         ModelError: it failed; its last lines are in the message.
     """
     command = [QUANTIZE_PROGRAM, str(full), str(out), kind.upper()]
-    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    result = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace"
+    )
     if result.returncode or not out.is_file():
         last = " / ".join(line.strip() for line in result.stdout.splitlines()[-3:] if line.strip())
         raise ModelError(

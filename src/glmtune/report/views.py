@@ -6,7 +6,6 @@ The templates decide how it looks; everything here is a number, a text or a list
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +34,7 @@ from glmtune.report.answer_views import (
     view_pair_scores,
 )
 from glmtune.report.contents import Evaluation, ReportContents
+from glmtune.utils.shell_words import quote_word
 
 CUTS = ("turns_dropped", "prompts_cut", "answers_cut", "rows_dropped", "tokens_cut")
 VERDICT_MOODS = {"pass": "good", "warn": "warn", "fail": "bad"}
@@ -129,9 +129,9 @@ def view_run(contents: ReportContents) -> dict[str, Any]:
             "prompts_cut": _get(config, "data", "max_length") or _get(config, "data", "max_source_length"),
             "answers_cut": _get(config, "data", "max_length") or _get(config, "data", "max_target_length"),
         },
-        "run": shlex.quote(str(contents.folder)),
-        "repeat_command": f"glmtune train {shlex.quote(str(folder / 'config.yaml'))} "
-        f"--set {shlex.quote(f'output={output}')}",
+        "run": quote_word(str(contents.folder)),
+        "repeat_command": f"glmtune train {quote_word(str(folder / 'config.yaml'))} "
+        f"--set {quote_word(f'output={output}')}",
         "repeat_facts": [
             ("report.repeat.base", summary.model.get("path")),
             ("report.repeat.fingerprint", summary.model.get("fingerprint")),

@@ -29,6 +29,7 @@ from glmtune.webui import (
     evaluate_tab,
     export_tab,
     jobs_view,
+    migrate_tab,
     model_tab,
     pruning,
     runs_tab,
@@ -48,7 +49,7 @@ from glmtune.webui.status_pages import add_status_pages
 from glmtune.webui.webhooks import check_webhook, send_webhook
 
 _ROUTES = (
-    *(model_tab, data_tab, train_tab, runs_tab, chat_tab, evaluate_tab, export_tab),
+    *(model_tab, data_tab, train_tab, runs_tab, chat_tab, evaluate_tab, export_tab, migrate_tab),
     jobs_view,
     status_strip,
     choices_view,

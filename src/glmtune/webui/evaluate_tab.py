@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from glmtune.errors import ConfigError
+from glmtune.utils.shell_words import join_words
 from glmtune.webui import drafts, evaluations
 from glmtune.webui.context import Context
 from glmtune.webui.evaluations import PAGE_ROWS, SORT_KEYS, EvaluationQuery, find_result, find_rows
@@ -104,7 +104,7 @@ def list_job_rows(context: Context, job: Job) -> tuple[evaluations.EvaluationRow
     """The rows of what a job has written; none before its end."""
     if job.alive or job.kind not in KINDS:
         return ()
-    entry = find_result(context, shlex.join(["glmtune", *job.arguments]))
+    entry = find_result(context, join_words(["glmtune", *job.arguments]))
     return entry.rows if entry is not None else ()
 
 

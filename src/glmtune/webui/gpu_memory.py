@@ -70,10 +70,12 @@ def _query(option: str) -> list[tuple[str, str, str, str]]:
         return []
     command = [tool, option, "--format=csv,noheader,nounits"]
     try:
-        output = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout
+        process = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=5, check=True
+        )
     except (subprocess.SubprocessError, OSError):  # a driver that does not answer
         return []
-    rows = [[cell.strip() for cell in line.split(",", 3)] for line in output.splitlines()]
+    rows = [[cell.strip() for cell in line.split(",", 3)] for line in process.stdout.splitlines()]
     return [(row[0], row[1], row[2], row[3]) for row in rows if len(row) == 4]
 
 

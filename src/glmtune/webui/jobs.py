@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -29,6 +28,7 @@ from glmtune.utils.console import print_warning
 from glmtune.utils.documents import shorten_path, shorten_value
 from glmtune.utils.file_access import make_limit_variable
 from glmtune.utils.io import find_json_object, read_json_object, write_json
+from glmtune.utils.operating_system import make_detached_options, stop_detached
 from glmtune.webui.errors import JobError
 
 State = Literal["queued", "running", "finished", "failed", "stopped"]
@@ -135,9 +135,9 @@ class Jobs:
             if job.state == "queued":
                 job.state, job.ended = "stopped", time.time()
             elif job.kind != "train":
-                _signal(job, signal.SIGTERM)
+                _stop(job)
             elif job.stops > 1:
-                _signal(job, signal.SIGINT)
+                _stop(job, interrupt=True)
             self._write(job)
             self._advance()
             return self._read(id)
@@ -269,7 +269,7 @@ class Jobs:
                 stderr=subprocess.STDOUT,
                 cwd=self._workdir,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "160", **make_limit_variable()},
-                start_new_session=True,  # so that it lives on when the server ends
+                **make_detached_options(),
             )
         self._children[job.id] = process
         job.state, job.started, job.pid = "running", time.time(), process.pid
@@ -352,9 +352,9 @@ def _is_running(job: Job) -> bool:
         return False
 
 
-def _signal(job: Job, number: signal.Signals) -> None:
+def _stop(job: Job, interrupt: bool = False) -> None:
     if job.pid is not None and _is_running(job):
-        os.killpg(job.pid, number)
+        stop_detached(job.pid, interrupt=interrupt)
 
 
 def _ask_to_stop(job: Job) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shlex
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from glmtune.run_dir import RunDir
+from glmtune.utils.shell_words import join_words
 from glmtune.webui.context import Context
 from glmtune.webui.errors import JobError
 from glmtune.webui.guard import owner_of
@@ -79,7 +79,7 @@ def render_job(request: Request, context: Context, job: Job) -> Any:
         job=job,
         parts=parts,
         name=Path(job.output).name if job.output else job.kind,
-        command=shlex.join(["glmtune", *job.arguments]),
+        command=join_words(["glmtune", *job.arguments]),
         curves=json.dumps(make_curves(view.entries, view.config)) if view else None,
         charts=describe_charts(lang, view.config if view else None),
         is_own=job.owner == owner_of(request),

@@ -20,7 +20,7 @@ from glmtune.webui.guard import csrf_token, find_chosen_language
 from glmtune.webui.pruning import CHATS, JOBS, UPLOADS
 from glmtune.webui.texts import text
 
-TABS = ("data", "train", "runs", "chat", "evaluate", "export", "model")
+TABS = ("data", "train", "runs", "chat", "evaluate", "export", "model", "migrate")
 """In the order in which a person needs them."""
 UNPROCESSABLE = 422
 """Status of a request that a user can correct; its part of the page is shown in place of the result."""

@@ -32,6 +32,7 @@ from glmtune.data.files import has_data_suffix
 from glmtune.html.i18n import text
 from glmtune.utils.io import find_json_object, write_json
 from glmtune.utils.network import parse_content_length
+from glmtune.utils.operating_system import get_open_flags, make_portable_name, replace_path
 from glmtune.webui.context import Context
 from glmtune.webui.guard import visitor_of
 from glmtune.webui.page_rules import RouteRule
@@ -149,7 +150,7 @@ class UploadStore:
     async def _write_body(self, request: Request, partial: Path) -> None:
         size = 0
         block = bytearray()
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | get_open_flags()
         with os.fdopen(os.open(partial, flags, 0o666), "wb", buffering=0) as file:
             async for part in request.stream():
                 size += len(part)
@@ -224,7 +225,7 @@ def make_safe_name(name: str) -> str:
         stem = stem[:-1]
     if not stem or not (has_data_suffix(safe) or safe.lower().endswith(_CONFIG_SUFFIXES)):
         raise UploadError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "type", name=last[:100] or "-")
-    return f"{stem}{suffixes}"
+    return make_portable_name(f"{stem}{suffixes}")
 
 
 def add_routes(app: FastAPI, context: Context, limits: UploadLimits | None = None) -> RouteRule:
@@ -267,7 +268,7 @@ def _rename_new(partial: Path, folder: Path, name: str) -> Path:
         except FileExistsError:
             number += 1
             continue
-        os.replace(partial, path)
+        replace_path(partial, path)
         return path
 
 
