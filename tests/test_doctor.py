@@ -882,7 +882,7 @@ def test_an_error_of_the_device_names_doctor(error, message, has_traceback, monk
     def fail():
         raise error
 
-    monkeypatch.setattr("glmtune.training.summary.collect_versions", fail)
+    monkeypatch.setattr("glmtune.utils.installation.collect_versions", fail)
     result = glmtune_command("version")
     assert result.code == 1
     assert result.err.rstrip().endswith("glmtune doctor")
@@ -896,6 +896,6 @@ def test_other_errors_keep_their_traceback(error, monkeypatch, glmtune_command):
     def fail():
         raise error
 
-    monkeypatch.setattr("glmtune.training.summary.collect_versions", fail)
+    monkeypatch.setattr("glmtune.utils.installation.collect_versions", fail)
     with pytest.raises(type(error), match=str(error)):
         glmtune_command("version")

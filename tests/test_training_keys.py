@@ -166,7 +166,7 @@ def test_each_optimizer_is_built_or_its_package_is_named(name, tmp_path, monkeyp
         with pytest.raises(ConfigError) as raised:
             _make(tmp_path, optim=name)
         assert use.module in str(raised.value)
-        assert use.install in str(raised.value)
+        assert use.install.removeprefix("glmtune") in str(raised.value)
         return
     assert _make(tmp_path, optim=name).optim == name
 

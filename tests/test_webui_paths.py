@@ -226,7 +226,7 @@ def client(root):
         each.__exit__(None, None, None)
 
 
-TABS = ("/data", "/train", "/runs", "/chat", "/evaluate", "/export", "/model")
+TABS = ("/data", "/train", "/runs", "/chat", "/evaluate", "/export", "/model", "/migrate")
 
 
 @pytest.mark.parametrize("path", TABS)

@@ -87,7 +87,7 @@ def demo(
 @app.command()
 def version() -> None:
     """Print the versions of glmtune and of the libraries that decide its numbers."""
-    from glmtune.training.summary import collect_versions
+    from glmtune.utils.installation import collect_versions
 
     for name, number in collect_versions().items():
         typer.echo(f"{name} {number}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
@@ -29,6 +30,15 @@ def read_version() -> str:
     """
     installed = find_installation()
     return UNKNOWN_VERSION if installed is None else installed.version
+
+
+def collect_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers; none of them is imported."""
+    from importlib.metadata import version
+    from platform import python_version
+
+    names = ("torch", "transformers", "peft", "accelerate", "tokenizers")
+    return {"python": python_version(), "glmtune": read_version()} | {name: version(name) for name in names}
 
 
 def describe_unknown_version(version: str) -> str | None:
@@ -68,21 +78,45 @@ def _read_editable_folder(candidate: Distribution) -> Path | None:
     return Path(url2pathname(url.path)).resolve()
 
 
+def name_program() -> str:
+    """How this glmtune is called in the user's shell: `glmtune` where PATH has it, otherwise its path from here.
+
+    After `make demo` that is `.venv/bin/glmtune`; a Python without the script is called with `-m glmtune`.
+    """
+    folder = Path(sys.executable).parent
+    found = shutil.which("glmtune")
+    if found is not None and Path(found).parent == folder:
+        return "glmtune"
+    script = folder / ("glmtune.exe" if sys.platform == "win32" else "glmtune")
+    if not script.is_file():
+        return f"{_name_python()} -m glmtune"
+    with contextlib.suppress(ValueError, OSError):  # not below the current folder; that folder is gone
+        script = script.relative_to(Path.cwd())
+    return quote_program(str(script))
+
+
+def _name_python() -> str:
+    found = shutil.which("python")
+    same = found is not None and Path(found).parent == Path(sys.executable).parent
+    return "python" if same else quote_program(sys.executable)
+
+
 def name_pip() -> str:
     """How pip is called for the Python that runs glmtune, as words for the user's shell.
 
     `pip` and `python` where they are those of this Python, otherwise its path; `uv pip` in an environment that uv
     made without pip.
     """
+    if not has_pip() and shutil.which("uv"):
+        return "uv pip"
+    return f"{_name_python()} -m pip"
+
+
+def has_pip() -> bool:
+    """Whether this Python has pip."""
     from importlib.util import find_spec
 
-    folder = Path(sys.executable).parent
-    found = shutil.which("python")
-    same = found is not None and Path(found).parent == folder
-    name = "python" if same else quote_program(sys.executable)
-    if find_spec("pip") is None and shutil.which("uv"):
-        return "uv pip"
-    return f"{name} -m pip"
+    return find_spec("pip") is not None
 
 
 def format_install(*requirements: str) -> str:

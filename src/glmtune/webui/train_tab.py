@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,10 +13,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from glmtune.config_parsing import read_config_file
-from glmtune.errors import ConfigError, GlmtuneError
+from glmtune.errors import GlmtuneError
 from glmtune.html.pages import is_number
-from glmtune.migrate import dump_translation, require_translation
-from glmtune.utils.documents import DocumentError, parse_yaml
 from glmtune.utils.installation import format_install
 from glmtune.utils.io import find_json_object
 from glmtune.utils.shell_words import join_words
@@ -35,6 +32,7 @@ from glmtune.webui.gpu_memory import read_gpus
 from glmtune.webui.guard import owner_of
 from glmtune.webui.jobs import Job
 from glmtune.webui.jobs_view import render_job
+from glmtune.webui.migration import make_migrated_form, translate_script
 from glmtune.webui.paths import inside, list_paths
 from glmtune.webui.plan_view import make_plan, render_plan, render_work
 from glmtune.webui.presets import CARDS, GOALS, apply_settings, fit_goal
@@ -51,7 +49,6 @@ from glmtune.webui.run_form import (
     parse_form,
     write_config,
 )
-from glmtune.webui.texts import text
 
 _MAX_TRAININGS = 30
 _TOP = ("model.path", "data.train", "data.eval", "method", "stage", "output")
@@ -77,6 +74,7 @@ def add_routes(app: FastAPI, context: Context) -> None:
             panel=_render_panel(request, context, shown) if shown else "",
             runs=lists.list_choices(context, "runs"),
             saved=drafts.list_saved(context),
+            **{"saved_name": "", "rival": None, "problem": None},
         )
 
     @app.post("/train/check")
@@ -107,22 +105,25 @@ def add_routes(app: FastAPI, context: Context) -> None:
     async def change_form(request: Request) -> Response:
         data = await read_form(request)
         lines: list[str] = []
-        if data.get("action") == "preset":
+        notes: list[str] = []
+        if data.get("action") == "import":
+            migration = await translate_script(request, context, data.get("import_text"), data.get("import_name"))
+            form, notes = await run_in_threadpool(make_migrated_form, migration), migration.notes
+        elif data.get("action") == "preset":
             goal, memory = data.get("preset"), data.get("gpu_memory")
             form, lines = await fit_goal(request, context, parse_form(data), goal, memory)
         else:
             form = await run_in_threadpool(change_settings, context, data)
-        markup = await run_in_threadpool(partial(render_form, request, context, form, data.get("gpu_memory"), lines))
+        markup = await run_in_threadpool(
+            partial(render_form, request, context, form, data.get("gpu_memory"), lines, notes)
+        )
         return render_part(request, context, "markup", markup=markup)
 
     @app.post("/train/settings")
-    async def save_settings(request: Request) -> Response:
+    @app.post("/train/settings/{action}")
+    async def change_saved_settings(request: Request, action: str = "save") -> Response:
         data = await read_form(request)
-        fields = data.without("settings_name")
-        name = await run_in_threadpool(drafts.save_settings, context, data.get("settings_name"), fields)
-        line = text("train.saved", get_language(request, context), name=name)
-        saved = await run_in_threadpool(drafts.list_saved, context)
-        return render_part(request, context, "train_saved", saved=saved, chosen=name, line=line)
+        return await run_in_threadpool(_change_saved, request, context, action, data)
 
     @app.post("/train/start")
     async def start_training(request: Request) -> Response:
@@ -131,7 +132,12 @@ def add_routes(app: FastAPI, context: Context) -> None:
 
 
 def render_form(
-    request: Request, context: Context, form: RunForm, memory: str = "", goal_lines: Sequence[str] = ()
+    request: Request,
+    context: Context,
+    form: RunForm,
+    memory: str = "",
+    goal_lines: Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> Any:
     """The form with its values, and the card beside it.
 
@@ -141,6 +147,7 @@ def render_form(
         form: its values.
         memory: of the GPU that plans are made for; empty: this machine.
         goal_lines: what a preset has chosen, and why.
+        notes: of an import: what was translated, what differs, what has no effect.
     """
     by_key = map_fields()
     shared = list_first_keys("")
@@ -164,6 +171,7 @@ def render_form(
         datasets=lists.list_datasets(context),
         goals=list(GOALS),
         goal_lines=goal_lines,
+        notes=notes,
         cards=CARDS,
         memory=memory,
         gpus=read_gpus(),
@@ -171,20 +179,15 @@ def render_form(
 
 
 def change_settings(context: Context, data: FormData) -> RunForm:
-    """The form after a button that changes many fields: a preset, saved settings, an import, a proposed change.
+    """The form after a button that changes many fields: saved settings, those of a run, a proposed change.
 
     Raises:
-        GlmtuneError: what should be imported cannot be read.
+        GlmtuneError: they cannot be read.
     """
     action = data.get("action")
     form = parse_form(data)
     if action == "load":
-        saved = drafts.load_settings(context, data.get("saved"))
-        if saved is None:
-            raise ConfigError(f"{data.get('saved')}: no settings of this name.", "Choose one of the list.")
-        return parse_form(saved)
-    if action == "import":
-        return make_form(_import_text(data.get("import_text")))
+        return parse_form(drafts.load_settings(context, data.get("saved")))
     if action == "repeat":
         run = require_run(inside(context.roots, data.get("run")))
         return make_form({**read_config_file(run.config), "output": ""})
@@ -223,6 +226,25 @@ def find_training(context: Context, id: str) -> Job | None:
     return chosen or next((job for job in jobs if job.state == "running"), jobs[0] if jobs else None)
 
 
+def _change_saved(request: Request, context: Context, action: str, data: FormData) -> Response:
+    """Save, rename or delete settings: the list after it, with what was saved, the question whether to replace the
+    settings of the same name, or what is wrong."""
+    name, problem, rival = "", None, None
+    try:
+        if action == "save":
+            name, fields = data.get("settings_name"), data.without("settings_name", "overwrite")
+            rival = drafts.save_settings(context, name, fields, may_replace=data.has("overwrite"))
+        elif action == "rename":
+            name = data.get("new_name")
+            drafts.rename_settings(context, data.get("saved"), name)
+        elif action == "delete":
+            drafts.delete_settings(context, data.get("saved"))
+    except GlmtuneError as error:
+        name, problem = "", make_problem(error, get_language(request, context))
+    values = {"saved_name": "" if rival else name, "rival": rival, "problem": problem}
+    return render_part(request, context, "train_saved", saved=drafts.list_saved(context), **values)
+
+
 def _render_panel(request: Request, context: Context, job: Job) -> Any:
     """The panel of a training; an error in its place where its run lies outside of the roots, as they are now."""
     try:
@@ -252,22 +274,3 @@ def _render_card(request: Request, context: Context, form: RunForm) -> Response:
     return render_part(
         *(request, context, "train_card"), problem=None, config=as_yaml(tree), command=command, is_complete=True
     )
-
-
-def _import_text(content: str) -> dict[str, Any]:
-    """The config of a YAML file of ours, or of an older trainer's file or command line."""
-    if not content.strip():
-        raise ConfigError("Nothing was pasted.", "Paste a YAML file, or the command of an older trainer.")
-    try:
-        tree = parse_yaml(content) if ":" in content.partition("\n")[0] and not content.startswith("-") else None
-    except DocumentError as error:
-        line = f", line {error.line}" if error.line else ""
-        raise ConfigError(f"Pasted text{line}: {error.problem}.", "Paste a whole YAML file.") from None
-    if isinstance(tree, dict) and ({"model", "data", "method"} & set(tree)):
-        return tree
-    try:
-        words = shlex.split(content.replace("\\\n", " "), comments=True)
-    except ValueError:
-        raise ConfigError("Pasted text: a quotation mark is opened and never closed.", "Paste all of it.") from None
-    translated = parse_yaml(dump_translation(require_translation(words, "pasted text")))
-    return dict(translated) if isinstance(translated, dict) else {}

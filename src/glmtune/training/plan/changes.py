@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,6 +10,7 @@ from glmtune.errors import GlmtuneError
 from glmtune.training.plan.estimate import PlanRequest, estimate_memory
 from glmtune.training.plan.workload import truncate_blocks
 from glmtune.training.sharding import shards_weights
+from glmtune.utils.optional_packages import is_installed
 
 _MIN_LENGTH = 64  # tokens; a change does not shorten rows below it
 
@@ -152,7 +152,7 @@ def _quantize_head(request: PlanRequest) -> PlanRequest:
 
 def _list_base_schemes(request: PlanRequest) -> tuple[tuple[str, int], ...]:
     """Schemes for the frozen base with their bits, the most exact first: nf4 where bitsandbytes can be used."""
-    if request.device.is_local and importlib.util.find_spec("bitsandbytes") is None:
+    if request.device.is_local and not is_installed("bitsandbytes"):
         return ("packed8", 8), ("packed4", 4)
     return (("nf4", 4),)
 

@@ -202,9 +202,15 @@ function drawChart(place, names, data, width, options) {
     height: 260,
     scales: { x: { time: false }, y: { distr: options.isLog ? 3 : 1 } },
     series: [{ label: options.labels.step ?? "step" }, ...series],
-    axes: [axis, { ...axis, size: 60 }],
+    axes: [axis, { ...axis, size: 60, values: (_, ticks) => ticks.map(formatTick) }],
     hooks: { draw: [(chart) => hasEvaluations && markBest(chart, options)] },
   }, data, place);
+}
+
+// uPlot rounds to a few places: a learning rate of 0.00002 would be 0.
+function formatTick(value) {
+  if (value === null) return "";
+  return value !== 0 && Math.abs(value) < 0.001 ? value.toExponential() : String(Number(value.toPrecision(6)));
 }
 
 function markBest(chart, { best, metric, labels }) {
@@ -272,6 +278,15 @@ function download(name, text) {
   link.click();
 }
 
+// A small text file into a field of the page.
+async function readFile(input) {
+  const [file] = input.files;
+  if (!file) return;
+  document.querySelector(input.dataset.name).value = file.name;
+  document.querySelector(input.dataset.reads).value = await file.text();
+  input.value = "";
+}
+
 // A file is sent as it is, a part after the other being read from disk; the answer is where it was put.
 function upload(input) {
   const status = document.getElementById(input.dataset.status);
@@ -320,6 +335,7 @@ document.addEventListener("change", (event) => {
   if (event.target.dataset.shows) showTaskFields();
   if ("submit" in event.target.dataset) event.target.form.requestSubmit();
   if (event.target.dataset.upload) upload(event.target);
+  if (event.target.dataset.reads) readFile(event.target);
   if ("logAxis" in event.target.dataset) drawCharts(event.target.closest("[data-curves]"));
 });
 
@@ -332,6 +348,7 @@ document.addEventListener("change", (event) => {
 
 document.addEventListener("input", (event) => {
   if ("smoothing" in event.target.dataset) drawCharts(event.target.closest("[data-curves]"));
+  if (event.target.id === "script") document.getElementById("script-name").value = ""; // no longer that file
 });
 
 function setUp() {
