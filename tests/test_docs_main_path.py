@@ -8,15 +8,17 @@ import shutil
 from pathlib import Path
 
 import pytest
+from command import interrupt_run
 
 from docs_pages import REPOSITORY, list_blocks, list_commands
+from glmtune.run_dir import RunDir
 
 README = REPOSITORY / "README.md"
 DEMO = REPOSITORY / "src" / "glmtune" / "demo"
 # A page that serves does not end, and downloads need a hub.
 _NOT_RUN = ("fetch", "serve")
 _SHORTER = {
-    "train": "--set training.max_steps=2",
+    "train": "--set training.max_steps=2 --set training.save_steps=1",
     "chat": "--prompt 你好 --max-new-tokens 4",
     "compare": "--limit 4 --max-new-tokens 8 --forget-limit 7",
     "bench": "--variants 16-bit --batch-sizes 1 --prompt-tokens 8 --new-tokens 4 --repeats 1",
@@ -47,7 +49,10 @@ def test_the_readme_runs_from_top_to_bottom(workplace, glmtune_command):
     for words in _list_readme_commands("README.md"):
         if words[0] in _NOT_RUN:
             continue
-        extra = "" if "--resume" in words else _SHORTER.get(words[0], "")
+        extra = _SHORTER.get(words[0], "")
+        if "--resume" in words:  # after a crash
+            shutil.move(interrupt_run(RunDir("runs/adgen"), 1, Path("killed")).root, _empty("runs/adgen"))
+            extra = ""
         result = glmtune_command(*words, *extra.split())
         assert result.code == 0, f"glmtune {' '.join(words)}\n{result.out}\n{result.err}"
         run.append(words[0])
@@ -59,6 +64,11 @@ def test_the_readme_runs_from_top_to_bottom(workplace, glmtune_command):
     assert Path("mine-merged/model.safetensors").is_file()
 
 
+def _empty(path: str) -> str:
+    shutil.rmtree(path)
+    return path
+
+
 def test_both_readmes_have_the_same_commands():
-    commands, chinese = ({words for words in _list_readme_commands(name)} for name in ("README.md", "README.zh.md"))
+    commands, chinese = (set(_list_readme_commands(name)) for name in ("README.md", "README.zh.md"))
     assert {words for words in commands if words[0] != "fetch"} == {words for words in chinese if words[0] != "fetch"}
