@@ -116,6 +116,7 @@ def test_every_check_has_a_test():
     elsewhere = {*("unreadable", "refused-by-model", "over-limit", "duplicate", "eval-overlap", "eval-same-prompt")}
     elsewhere |= {"unread-key", "worse-answer"}  # in test_row_kinds.py
     elsewhere |= {"similar-answers", "same-after-cut", "contradicting-pair", "length-bias"}  # test_preference_data.py
+    elsewhere |= {"left-out"}  # test_row_repairs.py
     assert set(FAULTY) | elsewhere == set(KINDS)
     found = {p.kind for check in CHECKS for _, m in ABOUT_ONE_ROW for p in check(Conversation(m, "a:1"))}
     assert found == set(FAULTY)
@@ -405,7 +406,8 @@ def test_fix_loses_no_row_and_leaves_a_clean_file(check, rows, tmp_path, name, g
     out, refused = tmp_path / "clean.jsonl", tmp_path / "clean.refused.jsonl"
     code, report = check(path, "--fix", out)
     assert code == 1
-    assert report["fixed"] == {"clean": str(out), "clean_rows": 5, "refused": str(refused), "refused_rows": 3}
+    files = {"clean": str(out), "clean_rows": 5, "refused": str(refused), "refused_rows": 3}
+    assert report["fixed"] == {**files, "changed": None, "changed_rows": 0, "repairs": {}}
     assert [json.loads(line) for line in out.read_text("utf-8").splitlines()] == good
     kept = [json.loads(line) for line in refused.read_text("utf-8").splitlines()]
     assert [entry["row"] for entry in kept[:2]] == bad

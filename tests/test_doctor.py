@@ -176,7 +176,7 @@ BROKEN = {
         CU126,
     ),
     "driver too old, Windows": (
-        make_machine(torch=NO_GPU, driver={"version": "522.25"}, system="Windows", cuda="12.6"),
+        make_machine(torch=NO_GPU, driver={"version": "522.25"}, system="Windows", shell="powershell", cuda="12.6"),
         "old-driver",
         "needs driver 528",
         'install --force-reinstall "torch>=2.6"',
@@ -373,7 +373,9 @@ BROKEN = {
     ),
     "/tmp noexec": (make_machine(folders=_change_folder(0, executable=False)), "noexec", "noexec", "export TMPDIR="),
     "short paths": (
-        make_machine(system="Windows", driver={"version": "581.29"}, has_long_paths=False, longest_path=180),
+        make_machine(
+            system="Windows", shell="powershell", driver={"version": "581.29"}, has_long_paths=False, longest_path=180
+        ),
         "long-paths",
         "260",
         "LongPathsEnabled",
@@ -880,7 +882,7 @@ def test_an_error_of_the_device_names_doctor(error, message, has_traceback, monk
     def fail():
         raise error
 
-    monkeypatch.setattr("glmtune.training.summary.collect_versions", fail)
+    monkeypatch.setattr("glmtune.utils.installation.collect_versions", fail)
     result = glmtune_command("version")
     assert result.code == 1
     assert result.err.rstrip().endswith("glmtune doctor")
@@ -894,6 +896,6 @@ def test_other_errors_keep_their_traceback(error, monkeypatch, glmtune_command):
     def fail():
         raise error
 
-    monkeypatch.setattr("glmtune.training.summary.collect_versions", fail)
+    monkeypatch.setattr("glmtune.utils.installation.collect_versions", fail)
     with pytest.raises(type(error), match=str(error)):
         glmtune_command("version")

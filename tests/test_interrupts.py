@@ -37,6 +37,6 @@ def test_an_interrupt_is_reported_once(interrupt, message, monkeypatch, glmtune_
     def stop():
         raise interrupt
 
-    monkeypatch.setattr("glmtune.training.summary.collect_versions", stop)
+    monkeypatch.setattr("glmtune.utils.installation.collect_versions", stop)
     result = glmtune_command("version")
     assert (result.code, result.err) == (130, message)

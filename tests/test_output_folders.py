@@ -227,7 +227,7 @@ def _failed(codes: dict[int, int]) -> ChildFailedError:
 )
 def test_the_launcher_names_the_process_that_ended_and_how(codes, kills, parts, code, monkeypatch, capsys):
     counts = iter(kills)
-    monkeypatch.setattr(launch, "_count_oom_kills", lambda: next(counts))
+    monkeypatch.setattr(launch, "count_oom_kills", lambda: next(counts))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
 
     def fail(*_):
@@ -244,7 +244,7 @@ def test_the_launcher_names_the_process_that_ended_and_how(codes, kills, parts, 
 
 def test_sigterm_goes_to_the_processes_and_is_no_failure(monkeypatch, capsys):
     sent = []
-    monkeypatch.setattr(launch, "_forward_signal", sent.append)
+    monkeypatch.setattr(launch, "send_to_children", sent.append)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
 
     def run(*_):

@@ -15,6 +15,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from glmtune.webui import sessions
+from glmtune.webui.app import make_app, make_context
 from glmtune.webui.login_attempts import (
     FREE_FAILURES,
     MAX_WAIT_SECONDS,
@@ -72,6 +73,14 @@ def test_without_a_password_there_is_no_login(tmp_path):
     client = open_page(tmp_path, password=None)
     assert client.get("/").text == "secret"
     assert client.get("/login").status_code == 404
+
+
+def test_health_is_answered_without_a_login(tmp_path):
+    """Of the real page: a container's health check has no password, and learns nothing but that the page answers."""
+    client = TestClient(make_app(make_context([tmp_path], "en", locked=True), password=PASSWORD), base_url=HERE)
+    assert client.get("/health").json() == {"status": "ok"}
+    assert client.post("/health").status_code in (401, 403, 405)
+    assert client.get("/runs", headers={"accept": "application/json"}).status_code == 401
 
 
 def test_who_is_not_logged_in_sees_the_login_alone(page):
@@ -224,7 +233,7 @@ def test_other_places_are_kept():
 def test_the_login_is_in_both_languages(page, lang, word):
     answer = page.get(f"/login?lang={lang}&next=/runs")
     assert word in answer.text
-    assert f'<html lang="{lang}">' in answer.text
+    assert f'<html lang="{ {"zh": "zh-CN"}.get(lang, lang) }">' in answer.text
     assert 'name="next" value="/runs"' in answer.text
     assert "<script" not in answer.text
     assert word in page.get("/login").text  # remembered

@@ -162,17 +162,17 @@ def test_each_optimizer_is_built_or_its_package_is_named(name, tmp_path, monkeyp
             _make(tmp_path, optim=name)
         return
     if use.module:
-        monkeypatch.setattr(optimizers, "find_spec", lambda module: None)
+        monkeypatch.setattr(optimizers, "is_installed", lambda module: False)
         with pytest.raises(ConfigError) as raised:
             _make(tmp_path, optim=name)
         assert use.module in str(raised.value)
-        assert use.install in str(raised.value)
+        assert use.install.removeprefix("glmtune") in str(raised.value)
         return
     assert _make(tmp_path, optim=name).optim == name
 
 
 def test_low_rank_optimizers_need_modules_and_a_method_that_trains_whole_matrices(tmp_path, monkeypatch):
-    monkeypatch.setattr(optimizers, "find_spec", lambda module: True)
+    monkeypatch.setattr(optimizers, "is_installed", lambda module: True)
     with pytest.raises(ConfigError, match="needs training"):
         _make(tmp_path, method="full", optim="galore_adamw")
     with pytest.raises(ConfigError, match="method lora trains none"):
@@ -181,13 +181,14 @@ def test_low_rank_optimizers_need_modules_and_a_method_that_trains_whole_matrice
 
 
 def test_a_missing_package_is_one_line_and_nothing_is_loaded(glmtune_command, tiny, adgen_file, monkeypatch):
-    monkeypatch.setattr(optimizers, "find_spec", lambda module: None)
+    monkeypatch.setattr(optimizers, "is_installed", lambda module: False)
     monkeypatch.setattr("glmtune.training.base_model.load_base", lambda *_, **__: pytest.fail("loaded"))
     result = glmtune_command(
         *("train", "--model", tiny("chatglm2"), "--data", adgen_file(4), "--set", "training.optim=galore_adamw")
     )
     assert result.code == 1
-    assert "galore_torch, which is not installed.\npip install galore-torch" in result.err
+    assert "galore_torch, which is not installed." in result.err
+    assert "install galore-torch" in result.err
 
 
 @pytest.mark.parametrize("bias", [False, True], ids=["one-product", "any-head"])

@@ -18,6 +18,7 @@ import pytest
 
 from demo_corpus.corpus import make_adgen_splits
 from glmtune.html.i18n import LANGUAGES
+from glmtune.run_dir import RunDir
 from glmtune.webui.texts import text
 
 pytest.importorskip("fastapi", reason="needs the extra `ui`: pip install 'glmtune[ui]'")
@@ -28,7 +29,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium")
 expect = playwright.expect
 
-TABS = ("data", "train", "runs", "chat", "evaluate", "export", "model")
+TABS = ("data", "train", "runs", "chat", "evaluate", "export", "model", "migrate")
 WIDTHS = (1440, 1280, 390)
 PROMPT = "类型#裙*颜色#白色*风格#清新"
 SLOW = 180_000
@@ -39,6 +40,11 @@ SETTINGS = {
     "data-max_source_length": "64",
     "data-max_target_length": "64",
 }
+NOTIFICATIONS = """window.notified = null; window.Notification = class {
+  static permission = 'granted';
+  constructor(title, { body, tag }) { window.notified = [title, body, tag]; }
+};"""
+DRAWN = "document.querySelector('#job canvas')?.toDataURL()"
 CUT_OFF = """() => [...document.querySelectorAll('button, input, textarea, label, h1, h3, p, svg')].filter(part => {
   const box = part.getBoundingClientRect();
   const scrolls = part.closest('.scroll, pre, .visually-hidden, .skip');
@@ -179,6 +185,52 @@ def test_hostile_rows_and_a_model_that_disappears(site):
     expect(here.page.locator("#chat-prompt")).to_have_value("again")
     assert here.page.evaluate("window.hacked") is None
     assert here.complaints == []
+
+
+def test_eight_windows_of_a_running_job_share_one_stream(site):
+    """A browser has six connections to a server of HTTP/1.1: with a stream a window the seventh never loads."""
+    here = site("en")
+    run = here.root / "runs" / "long"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("model: base\ndata: train.json\n")
+    work = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    born = psutil.Process(work.pid).create_time()
+    state = {"id": "j1", "kind": "train", "arguments": ["train"], "output": str(run), "owner": "me", "state": "running"}
+    state |= {"created": 1.0, "started": time.time(), "pid": work.pid, "born": born}
+    try:
+        (here.root / ".glmtune-ui" / "jobs" / "j1.json").write_text(json.dumps(state))
+        here.page.context.add_init_script(NOTIFICATIONS)
+        pages = [here.page, *(here.page.context.new_page() for _ in range(7))]
+        for page in pages:
+            page.set_default_timeout(20_000)
+            page.goto(f"{here.address}/{'runs' if page is pages[-1] else 'train'}")
+        RunDir(run).write_progress("training", step=6, max_steps=40)
+        for step in range(1, 7):
+            RunDir(run).append_metrics({"step": step, "loss": 3.0 / step, "eval_loss": 3.1 / step})
+        for page in pages:
+            expect(page).to_have_title(re.compile(r"^15 %"), timeout=20_000)
+        assert all(page.evaluate("liveSource") is None for page in pages), "a window has a stream of its own"
+        here.page.locator("#job canvas").first.wait_for()
+        drawn = here.page.evaluate(DRAWN)
+        here.page.emulate_media(color_scheme="dark")
+        _wait_until(lambda: here.page.evaluate(DRAWN) != drawn)
+    finally:
+        work.kill()
+        work.wait()
+    for page in pages:  # a panel without the job's button; the window that shows something else is notified
+        expect(page.locator("#job-stop")).to_have_count(0, timeout=20_000)
+    _wait_until(lambda: pages[-1].evaluate("window.notified"))
+    assert pages[-1].evaluate("window.notified") == ["glmtune: long", here.text("state.failed"), "j1"]
+    assert here.page.evaluate("window.notified") is None
+    assert here.complaints == []
+
+
+def _wait_until(is_true) -> None:
+    """The page's policy forbids `wait_for_function`, which evaluates text."""
+    limit = time.monotonic() + 30
+    while not is_true():
+        assert time.monotonic() < limit
+        time.sleep(0.1)
 
 
 def _map_columns_and_check(here: Site) -> None:

@@ -144,7 +144,8 @@ def test_further_keys_reach_the_run():
 
 def test_what_needs_bitsandbytes_is_refused_with_the_mend_where_it_is_not(monkeypatch):
     values = {**values_of({}), "model.path": "base", "data.train": "a.json", "method": "qlora"}
-    monkeypatch.setattr(forms.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("glmtune.utils.optional_packages.is_installed", lambda module: False)
+    monkeypatch.setattr(forms, "is_installed", lambda module: False)
     assert set(find_unavailable_choices()) == {"qlora", "nf4", "int8"}
     with pytest.raises(ConfigError, match="nf4 needs bitsandbytes"):
         check_tree(tree_of(values))
@@ -334,7 +335,7 @@ def test_a_training_is_watched_through_its_progress_and_its_metrics(tmp_path):
     figures = make_training_figures(view, "en")
     for part in ("8 / 40", "0:01:15", "2.5000", "1,234"):
         assert part in figures
-    curves = make_curves(view.entries, view.summary)
+    curves = make_curves(view.entries, view.config)
     assert curves["curves"]["eval_loss"] == [[6, 8], [2.25, 2.5]]
     assert curves["best"] == 6
 
@@ -342,7 +343,7 @@ def test_a_training_is_watched_through_its_progress_and_its_metrics(tmp_path):
 def test_a_run_folder_that_is_gone_is_named_and_nothing_breaks(tmp_path):
     view = read_training(job_of(tmp_path / "gone", "stopped", ended=200.0))
     assert list_remarks(view, "en") == [text("train.gone", "en", path=tmp_path / "gone")]
-    assert make_curves(view.entries, view.summary) == {"curves": {}, "best": None}
+    assert make_curves(view.entries, view.config) == {"curves": {}, "best": None, "metric": "eval_loss"}
 
 
 def test_the_errors_two_lines_are_found_in_a_log():

@@ -247,3 +247,15 @@ def test_the_queue_moves_while_no_page_asks(make, tmp_path):
     while json.loads(file.read_text())["state"] != "finished":
         assert time.monotonic() < end
         time.sleep(0.1)
+
+
+def test_a_server_that_ends_can_stop_what_runs_and_leaves_the_queue_to_the_next(make, tmp_path):
+    server = make()
+    training = server.submit("train", ["sleep", str(run_folder(tmp_path / "run"))], str(tmp_path / "run"), "me")
+    waiting = server.submit("eval", ["exit", "0"], "", "me")
+    started(server, training)
+    server.stop_running()
+    assert server.get(training.id).state == "stopped"
+    assert server.get(training.id).exit_code == 130
+    assert server.get(waiting.id).state == "queued"
+    assert wait_for(make(), waiting, "finished")

@@ -205,8 +205,8 @@ def test_a_root_that_is_not_there_is_told(root):
 
 def test_the_command_names_what_is_wrong(monkeypatch, glmtune_command):
     assert "--lang cannot be 'fr'" in glmtune_command("ui", "--lang", "fr").err
-    monkeypatch.setattr(cli_ui.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(GlmtuneError, match="needs FastAPI"):
+    monkeypatch.setattr("glmtune.utils.optional_packages.is_installed", lambda module: False)
+    with pytest.raises(GlmtuneError, match="needs fastapi"):
         cli_ui.ui()
 
 
@@ -226,7 +226,7 @@ def client(root):
         each.__exit__(None, None, None)
 
 
-TABS = ("/data", "/train", "/runs", "/chat", "/evaluate", "/export", "/model")
+TABS = ("/data", "/train", "/runs", "/chat", "/evaluate", "/export", "/model", "/migrate")
 
 
 @pytest.mark.parametrize("path", TABS)
@@ -259,7 +259,7 @@ def test_files_are_not_served_by_their_path(client, root, path):
 
 def test_with_a_password_nothing_is_given_before_the_login(client):
     page = client("192.168.0.9", password="open sesame", is_local=False)
-    for path in (*TABS, "/strip", "/runs/show?path=x", "/jobs/x/live"):
+    for path in (*TABS, "/strip", "/runs/show?path=x", "/jobs/live?id=x"):
         assert page.get(path, follow_redirects=False).status_code in (303, 401), path
 
 

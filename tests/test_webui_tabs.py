@@ -26,14 +26,14 @@ from glmtune.webui.chat_messages import add_message, add_reply, read_tools, remo
 from glmtune.webui.chat_models import HeldModels
 from glmtune.webui.chat_stream import stream_reply
 from glmtune.webui.errors import PathError
-from glmtune.webui.evaluations import list_evaluations, make_rows
+from glmtune.webui.evaluations import list_evaluations
 from glmtune.webui.job_view import describe_job
 from glmtune.webui.jobs import Job
 from glmtune.webui.lists import list_datasets, list_targets
 from glmtune.webui.requests import FormData
 from glmtune.webui.run_files import delete_run, find_differences, read_notes, read_run, write_notes, write_tags
+from glmtune.webui.run_page import render_report_frame
 from glmtune.webui.runs_index import PAGE_RUNS, RunQuery, find_page
-from glmtune.webui.runs_tab import render_report_frame
 
 HELLO = [{"role": "user", "content": "你好"}]
 SHORT = Sampling(max_new_tokens=12)
@@ -97,7 +97,8 @@ def _reply(models: HeldModels, target: str) -> str:
 
 def test_runs_are_listed_with_their_numbers(context, run):
     run("good", losses=(3.0, 1.25))
-    rows, count = find_page(context, RunQuery())
+    found = find_page(context, RunQuery())
+    rows, count = found.rows, found.count
     assert count == 1
     assert (rows[0].name, rows[0].state, rows[0].loss, rows[0].steps) == ("runs/good", "finished", 1.25, 2)
 
@@ -105,7 +106,7 @@ def test_runs_are_listed_with_their_numbers(context, run):
 def test_a_broken_run_does_not_hide_the_others(context, run):
     run("good")
     (run("broken") / "config.yaml").write_text("a: [1")
-    states = {row.name: row.state for row in find_page(context, RunQuery(sort="name"))[0]}
+    states = {row.name: row.state for row in find_page(context, RunQuery(sort="name")).rows}
     assert states == {"runs/broken": "unreadable", "runs/good": "finished"}
 
 
@@ -114,12 +115,12 @@ def test_runs_are_sorted_searched_filtered_and_paged(context, run):
         run(f"r{number:03}", losses=(float(number),), state="stopped" if number % 2 else "finished")
     write_tags(run("tagged"), "keep, 重要")
     by_loss = RunQuery(sort="loss", is_descending=False)
-    assert [row.loss for row in find_page(context, by_loss)[0][:3]] == [0.0, 1.0, 2.0]
-    assert len(find_page(context, RunQuery(sort="loss", page=2))[0]) == 4
-    assert find_page(context, RunQuery(search="重要"))[0][0].tags == ("keep", "重要")
-    assert find_page(context, RunQuery(search="r00 lora"))[1] == 10
-    assert find_page(context, RunQuery(state="stopped"))[1] == (PAGE_RUNS + 3) // 2
-    assert find_page(context, RunQuery(page=99))[0] == []
+    assert [row.loss for row in find_page(context, by_loss).rows[:3]] == [0.0, 1.0, 2.0]
+    assert len(find_page(context, RunQuery(sort="loss", page=2)).rows) == 4
+    assert find_page(context, RunQuery(search="重要")).rows[0].tags == ("keep", "重要")
+    assert find_page(context, RunQuery(search="r00 lora")).count == 10
+    assert find_page(context, RunQuery(state="stopped")).count == (PAGE_RUNS + 3) // 2
+    assert find_page(context, RunQuery(page=99)).rows == []
 
 
 def test_a_run_that_says_running_but_is_not_broke_off(run):
@@ -382,8 +383,8 @@ def test_results_are_listed_with_a_row_per_model(context, run):
     (root / "evals" / "both" / "comparison.json").write_text(json.dumps(comparison))
     (root / "evals" / "broken").mkdir()
     (root / "evals" / "broken" / "metrics.json").write_text("{")
-    rows = [row for entry in list_evaluations(context) for row in make_rows(entry)]
-    assert [row.bleu for row in rows] == ["8.01"] * 3
+    rows = [row for entry in list_evaluations(context) for row in entry.rows]
+    assert [row.bleu for row in rows] == [8.01] * 3
     assert sorted(row.verdict for row in rows) == ["", "", "warn"]
 
 

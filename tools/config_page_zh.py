@@ -26,7 +26,7 @@ INTRODUCTIONS = {
     "preference": "`stage` 为 dpo、orpo、simpo 时的选项，见 [preference.zh.md](preference.zh.md)。",
     "grpo": "`stage` 为 grpo 时的选项，名称与 TRL 的 `GRPOConfig` 相同，见 [preference.zh.md](preference.zh.md)。",
     "generate": "训练中每次验证时，除了 loss，还可以生成回答并打分。",
-    "replay": "混入通用数据，减少遗忘，见 [evaluation.md](evaluation.md)（英文）。",
+    "replay": "混入通用数据，减少遗忘，见 [evaluation.zh.md](evaluation.zh.md)。",
     "forget": "`glmtune forget` 的阈值，每项有警告（`_warn`）和失败（`_fail`）两条线。",
 }
 TABLE_HEAD = ["| 键 | 类型 | 默认 | |", "| --- | --- | --- | --- |"]

@@ -18,6 +18,7 @@ from glmtune.config import TRAINING_DEFAULTS, RunConfig
 from glmtune.config_ranges import TRAINING_RANGES, NumberRange, format_number
 from glmtune.html.i18n import text
 from glmtune.training.training_keys import OPTIMIZER_USES, TRAINING_KEY_USES
+from glmtune.utils.installation import quote_requirement
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 HEAD = """# The config
@@ -75,7 +76,7 @@ def render_page() -> str:
             sections.append(_render_table(field.name, kind, f"{field.name}."))
     defaults = yaml.safe_dump(TRAINING_DEFAULTS, sort_keys=False)
     ranges = "\n".join(f"| `training.{key}` | {allowed} |" for key, allowed in TRAINING_RANGES.items())
-    return "\n".join(sections) + TAIL.format(
+    return "\n".join(sections) + "\n" + TAIL.format(
         defaults=defaults, ranges=ranges, keys=_render_key_uses(), optimizers=_render_optimizer_uses()
     )
 
@@ -95,7 +96,8 @@ def _render_optimizer_uses() -> str:
         groups.setdefault(use, []).append(f"`{name}`")
     lines = []
     for use, names in groups.items():
-        needs = f"refused: {use.refusal}" if use.refusal else f"`{use.install}`" if use.install else ""
+        install = f"`pip install {quote_requirement(use.install)}`" if use.install else ""
+        needs = f"refused: {use.refusal}" if use.refusal else install
         needs += "; `training.optim_target_modules`, method full or freeze" if use.needs_targets else ""
         options = ", ".join(f"`{option}`" for option in use.options)
         lines.append(f"| {', '.join(names)} | {needs} | {options} |")
@@ -157,7 +159,7 @@ def render_chinese_page() -> str:
         accepted = "、".join(f"`{json.dumps(value)}`" for value in use.accepted)
         status = zh.STATUSES[use.status]
         keys.append(f"| `{key}` | {status}{f'（{accepted}）' if use.status == 'refused' and accepted else ''} |")
-    return "\n".join(sections) + zh.TAIL.format(
+    return "\n".join(sections) + "\n" + zh.TAIL.format(
         defaults="\n".join(defaults),
         learning_rate=_get_chinese_help("training.learning_rate"),
         ranges="\n".join(ranges),
@@ -201,7 +203,9 @@ def _render_chinese_optimizers() -> str:
         groups.setdefault(use, []).append(f"`{name}`")
     lines = []
     for use, names in groups.items():
-        needs = [zh.REFUSED] if use.refusal else [f"`{use.install}`"] if use.install else []
+        needs = (
+            [zh.REFUSED] if use.refusal else [f"`pip install {quote_requirement(use.install)}`"] if use.install else []
+        )
         needs += [zh.NEEDS_TARGETS] if use.needs_targets else []
         options = "、".join(f"`{option}`" for option in use.options)
         lines.append(f"| {'、'.join(names)} | {'；'.join(needs)} | {options} |")

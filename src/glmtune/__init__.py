@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from glmtune.methods.tuned_model import load_model
     from glmtune.models.tokenizers import load_tokenizer
 
-__version__ = "0.1.0"
+    __version__: str
+
 __all__ = ["__version__", "detect_family", "load_model", "load_tokenizer"]
 
 _LAZY_IMPORTS = {
@@ -27,6 +28,10 @@ _LAZY_IMPORTS = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from glmtune.utils.installation import read_version
+
+        return read_version()
     if name not in _LAZY_IMPORTS:
         raise AttributeError(f"module 'glmtune' has no attribute {name!r}")
     from importlib import import_module

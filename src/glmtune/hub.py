@@ -9,6 +9,7 @@ from pathlib import Path
 from glmtune.errors import ModelError, summarize_error
 from glmtune.utils.documents import shorten_path
 from glmtune.utils.file_access import require_readable, require_readable_folder
+from glmtune.utils.optional_packages import import_extra
 
 # Files that each step needs. Of the repositories' Python files only the tokenizer's is downloaded: it is read as text
 # to tell ChatGLM2 from ChatGLM3, and never executed.
@@ -106,12 +107,7 @@ def _download_from_huggingface(name: str, patterns: list[str]) -> str:
 
 
 def _download_from_modelscope(name: str, patterns: list[str]) -> str:
-    try:
-        from modelscope import snapshot_download
-    except ImportError:
-        raise ModelError(
-            "ModelScope's client is not installed.",
-            "Install it: pip install 'glmtune[modelscope]'; or download without it: "
-            f"glmtune fetch {name} --hub modelscope",
-        ) from None
-    return snapshot_download(name, allow_patterns=patterns)
+    without = f"or download without it: glmtune fetch {name} --hub modelscope"
+    modelscope = import_extra("modelscope", "A download from ModelScope", without, ModelError)
+    folder: str = modelscope.snapshot_download(name, allow_patterns=patterns)
+    return folder

@@ -137,7 +137,7 @@ class RunDir:
 
     def append_metrics(self, entry: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl."""
-        with self.metrics.open("a", encoding="utf-8") as stream:
+        with self.metrics.open("a", encoding="utf-8", newline="\n") as stream:
             stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
     def write_progress(self, phase: str, **values: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from glmtune.evaluation.output_folders import require_result_folder
 from glmtune.html.plots import new_figure, save_figure
 from glmtune.utils.console import count_noun, get_console
 from glmtune.utils.io import explain_write_errors, file_timestamp, write_json
+from glmtune.utils.operating_system import read_cpu_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,7 +60,7 @@ def describe_results(results: Sequence[dict[str, Any]], command: str) -> dict[st
     machine = (
         torch.cuda.get_device_name()
         if on_gpu
-        else f"{_read_cpu_name()}, {count_noun(torch.get_num_threads(), 'thread')}"
+        else f"{read_cpu_name()}, {count_noun(torch.get_num_threads(), 'thread')}"
     )
     return {"command": command, "machine": machine, "torch": torch.__version__, "results": list(results)}
 
@@ -136,12 +136,3 @@ def _format_label(result: dict[str, Any], results: Sequence[dict[str, Any]]) -> 
         *(["compiled"] if result.get("compiled") else []),
     ]
     return ", ".join(parts)
-
-
-def _read_cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +12,7 @@ from glmtune.cli.options import Base, Compile, Device, allow_values, number_opti
 from glmtune.config_ranges import BATCH_SIZE, TOKENS, NumberRange
 from glmtune.errors import ConfigError
 from glmtune.utils.documents import shorten_value
+from glmtune.utils.shell_words import join_words
 
 
 def bench(
@@ -71,7 +71,7 @@ def bench(
                 status.update(f"{cases.index(case) + 1} of {len(cases)}: {case.title}")
 
             results = run_cases(cases, sizes, show_case)
-    figures = describe_results(results, shlex.join(["glmtune", *sys.argv[1:]]))
+    figures = describe_results(results, join_words(["glmtune", *sys.argv[1:]]))
     paths = write_results(folder, figures)
     if json_:
         typer.echo(json.dumps(figures, ensure_ascii=False, indent=2))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +22,7 @@ from glmtune.cli.options import (
     number_option,
 )
 from glmtune.config_ranges import COUNT
+from glmtune.utils.shell_words import join_words
 
 
 def compare(
@@ -75,7 +75,7 @@ def compare(
     from glmtune.utils.console import print_message, silence_libraries, use_stderr
 
     silence_libraries()
-    command = shlex.join(["glmtune", *sys.argv[1:]])
+    command = join_words(["glmtune", *sys.argv[1:]])
     with use_stderr():
         if judge is not None:
             require_reward_model(judge)
@@ -163,7 +163,7 @@ def forget(
         result = measure_forgetting(
             *(tuned, tuned_base, items, limits), batch_size=batch_size, dtype=dtype, device=device
         )
-        path = write_forgetting(folder, result, shlex.join(["glmtune", *sys.argv[1:]]))
+        path = write_forgetting(folder, result, join_words(["glmtune", *sys.argv[1:]]))
     print_forgetting(result)
     print_message(f"Report: {write_report(folder, lang)}   numbers: {path}")
     raise typer.Exit(EXIT_CODES[result.verdict])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,10 +15,9 @@ from glmtune.config import RunConfig, get_help, load_config
 from glmtune.config_checks import check_config
 from glmtune.config_ranges import COUNT
 from glmtune.errors import ConfigError, DataError, RunError
+from glmtune.utils.shell_words import join_words, quote_word
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from glmtune.data.check_rows import ModelChecker
     from glmtune.data.sources import DataSource
 
@@ -45,6 +43,13 @@ def check_data(
         Path | None,
         typer.Option(help="Write the clean rows to this .jsonl file; refused rows go to a file beside it."),
     ] = None,
+    repair: Annotated[
+        list[str] | None,
+        typer.Option(help="With --fix: repair rows with findings of this KIND, or of all that can be; several times."),
+    ] = None,
+    trim: Annotated[
+        bool, typer.Option("--trim", help="With --fix: remove white space at the ends of all texts.")
+    ] = False,
     png: Annotated[Path | None, typer.Option(help="Write a histogram of the lengths to this .png file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with all findings.")] = False,
     stage: Stage = None,
@@ -56,12 +61,15 @@ def check_data(
     _refuse_encoded(file)
     _check_output_path("--png", png, ".png")
 
-    from glmtune.data.check_fix import FixWriter, scan_raw_rows
+    from glmtune.data.check_fix import FixWriter, RowFixer, make_fix_plan, scan_fixed_rows
     from glmtune.data.check_report import print_check_report, report_to_dict
     from glmtune.data.check_rows import CheckReport, RowChecker, scan_sources
     from glmtune.data.histogram import draw_length_histogram
     from glmtune.utils.console import show_status, use_stderr
 
+    if fix is None and (repair or trim):
+        raise ConfigError(f"{'--repair' if repair else '--trim'} needs --fix.", "Add: --fix clean.jsonl")
+    plan = make_fix_plan(repair or (), trims=trim)
     writer = FixWriter(fix) if fix is not None else None
     sources = _open_sources(run, run.data.train)
     model_checker = _load_model_checker(run) if model else None
@@ -70,14 +78,13 @@ def check_data(
     if eval_data is not None:
         checker.add_evaluation_rows(scan_sources(_open_sources(run, eval_data)))
     with writer or nullcontext(), use_stderr(), show_status("Checking rows") as status:
-        rows: Iterator[tuple[Any, Any, str | None]]
-        rows = scan_raw_rows(sources) if writer else ((row, None, None) for row in scan_sources(sources))
-        for row, raw_row, line in rows:
-            if report.rows % 500 == 0:
+        if writer is not None:
+            checked = scan_fixed_rows(sources, checker, [RowFixer(writer, plan, checker)])
+        else:
+            checked = (checker.check_row(row) for row in scan_sources(sources))
+        for number, _ in enumerate(checked, start=1):
+            if number % 500 == 0:
                 status.update(f"Checking rows: {report.rows:,}, {report.errors:,} errors, {report.warnings:,} warnings")
-            findings = checker.check_row(row)
-            if writer:
-                writer.add_row(raw_row, line, findings)
     checker.add_findings_of_all_rows(sources)
     fix_result = writer.result if writer else None
     if png is not None:
@@ -87,7 +94,7 @@ def check_data(
         result = report_to_dict(report, sources, model_checker, fix_result)
         typer.echo(json.dumps(result, ensure_ascii=False, indent=2))
     else:
-        fix_command = shlex.join(["glmtune", *sys.argv[1:], "--fix", f"{Path(file).stem}-clean.jsonl"])
+        fix_command = join_words(["glmtune", *sys.argv[1:], "--fix", f"{Path(file).stem}-clean.jsonl"])
         print_check_report(report, sources, model_checker, fix_result, fix_command)
     if report.errors:
         raise typer.Exit(1)
@@ -178,7 +185,7 @@ def tokenize_data(
     print_message(
         f"{count_noun(counts['rows'], 'row')}, {count_noun(counts['tokens'], 'token')} "
         f"({count_noun(counts['targets'], 'target')}), {size:,} bytes in {output}\n"
-        f"Train on them: glmtune train --model {shlex.quote(model)} --data {shlex.quote(str(output))}"
+        f"Train on them: glmtune train --model {quote_word(model)} --data {quote_word(str(output))}"
     )
 
 

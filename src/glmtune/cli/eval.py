@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +25,7 @@ from glmtune.cli.options import (
     Temperature,
     TopP,
 )
+from glmtune.utils.shell_words import join_words
 
 
 def eval_(
@@ -83,7 +83,7 @@ def eval_(
     config = read_settings(target, set_ or [])
     sampling = Sampling(max_new_tokens or config.data.max_target_length, temperature, top_p)
     check_sampling(sampling, batch_size)
-    command = shlex.join(["glmtune", *sys.argv[1:]])
+    command = join_words(["glmtune", *sys.argv[1:]])
     if output:
         require_eval_folder(output)
     has_pairs = config.data.preference in ("pairs", "labels")

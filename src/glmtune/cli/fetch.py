@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +13,7 @@ from glmtune.cli.options import Hub, number_option
 from glmtune.config_ranges import NumberRange
 from glmtune.errors import ConfigError, ModelError, ReportedInterrupt
 from glmtune.utils.documents import shorten_value
+from glmtune.utils.shell_words import join_words
 
 # Other options of the hubs' own clients that people type have no meaning here; typer names the nearest one.
 Mirror = Annotated[
@@ -52,7 +52,7 @@ def fetch(
         try:
             result: FetchResult = fetch_model(request)
         except KeyboardInterrupt:
-            print_message(f"Interrupted. Continue: {shlex.join(['glmtune', *sys.argv[1:]])}")
+            print_message(f"Interrupted. Continue: {join_words(['glmtune', *sys.argv[1:]])}")
             raise ReportedInterrupt from None
         if result.unproven:
             print_warning(f"The hub publishes no sum of {', '.join(result.unproven)}; nothing was compared.")

@@ -87,10 +87,36 @@ def demo(
 @app.command()
 def version() -> None:
     """Print the versions of glmtune and of the libraries that decide its numbers."""
-    from glmtune.training.summary import collect_versions
+    from glmtune.utils.installation import collect_versions
 
     for name, number in collect_versions().items():
         typer.echo(f"{name} {number}")
+    _print_unknown_version()
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        from glmtune.utils.installation import read_version
+
+        typer.echo(f"glmtune {read_version()}")
+        _print_unknown_version()
+        raise typer.Exit
+
+
+def _print_unknown_version() -> None:
+    from glmtune.utils.installation import describe_unknown_version, read_version
+
+    reason = describe_unknown_version(read_version())
+    if reason:
+        typer.echo(f"glmtune {read_version()}: {reason}.", err=True)
+
+
+@app.callback()
+def _read_common_options(
+    version_: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version of glmtune.")
+    ] = False,
+) -> None: ...
 
 
 def main() -> None:

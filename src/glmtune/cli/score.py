@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +20,7 @@ from glmtune.cli.options import (
     RunDataOverrides,
     RunOrModel,
 )
+from glmtune.utils.shell_words import join_words
 
 
 def score(
@@ -59,7 +59,7 @@ def score(
     )
     from glmtune.evaluation.reward_tables import print_rewards
     from glmtune.preference.reward_model import load_reward_model
-    from glmtune.utils.console import count_noun, print_message, show_status, silence_libraries, use_stderr
+    from glmtune.utils.console import ProgressBar, count_noun, print_message, show_status, silence_libraries, use_stderr
 
     silence_libraries()
     config = read_settings(target, set_ or [])
@@ -81,21 +81,14 @@ def score(
                 f"Length limits, as in training: {count_noun(cut.answers_cut, 'answer')} lost their end, "
                 f"{cut.turns_dropped + cut.prompts_cut} prompts a part, {cut.rows_dropped} rows were left out."
             )
-        done = 0
-        with show_status("Scoring") as status:
-
-            def show_progress(count: int) -> None:
-                nonlocal done
-                done += count
-                status.update(f"Scoring: {done:,} of {len(rows.encoded):,} answers")
-
-            rewards = model.score_rows(rows.encoded, batch_size, show_progress)
+        with ProgressBar("rewards", len(rows.encoded)) as progress:
+            rewards = model.score_rows(rows.encoded, batch_size, progress.add)
     records, metrics = summarize_rewards(rows, rewards)
     info = {
         "model": str(model.folder),
         "data": data,
         "rules": {key: value for key, value in asdict(config.data).items() if key.startswith(("max_", "prefix"))},
-        "command": shlex.join(["glmtune", *sys.argv[1:]]),
+        "command": join_words(["glmtune", *sys.argv[1:]]),
     }
     write_scores(folder, rows, records, metrics, info)
     print_rewards(rows.kind, Path(target).name, data, records, metrics)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Annotated
 
 import typer
@@ -19,6 +18,7 @@ from glmtune.cli.options import (
 )
 from glmtune.config_ranges import BATCH_SIZE, COUNT, PROBABILITY, TEMPERATURE, TOKENS, NumberRange
 from glmtune.errors import ConfigError
+from glmtune.utils.optional_packages import require_extra
 
 
 def serve(
@@ -71,12 +71,7 @@ def serve(
     hub: Hub = "huggingface",
 ) -> None:
     """Serve a model: OpenAI's API, the older ChatGLM contracts, and a page with a chat."""
-    missing = [module for module in ("fastapi", "uvicorn") if importlib.util.find_spec(module) is None]
-    if missing:
-        raise ConfigError(
-            f"glmtune serve needs {' and '.join(missing)}, which is not installed.",
-            "Install it: pip install 'glmtune[serve]'",
-        )
+    require_extra("serve", "glmtune serve")
     if api_key is not None and not api_key.strip():
         raise ConfigError("--api-key (or GLMTUNE_API_KEY) is empty.", "Give a key, or leave it out.")
     from glmtune.html.i18n import default_language

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +16,7 @@ from glmtune.config_parsing import build_dataclass, suggest_key
 from glmtune.config_ranges import NumberRange
 from glmtune.errors import ConfigError
 from glmtune.run_dir import RunDir
+from glmtune.utils.shell_words import quote_word
 
 if TYPE_CHECKING:
     from glmtune.training.generated import ScoreReplies
@@ -124,7 +124,7 @@ def train(
         return
     if not result.is_finished:
         print_message(f"Stopped at step {result.step}; the checkpoint is saved.")
-        print_message(f"Resume: glmtune train --resume --output {shlex.quote(str(result.run.root))}")
+        print_message(f"Resume: glmtune train --resume --output {quote_word(str(result.run.root))}")
         raise typer.Exit(130)
 
     from glmtune.report import write_report
@@ -135,7 +135,7 @@ def train(
     except OSError as error:
         if error.errno not in WRITE_ERRORS:
             raise
-        root = shlex.quote(str(result.run.root))
+        root = quote_word(str(result.run.root))
         print_warning(f"{result.run.report}: cannot be written ({error.strerror}). Later: glmtune report {root}")
     _print_result(result)
 
@@ -257,7 +257,7 @@ def _print_result(result: TrainingResult) -> None:
     parts.append(f"{summary['tokens_per_second']:,.0f} tokens/s")
     print_message(f"Done: {', '.join(parts)}.")
     print_message(f"Result: {result.folder}   report: {run.report}   numbers: {run.summary}")
-    root = shlex.quote(str(run.root))
+    root = quote_word(str(run.root))
     if is_reward_folder(result.folder):
         print_message(f"Score answers with it: glmtune score {root} --data FILE")
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +12,7 @@ from glmtune.cli.options import allow_values, number_option
 from glmtune.config_ranges import NumberRange
 from glmtune.errors import ConfigError
 from glmtune.html.i18n import LANGUAGES, default_language
+from glmtune.utils.optional_packages import require_extra
 
 
 def ui(
@@ -57,6 +57,12 @@ def ui(
     api_key: Annotated[
         str | None, typer.Option(envvar="GLMTUNE_API_KEY", help="With --serve: the key that clients have to send.")
     ] = None,
+    stop_jobs: Annotated[
+        bool,
+        typer.Option(
+            "--stop-jobs", help="At the end, stop running jobs with a checkpoint, as containers need; else they go on."
+        ),
+    ] = False,
     password: Annotated[
         str | None,
         typer.Option(
@@ -66,10 +72,7 @@ def ui(
     ] = None,
 ) -> None:
     """A web page: model, data, training, runs, chat, evaluation, export. Nothing leaves this machine."""
-    if importlib.util.find_spec("fastapi") is None or importlib.util.find_spec("uvicorn") is None:
-        raise ConfigError(
-            "glmtune ui needs FastAPI and uvicorn, which are not installed.", "Install them: pip install 'glmtune[ui]'"
-        )
+    require_extra("ui", "glmtune ui")
     from glmtune.utils.network import is_loopback
     from glmtune.webui.app import PAGE_PATHS, serve
     from glmtune.webui.page_rules import PageRules, parse_root_path, parse_trusted_host
@@ -91,4 +94,5 @@ def ui(
         webhook=webhook,
         served_model=serve_,
         api_key=api_key,
+        stop_jobs=stop_jobs,
     )

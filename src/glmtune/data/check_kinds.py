@@ -38,7 +38,7 @@ KINDS: dict[str, str] = {
             *("duplicate", "answer-is-question", "over-limit", "same-role-twice"),
             *("assistant-first", "no-final-answer", "replacement-character", "mojibake"),
             *("unread-key", "worse-answer", "special-token", "similar-answers"),
-            *("same-after-cut", "contradicting-pair", "length-bias"),
+            *("same-after-cut", "contradicting-pair", "length-bias", "left-out"),
         ),
         WARNING,
     ),
@@ -278,10 +278,20 @@ def find_special_tokens(conversation: Conversation) -> Iterator[Problem]:
     """Special tokens in brackets, typed in the text, except `</s>` that closes an HTML `<s>`."""
     for name, text in list_texts(conversation):
         for match in _SPECIAL_TOKEN.finditer(text):
-            if match.group() == "</s>" and text.find("<s>", 1, match.start()) > 0:
+            if _is_closing_tag(match):
                 continue
             yield Problem("special-token", f"{name} contains {match.group()}", make_excerpt(text, match.start()))
             break
+
+
+def remove_special_tokens(text: str) -> str:
+    """The text without what `find_special_tokens` finds."""
+    return _SPECIAL_TOKEN.sub(lambda match: match.group() if _is_closing_tag(match) else "", text)
+
+
+def _is_closing_tag(match: re.Match[str]) -> bool:
+    """Whether `</s>` closes an HTML `<s>`."""
+    return match.group() == "</s>" and match.string.find("<s>", 1, match.start()) > 0
 
 
 Check = Callable[[Conversation], Iterator[Problem]]

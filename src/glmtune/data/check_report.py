@@ -12,6 +12,7 @@ from glmtune.data.check_fix import REMOVED_WARNINGS, FixResult
 from glmtune.data.check_kinds import ERROR, Finding, describe_kind, escape_controls
 from glmtune.data.check_rows import FINDINGS_SHOWN, CheckReport, ModelChecker
 from glmtune.data.histogram import PERCENTILES, make_bins, render_bars
+from glmtune.data.row_repairs import REPAIRABLE
 from glmtune.data.sources import DataSource
 from glmtune.utils.console import count_noun, get_console, print_message, print_warning
 
@@ -38,7 +39,8 @@ def report_to_dict(
         pairs: of rows with two answers: `pairs`, of which the better answer is longer (`better_longer`, and the share
             `better_longer_share`), the worse one is (`worse_longer`), or neither (`same_length`); `better_mean` and
             `worse_mean`, their mean lengths in characters. null without pairs.
-        fixed: `clean`, `clean_rows`, `refused`, `refused_rows`, or null without `--fix`.
+        fixed: `clean`, `clean_rows`, `refused`, `refused_rows`, `changed`, `changed_rows` and `repairs` (numbers of
+            rows by kind), or null without `--fix`.
     """
     return {
         "files": [{"name": source.name, "format": source.format, "notes": source.notes} for source in sources],
@@ -117,9 +119,14 @@ def print_check_report(
         print_message(
             f"clean rows: {fix_result.clean_rows:,} ({clean})   refused: {fix_result.refused_rows:,} ({refused})"
         )
+        if fix_result.changed_rows:
+            repairs = ", ".join(f"{kind} {count:,}" for kind, count in fix_result.repairs.most_common())
+            print_message(f"repaired: {fix_result.changed_rows:,} ({repairs}), each in {fix_result.changed}")
     elif report.errors or any(kind in REMOVED_WARNINGS for _, kind in report.kinds):
         names = "errors, duplicates and contradictions" if report.pair_lengths.pairs else "errors and duplicates"
         print_message(f"To remove rows with {names}: {fix_command}")
+        if any(kind in REPAIRABLE for _, kind in report.kinds):
+            print_message(f"To repair those that can be repaired: {fix_command} --repair all")
 
 
 def _get_limits(model: ModelChecker | None) -> dict[str, int] | None:

@@ -182,6 +182,19 @@ def scan_sources(sources: Iterable[DataSource]) -> Iterator[Conversation | Inval
             yield InvalidRow(where, "unreadable", message.rstrip("."), error.hint)
 
 
+def find_row_problems(row: Conversation | InvalidRow, model: ModelChecker | None = None) -> list[Problem]:
+    """All problems of a row by itself."""
+    if isinstance(row, InvalidRow):
+        finding = make_invalid_row_finding(row, 1)
+        return [Problem(finding.kind, finding.message, "", finding.severity, finding.hint)]
+    problems = check_conversation(row)
+    if row.rejected is not None:
+        problems += check_pair(row)
+    if model is not None and all(problem.kind != "no-target" for problem in problems):
+        problems += model.measure_rows(row)[1]
+    return problems
+
+
 class RowChecker:
     """Checks rows one by one. In memory it keeps the report and, per row, two hashes with its place."""
 
@@ -223,6 +236,21 @@ class RowChecker:
         for finding in findings:
             self.report.add_finding(finding)
         return findings
+
+    def find_overlap(self, row: Conversation) -> list[Problem]:
+        """Compare the next row with those before it, and with the evaluation data, without further checks."""
+        self.report.rows += 1
+        problems = list(self._find_overlap(row))
+        if row.rejected is not None:
+            problems += self._find_contradiction(row, row.rejected)
+        return problems
+
+    def make_successor(self) -> RowChecker:
+        """A checker of other rows with the same evaluation data."""
+        successor = RowChecker(CheckReport(self.report.unit, keep_all=False), self.model)
+        successor._eval_pairs, successor._eval_prompts = self._eval_pairs, self._eval_prompts
+        successor._locations = self._locations
+        return successor
 
     def add_findings_of_all_rows(self, sources: Iterable[DataSource]) -> None:
         """Add findings that no single row shows: unread columns, and lengths of the answers of pairs. Call it after the

@@ -8,7 +8,9 @@ from typing import Any
 
 from glmtune.errors import DataError
 
-SKIPPED_KINDS = frozenset({"broken-json", "broken-csv", "broken-line", "not-an-object", "same-answers"})
+LEFT_OUT = "left-out"
+"""Kind of rows that a user leaves out."""
+SKIPPED_KINDS = frozenset({"broken-json", "broken-csv", "broken-line", "not-an-object", "same-answers", LEFT_OUT})
 """Kinds of invalid lines that are skipped. Every other kind, except `WORSE_ANSWER`, stops the reading."""
 WORSE_ANSWER = "worse-answer"
 """Kind of rows with a worse answer alone (`label: false`), which `data.preference: chosen` leaves out."""

@@ -72,7 +72,7 @@ def list_formats(options: FormatOptions) -> list[RowFormat]:
     formats = _select_formats(options)
     named = {role: (columns[role],) for role in ("system", "tools") if role in columns}
     messages = MessageFormat("OpenAI messages", (), "messages", ROLE_CONTENT, **named)
-    keys = _make_message_keys(options.tags) if options.tags else None
+    keys = make_message_keys(options.tags) if options.tags else None
     uses_chosen = options.preference in ("chosen", "prompts")  # the better answer of a question is its reference
     reading = [uses_chosen, options.preference == "pairs", options.preference == "labels"]
     preference_format = make_preference_format(formats, columns, *reading, messages=messages, keys=keys)
@@ -182,7 +182,7 @@ def _make_message_formats(columns: Columns, tags: Columns) -> Iterator[RowFormat
     names = {role: (columns[role],) for role in ("system", "tools") if role in columns}
     for column in message_columns:
         if tags:
-            keys = _make_message_keys(tags)
+            keys = make_message_keys(tags)
             name = f"{column} ({keys.role}/{keys.content})"
             formats: tuple[str, ...] = ("sharegpt", "openai", "conversations", "chatglm3")
             yield MessageFormat(name, formats, column, keys, **names)
@@ -193,7 +193,7 @@ def _make_message_formats(columns: Columns, tags: Columns) -> Iterator[RowFormat
         yield TurnsFormat(column, f"{column} (turns)", ("turns",), **names)
 
 
-def _make_message_keys(tags: Columns) -> MessageKeys:
+def make_message_keys(tags: Columns) -> MessageKeys:
     """The keys and roles that LLaMA-Factory's `tags` name."""
     role_key, content_key = tags.get("role_tag", "from"), tags.get("content_tag", "value")
     roles = VALUE_ROLES if role_key == "from" else CONTENT_ROLES

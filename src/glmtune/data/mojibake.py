@@ -14,6 +14,8 @@ _GB_RUN = re.compile("(?:[\xb0-\xd7][\xa1-\xfe]){4,}")
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]{6,}")
 _ASIAN = re.compile("[\u3001-\u303f\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3\uff01-\uff5e]+")
 _PUNCTUATION = re.compile("[\u2010-\u203a\u20ac\u2122\uff01-\uff5e\U0001f300-\U0001faff]")
+_UPPER_RUN = re.compile("[\x80-\xff]+")
+_WIDE_TEXT = re.compile(r"[^\x00-\x7f]+")
 _ACCENTED = re.compile("[\u00a1-\u00ff\u0400-\u045f]")
 
 
@@ -37,6 +39,35 @@ def find_mojibake(text: str) -> int | None:
         return None
     positions = (_find_utf8_as_latin1(text), _find_utf8_as_gbk(text), _find_gbk_as_latin1(text))
     return min((position for position in positions if position is not None), default=None)
+
+
+def repair_mojibake(text: str) -> str:
+    """Reverse a wrong decoding that `find_mojibake` finds, run by run of characters.
+
+    Returns:
+        The text as it was meant; the same text where bytes were lost, so that it cannot be known.
+    """
+    raw = text.translate(_AS_BYTES)
+    if _find_utf8_as_latin1(text) is not None:
+        repaired = _decode_runs(_UPPER_RUN, raw, text, "latin-1", "utf-8")
+    elif _find_utf8_as_gbk(text) is not None:
+        repaired = _decode_runs(_WIDE_TEXT, text, text, "gb18030", "utf-8")
+    else:
+        repaired = _decode_runs(_UPPER_RUN, text, text, "latin-1", "gb18030")
+    return text if find_mojibake(repaired) is not None else repaired
+
+
+def _decode_runs(run: re.Pattern[str], raw: str, text: str, read_as: str, encoding: str) -> str:
+    """Decode the runs of `raw` anew; one that cannot be decoded stays as it is in `text`."""
+    parts, end = [], 0
+    for match in run.finditer(raw):
+        try:
+            decoded = match.group().encode(read_as).decode(encoding)
+        except UnicodeError:
+            decoded = text[match.start() : match.end()]
+        parts += [text[end : match.start()], decoded]
+        end = match.end()
+    return "".join([*parts, text[end:]])
 
 
 def _find_utf8_as_latin1(text: str) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -337,8 +337,17 @@ def get_token_style(token: TokenView, is_worse: bool = False) -> str:
     return SPECIAL_TARGET_STYLE if token.is_special else TARGET_STYLE
 
 
-def render_html(preview: Preview, ids: bool = False) -> str:
-    """A page without scripts, fonts or network. Ids of tokens are shown on hover; with `ids` also after each token."""
+def render_html(
+    preview: Preview, ids: bool = False, lang: str = "en", localize: Callable[[str], str] | None = None
+) -> str:
+    """A page without scripts, fonts or network.
+
+    Args:
+        preview: of a row.
+        ids: whether ids of tokens are shown after each token, and not on hover alone.
+        lang: of the page, as HTML names it.
+        localize: translates the page's own words and sentences; None: they stay English.
+    """
     from glmtune.html.pages import render_template
 
     rows = []
@@ -358,7 +367,8 @@ def render_html(preview: Preview, ids: bool = False) -> str:
             token_ids = []
         facts_of_row = {"targets": row.targets, "left_out": row.left_out, "side": row.side, "name": row.name}
         rows.append({"tokens": row.tokens, "spans": spans, **facts_of_row})
-    title, *facts = preview.make_heading()
+    localize = localize or str
+    title, *facts = (localize(line) for line in preview.make_heading())
     return render_template(
         "glmtune.data",
         "preview.html.j2",
@@ -367,6 +377,8 @@ def render_html(preview: Preview, ids: bool = False) -> str:
         rows=rows,
         has_markers=preview.has_markers,
         show_ids=ids,
+        lang=lang,
+        localize=localize,
     )
 
 

@@ -10,7 +10,9 @@ from typing import Any, Protocol
 from glmtune.data.conversation import InvalidRow, RawRow
 from glmtune.data.files import DataFile
 from glmtune.errors import ConfigError, DataError, summarize_error
+from glmtune.utils.installation import format_install
 from glmtune.utils.io import add_file_to_hash
+from glmtune.utils.optional_packages import import_extra
 
 
 class SourceRows(Protocol):
@@ -61,20 +63,16 @@ class HubRows:
 
 def open_hub_dataset(name: str, hub: str, split: str, subset: str | None) -> HubRows:
     """Download a data set, or find it in the cache of the hub's client."""
+    client = import_extra("modelscope.msdatasets" if hub == "modelscope" else "datasets", f"{name}: hub data")
     try:
         if hub == "modelscope":
-            from modelscope.msdatasets import MsDataset
-
-            dataset = MsDataset.load(name, subset_name=subset, split=split)
+            dataset = client.MsDataset.load(name, subset_name=subset, split=split)
             return HubRows(name, dataset.to_hf_dataset() if hasattr(dataset, "to_hf_dataset") else dataset)
-        from datasets import load_dataset
-
-        return HubRows(name, load_dataset(name, subset, split=split))
-    except ImportError as error:
-        extra = "hub,modelscope" if hub == "modelscope" else "hub"
+        return HubRows(name, client.load_dataset(name, subset, split=split))
+    except ImportError as error:  # of what the client imports later
         raise ConfigError(
             f"{name}: hub data needs the package {error.name or error}, which is not installed.",
-            f"Install it: pip install 'glmtune[{extra}]'",
+            f"Install it: {format_install('glmtune[modelscope]' if hub == 'modelscope' else 'glmtune[hub]')}",
         ) from None
     except Exception as error:  # the clients raise many types; each means that the data cannot be downloaded
         reason = summarize_error(error)[:200].rstrip(".")

@@ -14,10 +14,19 @@ from glmtune.config_parsing import build_dataclass
 from glmtune.data.catalog import SourceSpec, resolve_source
 from glmtune.data.conversation import WORSE_ANSWER, Conversation, InvalidRow, InvalidRowError, RawRow
 from glmtune.data.files import find_files, open_data_file
-from glmtune.data.formats import FormatOptions, Preference, detect_format, list_formats, read_conversation
+from glmtune.data.formats import (
+    FormatOptions,
+    Preference,
+    detect_format,
+    list_formats,
+    make_message_keys,
+    read_conversation,
+)
 from glmtune.data.preference_rows import PreferenceFormat
 from glmtune.data.prompt_rows import read_prompt
+from glmtune.data.row_edits import RowEdits, apply_edits
 from glmtune.data.row_format import RowFormat, list_keys
+from glmtune.data.row_repairs import RepairScope
 from glmtune.data.source_rows import FileRows, SourceRows, open_hub_dataset, require_same_schema
 from glmtune.data.unread_keys import UnreadKeys
 from glmtune.errors import ConfigError, DataError
@@ -48,6 +57,7 @@ class DataSource:
         better_answers: number of preference rows of which it read the better answer.
         conversation_count: number of all rows that it read as conversations.
         unread_keys: columns and keys of messages that it did not read.
+        edits: rows that a user changed, by their number from 1; set it before an iteration.
     """
 
     def __init__(
@@ -71,6 +81,7 @@ class DataSource:
         self.better_answers = 0
         self.conversation_count = 0
         self.unread_keys = UnreadKeys()
+        self.edits: RowEdits = {}
         self._rows = rows
         self._formats = formats
         self._reads_prompts = reads_prompts
@@ -105,8 +116,8 @@ class DataSource:
         number = worse_answers = self.worse_answers = better_answers = self.better_answers = 0
         self.conversation_count = 0
         self.row_count = 0
-        for row_count, row in enumerate(self._rows.read_rows(), start=1):
-            result = row if isinstance(row, InvalidRow) else self._convert_row(row)
+        for row_count, row in enumerate(apply_edits(self._rows.read_rows(), self.edits), start=1):
+            result = row if isinstance(row, InvalidRow) else self.convert_row(row)
             if isinstance(result, Conversation):
                 result.number, number = number, number + 1
                 better_answers += result.is_better_answer
@@ -179,7 +190,15 @@ class DataSource:
         """Whether a weight or a sample changes how often its rows are used."""
         return self.spec.weight != 1 or self.spec.num_samples is not None
 
-    def _convert_row(self, row: RawRow) -> Conversation | InvalidRow:
+    @property
+    def repair_scope(self) -> RepairScope:
+        """What repairs of its rows need to know of them."""
+        columns = {name for row_format in self._formats for name in row_format.get_columns()}
+        columns -= {*self._preference.label, *self._preference.margin}
+        return RepairScope(frozenset(columns), make_message_keys(self.spec.tags) if self.spec.tags else None)
+
+    def convert_row(self, row: RawRow) -> Conversation | InvalidRow:
+        """Read a row as training does; lists in it may be changed."""
         try:
             if self._preference.is_required and not self._preference.matches(row.values):
                 raise self._preference.make_missing_error()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from glmtune.data.conversation import InvalidRow, RawRow
-from glmtune.errors import ConfigError, DataError, summarize_error
+from glmtune.errors import DataError, summarize_error
 
 DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
 """Delimiters of columns with their names for messages."""
@@ -162,7 +162,7 @@ def _slice_batch(batch: Any, size: int = 256) -> Iterator[Any]:
 
 
 def _open_parquet(path: Path, stream: Any) -> Any:
-    pyarrow = _import_pyarrow(path)
+    import pyarrow
     from pyarrow.parquet import ParquetFile
 
     try:
@@ -173,7 +173,8 @@ def _open_parquet(path: Path, stream: Any) -> Any:
 
 
 def _open_arrow(path: Path, stream: Any) -> Any:
-    pyarrow = _import_pyarrow(path)
+    import pyarrow
+
     try:
         is_file = stream.read(6) == b"ARROW1"
         stream.seek(0)
@@ -181,11 +182,3 @@ def _open_arrow(path: Path, stream: Any) -> Any:
     except (pyarrow.ArrowException, OSError) as error:
         reason = summarize_error(error)[:160].rstrip(".")
         raise DataError(f"{path}: not a valid Arrow file ({reason}).", "Copy or download it again.") from None
-
-
-def _import_pyarrow(path: Path) -> Any:
-    try:
-        import pyarrow
-    except ImportError:
-        raise ConfigError(f"{path}: pyarrow is not installed.", "Install it: pip install 'glmtune[hub]'") from None
-    return pyarrow

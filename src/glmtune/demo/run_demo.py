@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import tempfile
 import time
 from dataclasses import replace
 from importlib.resources import as_file, files
@@ -14,6 +16,8 @@ from rich.table import Table
 
 from glmtune.config import RunConfig, dump_yaml, load_config
 from glmtune.config_parsing import build_dataclass
+from glmtune.demo.next_steps import format_command, format_next_steps
+from glmtune.errors import RunError, summarize_error
 from glmtune.evaluation.candidates import open_candidates
 from glmtune.evaluation.comparison import compare_models, read_entries
 from glmtune.evaluation.terminal_tables import print_comparison
@@ -23,6 +27,7 @@ from glmtune.run_dir import RunDir
 from glmtune.training.run import train
 from glmtune.utils.console import get_console, print_message, use_quiet_console
 from glmtune.utils.io import write_text
+from glmtune.utils.shell_words import join_words
 
 REPLIES_SHOWN = 4
 SETTINGS: dict[str, Any] = {
@@ -61,14 +66,28 @@ def run_demo(output: Path) -> RunDir:
     """
     start = time.monotonic()
     folder = find_free_folder(output)
-    row_count = _write_files(folder)
-    print_message(f"A tiny ChatGLM3 and {row_count} synthetic advertisements are in {folder}.")
+    try:
+        row_count = _write_files(folder)
+    except OSError as error:
+        other = format_command("demo", "--output", str(Path(tempfile.gettempdir()) / "glmtune-demo"))
+        raise RunError(
+            f"{folder}: the demo's files cannot be written ({error.strerror or summarize_error(error)}).",
+            f"Give another folder: {other}",
+        ) from None
+    _print_step(1, f"A tiny ChatGLM3 (3 million parameters) and {row_count:,} rows: attributes, and an advertisement")
+    first = json.loads((folder / "train.json").read_bytes().splitlines()[0])
+    print_message(f"{first['content']}\n→ {first['summary']}")
 
-    print_message(f"\n$ glmtune train {folder / 'config.yaml'}", "bold")
+    _print_step(2, "Training: LoRA, 200 steps")
+    _print_command("train", str(folder / "config.yaml"))
     run = train(load_config(folder / "config.yaml")).run
+    losses = [entry["loss"] for entry in run.read_metrics() if entry.get("loss") is not None]
+    print_message(f"Loss {losses[0]:.2f} {draw_sparkline(losses)} {losses[-1]:.2f}")
 
-    command = f"glmtune compare {folder / 'base'} {run.root} --data {folder / 'dev.json'} --no-forget"
-    print_message(f"\n$ {command}", "bold")
+    _print_step(3, "Rows it has not seen, before and after")
+    command = _print_command(
+        *("compare", str(folder / "base"), str(run.root), "--data", str(folder / "dev.json"), "--no-forget")
+    )
     with use_quiet_console():
         candidates = open_candidates([str(folder / "base"), str(run.root)])
         entries = read_entries(candidates, str(folder / "dev.json"))
@@ -86,14 +105,23 @@ def run_demo(output: Path) -> RunDir:
     for row in comparison.changed[:REPLIES_SHOWN]:
         table.add_row(*(escape(cell) for cell in (row.prompt[-1]["content"], *row.replies)))
     get_console().print(table, soft_wrap=False)
+    print_message(f"Curves, scores and replies as a page: {write_report(run.root)}")
+    print_message(f"Ask it yourself: {format_command('chat', str(run.root))}")
 
-    losses = [entry["loss"] for entry in run.read_metrics() if entry.get("loss") is not None]
-    report = write_report(run.root)
-    print_message(f"Loss {losses[0]:.2f} {draw_sparkline(losses)} {losses[-1]:.2f}   report: {report}")
-    print_message(f"The demo took {time.monotonic() - start:.0f} s; its files are in {folder}. Next:\n")
-    print_message(f"  glmtune chat {run.root}\n  glmtune chat {folder / 'base'}")
-    print_message("  glmtune train --model YOUR_CHATGLM_FOLDER --data YOUR_ROWS.json")
+    _print_step(4, f"Now your own rows (the demo took {time.monotonic() - start:.0f} s)")
+    for line in format_next_steps(Path.cwd()):
+        print_message(f"  {line}")
     return run
+
+
+def _print_step(number: int, text: str) -> None:
+    print_message(f"\n{number}/4  {text}", "bold")
+
+
+def _print_command(*words: str) -> str:
+    """Print a command as the user would type it; returns its usual form for reports."""
+    print_message(f"$ {format_command(*words)}", "cyan")
+    return f"glmtune {join_words(words)}"
 
 
 def draw_sparkline(values: list[float], width: int = 40) -> str:

@@ -65,7 +65,7 @@ def _find_wsl_problem(facts: MachineFacts) -> Iterator[Diagnosis]:
         ERROR,
         "WSL shows no GPU: nvidia-smi does not answer in it",
         "WSL uses the driver of Windows, through /usr/lib/wsl/lib; a driver installed inside WSL hides it",
-        "Install NVIDIA's driver in Windows and none in WSL, then in Windows: wsl --update && wsl --shutdown",
+        "Install NVIDIA's driver in Windows and none in WSL, then in Windows: wsl --update; wsl --shutdown",
     )
 
 

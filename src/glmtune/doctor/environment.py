@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from glmtune.doctor.machine_facts import FolderFacts, WorkFacts
+from glmtune.utils.operating_system import find_other_owner, get_temporary_variable, read_file_system
 
 _PACKAGES = (
     *("torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "huggingface-hub", "datasets"),
@@ -141,7 +142,7 @@ def list_folders(work: WorkFacts, has_gpu: bool) -> tuple[FolderFacts, ...]:
     home = os.path.expanduser("~")
     cache = os.environ.get("XDG_CACHE_HOME", os.path.join(home, ".cache"))
     folders = [
-        ("the folder of temporary files", tempfile_folder(), "TMPDIR" if os.name != "nt" else "TEMP"),
+        ("the folder of temporary files", tempfile_folder(), get_temporary_variable()),
         ("the cache of encoded data", os.environ.get("GLMTUNE_CACHE", os.path.join(cache, "glmtune")), "GLMTUNE_CACHE"),
         ("where runs are written", os.getcwd(), ""),
     ]
@@ -162,7 +163,7 @@ def tempfile_folder() -> str:
     try:
         return tempfile.gettempdir()
     except OSError:
-        return os.environ.get("TMPDIR", "/tmp")
+        return os.environ.get(get_temporary_variable(), "/tmp")
 
 
 def read_folder(purpose: str, path: str, variable: str) -> FolderFacts:
@@ -185,14 +186,6 @@ def read_folder(purpose: str, path: str, variable: str) -> FolderFacts:
         free = shutil.disk_usage(place).free
     except OSError:
         free = 0
-    files, executable, owner = None, True, ""
-    if hasattr(os, "statvfs"):
-        with contextlib.suppress(OSError):
-            status = os.statvfs(place)
-            files = status.f_favail if status.f_files else None
-            executable = not status.f_flag & getattr(os, "ST_NOEXEC", 8)
-    if not writable:
-        with contextlib.suppress(OSError, KeyError, NotImplementedError):
-            name = place.owner()
-            owner = name if hasattr(os, "getuid") and place.stat().st_uid != os.getuid() else ""
+    files, executable = read_file_system(place)
+    owner = "" if writable else find_other_owner(place)
     return FolderFacts(purpose, str(place), writable, free, files, executable, owner, variable)

@@ -25,6 +25,9 @@ from glmtune.doctor.machine_facts import CompilerFacts, DriverFacts, HubFacts, M
 from glmtune.doctor.probe_runner import run_probe
 from glmtune.doctor.requirements import find_unmet
 from glmtune.download.listing import MODELSCOPE
+from glmtune.utils.installation import name_pip
+from glmtune.utils.operating_system import find_shell, has_long_paths, is_superuser, read_open_file_limit
+from glmtune.utils.optional_packages import is_installed
 
 _COMMAND_TIMEOUT_S = 15.0
 _HUB_TIMEOUT_S = 8.0
@@ -53,10 +56,10 @@ def gather_facts(model: str = "", config: str = "", device: str = "", trials: bo
         machine=platform.machine(),
         python=platform.python_version(),
         python_bits=64 if sys.maxsize > 2**32 else 32,
-        pip=_name_pip(),
-        shell=_find_shell(),
+        pip=name_pip(),
+        shell=find_shell(),
         package_manager=next((name for name in _PACKAGE_MANAGERS if shutil.which(name)), ""),
-        is_root=hasattr(os, "geteuid") and os.geteuid() == 0,
+        is_root=is_superuser(),
         in_container=is_container,
         is_wsl="microsoft" in platform.release().lower(),
         is_rosetta=_is_rosetta(),
@@ -66,7 +69,7 @@ def gather_facts(model: str = "", config: str = "", device: str = "", trials: bo
         shm_bytes=_read_free_shm(),
         cpus=os.cpu_count() or 1,
         cpu_quota=_read_cpu_quota(),
-        open_files=_read_open_files(),
+        open_files=read_open_file_limit(),
         time_s=time.time(),
         build_time_s=_read_build_time(),
         encodings=_read_encodings(),
@@ -79,11 +82,11 @@ def gather_facts(model: str = "", config: str = "", device: str = "", trials: bo
         shadows=find_shadows(),
         folders=folders,
         locks=find_stale_locks(),
-        has_long_paths=_has_long_paths(),
+        has_long_paths=has_long_paths(),
         longest_path=max((len(folder.path) for folder in folders), default=0),
         hub=_ask_hub(work, variables),
-        has_modelscope=_has_module("modelscope"),
-        has_socks=_has_module("socksio"),
+        has_modelscope=is_installed("modelscope"),
+        has_socks=is_installed("socksio"),
         **probe,
     )
 
@@ -112,28 +115,6 @@ def _read_text(path: str) -> str:
         return Path(path).read_text("utf-8", errors="replace").strip()
     except OSError:
         return ""
-
-
-def _has_module(name: str) -> bool:
-    import importlib.util
-
-    try:
-        return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):
-        return False
-
-
-def _name_pip() -> str:
-    """How pip is called for this Python: `python -m pip` where the shell's python is this one."""
-    same = shutil.which("python") == sys.executable
-    name = "python" if same else f'"{sys.executable}"' if " " in sys.executable else sys.executable
-    return f"{name} -m pip"
-
-
-def _find_shell() -> str:
-    if platform.system() != "Windows":
-        return "sh"
-    return "cmd" if "PROMPT" in os.environ else "powershell"
 
 
 def _is_container() -> bool:
@@ -180,15 +161,6 @@ def _read_free_shm() -> int | None:
         return shutil.disk_usage("/dev/shm").free
     except OSError:
         return None
-
-
-def _read_open_files() -> int | None:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return None if soft == resource.RLIM_INFINITY else soft
 
 
 def _read_build_time() -> float:
@@ -253,7 +225,7 @@ def _read_compilers() -> CompilerFacts:
         c_compiler=_find_program((os.environ.get("CC", ""), "gcc", "clang", "cl")),
         cpp_compiler=_find_program((os.environ.get("CXX", ""), "g++", "c++", "clang++", "cl")),
         nvcc=match[1] if match else "",
-        ninja=bool(shutil.which("ninja")) or _has_module("ninja"),
+        ninja=bool(shutil.which("ninja")) or is_installed("ninja"),
         has_python_headers=os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")),
     )
 
@@ -271,21 +243,6 @@ def _read_version(names: Iterable[str]) -> str:
         except PackageNotFoundError:
             continue
     return ""
-
-
-def _has_long_paths() -> bool:
-    try:
-        import winreg
-    except ImportError:
-        return True
-    try:
-        with winreg.OpenKey(  # type: ignore[attr-defined, unused-ignore]
-            winreg.HKEY_LOCAL_MACHINE,  # type: ignore[attr-defined, unused-ignore]
-            r"SYSTEM\CurrentControlSet\Control\FileSystem",
-        ) as key:
-            return bool(winreg.QueryValueEx(key, "LongPathsEnabled")[0])  # type: ignore[attr-defined, unused-ignore]
-    except OSError:
-        return False
 
 
 def _ask_hub(work: WorkFacts, variables: dict[str, str]) -> HubFacts:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
-
 from glmtune.doctor.machine_facts import MachineFacts
+from glmtune.utils import shell_words
 
 _COMPILERS = {
     "apt-get": "apt-get install -y build-essential",
@@ -94,11 +93,7 @@ def add_comment(facts: MachineFacts, command: str, comment: str) -> str:
 
 def set_variable(facts: MachineFacts, name: str, value: str) -> str:
     """The line that sets an environment variable in the user's shell."""
-    if facts.shell == "cmd":
-        return f"set {name}={value}"
-    if facts.shell == "powershell":
-        return f'$env:{name} = "{value}"'
-    return f"export {name}={shlex.quote(value)}"
+    return shell_words.assign_variable(name, value, facts.shell)
 
 
 def unset_variable(facts: MachineFacts, name: str) -> str:
@@ -110,13 +105,10 @@ def unset_variable(facts: MachineFacts, name: str) -> str:
 
 def remove_path(facts: MachineFacts, path: str) -> str:
     """The command that removes a file or folder."""
-    if facts.shell == "cmd":
-        return f'rmdir /s /q "{path}"'
-    return f'Remove-Item -Recurse "{path}"' if facts.shell == "powershell" else f"rm -r {shlex.quote(path)}"
+    command = {"cmd": "rmdir /s /q", "powershell": "Remove-Item -Recurse"}.get(facts.shell, "rm -r")
+    return f"{command} {quote_word(facts, path)}"
 
 
 def quote_word(facts: MachineFacts, word: str) -> str:
     """A word of a command as it is typed in this shell."""
-    if facts.system == "Windows":
-        return f'"{word}"' if any(mark in word for mark in " <>&|^[]") else word
-    return shlex.quote(word)
+    return shell_words.quote_word(word, facts.shell)

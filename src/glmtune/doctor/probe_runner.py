@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from typing import Any
 
 from glmtune.doctor.machine_facts import BitsandbytesFacts, GpuFacts, TorchFacts, TrialFacts, WorkFacts
 from glmtune.doctor.probe_process import MARK
+from glmtune.utils.operating_system import name_crash
 
 _TIMEOUT_S = 240.0
 # The child finds modules where this process does: a file in the current folder hides one in both or in none.
@@ -76,10 +76,7 @@ def _read_reports(output: str, errors: str, code: int, ending: str) -> dict[str,
 
 
 def _describe_exit(code: int, errors: str) -> str:
-    if code < 0:
-        try:
-            return signal.Signals(-code).name
-        except ValueError:
-            return f"signal {-code}"
+    if crash := name_crash(code):
+        return crash
     lines = errors.strip().splitlines()
     return f"{lines[-1][:200]}" if lines else f"exit code {code}"

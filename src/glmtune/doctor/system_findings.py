@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import time
 from collections.abc import Iterator
 
@@ -13,6 +12,7 @@ from glmtune.doctor.platform_commands import (
     add_comment,
     install_package,
     join_commands,
+    quote_word,
     run_as_root,
     set_variable,
     unset_variable,
@@ -109,7 +109,7 @@ def _find_folder_problems(facts: MachineFacts, folder: FolderFacts) -> Iterator[
     if not folder.writable:
         fix = f"{elsewhere[0].upper()}{elsewhere[1:]}"
         if folder.owner and facts.system != "Windows":
-            fix = run_as_root(facts, f"chown -R $(id -un) {shlex.quote(folder.path)}")
+            fix = run_as_root(facts, f"chown -R $(id -un) {quote_word(facts, folder.path)}")
         owner = f" (it belongs to {folder.owner})" if folder.owner else ""
         yield Diagnosis(
             "not-writable",

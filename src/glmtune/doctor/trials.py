@@ -5,10 +5,11 @@ Each is compared with the same on the CPU or in full precision: a kernel that gi
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 
 import torch
+
+from glmtune.utils.optional_packages import import_extra, is_installed
 
 _HIDDEN, _VOCABULARY, _TOKENS = 64, 128, 24
 _OUTPUTS, _INPUTS, _ROWS = 256, 512, 3
@@ -17,7 +18,7 @@ _OUTPUTS, _INPUTS, _ROWS = 256, 512, 3
 def list_trials() -> dict[str, Callable[[torch.device], str]]:
     """Trials by name; each takes a device and returns what is wrong, empty if nothing is."""
     trials: dict[str, Callable[[torch.device], str]] = {"training step": try_training_step}
-    if importlib.util.find_spec("bitsandbytes") is not None:
+    if is_installed("bitsandbytes"):
         trials["nf4 product"] = try_nf4_product
     return trials | {"packed4 product": try_packed4_product}
 
@@ -72,12 +73,10 @@ def try_training_step(device: torch.device) -> str:
 
 def try_nf4_product(device: torch.device) -> str:
     """A product with an nf4 weight against the product with what it unpacks to, and its gradient."""
-    import bitsandbytes
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-
+    bitsandbytes, functional = import_extra("bitsandbytes"), import_extra("bitsandbytes.functional")
     inputs_MI, weight_OI = _make_operands(device)
-    packed, state = quantize_4bit(weight_OI, quant_type="nf4")
-    unpacked_OI = dequantize_4bit(packed, state).float()
+    packed, state = functional.quantize_4bit(weight_OI, quant_type="nf4")
+    unpacked_OI = functional.dequantize_4bit(packed, state).float()
     inputs_MI.requires_grad_()
     outputs_MO = bitsandbytes.matmul_4bit(inputs_MI, packed.t(), quant_state=state)
     outputs_MO.float().sum().backward()

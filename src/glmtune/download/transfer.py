@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import os
 import re
 import threading
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from glmtune.download.repository import RepositoryFile, start_sum
 from glmtune.errors import ModelError, summarize_error
 from glmtune.utils.console import print_message
+from glmtune.utils.operating_system import replace_path
 
 if TYPE_CHECKING:
     import httpx
@@ -92,7 +92,7 @@ class Transfer:
                 problem = self._attempt()
             if problem is None:
                 if self._has_right_sum():
-                    os.replace(self.part, self.folder / self.file.path)
+                    replace_path(self.part, self.folder / self.file.path)
                     return self._digests[0].hexdigest()
                 repeats += 1
                 if repeats >= _MAX_REPEATS:

@@ -94,7 +94,7 @@ class EvalFolder:
         Raises:
             RunError: it cannot be written.
         """
-        with explain_write_errors(self.root), self.partial.open("a", encoding="utf-8") as stream:
+        with explain_write_errors(self.root), self.partial.open("a", encoding="utf-8", newline="\n") as stream:
             stream.write(_format_line({"seconds": seconds, "records": records}))
         self._records += records
         self.seconds += seconds

@@ -30,8 +30,8 @@ from glmtune.evaluation.statistics import summarize_scores
 from glmtune.generation.batched import GeneratedReply, generate_batched
 from glmtune.generation.load import LoadedModel
 from glmtune.generation.reply import Sampling
-from glmtune.training.summary import collect_versions
 from glmtune.utils.console import ProgressBar, count_noun, print_message, print_warning
+from glmtune.utils.installation import collect_versions
 from glmtune.utils.io import file_timestamp, iso_timestamp, slugify
 
 _FAULTS = ("empty", "truncated", "repeated_tail")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from glmtune.models.checkpoints import Checkpoint
 from glmtune.models.tokenizers import load_tokenizer
 from glmtune.models.tokenizers.added_tokens import list_added_tokens
 from glmtune.models.tokenizers.new_tokens import NewTokens, write_added_tokens
+from glmtune.utils.shell_words import quote_word
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -83,7 +83,7 @@ def describe_prefix_loading(prefix: Path, layout: str) -> list[str]:
     """Sentences for the screen and for the text file next to the prefix."""
     lines = [
         "A P-Tuning prefix cannot be merged: its keys and values come before those of every layer.",
-        f"Load base and prefix together: glmtune chat {shlex.quote(str(prefix))}",
+        f"Load base and prefix together: glmtune chat {quote_word(str(prefix))}",
         f"In Python: glmtune.load_model(BASE, adapter={str(prefix)!r})",
     ]
     if layout == "official":

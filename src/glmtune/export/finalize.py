@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from transformers import GlmConfig
@@ -10,6 +9,7 @@ from transformers import GlmConfig
 from glmtune.export.export_request import ExportRequest
 from glmtune.export.exporter import ExportResult
 from glmtune.methods.lora_files import read_config
+from glmtune.utils.shell_words import join_words, quote_word
 
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's --max-lora-rank takes."""
@@ -51,11 +51,11 @@ def _describe_adapter(result: ExportResult, request: ExportRequest) -> list[str]
     base, lines = source.base.folder, []
     if not (base / "tokenizer.json").is_file():  # a published folder, whose tokenizer is Python code
         base = result.folder.with_name(f"{result.folder.name}-base")
-        lines.append(f"Its base for vLLM: {shlex.join(['glmtune', 'export', str(source.base.folder), str(base)])}")
+        lines.append(f"Its base for vLLM: {join_words(['glmtune', 'export', str(source.base.folder), str(base)])}")
     config = read_config(result.folder)
     rank = max(config["r"], *(config.get("rank_pattern") or {"": 0}).values())
     options = ["--enable-lora", "--max-lora-rank", str(next((each for each in _VLLM_RANKS if each >= rank), rank))]
-    command = shlex.join(["vllm", "serve", str(base), *options, "--lora-modules", f"tuned={result.folder}"])
+    command = join_words(["vllm", "serve", str(base), *options, "--lora-modules", f"tuned={result.folder}"])
     return [*lines, f"Serve both: {command}"]
 
 
@@ -64,7 +64,7 @@ def _describe_gguf(result: ExportResult, request: ExportRequest) -> list[str]:
     done = f"Done: {path} ({_measure_folder(result.folder)})."
     if request.adapter_only:
         base = result.folder.with_name(f"{result.folder.name}-base")
-        command = shlex.join(["glmtune", "export", str(result.source.base.folder), str(base), "--format", "gguf"])
+        command = join_words(["glmtune", "export", str(result.source.base.folder), str(base), "--format", "gguf"])
         model = _quote_path(base / "model-f16.gguf")
         return [
             done,
@@ -75,7 +75,7 @@ def _describe_gguf(result: ExportResult, request: ExportRequest) -> list[str]:
     return [
         done,
         f"Serve it: llama-server --jinja -m {_quote_path(path)}",
-        f"With Ollama: ollama create {shlex.quote(result.folder.name.lower())} -f {modelfile}",
+        f"With Ollama: ollama create {quote_word(result.folder.name.lower())} -f {modelfile}",
     ]
 
 
@@ -101,4 +101,4 @@ def _measure_folder(folder: Path) -> str:
 
 
 def _quote_path(path: Path) -> str:
-    return shlex.quote(str(path))
+    return quote_word(str(path))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from glmtune.errors import ModelError, RunError
 from glmtune.utils.io import LOCK_FILE, lock_folder
+from glmtune.utils.operating_system import replace_path
 
 
 def require_free_folder(out: Path) -> None:
@@ -43,7 +43,7 @@ def create_folder(out: Path) -> Iterator[Path]:
         require_free_folder(out)
         if out.exists():
             out.rmdir()
-        os.replace(temporary, out)
+        replace_path(temporary, out)
 
 
 @contextmanager

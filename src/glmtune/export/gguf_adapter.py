@@ -18,6 +18,7 @@ from glmtune.methods.lora_official import convert_to_native
 from glmtune.methods.method import StateDict
 from glmtune.models.checkpoints import Checkpoint
 from glmtune.models.loading import load_base
+from glmtune.utils.optional_packages import import_extra
 
 ADAPTER_FILE = "adapter.gguf"
 _MATRIX = re.compile(r"^base_model\.model\.(.+)\.lora_(?:(embedding)_)?([AB])(?:\.weight)?$")
@@ -68,8 +69,7 @@ def write_gguf_adapter(adapter: Path, base: Checkpoint, kind: str, path: Path) -
 def _write_file(
     path: Path, architecture: str, base: Checkpoint, adapter: Path, alpha: float, tensors: list[GgufTensor]
 ) -> None:
-    import gguf
-
+    gguf = import_extra("gguf")
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")

@@ -34,6 +34,7 @@ from glmtune.export.gguf_types import (
 from glmtune.export.gguf_vocabulary import GgufVocabulary, make_vocabulary
 from glmtune.export.layouts import find_main_dtype, list_pieces
 from glmtune.export.modelfile import write_modelfile
+from glmtune.utils.optional_packages import import_extra
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -163,15 +164,13 @@ class GgufModelWriter:
 
 def make_writer(path: Path, architecture: str) -> Any:
     """A `gguf.GGUFWriter` for a new file."""
-    import gguf
-
+    gguf = import_extra("gguf")
     return gguf.GGUFWriter(path, architecture)
 
 
 def add_file_type(writer: Any, kind: str) -> None:
     """Add the type of most tensors, one of `PACKAGE_TYPES`."""
-    import gguf
-
+    gguf = import_extra("gguf")
     name = "ALL_F32" if kind == "f32" else f"MOSTLY_{kind.upper()}"
     writer.add_file_type(gguf.LlamaFileType[name])
     if kind not in FLOAT_TYPES:
@@ -185,7 +184,9 @@ def run_quantize_program(full: Path, out: Path, kind: str) -> None:
         ModelError: it failed; its last lines are in the message.
     """
     command = [QUANTIZE_PROGRAM, str(full), str(out), kind.upper()]
-    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    result = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace"
+    )
     if result.returncode or not out.is_file():
         last = " / ".join(line.strip() for line in result.stdout.splitlines()[-3:] if line.strip())
         raise ModelError(

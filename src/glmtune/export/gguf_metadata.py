@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from glmtune.errors import ModelError
 from glmtune.export.gguf_vocabulary import GgufVocabulary
 from glmtune.utils.file_access import require_readable
+from glmtune.utils.optional_packages import import_extra
 
 if TYPE_CHECKING:
     from glmtune.models.checkpoints import Checkpoint
@@ -65,8 +66,7 @@ def add_model_keys(writer: Any, base: Checkpoint, name: str) -> None:
         base: whose config the model has.
         name: of the model for people.
     """
-    import gguf
-
+    gguf = import_extra("gguf")
     config: Any = base.config
     rope = _read_rope(config)
     writer.add_type("model")

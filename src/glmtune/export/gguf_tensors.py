@@ -12,6 +12,7 @@ import torch
 
 from glmtune.errors import ModelError
 from glmtune.export.gguf_types import choose_tensor_type
+from glmtune.utils.optional_packages import import_extra
 
 FLOAT_TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 _CHUNK = 16_000_000
@@ -29,8 +30,7 @@ class GgufTensor:
     @property
     def bytes_shape(self) -> tuple[int, ...]:
         """Shape of the stored bytes."""
-        import gguf
-
+        gguf = import_extra("gguf")
         columns, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[self.type.upper()]]
         return (*self.value.shape[:-1], self.value.shape[-1] // columns * size)
 
@@ -45,8 +45,7 @@ class GgufTensor:
         Raises:
             ModelError: a value is too large for the format.
         """
-        import gguf
-
+        gguf = import_extra("gguf")
         kind = gguf.GGMLQuantizationType[self.type.upper()]
         dtype = FLOAT_TYPES.get(self.type)
         stored = np.empty(self.bytes_shape, np.uint8)
@@ -80,8 +79,7 @@ def make_name_map(architecture: str, layers: int) -> Callable[[str], str]:
         architecture: llama.cpp's name.
         layers: number of layers.
     """
-    import gguf
-
+    gguf = import_extra("gguf")
     arch = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}[architecture]
     names = gguf.get_tensor_name_map(arch, layers)
 
@@ -118,8 +116,7 @@ def write_gguf(writer: Any, tensors: list[GgufTensor], path: Path, on_written: C
         path: of the file.
         on_written: called with the bytes of every written tensor.
     """
-    import gguf
-
+    gguf = import_extra("gguf")
     for tensor in tensors:
         kind = gguf.GGMLQuantizationType[tensor.type.upper()]
         writer.add_tensor_info(tensor.name, tensor.bytes_shape, np.dtype(np.uint8), tensor.size, raw_dtype=kind)
@@ -134,15 +131,13 @@ def write_gguf(writer: Any, tensors: list[GgufTensor], path: Path, on_written: C
 
 def read_gguf_tensors(path: Path) -> dict[str, Any]:
     """The tensors of a file by name, mapped from disk: `gguf.ReaderTensor` objects."""
-    import gguf
-
+    gguf = import_extra("gguf")
     return {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
 
 
 def copy_gguf_tensor(tensor: Any, target: torch.Tensor) -> None:
     """Read a tensor of a file into `target` of the same shape, in its precision."""
-    import gguf
-
+    gguf = import_extra("gguf")
     shape = tuple(reversed(tensor.shape.tolist()))
     if shape != tuple(target.shape):
         raise ModelError(f"{tensor.name} has shape {shape} in the file, {tuple(target.shape)} in the model.")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import shutil
 from collections.abc import Mapping
 from typing import Any
 
 from glmtune.errors import ConfigError, ModelError
+from glmtune.utils.optional_packages import require_extra
 
 _UNQUANTISED = ("f32", "f16", "bf16")
 PACKAGE_TYPES = (*_UNQUANTISED, "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
@@ -39,8 +39,7 @@ def require_type(name: str) -> None:
     """
     if name not in GGUF_TYPES:
         raise ConfigError(f"--type {name}: no such type.", f"Known: {', '.join(GGUF_TYPES)}.")
-    if importlib.util.find_spec("gguf") is None:
-        raise ModelError("--format gguf needs the package gguf.", "pip install 'glmtune[gguf]'")
+    require_extra("gguf", "--format gguf", error_class=ModelError)
     if name in PROGRAM_TYPES and shutil.which(QUANTIZE_PROGRAM) is None:
         raise ModelError(
             f"--type {name} is made by llama.cpp's own program {QUANTIZE_PROGRAM}, which is not on PATH.",

@@ -5,7 +5,6 @@ Shapes: H hidden size.
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from glmtune.errors import ModelError, RunError
 from glmtune.methods.lora_sources import require_finite_weights
 from glmtune.utils.file_access import require_readable
+from glmtune.utils.shell_words import quote_word
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 WEIGHT_NAME = "score.weight"
@@ -65,5 +65,5 @@ def require_generating(folder: Path) -> None:
     if is_reward_folder(folder):
         raise RunError(
             f"{folder}: a reward model (stage rm): it gives answers a reward and writes none itself.",
-            f"Use it: glmtune score {shlex.quote(str(folder))} --data FILE",
+            f"Use it: glmtune score {quote_word(str(folder))} --data FILE",
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from glmtune.migrate.script_launches import (
 from glmtune.migrate.shell import ShellCommand, read_commands, require_value, split_environment
 from glmtune.migrate.translation import Translation
 from glmtune.utils.documents import DocumentError, read_document
+from glmtune.utils.shell_words import join_words
 
 _CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 _SHELL_SUFFIXES = (".sh", ".bash")
@@ -60,7 +60,7 @@ def translate_command(words: list[str], source: str = "options") -> Translation 
         lines = ", ".join(training.source for training in trainings)
         raise ConfigError(
             f"{words[0]}: starts several trainings ({lines}).",
-            f"Write one script for each, or run all: {_RUN_PREFIX} {shlex.join(words)}",
+            f"Write one script for each, or run all: {_RUN_PREFIX} {join_words(words)}",
         )
     translation = trainings[0]
     for command in others:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from glmtune.errors import ConfigError
 from glmtune.migrate.evaluation_lines import list_ignored, make_factory_target
 from glmtune.migrate.other_scripts import LOCAL_NOTE
 from glmtune.migrate.replacement import ReplacementCommand, make_options
+from glmtune.utils.shell_words import join_commands, join_words
 
 FACTORY_SCRIPTS = {
     "cli_demo.py": "chat",
@@ -135,7 +135,7 @@ def _refuse_benchmark(values: Mapping[str, Any], source: str, environment: dict[
     raise ConfigError(
         f"{source}: {task} is a benchmark that glmtune does not have.",
         "Export the model and measure it with lm_eval (not ChatGLM-6B): "
-        f"{shlex.join(['glmtune', 'export', target, 'exported-model', *base])} && {shlex.join(words)}",
+        + join_commands([join_words(["glmtune", "export", target, "exported-model", *base]), join_words(words)]),
     )
 
 

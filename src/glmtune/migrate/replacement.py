@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from glmtune.utils import shell_words
 from glmtune.utils.documents import DocumentError, parse_yaml
 
 
@@ -34,13 +34,12 @@ class ReplacementCommand:
     @property
     def text(self) -> str:
         """The command as it is typed in a shell."""
-        assignments = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
-        return " ".join([*assignments, shlex.join(["glmtune", *self.words])])
+        return shell_words.add_variables(self.environment, shell_words.join_words(["glmtune", *self.words]))
 
 
 def join_commands(commands: list[ReplacementCommand]) -> str:
     """Return commands as one line of a shell."""
-    return " && ".join(command.text for command in commands)
+    return shell_words.join_commands([command.text for command in commands])
 
 
 def make_options(values: Mapping[str, Any]) -> list[str]:

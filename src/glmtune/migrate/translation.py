@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from glmtune.config import RunConfig, config_to_dict
 from glmtune.config_parsing import build_dataclass, parse_number
 from glmtune.errors import ConfigError
 from glmtune.migrate.replacement import ReplacementCommand
+from glmtune.utils.shell_words import join_words, quote_word
 
 _MISSING = object()
 EVALUATION = "glmtune eval RUN --data FILE"
@@ -151,14 +151,14 @@ class Translation:
         Args:
             words: of `glmtune train` for this run.
         """
-        run = shlex.quote(str(self.get_value("output") or "RUN"))
+        run = quote_word(str(self.get_value("output") or "RUN"))
         entry = self.test_file or self.get_value("data.eval") or "FILE"
         if isinstance(entry, list):
             entry = entry[0]
         if isinstance(entry, dict):
             entry = entry.get("path", "FILE")
-        evaluation = f"glmtune eval {run} --data {shlex.quote(str(entry))}"
-        training = shlex.join(["glmtune", "train", *words])
+        evaluation = f"glmtune eval {run} --data {quote_word(str(entry))}"
+        training = join_words(["glmtune", "train", *words])
         self.notes = [note.replace(EVALUATION, evaluation).replace(TRAINING, training) for note in self.notes]
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +20,8 @@ from glmtune.models.weight_files import WeightInventory, check_shapes, compute_f
 from glmtune.models.weight_names import PREFIX_ENCODER, list_published_shapes
 from glmtune.quantization.quantizer import replace_linears
 from glmtune.utils.io import read_json_object
+from glmtune.utils.optional_packages import require_extra
+from glmtune.utils.shell_words import quote_word
 
 _SCORE = "score.weight"
 """Weight of transformers' `...ForSequenceClassification`."""
@@ -85,7 +85,7 @@ def inspect_checkpoint(
         raise ModelError(
             f"{folder}: a reward model in transformers' layout (sequence classification): it gives answers a reward "
             "and writes none itself.",
-            f"Use it: glmtune score {shlex.quote(str(folder))} --data FILE",
+            f"Use it: glmtune score {quote_word(str(folder))} --data FILE",
         )
     bits = read_packed_bits(config)
     check_packing(inventory, bits)
@@ -161,11 +161,9 @@ def require_bitsandbytes(quantization: str) -> None:
     Raises:
         ModelError: it is not.
     """
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelError(
-            f"quantization {quantization} needs bitsandbytes, which is not installed.",
-            'Install it: pip install "glmtune[qlora]"; or use packed4 or packed8, which need nothing more.',
-        )
+    require_extra(
+        *("qlora", f"quantization {quantization}", "or use packed4 or packed8, which need nothing more."), ModelError
+    )
 
 
 def _list_native_shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:

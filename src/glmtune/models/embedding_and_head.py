@@ -18,6 +18,7 @@ from glmtune.errors import ModelError
 from glmtune.models.checkpoints import require_bitsandbytes
 from glmtune.models.loading import PACKED, prepare_quantized_cpu
 from glmtune.quantization.packed_linear import PackedLinear
+from glmtune.utils.optional_packages import import_extra
 
 
 class HostEmbedding(nn.Module):
@@ -115,7 +116,7 @@ def quantize_head(model: Any, quantization: str, double_quantization: bool = Tru
 
 def _quantize_nf4(head: nn.Linear, double_quantization: bool) -> nn.Module:
     require_bitsandbytes("nf4")
-    import bitsandbytes
+    bitsandbytes = import_extra("bitsandbytes")
 
     dtype, device = head.weight.dtype, head.weight.device
     with torch.device("meta"):
@@ -138,9 +139,8 @@ def _measure_error(weight_VH: torch.Tensor, quantized: Any) -> float:
     if isinstance(quantized, PackedLinear):
         chunks = quantized.iterate_dequantized(torch.float32)
     else:
-        from bitsandbytes.functional import dequantize_4bit
-
-        whole_VH = dequantize_4bit(quantized.weight.data, quantized.weight.quant_state)
+        functional = import_extra("bitsandbytes.functional")
+        whole_VH = functional.dequantize_4bit(quantized.weight.data, quantized.weight.quant_state)
         chunks = ((slice(i, i + 4096), whole_VH[i : i + 4096]) for i in range(0, len(weight_VH), 4096))
     errors, squares = torch.zeros((), device=weight_VH.device), torch.zeros((), device=weight_VH.device)
     for rows, chunk in chunks:

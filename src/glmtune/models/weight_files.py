@@ -23,6 +23,7 @@ from glmtune.models.weight_names import COMPUTED, find_published_name, group_by_
 from glmtune.utils.documents import shorten_value
 from glmtune.utils.file_access import require_readable
 from glmtune.utils.io import read_json_object
+from glmtune.utils.operating_system import link_file
 
 _KINDS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -120,11 +121,11 @@ def open_loadable_folder(inventory: WeightInventory) -> Iterator[Path]:
     with TemporaryDirectory(prefix="glmtune-") as temporary:
         beside = (inventory.folder / name for name in ("config.json", "generation_config.json"))
         for file in (*files, *(path for path in beside if path.is_file())):
-            (Path(temporary) / file.name).symlink_to(file.resolve())
+            link_file(file.resolve(), Path(temporary) / file.name)
         suffix = next(iter(files)).suffix
         weight_map = {name: weight.file.name for name, weight in inventory.weights.items()}
         target = Path(temporary) / (_INDEXES[0] if suffix == ".safetensors" else _INDEXES[1])
-        target.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}), encoding="utf-8")
+        target.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}), encoding="utf-8", newline="\n")
         yield Path(temporary)
 
 

@@ -170,7 +170,7 @@ class AnswerScorer:
             if kind == "training":
                 entry["advantage"] = round(answer.advantage, 6)
             lines.append(json.dumps(entry, ensure_ascii=False, default=str) + "\n")
-        with path.open("a", encoding="utf-8") as stream:
+        with path.open("a", encoding="utf-8", newline="\n") as stream:
             stream.write("".join(lines))
 
 

@@ -6,7 +6,6 @@ device, number of bits and precision, on a matrix of a 6B model's size.
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 
 from glmtune.quantization.packed import count_packed_columns, dequantize
 from glmtune.utils.console import print_warning
+from glmtune.utils.optional_packages import is_installed
 
 _OUTPUTS, _INPUTS = 4096, 4096
 _REPEATS = 10
@@ -73,7 +73,7 @@ def pick_path(device: torch.device, bits: int, dtype: torch.dtype) -> PackedPath
         bits: 4 or 8.
         dtype: of inputs and unpacked weights.
     """
-    if importlib.util.find_spec("triton") is None:
+    if not is_installed("triton"):
         return PackedPath(False, False, "Triton is not installed")
     try:
         return _measure_kernels(device, bits, dtype)

@@ -21,6 +21,7 @@ from glmtune.evaluation.results import (
     PairResult,
     load_result,
 )
+from glmtune.evaluation.votes import VOTES_FILE, VoteResult
 from glmtune.run_dir import RunDir, is_run
 from glmtune.training.summary import RunSummary
 from glmtune.utils.file_access import require_readable
@@ -46,7 +47,7 @@ class ReportContents:
     """What a report is made of. What the folder does not hold is empty or None."""
 
     kind: str
-    """run, eval, comparison or forgetting."""
+    """run, eval, comparison, votes or forgetting."""
     folder: Path
     summary: RunSummary = field(default_factory=lambda: parse_dataclass(RunSummary, None))
     metrics: list[dict[str, Any]] = field(default_factory=list)
@@ -56,10 +57,11 @@ class ReportContents:
     evaluations: list[Evaluation] = field(default_factory=list)
     comparisons: list[ComparisonResult] = field(default_factory=list)
     forgetting: ForgettingResult | None = None
+    votes: VoteResult | None = None
 
 
 def read_contents(folder: Path) -> ReportContents:
-    """Read a run, an evaluation, a comparison or a forgetting probe.
+    """Read a run, an evaluation, a comparison, by scores or by votes, or a forgetting probe.
 
     Raises:
         RunError: the folder is none of these, or one of its files cannot be read.
@@ -73,6 +75,8 @@ def read_contents(folder: Path) -> ReportContents:
         return ReportContents("comparison", folder, comparisons=[comparison], forgetting=forgetting)
     if (folder / EVALUATION_FILE).is_file():
         return ReportContents("eval", folder, evaluations=[_read_evaluation(folder)])
+    if (folder / VOTES_FILE).is_file():
+        return ReportContents("votes", folder, votes=VoteResult.load(folder / VOTES_FILE))
     if forgetting:
         return ReportContents("forgetting", folder, forgetting=forgetting)
     raise RunError(

@@ -18,9 +18,18 @@ from glmtune.serve.context import ServeContext
 _GRACE_S = 0.2
 
 
-class DrainingServer(uvicorn.Server):
-    """Answers what was accepted after SIGTERM or Ctrl-C, then returns, so that the exit code is 0; a second signal ends
-    it at once.
+class GracefulServer(uvicorn.Server):
+    """Returns after SIGTERM or Ctrl-C, so that the exit code is 0 and what follows is done; a second signal ends it at
+    once."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called by the signal. uvicorn's own raises it again at the end, which would be the exit code."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+class DrainingServer(GracefulServer):
+    """Answers what was accepted before it returns.
 
     Args:
         config: of uvicorn.
@@ -30,11 +39,6 @@ class DrainingServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, context: ServeContext):
         super().__init__(config)
         self._context = context
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Called by the signal. uvicorn's own raises it again at the end, which would be the exit code."""
-        self.force_exit = self.should_exit
-        self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the listening sockets first, and idle connections once what they have sent was read."""

@@ -21,6 +21,7 @@ from glmtune.training.optimizers import check_optimizer
 from glmtune.training.training_keys import TRAINING_KEY_CHOICES, TRAINING_KEY_USES
 from glmtune.utils.console import print_warning
 from glmtune.utils.documents import shorten_value
+from glmtune.utils.installation import format_install
 
 
 class GlmTrainingArguments(TrainingArguments):
@@ -147,7 +148,7 @@ def check_reporters(config: RunConfig) -> None:
         if name not in available:
             raise ConfigError(
                 f"training.report_to {name} needs its package, which is not installed.",
-                f"pip install {name.replace('_', '-')}, or set training.report_to to none.",
+                f"{format_install(name.replace('_', '-'))}, or set training.report_to to none.",
             )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from glmtune.config import RunConfig
 from glmtune.config_parsing import suggest_key
 from glmtune.errors import ConfigError
+from glmtune.html.pages import is_number
 from glmtune.training.stage_metrics import BEST_METRICS
 from glmtune.utils.documents import shorten_value
 
@@ -62,8 +64,39 @@ def check_best_metric(config: RunConfig) -> None:
 
 def get_metric_name(config: RunConfig) -> str:
     """The name of the metric of the best checkpoint, without the prefix that transformers adds to it."""
-    default = "reward" if config.stage == "grpo" else "loss"
-    return str(config.training.get("metric_for_best_model") or default).removeprefix("eval_")
+    return _get_name(config.training, config.stage)
+
+
+def find_best_step(entries: Iterable[Mapping[str, Any]], config: Mapping[str, Any]) -> tuple[str, int | None]:
+    """The evaluation with the best number so far, by the metric and the direction that a run chooses checkpoints by.
+
+    Args:
+        entries: lines of metrics.jsonl.
+        config: nested plain values, such as those of a run's config.yaml.
+
+    Returns:
+        The metric's name without `eval_`, and the step; None: no evaluation has it yet.
+    """
+    training = config.get("training") or {}
+    name = _get_name(training, str(config.get("stage") or "sft"))
+    is_greater_better = training.get("greater_is_better")
+    if is_greater_better is None:
+        is_greater_better = name not in FAULTS and not name.endswith("loss")
+    key = f"eval_{name}"
+    points = [
+        (float(entry[key]), int(entry["step"]))
+        for entry in entries
+        if is_number(entry.get(key)) and is_number(entry.get("step"))
+    ]
+    if not points:
+        return name, None
+    best = max if is_greater_better else min
+    return name, best(points, key=lambda point: point[0])[1]  # the first of several, as transformers does
+
+
+def _get_name(training: Mapping[str, Any], stage: str) -> str:
+    default = "reward" if stage == "grpo" else "loss"
+    return str(training.get("metric_for_best_model") or default).removeprefix("eval_")
 
 
 def _check_reward_metric(name: str, given: Any) -> None:

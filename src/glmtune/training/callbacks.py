@@ -21,6 +21,7 @@ from glmtune.training.answer_curves import read_answer_fall
 from glmtune.training.distributed import any_rank
 from glmtune.training.stage_metrics import OBJECTIVE_METRICS
 from glmtune.utils.console import format_duration, get_console, is_main_process, print_message, print_warning
+from glmtune.utils.operating_system import list_stop_signals
 
 _LOGGED_KEYS = ("loss", "grad_norm", "learning_rate")
 _LOSS_NAMES = {"loss": "loss", "eval_loss": "eval loss"}
@@ -243,7 +244,7 @@ class StopCallback(TrainerCallback):
     ) -> None:
         if is_main_process():
             self._run.stop.unlink(missing_ok=True)
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in list_stop_signals():
             with suppress(ValueError):  # not the main thread: stopped through the file only
                 self._previous_handlers[number] = signal.signal(number, self._handle_signal)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 import zipfile
 import zlib
@@ -20,6 +19,7 @@ from glmtune.utils.console import print_message, print_warning
 from glmtune.utils.documents import parse_json, read_document
 from glmtune.utils.file_access import require_readable_folder
 from glmtune.utils.io import file_timestamp, write_json
+from glmtune.utils.operating_system import replace_path
 
 CHECKSUMS_FILE = "checksums.json"
 STATE_FILE = "trainer_state.json"
@@ -132,7 +132,7 @@ def set_aside_later(run: RunDir, step: int) -> None:
     if run.metrics.is_file():
         shutil.copyfile(run.metrics, folder / run.metrics.name)
     for path in later:
-        os.replace(path, folder / path.name)
+        replace_path(path, folder / path.name)
     print_message(f"Later checkpoints are not used any more; they are in {folder}.")
 
 

@@ -24,6 +24,7 @@ from glmtune.training.data_position import DataPosition, write_position
 from glmtune.training.distributed import any_rank, barrier
 from glmtune.training.optimizer_state import OptimizerSettings, explain_load_errors
 from glmtune.training.sharding import gather_weights, load_into_shards
+from glmtune.utils.operating_system import replace_path
 
 
 class CheckpointTrainer(Trainer):
@@ -135,7 +136,7 @@ class CheckpointTrainer(Trainer):
         write_checksums(written)
         final = folder / written.name
         shutil.rmtree(final, ignore_errors=True)  # a resumed run may save the same step again
-        os.replace(written, final)
+        replace_path(written, final)
         rotate_checkpoints(
             output_dir=str(folder),
             save_total_limit=self.args.save_total_limit,

@@ -6,7 +6,6 @@ import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from glmtune.config_parsing import suggest_key
 from glmtune.errors import ConfigError
 from glmtune.utils.console import print_message, print_warning
 from glmtune.utils.documents import DocumentError, parse_json, read_document
+from glmtune.utils.optional_packages import import_extra, require_extra
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -46,8 +46,7 @@ def resolve_deepspeed(config: RunConfig) -> RunConfig:
     value = config.training.get("deepspeed")
     if not value:
         return config
-    if find_spec("deepspeed") is None:
-        raise ConfigError("training.deepspeed needs DeepSpeed.", 'pip install "glmtune[deepspeed]"')
+    require_extra("deepspeed", "training.deepspeed")
     if "LOCAL_RANK" not in os.environ:
         raise ConfigError("training.deepspeed needs a launcher.", "Start it with glmtune train --nproc N; N may be 1.")
     where = value if isinstance(value, str) else "training.deepspeed"
@@ -164,8 +163,7 @@ def partition_weights(model: Any, arguments: TrainingArguments) -> None:
         model: on the CPU, prepared by a method; in the precision on disk.
         arguments: of the run.
     """
-    import deepspeed
-
+    deepspeed = import_extra("deepspeed")
     if not deepspeed.comm.is_initialized():  # it has a record of its own of torch's process group
         deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False)
     settings: Any = arguments.hf_deepspeed_config
@@ -213,7 +211,5 @@ def _check_keys(found: dict[str, Any], known: list[str], where: str, prefix: str
 
 
 def _zero_keys() -> list[str]:
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-
-    fields = DeepSpeedZeroConfig.model_fields
+    fields = import_extra("deepspeed.runtime.zero.config").DeepSpeedZeroConfig.model_fields
     return [*fields, *(field.alias for field in fields.values() if field.alias)]

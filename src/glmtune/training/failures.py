@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -14,6 +13,7 @@ from glmtune.training.checkpoint_files import WRITE_ERRORS
 from glmtune.training.memory import explain_out_of_memory, is_out_of_memory
 from glmtune.utils.console import is_main_process, print_message
 from glmtune.utils.io import write_json
+from glmtune.utils.shell_words import quote_word
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def record_failure(run: RunDir, summary: dict[str, Any]) -> Iterator[None]:
         run: its folder.
         summary: what summary.json holds, filled in by the block; empty before anything was written.
     """
-    command = f"glmtune train --resume --output {shlex.quote(str(run.root))}"
+    command = f"glmtune train --resume --output {quote_word(str(run.root))}"
     try:
         yield
     except KeyboardInterrupt:

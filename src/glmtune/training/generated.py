@@ -133,7 +133,7 @@ class GeneratedScores:
             )
             entry = {"step": step, "kind": "evaluation", "prompt": prompt, "reference": reference, "completion": reply}
             lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
-        with path.open("a", encoding="utf-8") as stream:
+        with path.open("a", encoding="utf-8", newline="\n") as stream:
             stream.write("".join(lines))
 
     def _keep_reply(self, number: int, reply: str) -> None:

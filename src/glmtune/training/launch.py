@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
@@ -10,10 +9,8 @@ import sys
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 
-import psutil
 import torch
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -21,6 +18,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from glmtune.errors import ConfigError
 from glmtune.training.distributed import require_gpus
+from glmtune.utils.operating_system import count_oom_kills, list_hangup_signals, name_crash, send_to_children
 
 
 @dataclass
@@ -58,10 +56,10 @@ def launch_processes(nproc: int, arguments: Sequence[str], nodes: NodeRank | Non
 
     def forward_signal(number: int, frame: FrameType | None) -> None:
         forwarded.append(number)
-        _forward_signal(number)
+        send_to_children(number)
 
     previous = {number: signal.signal(number, forward_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    oom_kills = _count_oom_kills()
+    oom_kills = count_oom_kills()
     try:
         elastic_launch(_make_launch_config(nproc, nodes), sys.executable)("-m", "glmtune", *arguments)
     except ChildFailedError as error:
@@ -87,19 +85,16 @@ def describe_failure(rank: int, count: int, exit_code: int, oom_kills: int = 0) 
         rank: of the process.
         count: of all processes.
         exit_code: negative: the number of the signal that killed it.
-        oom_kills: of the system before the processes started; see `_count_oom_kills`.
+        oom_kills: of the system before the processes started; see `count_oom_kills`.
     """
     which = f"Process {rank} of {count} (ranks 0 to {count - 1})"
-    if exit_code >= 0:
+    name = name_crash(exit_code)
+    if name is None:
         return f"{which} ended with exit code {exit_code}; the others were stopped."
-    try:
-        name = signal.Signals(-exit_code).name
-    except ValueError:
-        name = f"signal {-exit_code}"
     text = f"{which} was killed by {name}; the others were stopped."
     if name != "SIGKILL":
         return text
-    if _count_oom_kills() > oom_kills:
+    if count_oom_kills() > oom_kills:
         return f"{text}\nThe system was out of memory: start fewer processes, or use a smaller batch or model."
     return f"{text}\nIf nobody did that, the system was out of memory (see dmesg): start fewer processes."
 
@@ -109,25 +104,6 @@ def _find_cause(error: ChildFailedError) -> tuple[int, ProcessFailure]:
     failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
     killed = [item for item in failures if item[1].exitcode < 0 and item[1].exitcode != -signal.SIGTERM]
     return (killed or failures)[0]
-
-
-def _count_oom_kills() -> int:
-    """Processes that the system has killed for lack of memory since it was started."""
-    count = 0
-    for path in ("/proc/vmstat", "/sys/fs/cgroup/memory.events"):
-        with contextlib.suppress(OSError, ValueError):
-            for line in Path(path).read_text("utf-8").splitlines():
-                name, _, number = line.partition(" ")
-                count += int(number) if name == "oom_kill" else 0
-    return count
-
-
-def _forward_signal(number: int) -> None:
-    """Forward Ctrl-C or SIGTERM to the processes, which save after a common step; torch's launcher would kill them
-    after 30 s."""
-    for process in psutil.Process().children():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.send_signal(number)
 
 
 def _check_arguments(nproc: int, nodes: NodeRank, on_cpu: bool) -> None:
@@ -153,5 +129,5 @@ def _make_launch_config(nproc: int, nodes: NodeRank) -> LaunchConfig:
         rdzv_configs={} if alone else {"rank": nodes.rank, "timeout": 900},
         local_addr="localhost" if alone else None,
         max_restarts=0,
-        signals_to_handle="SIGHUP,SIGQUIT",
+        signals_to_handle=list_hangup_signals(),
     )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from glmtune.config import RunConfig
 from glmtune.errors import TrainingError, summarize_error
 from glmtune.training.arguments import read_checkpointing
+from glmtune.utils.operating_system import read_peak_rss
 
 # Messages of torch's CPU allocator, of the CUDA driver, and of cuBLAS and cuDNN, which raise plain RuntimeErrors.
 _MESSAGES = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
@@ -87,23 +86,3 @@ def read_peak_memory(on_gpu: bool) -> PeakMemory:
         torch.cuda.max_memory_reserved(),
         max(total - free - torch.cuda.memory_reserved(), 0),
     )
-
-
-def read_peak_rss() -> int | None:
-    """Read the peak resident memory of this process in bytes; None if the system does not say.
-
-    On Linux `ru_maxrss` would be wrong: a new process inherits that of the process that started it.
-    """
-    try:
-        lines = Path("/proc/self/status").read_text("ascii", errors="replace").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))  # kibibytes
-    except (OSError, StopIteration):
-        pass
-    try:
-        import resource
-    except ImportError:  # Windows
-        import psutil
-
-        return getattr(psutil.Process().memory_info(), "peak_wset", None)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -12,6 +11,8 @@ from glmtune.config import RunConfig
 from glmtune.config_parsing import suggest_key
 from glmtune.errors import ConfigError, summarize_error
 from glmtune.training.training_keys import OPTIMIZER_USES
+from glmtune.utils.installation import format_install
+from glmtune.utils.optional_packages import is_installed
 
 # What transformers and the optimizers' packages raise at a value that they cannot use.
 _FAULTS = (ValueError, TypeError, KeyError, ImportError, AttributeError, RuntimeError, NotImplementedError)
@@ -30,8 +31,11 @@ def check_optimizer(arguments: TrainingArguments, config: RunConfig) -> None:
         raise ConfigError(f"training.optim has no value {name}.", suggest_key(name, list(OPTIMIZER_USES)))
     if use.refusal:
         raise ConfigError(f"training.optim {name} is not supported: {use.refusal}.", "Use adamw_torch or adafactor.")
-    if use.module and find_spec(use.module) is None:
-        raise ConfigError(f"training.optim {name} needs the package {use.module}, which is not installed.", use.install)
+    if use.module and not is_installed(use.module):
+        raise ConfigError(
+            f"training.optim {name} needs the package {use.module}, which is not installed.",
+            format_install(use.install),
+        )
     _check_options(arguments, name)
     if use.needs_targets:
         _check_targets(arguments, config, name)

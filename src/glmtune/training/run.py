@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
 import shutil
 import time
 from contextlib import nullcontext
@@ -93,6 +92,7 @@ from glmtune.training.training_data import TrainingData, prepare_data
 from glmtune.training.verify import compute_probe_logits, require_change, require_saved_weights
 from glmtune.utils.console import is_main_process, print_message, print_warning, show_status, silence_libraries
 from glmtune.utils.io import iso_timestamp, replace_folder, write_json, write_text
+from glmtune.utils.shell_words import quote_word
 
 
 @dataclass
@@ -475,7 +475,7 @@ class TrainingRun:
         except (OSError, SafetensorError) as error:
             raise TrainingError(
                 f"{folder}: what was trained cannot be written ({error}); the checkpoints are complete.",
-                "Free some space, then: glmtune train --resume --output " + shlex.quote(str(self.run.root)),
+                "Free some space, then: glmtune train --resume --output " + quote_word(str(self.run.root)),
             ) from None
 
     def verify_result(self) -> None:

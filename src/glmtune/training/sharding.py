@@ -25,6 +25,7 @@ from glmtune.methods.method import StateDict
 from glmtune.training.deepspeed import find_zero_stage
 from glmtune.training.distributed import count_processes, is_main_process
 from glmtune.utils.file_access import require_readable
+from glmtune.utils.optional_packages import import_extra
 
 _ALTERNATIVE = "Leave it out: every GPU then has the complete quantised base, which is small."
 
@@ -204,18 +205,14 @@ def _gather_weight(value: torch.Tensor) -> torch.Tensor:
     if hasattr(value, "ds_id"):  # ZeRO-3
         return _from_deepspeed(value)
     if value.requires_grad and hasattr(value, "_hp_mapping"):  # trained by DeepSpeed in 16 bits, with a copy in fp32
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        full: torch.Tensor = safe_get_full_fp32_param(value)
+        full: torch.Tensor = import_extra("deepspeed.utils").safe_get_full_fp32_param(value)
         return full
     return value
 
 
 def _from_deepspeed(value: torch.Tensor) -> torch.Tensor:
-    import deepspeed
-    from deepspeed.utils import safe_get_full_fp32_param
-
-    master: torch.Tensor | None = safe_get_full_fp32_param(value) if value.requires_grad else None
+    deepspeed = import_extra("deepspeed")
+    master: torch.Tensor | None = deepspeed.utils.safe_get_full_fp32_param(value) if value.requires_grad else None
     if master is not None:
         return master
     with deepspeed.zero.GatheredParameters([value]):

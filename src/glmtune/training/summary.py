@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import platform
 from dataclasses import asdict, dataclass, fields
-from importlib.metadata import version
 from typing import Any
 
 import torch
 
-import glmtune
 from glmtune.config import RunConfig
 from glmtune.models.checkpoints import Checkpoint
 from glmtune.models.loading import DTYPES
 from glmtune.training.memory import PeakMemory, read_peak_memory
 from glmtune.training.training_data import TrainingData
+from glmtune.utils.installation import collect_versions
 
 
 def describe_run(
@@ -72,14 +71,6 @@ def describe_result(trainer: Any, seconds: float, entries: list[dict[str, Any]])
         "best_eval_loss": min(eval_losses) if eval_losses else None,
         **({"first_reward": rewards[0], "last_reward": rewards[-1]} if rewards else {}),
     }
-
-
-def collect_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the numbers."""
-    names = ("torch", "transformers", "peft", "accelerate", "tokenizers")
-    # Our own is not looked up: a source tree that is not installed has no metadata.
-    own = {"python": platform.python_version(), "glmtune": glmtune.__version__}
-    return own | {name: version(name) for name in names}
 
 
 def name_precision(precision: torch.dtype) -> str:

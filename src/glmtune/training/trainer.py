@@ -5,7 +5,6 @@ CONTRIBUTING.md lists the private methods of transformers that it overrides, and
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -47,6 +46,7 @@ from glmtune.training.sharding import (
     keep_losses_fp32,
 )
 from glmtune.utils.console import print_warning
+from glmtune.utils.shell_words import quote_word
 
 
 class GlmTrainer(CheckpointTrainer):
@@ -359,7 +359,7 @@ class GlmTrainer(CheckpointTrainer):
             self._check_losses()
             self._sum_counts()
             self._save_checkpoint(self.model, trial=None)  # type: ignore[arg-type]
-        command = f"glmtune train --resume --output {shlex.quote(str(checkpoints.parent))}"
+        command = f"glmtune train --resume --output {quote_word(str(checkpoints.parent))}"
         hint = f"{error.hint or 'Correct it.'} Step {step} is saved; continue: {command}"
         raise StepDataError(error.message, hint) from None
 

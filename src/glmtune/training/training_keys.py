@@ -142,7 +142,7 @@ class OptimizerUse:
     module: str = ""
     """To import; empty: torch's own or transformers'."""
     install: str = ""
-    """How to install it."""
+    """What pip installs for it."""
     options: tuple[str, ...] = ()
     """That it reads from training.optim_args."""
     needs_targets: bool = False
@@ -155,7 +155,7 @@ def _need(names: str, module: str = "", install: str = "", options: str = "", **
     return {name: OptimizerUse(module, install, tuple(options.split()), **more) for name in names.split()}
 
 
-_BITSANDBYTES = ("bitsandbytes", 'pip install "glmtune[qlora]"')
+_BITSANDBYTES = ("bitsandbytes", "glmtune[qlora]")
 _GALORE = "rank update_proj_gap scale proj_type"
 _IN_BACKWARD = "it changes weights during the backward pass, before gradients are accumulated, checked and clipped"
 
@@ -175,27 +175,25 @@ OPTIMIZER_USES: dict[str, OptimizerUse] = {
     **_need(
         "galore_adamw galore_adamw_8bit galore_adafactor",
         "galore_torch",
-        "pip install galore-torch",
+        "galore-torch",
         _GALORE,
         needs_targets=True,
     ),
-    **_need(
-        "apollo_adamw", "apollo_torch", "pip install apollo-torch", f"{_GALORE} proj scale_type", needs_targets=True
-    ),
-    **_need("adamw_torch_4bit adamw_torch_8bit", "torchao", "pip install torchao", "block_size bf16_stochastic_round"),
+    **_need("apollo_adamw", "apollo_torch", "apollo-torch", f"{_GALORE} proj scale_type", needs_targets=True),
+    **_need("adamw_torch_4bit adamw_torch_8bit", "torchao", "torchao", "block_size bf16_stochastic_round"),
     **_need(
         "grokadamw",
         "grokadamw",
-        "pip install grokadamw",
+        "grokadamw",
         "alpha_init lamb gamma grokking_signal_decay_rate gradient_clipping",
     ),
     **_need(
         "schedule_free_radam schedule_free_adamw schedule_free_sgd",
         "schedulefree",
-        "pip install schedulefree",
+        "schedulefree",
         "weight_lr_power r",
     ),
-    **_need("stable_adamw", "optimi", "pip install torch-optimi", "max_lr kahan_sum decouple_lr"),
+    **_need("stable_adamw", "optimi", "torch-optimi", "max_lr kahan_sum decouple_lr"),
     **_need(
         "lomo adalomo galore_adamw_layerwise galore_adamw_8bit_layerwise galore_adafactor_layerwise "
         "apollo_adamw_layerwise",

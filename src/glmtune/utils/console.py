@@ -94,7 +94,9 @@ def print_warning(text: str) -> None:
 
 def show_status(text: str) -> AbstractContextManager[Any]:
     """Show a status line during the block; `.update(text)` of what it gives changes it."""
-    return get_console().status(text)
+    console = get_console()
+    # rich has dots of Braille for a spinner, which a code page such as cp936 lacks, and no other for that case.
+    return console.status(text, spinner="dots" if console.encoding.startswith("utf") else "line")
 
 
 class ProgressBar:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import MutableMapping
 from importlib.metadata import PackageNotFoundError, version
+
+from glmtune.utils.operating_system import is_linux
 
 _VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 _OPTION = "expandable_segments:True"
@@ -19,7 +20,7 @@ def set_allocator_defaults(environment: MutableMapping[str, str] = os.environ) -
     Args:
         environment: of this process and its children.
     """
-    if sys.platform != "linux" or any(name in environment for name in _VARIABLES):
+    if not is_linux() or any(name in environment for name in _VARIABLES):
         return
     environment[_pick_variable()] = _OPTION
 

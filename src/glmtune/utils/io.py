@@ -21,6 +21,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from glmtune.errors import GlmtuneError, RunError
 from glmtune.utils.documents import MAX_JSON_BYTES, DocumentError, parse_json, read_document
 from glmtune.utils.file_access import FileAccessError, require_readable, require_writable
+from glmtune.utils.operating_system import make_portable_name, replace_path
 
 LOCK_FILE = ".lock"
 _HASH_BLOCK_BYTES = 1 << 20
@@ -29,7 +30,7 @@ _HASH_BLOCK_BYTES = 1 << 20
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically: complete or not at all."""
     with open_atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -47,7 +48,7 @@ def open_atomic(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary
-        os.replace(temporary, path)
+        replace_path(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -62,15 +63,15 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     require_writable(folder.parent)
     temporary, old = (folder.with_name(f".{folder.name}.{ending}") for ending in ("tmp", "old"))
     if old.is_dir() and not folder.exists():
-        os.replace(old, folder)
+        replace_path(old, folder)
     for leftover in (temporary, old):  # of a process that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
         if folder.exists():
-            os.replace(folder, old)
-        os.replace(temporary, folder)
+            replace_path(folder, old)
+        replace_path(temporary, folder)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -239,7 +240,7 @@ def hash_file(path: Path) -> str:
 
 def slugify(name: str, default: str) -> str:
     """A name as part of a file name: letters, digits, `_`, `.` and `-`; `default` if nothing is left of it."""
-    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or default
+    return make_portable_name(re.sub(r"[^\w.-]+", "-", name).strip("-.") or default)
 
 
 def file_timestamp() -> str:

@@ -6,6 +6,7 @@ import ipaddress
 import socket
 
 from glmtune.errors import ServerError
+from glmtune.utils.operating_system import claim_address
 
 
 def is_loopback(host: str) -> bool:
@@ -50,7 +51,7 @@ def listen(host: str, port: int, command: str) -> socket.socket:
     except (OSError, OverflowError, UnicodeError) as error:
         raise ServerError(f"--host {host}: {error}.", "Give an address of this machine.") from None
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        claim_address(listener)
         listener.bind(address)
         listener.listen(128)
     except OSError as error:

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
 import sys
+
+_REPLACING = "glmtune.replace"  # the name of `_replace_unencodable` among the error handlers of codecs
+# What is printed for characters that a code page (cp936, cp1252, ASCII) lacks, in messages, tables and bars.
+_SUBSTITUTES = str.maketrans(
+    {
+        **dict.fromkeys("–—−‐‑─━═╌╸╺", "-"),
+        **dict.fromkeys("│┃║", "|"),
+        **dict.fromkeys("┌┐└┘├┤┬┴┼┏┓┗┛┡┩╇╔╗╚╝", "+"),
+        **dict.fromkeys("‘’", "'"),
+        **dict.fromkeys("“”", '"'),
+        **{"…": "...", "→": "->", "←": "<-", "×": "x", "≥": ">=", "≤": "<=", "✓": "+", "✗": "x", "•": "*", "·": "."},
+    }
+)
 
 
 def prepare_streams() -> None:
     """Make standard input, output and error usable whatever the terminal, its code page or the shell gave.
 
-    A character that the stream's encoding lacks (an emoji on a GBK console) is printed as `?`; bytes of input that are
-    no text become U+FFFD. A stream that is closed (`>&-`) becomes the null device: otherwise the next file that is
-    opened would get its number, and what libraries print would be written into that file.
+    A character that the stream's encoding lacks is printed as its like in ASCII, or as `?` (an emoji on a GBK console);
+    bytes of input that are no text become U+FFFD. A stream that is closed (`>&-`) becomes the null device: otherwise
+    the next file that is opened would get its number, and what libraries print would be written into that file.
     """
+    codecs.register_error(_REPLACING, _replace_unencodable)
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(number)
@@ -29,7 +44,15 @@ def prepare_streams() -> None:
         elif hasattr(stream, "reconfigure"):  # a test's replacement may have none
             # Standard error keeps the way in which Python writes tracebacks with any character.
             with contextlib.suppress(ValueError, OSError):
-                stream.reconfigure(errors="backslashreplace" if name == "stderr" else "replace")
+                stream.reconfigure(errors={"stdin": "replace", "stderr": "backslashreplace"}.get(name, _REPLACING))
+
+
+def _replace_unencodable(error: UnicodeError) -> tuple[str, int]:
+    """An error handler of `codecs`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end].translate(_SUBSTITUTES)
+    return "".join(each if each.isascii() else "?" for each in text), error.end
 
 
 def drop_output(stream_name: str = "stdout") -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import Any
 
 from glmtune.utils.console import count_noun, format_bytes, print_message, print_warning
+from glmtune.utils.shell_words import join_words
 from glmtune.verification.expected_sums import guess_repository
 from glmtune.verification.verifier import Verification
 
@@ -27,10 +27,10 @@ def make_fetch_command(result: Verification) -> str:
     if repository and repository.mirror:
         words += ["--mirror", repository.mirror]
     if result.expected and result.expected.cached:
-        return shlex.join([*words, "--output", name.rsplit("/", 1)[-1]])
+        return join_words([*words, "--output", name.rsplit("/", 1)[-1]])
     for file in names:
         words += ["--file", file]
-    return shlex.join([*words, "--output", str(result.folder)])
+    return join_words([*words, "--output", str(result.folder)])
 
 
 def is_source_guessed(result: Verification) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache, partial
 from importlib.resources import files
@@ -11,22 +11,27 @@ from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from glmtune.errors import GlmtuneError, ServerError
+from glmtune.errors import ServerError
 from glmtune.html.i18n import LANGUAGES
 from glmtune.serve.model_loading import ServeOptions, load_context
+from glmtune.serve.run_server import GracefulServer
 from glmtune.utils.network import listen
 from glmtune.webui import (
     chat_tab,
+    choices_view,
     data_tab,
     evaluate_tab,
     export_tab,
     jobs_view,
+    migrate_tab,
     model_tab,
+    pruning,
     runs_tab,
     status_strip,
     train_tab,
@@ -37,17 +42,26 @@ from glmtune.webui.context import STATE, Context
 from glmtune.webui.guard import visitor_of
 from glmtune.webui.jobs import Jobs
 from glmtune.webui.page_rules import PageRules, RouteRule, require_password
-from glmtune.webui.rendering import TABS, redirect, render_error
+from glmtune.webui.rendering import TABS, redirect
 from glmtune.webui.requests import MAX_FORM_BYTES, read_form
-from glmtune.webui.sessions import guard_page
+from glmtune.webui.sessions import HEALTH_PATH, guard_page
+from glmtune.webui.status_pages import add_status_pages
 from glmtune.webui.webhooks import check_webhook, send_webhook
 
-_ROUTES = (*(model_tab, data_tab, train_tab, runs_tab, chat_tab, evaluate_tab, export_tab), jobs_view, status_strip)
+_ROUTES = (
+    *(model_tab, data_tab, train_tab, runs_tab, chat_tab, evaluate_tab, export_tab, migrate_tab),
+    jobs_view,
+    status_strip,
+    choices_view,
+)
 _STYLES = (("glmtune.html", "templates/base.css"), ("glmtune.report", "templates/report.css"))
 _OWN_STYLES = ("glmtune.webui", "static/app.css")
 _FORM_RULE = RouteRule("/train", MAX_FORM_BYTES)
 PAGE_PATHS = frozenset(
-    f"/{name}" for name in (*TABS, "jobs", "static", "strip", "language", "uploads", "login", "logout", "api")
+    f"/{name}"
+    for name in (
+        *(*TABS, "jobs", "choices", "static", "strip", "health", "language", "uploads", "login", "logout", "api"),
+    )
 )
 """First parts of the page's own paths, which no root path may equal."""
 
@@ -82,12 +96,7 @@ def make_context(roots: list[Path], lang: str, *, locked: bool = False, webhook:
 def make_routes(context: Context) -> FastAPI:
     """The routes of the page, without the guard around them."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-
-    async def answer_user_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, GlmtuneError)
-        return render_error(request, context, error)
-
-    app.add_exception_handler(GlmtuneError, answer_user_error)
+    add_status_pages(app, context)
     app.mount("/static/vendor", StaticFiles(packages=[("glmtune.webui", "static/vendor")]))
 
     @app.get("/static/app.css")
@@ -98,12 +107,16 @@ def make_routes(context: Context) -> FastAPI:
     async def send_script(name: str) -> Response:
         script = load_scripts().get(name)
         if script is None:
-            return PlainTextResponse("no such script", 404)
+            raise HTTPException(404)
         return Response(script, media_type="text/javascript")
 
     @app.get("/")
     async def open_first_tab(request: Request) -> Response:
         return redirect(request, "/train")
+
+    @app.get(HEALTH_PATH)
+    async def report_health() -> JSONResponse:
+        return JSONResponse({"status": "ok"})
 
     @app.post("/language")
     async def choose_language(request: Request) -> Response:
@@ -158,8 +171,9 @@ def serve(
     webhook: str | None = None,
     served_model: str | None = None,
     api_key: str | None = None,
+    stop_jobs: bool = False,
 ) -> None:
-    """Serve the page until it is interrupted. Jobs continue after that.
+    """Serve the page until SIGTERM or Ctrl-C. Jobs continue after that.
 
     Args:
         roots: see `Context`.
@@ -170,6 +184,7 @@ def serve(
         webhook: see `make_context`.
         served_model: a `RUN_OR_MODEL` that the API below `/api` answers with; None: no API.
         api_key: see `make_api`.
+        stop_jobs: at the end, wait until what runs has saved a checkpoint and ended.
 
     Raises:
         ServerError: see `make_context`, `require_password`, `make_api` and `listen`.
@@ -180,11 +195,16 @@ def serve(
         page = make_app(context, rules, password=password)
         app = ApiMount(page, api, rules.root_path) if api is not None else page
         context.jobs.watch()
+        pruning.watch(context)
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, server_header=False)
         place = f"http://{host}:{socket.getsockname()[1]}{rules.root_path}"
         also = f"API: {place}{API_PATH}/v1; " if api is not None else ""
-        print(f"glmtune ui: {place}  ({also}Ctrl-C ends it; running jobs continue)", flush=True)
-        uvicorn.Server(config).run(sockets=[socket])
+        jobs_end = "stop with a checkpoint" if stop_jobs else "continue"
+        print(f"glmtune ui: {place}  ({also}Ctrl-C ends it; running jobs {jobs_end})", flush=True)
+        with suppress(KeyboardInterrupt):
+            GracefulServer(config).run(sockets=[socket])
+        if stop_jobs:
+            context.jobs.stop_running()
 
 
 @contextmanager

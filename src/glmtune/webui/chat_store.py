@@ -1,8 +1,7 @@
-"""Conversations of the chat, kept as files: named, found again, exported as rows and votes."""
+"""Conversations of the chat, kept as files: named, found again, exported as rows."""
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 import time
@@ -13,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.errors import ConfigError
-from glmtune.utils.io import find_json_object, write_json, write_text
+from glmtune.utils.io import find_json_object, write_json
 from glmtune.webui.chat_messages import Messages, read_tools
 from glmtune.webui.context import Context
 
-_MAX_LISTED = 200
-_MAX_NAME = 60
+PAGE_CHATS = 20
+MAX_NAME = 60
 _ID = re.compile(r"[0-9a-f]{32}")
 _change_lock = threading.Lock()
-VOTES_FILE = "votes.jsonl"
-"""In the first root: the preference rows that votes make."""
+_read_chats: dict[str, tuple[int, Chat]] = {}
+"""Conversations by path, with the time of the file: thousands are not read for every list and vote."""
 
 
 @dataclass
@@ -38,12 +37,18 @@ class Vote:
     """A judgement of two replies to the same messages."""
 
     messages: Messages
-    """Up to the question."""
+    """Up to the question, as the first side had them."""
     replies: list[str]
     targets: list[str]
     better: int
     """0 or 1; -1: none is better."""
     tools: list[Any] | None = None
+    other_messages: Messages | None = None
+    """As the second side had them, where the models had answered earlier turns differently."""
+
+    def get_history(self, side: int) -> Messages:
+        """The messages that a side's reply answers."""
+        return self.other_messages if side == 1 and self.other_messages is not None else self.messages
 
 
 @dataclass
@@ -57,6 +62,8 @@ class Chat:
     settings: dict[str, str] = field(default_factory=dict)
     """Fields of the form beside the messages."""
     votes: list[Vote] = field(default_factory=list)
+    is_named: bool = False
+    """Whether a user chose the name."""
 
 
 def create_chat(context: Context, targets: list[str], settings: dict[str, str]) -> Chat:
@@ -77,17 +84,27 @@ def load_chat(context: Context, id: str) -> Chat:
         raise ConfigError("This conversation is not kept any more.", "Start a new one.")
     try:
         sides = [Side(str(side["target"]), list(side["messages"])) for side in content["sides"]]
-        votes = [Vote(**vote) for vote in content.get("votes", [])]
-        return Chat(id, str(content["name"]), float(content["created"]), sides, dict(content["settings"]), votes)
+        votes = [_read_vote(vote) for vote in content.get("votes", [])]
+        settings, is_named = dict(content["settings"]), content.get("is_named") is True
+        return Chat(id, str(content["name"]), float(content["created"]), sides, settings, votes, is_named)
     except (KeyError, TypeError, ValueError):
         raise ConfigError(f"{_path(context, id)}: not a conversation.", "Remove the file.") from None
 
 
 def save_chat(context: Context, chat: Chat) -> None:
     """Keep a conversation. One without a name is called after its first question."""
-    if not chat.name and chat.sides and chat.sides[0].messages:
-        chat.name = " ".join(str(chat.sides[0].messages[0].get("content", "")).split())[:_MAX_NAME]
+    chat.name = chat.name or _suggest_name(chat)
     write_json(_path(context, chat.id), asdict(chat))
+
+
+def has_own_name(chat: Chat) -> bool:
+    """Whether a user chose the name of a conversation."""
+    return chat.is_named or chat.name not in ("", _suggest_name(chat))
+
+
+def _suggest_name(chat: Chat) -> str:
+    messages = chat.sides[0].messages if chat.sides else []
+    return " ".join(str(messages[0].get("content", "")).split())[:MAX_NAME] if messages else ""
 
 
 def change_chat(context: Context, id: str, change: Callable[[Chat], None]) -> Chat:
@@ -106,19 +123,52 @@ def change_chat(context: Context, id: str, change: Callable[[Chat], None]) -> Ch
 
 def add_vote(chat: Chat, vote: Vote) -> None:
     """Add a vote; one on the same replies is replaced, so that a change of mind makes no contradicting rows."""
-    others = [each for each in chat.votes if (each.messages, each.replies) != (vote.messages, vote.replies)]
-    chat.votes = [*others, vote]
+
+    def identify(each: Vote) -> tuple[Any, ...]:
+        return each.messages, each.other_messages, each.replies
+
+    chat.votes = [*(each for each in chat.votes if identify(each) != identify(vote)), vote]
 
 
 def delete_chat(context: Context, id: str) -> None:
     """Remove a conversation."""
-    _path(context, id).unlink(missing_ok=True)
+    path = _path(context, id)
+    path.unlink(missing_ok=True)
+    _read_chats.pop(str(path), None)
 
 
-def list_chats(context: Context) -> list[tuple[str, str]]:
-    """Ids and names, the newest first."""
-    chats = ((path.stem, find_json_object(path)) for path in _list_files(context)[:_MAX_LISTED])
-    return [(id, str(content.get("name") or "–")) for id, content in chats if content and _ID.fullmatch(id)]
+def iterate_chats(context: Context) -> Iterator[Chat]:
+    """All conversations, the newest first; a file that is none hides no other. They are shared: not to be changed."""
+    for path in _list_files(context):
+        try:
+            changed = path.stat().st_mtime_ns
+            known = _read_chats.get(str(path))
+            if known is None or known[0] != changed:
+                known = _read_chats[str(path)] = (changed, load_chat(context, path.stem))
+            yield known[1]
+        except (ConfigError, OSError):  # damaged, or deleted since it was listed
+            _read_chats.pop(str(path), None)
+
+
+def list_chats(context: Context, search: str = "", page: int = 1) -> tuple[list[Chat], int]:
+    """A page of the conversations, the newest first.
+
+    Args:
+        context: the server's settings.
+        search: words of the name or of a model.
+        page: from 1.
+
+    Returns:
+        Up to `PAGE_CHATS` conversations, and the number of all that match.
+    """
+    words = search.casefold().split()
+    found = []
+    for chat in iterate_chats(context):
+        content = " ".join([chat.name, *(side.target for side in chat.sides)]).casefold()
+        if all(word in content for word in words):
+            found.append(chat)
+    start = (page - 1) * PAGE_CHATS
+    return found[start : start + PAGE_CHATS], len(found)
 
 
 def make_rows(chat: Chat) -> Iterator[dict[str, Any]]:
@@ -131,42 +181,15 @@ def make_rows(chat: Chat) -> Iterator[dict[str, Any]]:
             yield {"messages": messages} | ({"tools": tools} if tools else {})
 
 
-def make_preference_row(vote: Vote) -> dict[str, Any] | None:
-    """A vote as a row for preference tuning; None where no reply is better."""
-    if vote.better not in (0, 1):
-        return None
-    row: dict[str, Any] = {
-        "prompt": vote.messages,
-        "chosen": [{"role": "assistant", "content": vote.replies[vote.better]}],
-        "rejected": [{"role": "assistant", "content": vote.replies[1 - vote.better]}],
-    }
-    return row | ({"tools": vote.tools} if vote.tools else {})
-
-
-def write_votes(context: Context) -> tuple[Path, int]:
-    """Write the votes of all conversations as preference rows.
-
-    Returns:
-        The file, and its number of rows.
+def _read_vote(content: dict[str, Any]) -> Vote:
+    """Raises:
+    TypeError: not a vote.
     """
-    rows = []
-    for id in (path.stem for path in _list_files(context)):
-        try:
-            votes = load_chat(context, id).votes
-        except ConfigError:  # damaged; it hides no other
-            continue
-        rows += [row for row in map(make_preference_row, votes) if row is not None]
-    path = context.roots[0] / VOTES_FILE
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    return path, len(rows)
-
-
-def count_votes(chat: Chat) -> dict[str, int]:
-    """Votes for the first, the second and none of the models."""
-    counts = {"first": 0, "second": 0, "tie": 0}
-    for vote in chat.votes:
-        counts[{0: "first", 1: "second"}.get(vote.better, "tie")] += 1
-    return counts
+    vote = Vote(**content)
+    pairs = (vote.replies, vote.targets)
+    if not all(isinstance(pair, list) and [type(each) for each in pair] == [str, str] for pair in pairs):
+        raise TypeError("not two replies of two models")
+    return vote
 
 
 def _path(context: Context, id: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -12,20 +13,26 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from glmtune.errors import ConfigError
-from glmtune.webui import lists
 from glmtune.webui.chat_answer import SETTINGS, ChatAnswer, make_turns
-from glmtune.webui.chat_messages import read_tools, render_messages
+from glmtune.webui.chat_messages import render_messages
 from glmtune.webui.chat_store import (
+    MAX_NAME,
+    PAGE_CHATS,
     Chat,
-    Vote,
     add_vote,
     change_chat,
-    count_votes,
     create_chat,
     delete_chat,
     list_chats,
     load_chat,
     make_rows,
+)
+from glmtune.webui.chat_votes import (
+    count_votes,
+    find_comparison_folder,
+    make_vote,
+    read_comparison,
+    update_comparison,
     write_votes,
 )
 from glmtune.webui.context import Context
@@ -37,10 +44,13 @@ from glmtune.webui.texts import text
 
 def add_routes(app: FastAPI, context: Context) -> None:
     """Add the routes of the tab."""
+    _add_page_routes(app, context)
     _add_answer_routes(app, context)
     _add_vote_routes(app, context)
     _add_conversation_routes(app, context)
 
+
+def _add_page_routes(app: FastAPI, context: Context) -> None:
     @app.get("/chat")
     def show_chat(request: Request, id: str = "", model: str = "", other: str = "") -> Response:
         chat = load_chat(context, id) if id else None
@@ -49,14 +59,18 @@ def add_routes(app: FastAPI, context: Context) -> None:
             tab="chat",
             chat=chat,
             sides=_describe_sides(context, chat) if chat else [],
-            chats=list_chats(context),
-            targets=lists.list_targets(context),
             model=context.shorten(chat.sides[0].target) if chat and chat.sides else model,
             other=context.shorten(chat.sides[1].target) if chat and len(chat.sides) > 1 else other,
             settings={name: (chat.settings if chat else {}).get(name, value) for name, (value, _) in SETTINGS.items()},
             steps={name: step for name, (_, step) in SETTINGS.items()},
-            votes=count_votes(chat) if chat else {},
+            **_describe_list(context, current=id),
+            **(_describe_votes(context, chat) if chat else {}),
         )
+
+    @app.get("/chat/list")
+    def show_list(request: Request, search: str = "", page: int = 1, id: str = "") -> Response:
+        values = _describe_list(context, search[:200], min(max(page, 1), 10**6), current=id)
+        return render_part(request, context, "chat_list", **values)
 
     @app.post("/chat/new")
     async def open_chat(request: Request) -> Response:
@@ -68,26 +82,6 @@ def add_routes(app: FastAPI, context: Context) -> None:
         settings = {name: data.get(name, value) for name, (value, _) in SETTINGS.items()}
         chat = await run_in_threadpool(create_chat, context, targets, settings)
         return redirect(request, f"/chat?{urlencode({'id': chat.id})}")
-
-
-def make_vote(chat: Chat, better: str) -> Vote:
-    """A vote on the last replies of both sides.
-
-    Raises:
-        ConfigError: there are no two replies to the same messages.
-    """
-    messages = [side.messages for side in chat.sides]
-    asked = [[message["content"] for message in each if message["role"] == "user"] for each in messages]
-    has_replies = len(messages) == 2 and all(each and each[-1]["role"] == "assistant" for each in messages)
-    if not has_replies or asked[0] != asked[1]:  # one side may have failed
-        raise ConfigError("There are no two replies to compare.", "Ask two models side by side first.")
-    # The first side's history stands for both; a row has one prompt.
-    tools = read_tools(chat.settings.get("tools", ""))
-    system = chat.settings.get("system", "").strip()
-    prompt = [*([{"role": "system", "content": system}] if system else []), *messages[0][:-1]]
-    replies = [str(each[-1]["content"]) for each in messages]
-    number = {"first": 0, "second": 1}.get(better, -1)
-    return Vote(prompt, replies, [side.target for side in chat.sides], number, tools)
 
 
 def _add_answer_routes(app: FastAPI, context: Context) -> None:
@@ -123,15 +117,21 @@ def _add_vote_routes(app: FastAPI, context: Context) -> None:
             add_vote(chat, make_vote(chat, data.get("better")))
 
         chat = await run_in_threadpool(change_chat, context, id, change)
-        return render_part(request, context, "chat_votes", chat=chat, votes=count_votes(chat))
+        await run_in_threadpool(update_comparison, context, chat)
+        values = await run_in_threadpool(_describe_votes, context, chat)
+        return render_part(request, context, "chat_votes", chat=chat, **values)
 
     @app.post("/chat/votes")
     async def save_votes(request: Request) -> Response:
         await read_form(request)
-        path, count = await run_in_threadpool(write_votes, context)
+        written = await run_in_threadpool(write_votes, context)
         lang = get_language(request, context)
-        line = text("chat.votes_written", lang, path=context.shorten(path), count=count)
-        return render_part(request, context, "markup", markup=line)
+        lines = [text("chat.votes_written", lang, path=context.shorten(written.path), count=written.rows)]
+        if written.later_rows:
+            lines.append(text("chat.votes_later", lang, count=written.later_rows))
+        if written.ties:
+            lines.append(text("chat.votes_ties", lang, count=written.ties))
+        return render_part(request, context, "markup", markup=" ".join(lines))
 
 
 def _add_conversation_routes(app: FastAPI, context: Context) -> None:
@@ -140,7 +140,10 @@ def _add_conversation_routes(app: FastAPI, context: Context) -> None:
         data = await read_form(request)
 
         def change(chat: Chat) -> None:
-            chat.name = data.get("name")[:60]
+            name = " ".join(data.get("name").split())
+            if len(name) > MAX_NAME:
+                raise ConfigError(text("chat.name_long", get_language(request, context), limit=MAX_NAME))
+            chat.name, chat.is_named = name, bool(name)  # without one it is called after its first question again
 
         await run_in_threadpool(change_chat, context, id, change)
         return redirect(request, f"/chat?{urlencode({'id': id})}")
@@ -148,7 +151,13 @@ def _add_conversation_routes(app: FastAPI, context: Context) -> None:
     @app.post("/chat/{id}/delete")
     async def remove_chat(request: Request, id: str) -> Response:
         await read_form(request)
+        try:
+            chat: Chat | None = await run_in_threadpool(load_chat, context, id)
+        except ConfigError:  # damaged, or deleted in another window
+            chat = None
         await run_in_threadpool(delete_chat, context, id)
+        if chat is not None and chat.votes:
+            await run_in_threadpool(update_comparison, context, chat)
         return redirect(request, "/chat")
 
     @app.get("/chat/{id}/rows")
@@ -168,3 +177,32 @@ def _describe_sides(context: Context, chat: Chat) -> list[dict[str, Any]]:
         {"name": context.shorten(side.target), "messages": render_messages(side.messages), "number": number}
         for number, side in enumerate(chat.sides)
     ]
+
+
+def _describe_list(context: Context, search: str = "", page: int = 1, *, current: str) -> dict[str, Any]:
+    """Values of the template `chat_list`."""
+    chats, count = list_chats(context, search, page)
+    return {
+        "chats": chats,
+        "models": {chat.id: " · ".join(Path(side.target).name for side in chat.sides) for chat in chats},
+        "count": count,
+        "search": search,
+        "page": page,
+        "page_size": PAGE_CHATS,
+        "pages": max(1, -(-count // PAGE_CHATS)),
+        "current": current,
+    }
+
+
+def _describe_votes(context: Context, chat: Chat) -> dict[str, Any]:
+    """Values of the template `chat_votes`: the votes of this conversation, and the comparison that they are part of."""
+    if len(chat.sides) != 2:
+        return {"votes": {}}
+    folder = find_comparison_folder(context, [side.target for side in chat.sides])
+    comparison = read_comparison(folder)
+    return {
+        "votes": count_votes(chat),
+        "comparison": comparison,
+        "comparison_folder": str(folder),
+        "has_other_history": any(vote.other_messages is not None for vote in chat.votes),
+    }

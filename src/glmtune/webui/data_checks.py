@@ -15,6 +15,7 @@ from glmtune.data.check_kinds import Finding, describe_kind
 from glmtune.data.check_rows import CheckReport, ModelChecker, RowChecker, scan_sources
 from glmtune.errors import GlmtuneError
 from glmtune.webui.data_rows import load_model_checker, open_rows
+from glmtune.webui.status_pages import log_fault
 
 _MAX_TASKS = 16
 _MAX_FINDINGS = 20_000
@@ -106,6 +107,7 @@ def _run_check(check: DataCheck, run: RunConfig, writer: FixWriter | None) -> No
     except GlmtuneError as error:
         check.error = error
     except Exception as error:  # a bug of ours: the page must not wait for ever
+        log_fault(error, f"check of {check.name}")
         check.error = GlmtuneError(f"The check failed: {type(error).__name__}: {error}")
     check.is_done = True
 

@@ -19,6 +19,7 @@ from glmtune.data.sources import DataSource, open_sources
 from glmtune.errors import DataError
 from glmtune.families import detect_family, get_family
 from glmtune.html.builder import Html, el, join
+from glmtune.webui.error_texts import localize_message, translate_message
 
 PAGE_ROWS = 20
 _MAX_TEXT = 400
@@ -112,7 +113,7 @@ def read_page(
     return found[:PAGE_ROWS], len(found) > PAGE_ROWS
 
 
-def render_row(run: RunConfig, number: int, with_ids: bool, title: str) -> Html | None:
+def render_row(run: RunConfig, number: int, with_ids: bool, title: str, lang: str) -> Html | None:
     """A row as the model sees it, in a frame of its own where no script runs; None without a model.
 
     Raises:
@@ -125,10 +126,12 @@ def render_row(run: RunConfig, number: int, with_ids: bool, title: str) -> Html 
     try:
         source, conversation = find_row(open_rows(run), number, name)
         page = render_html(
-            make_preview(source, conversation, checker.family, checker.tokenizer, checker.rules), with_ids
+            *(make_preview(source, conversation, checker.family, checker.tokenizer, checker.rules), with_ids),
+            *({"zh": "zh-CN"}.get(lang, lang), lambda line: translate_message(line, lang) or line),
         )
     except UnusedRowError as error:
-        page = str(join([el("p", f"{error.effect}: {error.message}"), el("pre", error.row_text)]))
+        effect, problem = (localize_message(line, lang) for line in (error.effect, error.message))
+        page = str(join([el("p", effect, ": ", problem), el("pre", error.row_text)]))
     return el("iframe", srcdoc=page, sandbox="", title=title, class_="frame short")
 
 

@@ -22,6 +22,7 @@ from glmtune.webui.context import Context
 from glmtune.webui.data_checks import DataCheck, DataChecks, group_findings
 from glmtune.webui.data_rows import make_run, open_rows, read_page, render_row
 from glmtune.webui.elements import make_figures
+from glmtune.webui.error_texts import localize_message
 from glmtune.webui.forms import Field, map_fields, parse_value, tree_of
 from glmtune.webui.guard import owner_of
 from glmtune.webui.paths import data_entries, inside, model_or_path
@@ -72,7 +73,7 @@ def add_routes(app: FastAPI, context: Context) -> None:
         number = data.get_number("row", 1, low=1)
         title = text("data.row_title", lang, row=number)
         run = await run_in_threadpool(parse_run, context, data)
-        frame = await run_in_threadpool(render_row, run, number, data.has("ids"), title)
+        frame = await run_in_threadpool(render_row, run, number, data.has("ids"), title, lang)
         return render_part(request, context, "data_row", frame=frame, number=number, with_ids=data.has("ids"))
 
     @app.post("/data/check")
@@ -159,9 +160,11 @@ def _show_rows(request: Request, context: Context, checks: DataChecks, data: For
     is_checked = check is not None and check.is_done and check.data == run.data
     numbers = frozenset(check.rows) if data.has("findings_only") and is_checked and check is not None else None
     rows, has_more = read_page(run, page, data.get("search"), numbers)
-    notes = [note for source in open_rows(run) for note in (f"{source.name}: {source.format}", *source.notes)]
-    if data.has("findings_only") and not is_checked:
-        notes.insert(0, text("data.check_first", get_language(request, context)))
+    lang = get_language(request, context)
+    notes: list[str] = [text("data.check_first", lang)] if data.has("findings_only") and not is_checked else []
+    for source in open_rows(run):
+        notes.append(f"{source.name}: {source.format}")
+        notes += [localize_message(note, lang) for note in source.notes]
     return render_part(request, context, "data_rows", rows=rows, page=page, has_more=has_more, notes=notes)
 
 

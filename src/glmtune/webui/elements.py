@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import threading
-import time
 from collections.abc import Iterable
 
 import psutil
 
 from glmtune.html.builder import Html, el
 from glmtune.html.pages import NO_VALUE, is_number
-
-_GPU_SECONDS = 2.0
-_gpu_lock = threading.Lock()
-_gpu_readings: list[tuple[float, str]] = []
 
 
 def make_facts(rows: Iterable[tuple[str, object]]) -> Html:
@@ -37,29 +29,6 @@ def make_note(line: str) -> Html:
 def format_number(value: object, form: str = ".4f") -> str:
     """A number as it is read; a dash where it is not known."""
     return f"{value:{form}}" if is_number(value) else NO_VALUE
-
-
-def describe_gpu_memory() -> str:
-    """Memory in use and in all of every GPU; empty without one. It is read once for all browsers that ask within
-    `_GPU_SECONDS`."""
-    with _gpu_lock:
-        if not _gpu_readings or time.monotonic() - _gpu_readings[0][0] > _GPU_SECONDS:
-            _gpu_readings[:] = [(time.monotonic(), _read_gpu_memory())]
-        return _gpu_readings[0][1]
-
-
-def _read_gpu_memory() -> str:
-    """The driver's own tool is asked, for this process is to hold nothing on a GPU."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return ""
-    command = [tool, "--query-gpu=memory.used,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        output = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout
-    except (subprocess.SubprocessError, OSError):  # a driver that does not answer
-        return ""
-    pairs = [line.split(",") for line in output.splitlines() if "," in line]
-    return ", ".join(f"{float(used) / 1024:.1f} / {float(total) / 1024:.1f} GiB" for used, total in pairs)
 
 
 def measure_main_memory() -> dict[str, int]:

@@ -1,8 +1,10 @@
-"""The tab `Evaluate`: eval, compare and forget as jobs, and their results."""
+"""The tab `Evaluate`: eval, compare, forget and score as jobs, and all results."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
@@ -10,29 +12,35 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from glmtune.errors import ConfigError
-from glmtune.webui import drafts, lists
+from glmtune.utils.shell_words import join_words
+from glmtune.webui import drafts, evaluations
 from glmtune.webui.context import Context
-from glmtune.webui.evaluations import list_evaluations, make_rows
+from glmtune.webui.evaluations import PAGE_ROWS, SORT_KEYS, EvaluationQuery, find_result, find_rows
 from glmtune.webui.guard import owner_of
-from glmtune.webui.jobs_view import render_job
+from glmtune.webui.job_lists import describe_jobs
+from glmtune.webui.jobs import Job
 from glmtune.webui.paths import data_entries, inside, model_or_path
 from glmtune.webui.rendering import get_language, redirect, render_page, render_part
 from glmtune.webui.requests import FormData, read_form
-from glmtune.webui.runs_tab import render_report_frame
+from glmtune.webui.run_page import render_report_frame
+from glmtune.webui.score_view import render_scores
+from glmtune.webui.tables import MAX_PAGE, TableLinks
 
-KINDS = ("eval", "compare", "forget")
+KINDS = ("eval", "compare", "forget", "score")
 _DRAFT = "evaluate"
-_MAX_ROWS = 200
 
 
 def add_routes(app: FastAPI, context: Context) -> None:
     """Add the routes of the tab."""
+    _add_form_routes(app, context)
+    _add_result_routes(app, context)
 
+
+def _add_form_routes(app: FastAPI, context: Context) -> None:
     @app.get("/evaluate")
-    def show_evaluate(request: Request, model: str = "", kind: str = "") -> Response:
+    def show_evaluate(request: Request, model: str = "", kind: str = "", report: str = "") -> Response:
         draft = drafts.load_draft(context, owner_of(request), _DRAFT) or FormData([("probe", "true")])
         kind = kind or draft.get("kind")
-        job = next((job for job in context.jobs.list() if job.kind in KINDS), None)
         return render_page(
             *(request, context, "evaluate"),
             tab="evaluate",
@@ -41,22 +49,10 @@ def add_routes(app: FastAPI, context: Context) -> None:
             model=model or draft.get("model"),
             draft=draft,
             others=[*draft.get_all("other"), "", ""],
-            targets=lists.list_targets(context),
-            datasets=lists.list_datasets(context),
-            panel=render_job(request, context, job) if job else "",
+            report=report,
+            result_kinds=evaluations.KINDS,
+            **describe_jobs(request, context, KINDS),
         )
-
-    @app.get("/evaluate/results")
-    def show_results(request: Request) -> Response:
-        rows = [row for entry in list_evaluations(context) for row in make_rows(entry)][:_MAX_ROWS]
-        names = {row.folder: context.shorten(row.folder) for row in rows}
-        return render_part(request, context, "evaluate_results", rows=rows, names=names)
-
-    @app.get("/evaluate/report")
-    def show_report(request: Request, folder: str = "") -> Response:
-        lang = get_language(request, context)
-        frame = render_report_frame(inside(context.roots, folder), lang)
-        return render_part(request, context, "markup", markup=frame)
 
     @app.post("/evaluate/draft")
     async def keep_form(request: Request) -> Response:
@@ -71,6 +67,60 @@ def add_routes(app: FastAPI, context: Context) -> None:
         output = str(inside(context.roots, data.get("output"))) if data.get("output") else ""
         await run_in_threadpool(context.jobs.submit, arguments[0], arguments, output, owner_of(request))
         return redirect(request, f"/evaluate?kind={arguments[0]}")
+
+
+def _add_result_routes(app: FastAPI, context: Context) -> None:
+    @app.get("/evaluate/results")
+    def show_results(request: Request) -> Response:
+        query = parse_query(FormData(request.query_params.multi_items()))
+        return render_part(request, context, "evaluate_results", **_describe_table(context, query))
+
+    @app.get("/evaluate/job/{id}")
+    def show_job_result(request: Request, id: str) -> Response:
+        rows = list_job_rows(context, context.jobs.get(id))
+        names = {row.folder: context.shorten(row.folder) for row in rows}
+        return render_part(request, context, "evaluate_job", rows=rows, names=names)
+
+    @app.get("/evaluate/report")
+    def show_report(request: Request, folder: str = "") -> Response:
+        lang, path = get_language(request, context), inside(context.roots, folder)
+        markup = render_scores(path, lang) or render_report_frame(path, lang)
+        return render_part(request, context, "evaluate_report", report=markup, name=context.shorten(path))
+
+
+def parse_query(data: FormData) -> EvaluationQuery:
+    """The table that a browser asks for; what is not known is the default."""
+    kind, sort = data.get("kind"), data.get("sort")
+    return EvaluationQuery(
+        data.get("search")[:200],
+        kind if kind in evaluations.KINDS else "",
+        sort if sort in SORT_KEYS else "written",
+        data.get("order") != "up",
+        data.get_number("page", 1, low=1, high=MAX_PAGE),
+    )
+
+
+def list_job_rows(context: Context, job: Job) -> tuple[evaluations.EvaluationRow, ...]:
+    """The rows of what a job has written; none before its end."""
+    if job.alive or job.kind not in KINDS:
+        return ()
+    entry = find_result(context, join_words(["glmtune", *job.arguments]))
+    return entry.rows if entry is not None else ()
+
+
+def _describe_table(context: Context, query: EvaluationQuery) -> dict[str, Any]:
+    """Values of the template `evaluate_results`."""
+    rows, count = find_rows(context, query)
+    last_page = max(1, -(-count // PAGE_ROWS))
+    if query.page > last_page:  # results were deleted since the page was linked to
+        query = replace(query, page=last_page)
+        rows, count = find_rows(context, query)
+    fields = {"search": query.search, "kind": query.kind}
+    links = TableLinks(
+        *(fields, query.sort, query.is_descending, query.page, count, PAGE_ROWS), frozenset({"model", "loss"})
+    )
+    names = {row.folder: context.shorten(row.folder) for row in rows}
+    return {"rows": rows, "names": names, "links": links, "is_filtered": bool(query.search or query.kind)}
 
 
 def make_arguments(context: Context, data: FormData, lang: str) -> list[str]:
@@ -95,9 +145,11 @@ def make_arguments(context: Context, data: FormData, lang: str) -> list[str]:
             raise ConfigError("No rows are chosen.", "Choose a file of the list.")
         words += ["--data", str(data_entries(context.roots, data.get("data")))]
     words += list(_make_numbers(data, kind))
+    if kind == "compare" and data.get("judge"):
+        words += ["--judge", model_or_path(context.roots, data.get("judge"))]
     if data.get("output"):
         words += ["--output", str(inside(context.roots, data.get("output")))]
-    if kind != "eval":
+    if kind in ("compare", "forget"):
         words += ["--lang", lang]
     if kind == "compare" and not data.has("probe"):
         words.append("--no-forget")
@@ -109,7 +161,7 @@ def _make_numbers(data: FormData, kind: str) -> Iterator[str]:
         "--limit": data.get_number("limit", 0),
         "--batch-size": data.get_number("batch", 8, low=1, high=4096),
     }
-    if kind != "forget":  # the probe sets its own
+    if kind in ("eval", "compare"):  # the probe sets its own
         values["--max-new-tokens"] = data.get_number("tokens", 0, high=32_768)
     for option, value in values.items():
         if value:

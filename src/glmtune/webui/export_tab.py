@@ -17,10 +17,11 @@ from glmtune.export.export_request import BITS, LAYOUTS, ExportRequest, estimate
 from glmtune.export.folder import require_free_folder
 from glmtune.models.loading import DTYPES
 from glmtune.utils.console import format_bytes
-from glmtune.webui import drafts, lists
+from glmtune.webui import drafts
 from glmtune.webui.context import Context
 from glmtune.webui.guard import owner_of
-from glmtune.webui.jobs_view import render_job
+from glmtune.webui.job_lists import describe_jobs
+from glmtune.webui.jobs import Job
 from glmtune.webui.paths import inside, model_or_path
 from glmtune.webui.rendering import get_language, make_problem, redirect, render_page, render_part
 from glmtune.webui.requests import FormData, read_form
@@ -77,7 +78,6 @@ def add_routes(app: FastAPI, context: Context) -> None:
 
     @app.get("/export")
     def show_export(request: Request, model: str = "") -> Response:
-        job = next((job for job in context.jobs.list() if job.kind == "export"), None)
         draft = drafts.load_draft(context, owner_of(request), _DRAFT)
         try:
             choices = parse_choices(draft or FormData())
@@ -90,8 +90,7 @@ def add_routes(app: FastAPI, context: Context) -> None:
             layouts=LAYOUTS,
             bits=BITS,
             dtypes=tuple(DTYPES),
-            targets=lists.list_targets(context),
-            panel=render_job(request, context, job) if job else "",
+            **describe_jobs(request, context, ("export",)),
         )
 
     @app.post("/export/check")
@@ -103,12 +102,20 @@ def add_routes(app: FastAPI, context: Context) -> None:
     @app.post("/export/start")
     async def start_export(request: Request) -> Response:
         data = await read_form(request)
-        choices = await run_in_threadpool(complete_choices, context, parse_choices(data))
-        await run_in_threadpool(estimate_size, context, choices)  # what was true when the button was drawn may differ
-        output = str(inside(context.roots, choices.output))
-        arguments = make_arguments(context, choices)
-        await run_in_threadpool(context.jobs.submit, "export", arguments, output, owner_of(request))
+        await run_in_threadpool(submit_export, context, parse_choices(data), owner_of(request))
         return redirect(request, "/export")
+
+
+def submit_export(context: Context, choices: ExportChoices, owner: str) -> Job:
+    """Queue an export, to a new folder where none is given.
+
+    Raises:
+        GlmtuneError: why it cannot be done.
+    """
+    choices = complete_choices(context, choices)
+    estimate_size(context, choices)  # what was true when the button was drawn may differ
+    output = str(inside(context.roots, choices.output))
+    return context.jobs.submit("export", make_arguments(context, choices), output, owner)
 
 
 def parse_choices(data: FormData) -> ExportChoices:
@@ -154,7 +161,9 @@ def suggest_output(context: Context, choices: ExportChoices) -> str:
     form = "adapter" if choices.adapter_only else f"{choices.bits}bit"
     start = f"exports/{name}-{choices.layout}-{form}"
     names = (start if number == 1 else f"{start}-{number}" for number in count(1))
-    return next(each for each in names if not (context.roots[0] / each).exists())
+    taken = {job.output for job in context.jobs.list() if job.alive}  # not there yet
+    folders = ((name, context.roots[0] / name) for name in names)
+    return next(name for name, folder in folders if not folder.exists() and str(folder.resolve()) not in taken)
 
 
 def estimate_size(context: Context, choices: ExportChoices) -> int | None:

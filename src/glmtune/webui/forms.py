@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from glmtune.errors import ConfigError
 from glmtune.training.best_metric import check_best_metric
 from glmtune.training.training_keys import TRAINING_KEY_USES
 from glmtune.utils.documents import DocumentError, parse_yaml
+from glmtune.utils.optional_packages import is_installed, require_extra
 
 Kind = Literal["text", "integer", "number", "flag", "choice", "list", "lines", "mapping"]
 
@@ -83,7 +83,7 @@ def get_method_section(method: str) -> str:
 
 def find_unavailable_choices() -> dict[str, str]:
     """Choices that this machine cannot do, and the text that says why."""
-    if importlib.util.find_spec("bitsandbytes") is None:
+    if not is_installed("bitsandbytes"):
         return dict.fromkeys(("qlora", "nf4", "int8"), "train.no_bitsandbytes")
     return {}
 
@@ -160,11 +160,8 @@ def check_tree(tree: Mapping[str, Any]) -> RunConfig:
     """
     run: RunConfig = build_dataclass(RunConfig, tree, "form")
     check_config(run)
-    missing = find_unavailable_choices()
-    if run.model.quantization in missing:
-        raise ConfigError(
-            f"{run.model.quantization} needs bitsandbytes, which is not installed.", "pip install 'glmtune[qlora]'"
-        )
+    if run.model.quantization in find_unavailable_choices():
+        require_extra("qlora", run.model.quantization)
     _check_training(run.training)
     check_best_metric(run)
     return run

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
@@ -29,11 +28,13 @@ from glmtune.utils.console import print_warning
 from glmtune.utils.documents import shorten_path, shorten_value
 from glmtune.utils.file_access import make_limit_variable
 from glmtune.utils.io import find_json_object, read_json_object, write_json
+from glmtune.utils.operating_system import make_detached_options, stop_detached
 from glmtune.webui.errors import JobError
 
 State = Literal["queued", "running", "finished", "failed", "stopped"]
 COMMAND = (sys.executable, "-m", "glmtune")
 _TICK_SECONDS = 1.0
+_WAIT_SECONDS = 0.2
 _ID = re.compile(r"[\w-]{1,80}")
 _TAIL_BYTES = 256 * 1024
 _BROKEN_HINT = "Remove the file: the result of the job is in its own folder."
@@ -88,6 +89,7 @@ class Jobs:
         self._folder = folder
         self._workdir = workdir
         self._on_end = on_end
+        self._starts_jobs = True
         self._thread_lock = threading.RLock()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._broken: set[str] = set()
@@ -133,12 +135,25 @@ class Jobs:
             if job.state == "queued":
                 job.state, job.ended = "stopped", time.time()
             elif job.kind != "train":
-                _signal(job, signal.SIGTERM)
+                _stop(job)
             elif job.stops > 1:
-                _signal(job, signal.SIGINT)
+                _stop(job, interrupt=True)
             self._write(job)
             self._advance()
             return self._read(id)
+
+    def stop_running(self) -> None:
+        """Stop what runs and wait until it has ended: a training saves a checkpoint.
+
+        Jobs that wait stay queued for the next server of the folder; this one starts no more.
+        """
+        self._starts_jobs = False
+        for job in self.list():
+            if job.state == "running":
+                print(f"glmtune ui: stopping {job.kind} ({job.output or job.id})", flush=True)
+                self.stop(job.id)
+        while any(job.state == "running" for job in self.list()):
+            time.sleep(_WAIT_SECONDS)
 
     def list(self) -> _Jobs:
         """All jobs, the newest first."""
@@ -156,14 +171,22 @@ class Jobs:
             self._advance()
             return self._read(id)
 
+    def find_log(self, id: str) -> Path:
+        """The file of what the command prints, which it may not have begun.
+
+        Raises:
+            JobError: there is no such job.
+        """
+        self._path(id)
+        return self._folder / f"{id}.log"
+
     def tail(self, id: str, lines: int = 300) -> str:
         """The last lines of what the command printed.
 
         Raises:
             JobError: there is no such job.
         """
-        self._path(id)
-        log = self._folder / f"{id}.log"
+        log = self.find_log(id)
         if not log.is_file():
             return ""
         with log.open("rb") as stream:
@@ -171,6 +194,25 @@ class Jobs:
             said = stream.read().decode("utf-8", errors="replace")
         # What a bar overwrote on a terminal is left out.
         return "\n".join(line.rsplit("\r", 1)[-1] for line in said.rstrip("\n").split("\n")[-lines:])
+
+    def remove_ended(self, select_old: Callable[[Iterator[tuple[float, Path]]], Sequence[Path]]) -> int:
+        """Remove jobs that have ended, with their logs.
+
+        Args:
+            select_old: chooses from the times of their ends, in seconds since 1970, and their files.
+
+        Returns:
+            The number of removed jobs.
+        """
+        with self._held():
+            self._advance()
+            ended = [job for job in self._read_all() if not job.alive]
+            old = select_old((job.ended or job.created, self._folder / f"{job.id}.json") for job in ended)
+            for path in old:
+                for suffix in (".log", ".exit", ".json"):  # the last one is what makes it a job
+                    path.with_suffix(suffix).unlink(missing_ok=True)
+                self._ended.pop(path.stem, None)
+        return len(old)
 
     def _watch(self) -> None:
         while True:
@@ -192,7 +234,7 @@ class Jobs:
         for job in jobs:
             if job.state == "running":
                 self._look_after(job)
-        if not any(job.state == "running" for job in jobs):
+        if self._starts_jobs and not any(job.state == "running" for job in jobs):
             waiting = next((job for job in jobs if job.state == "queued"), None)
             if waiting is not None:
                 self._start(waiting)
@@ -227,7 +269,7 @@ class Jobs:
                 stderr=subprocess.STDOUT,
                 cwd=self._workdir,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "160", **make_limit_variable()},
-                start_new_session=True,  # so that it lives on when the server ends
+                **make_detached_options(),
             )
         self._children[job.id] = process
         job.state, job.started, job.pid = "running", time.time(), process.pid
@@ -310,9 +352,9 @@ def _is_running(job: Job) -> bool:
         return False
 
 
-def _signal(job: Job, number: signal.Signals) -> None:
+def _stop(job: Job, interrupt: bool = False) -> None:
     if job.pid is not None and _is_running(job):
-        os.killpg(job.pid, number)
+        stop_detached(job.pid, interrupt=interrupt)
 
 
 def _ask_to_stop(job: Job) -> None:

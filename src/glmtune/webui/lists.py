@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,29 @@ from glmtune.errors import GlmtuneError
 from glmtune.utils.io import find_json_object
 from glmtune.webui.context import Context
 from glmtune.webui.errors import PathError
-from glmtune.webui.paths import Kind, inside, list_paths, walk_folders
+from glmtune.webui.paths import Kind, find_paths, inside, list_paths
 
 Choices = list[tuple[str, str]]
 """Names, and the paths behind them."""
 _MAX_COUNTED_BYTES = 8 * 2**20
-_MAX_ENTRIES = 300
+MAX_CHOICES = 200
+"""That a browser is sent at a time; the others are found by a search."""
 _row_counts: dict[tuple[str, int, int], int | None] = {}
+
+
+@dataclass(frozen=True)
+class FoundChoices:
+    """What a user may choose from.
+
+    Attributes:
+        choices: the first `MAX_CHOICES` that match.
+        count: all that match.
+        cut_roots: roots of which some folders were not looked at, see `paths.FoundPaths`.
+    """
+
+    choices: Choices
+    count: int
+    cut_roots: list[Path]
 
 
 def list_choices(context: Context, *kinds: Kind) -> Choices:
@@ -29,25 +46,48 @@ def list_choices(context: Context, *kinds: Kind) -> Choices:
 
 def list_targets(context: Context) -> Choices:
     """Whatever has weights: runs, the newest first, then checkpoint folders."""
-    return list_choices(context, "runs", "models")
+    return find_targets(context, "").choices
 
 
 def list_datasets(context: Context) -> Choices:
     """Entries of every dataset_info.json under the roots by name, then data files."""
-    entries = list(_list_entries(context))
-    return [*entries, *(choice for choice in list_choices(context, "data") if Path(choice[1]).name != CATALOG_FILE)]
+    return find_datasets(context, "").choices
 
 
-def _list_entries(context: Context) -> Iterator[tuple[str, str]]:
-    count = 0
-    for root in context.roots:
-        for folder, names in walk_folders(root):
-            if CATALOG_FILE not in names:
-                continue
-            for name, entry in (find_json_object(folder / CATALOG_FILE) or {}).items():
-                if isinstance(entry, dict) and count < _MAX_ENTRIES:
-                    count += 1
-                    yield _describe_entry(context, folder, str(name), entry), f"{folder / CATALOG_FILE}:{name}"
+def find_targets(context: Context, search: str) -> FoundChoices:
+    """Runs, the newest first, then checkpoint folders, with all words of a search in their path."""
+    found = [find_paths(context.roots, kind) for kind in ("runs", "models")]
+    paths = dict.fromkeys(path for each in found for path in each.paths)
+    matching = [path for path in paths if _matches(str(path), search)]
+    choices = [(context.shorten(path), str(path)) for path in matching[:MAX_CHOICES]]
+    return FoundChoices(choices, len(matching), list(dict.fromkeys(root for each in found for root in each.cut_roots)))
+
+
+def find_datasets(context: Context, search: str) -> FoundChoices:
+    """Entries of every dataset_info.json under the roots by name, then data files, with all words of a search in their
+    name."""
+    found = find_paths(context.roots, "data")
+    catalogs = [path for path in found.paths if path.name == CATALOG_FILE]
+    entries = [each for each in _list_entries(catalogs) if _matches(f"{each[0]}:{each[1]}", search)]
+    files = [path for path in found.paths if path.name != CATALOG_FILE and _matches(str(path), search)]
+    # Rows are counted for those alone that are shown.
+    choices = [
+        (_describe_entry(context, catalog.parent, name, entry), f"{catalog}:{name}")
+        for catalog, name, entry in entries[:MAX_CHOICES]
+    ]
+    choices += [(context.shorten(path), str(path)) for path in files[: MAX_CHOICES - len(choices)]]
+    return FoundChoices(choices, len(entries) + len(files), found.cut_roots)
+
+
+def _matches(name: str, search: str) -> bool:
+    return all(word in name.casefold() for word in search.casefold().split())
+
+
+def _list_entries(catalogs: list[Path]) -> Iterator[tuple[Path, str, dict[str, Any]]]:
+    for catalog in catalogs:
+        for name, entry in (find_json_object(catalog) or {}).items():
+            if isinstance(entry, dict):
+                yield catalog, str(name), entry
 
 
 def _describe_entry(context: Context, folder: Path, name: str, entry: dict[str, Any]) -> str:

@@ -113,7 +113,7 @@ async def _run_json(request: Request, context: Context, words: list[str], timeou
     try:
         content: dict[str, Any] = json.loads(result.output)
     except ValueError:
-        raise GlmtuneError(result.find_error()) from None
+        raise result.to_error() from None
     return content
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import time
 from collections import OrderedDict
@@ -11,7 +12,6 @@ from typing import Any
 
 from starlette.requests import Request
 
-from glmtune.errors import GlmtuneError
 from glmtune.html.builder import Html, el, join
 from glmtune.utils.console import format_bytes
 from glmtune.utils.io import write_text
@@ -23,6 +23,8 @@ from glmtune.webui.texts import text
 
 CPU_DEVICE = "this machine's free memory"
 """Name of a plan's device without a GPU, see `training.plan.device`."""
+_OTHER_GPU = re.compile(r"a GPU of (.+)")
+"""Name of a plan's device for `--gpu-memory`, see `training.plan.device`."""
 _TIMEOUT_S = 300
 _MAX_PLANS = 64
 _PLAN_SECONDS = 30.0
@@ -72,7 +74,7 @@ async def make_plan(
             limits: dict[str, Any] = {"timeout_s": _TIMEOUT_S, "timeout_message": text("plan.slow", lang)}
             result = await run_command(arguments, root, request=request, **limits)
         if result.code:
-            raise GlmtuneError(result.find_error())
+            raise result.to_error()
         made, plan = time.monotonic(), json.loads(result.output)
     _plans[key] = (made, plan)
     while len(_plans) > _MAX_PLANS:
@@ -83,8 +85,7 @@ async def make_plan(
 def render_plan(plan: dict[str, Any], lang: str) -> Html:
     """The verdict, a bar of the parts, their sizes, and the change to make."""
     need, have = format_bytes(plan["bytes"]), format_bytes(plan["memory_bytes"])
-    device = text("plan.this_machine", lang) if plan["device"] == CPU_DEVICE else plan["device"]
-    verdict = text(f"plan.{plan['verdict']}", lang, need=need, have=f"{have} ({device})")
+    verdict = text(f"plan.{plan['verdict']}", lang, need=need, have=f"{have} ({describe_device(plan, lang)})")
     style = {"fits": "good", "tight": "warn"}.get(plan["verdict"], "bad")
     pieces = [el("p", el("span", verdict), class_=f"callout {style}")]
     pieces.append(_render_bar(plan, lang))
@@ -98,6 +99,13 @@ def render_plan(plan: dict[str, Any], lang: str) -> Html:
         settings = " ".join(change["settings"])
         pieces.append(make_note(text(key, lang, settings=settings, need=format_bytes(change["bytes"]))))
     return join(pieces)
+
+
+def describe_device(plan: dict[str, Any], lang: str) -> str:
+    """The device of a plan: this machine's GPU by its name, its CPU, or a card elsewhere."""
+    if plan["device"] == CPU_DEVICE:
+        return text("plan.this_machine", lang)
+    return text("plan.chosen_card", lang) if _OTHER_GPU.fullmatch(plan["device"]) else str(plan["device"])
 
 
 def render_work(plan: dict[str, Any], seconds: float | None, lang: str) -> Html:

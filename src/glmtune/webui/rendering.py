@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import cache
 from typing import Any
 
@@ -14,11 +15,12 @@ from glmtune.errors import GlmtuneError
 from glmtune.html.pages import make_environment
 from glmtune.utils.console import format_bytes, format_duration
 from glmtune.webui.context import Context
-from glmtune.webui.error_texts import translate_error
+from glmtune.webui.error_texts import localize_message, translate_message
 from glmtune.webui.guard import csrf_token, find_chosen_language
+from glmtune.webui.pruning import CHATS, JOBS, UPLOADS
 from glmtune.webui.texts import text
 
-TABS = ("data", "train", "runs", "chat", "evaluate", "export", "model")
+TABS = ("data", "train", "runs", "chat", "evaluate", "export", "model", "migrate")
 """In the order in which a person needs them."""
 UNPROCESSABLE = 422
 """Status of a request that a user can correct; its part of the page is shown in place of the result."""
@@ -54,30 +56,25 @@ def render_markup(request: Request, context: Context, name: str, /, **values: An
     return Markup(_render(request, context, name, values))
 
 
-def render_error(request: Request, context: Context, error: GlmtuneError) -> HTMLResponse:
-    """An error that a user can correct, in place of the result that was asked for: a part of a page for scripts, a
-    whole page for a browser that follows a link."""
-    problem = make_problem(error, get_language(request, context))
-    if "hx-request" in request.headers or "text/html" not in request.headers.get("accept", ""):
-        return HTMLResponse(str(problem), UNPROCESSABLE)
-    root = request.scope.get("root_path", "")
-    tab = request.url.path.removeprefix(root).strip("/").partition("/")[0]
-    values = {"tab": tab, "title": text("app.problem", get_language(request, context)), "problem": problem}
-    return HTMLResponse(_render(request, context, "error", values), UNPROCESSABLE)
-
-
 def make_problem(error: GlmtuneError, lang: str) -> Markup:
-    """The one or two lines of an error, under a headline in the page's language."""
+    """The lines of an error, under a headline in the page's language; see `render_problem`."""
+    return render_problem("\n".join(filter(None, [error.message, error.hint])), lang)
+
+
+def render_problem(message: str, lang: str, title: str = "app.problem") -> Markup:
+    """An error as the page shows it: its lines in the page's language, the words of the command line folded below.
+    Lines without a translation stand under a remark that they are in English.
+
+    Args:
+        message: lines as the command line prints them.
+        lang: of the page.
+        title: key of the words before the first line.
+    """
+    lines = [line for line in message.splitlines() if line.strip()]
+    translations = [line if lang == "en" else translate_message(line, lang) for line in lines]
     template = _environment().get_template("problem.html.j2")
-    return Markup(
-        template.render(
-            message=error.message,
-            hint=error.hint or "",
-            translated=translate_error(error.message, lang),
-            translated_hint=translate_error(error.hint or "", lang),
-            t=_translator(lang),
-        )
-    )
+    values = {"lines": list(zip(lines, translations, strict=True)), "is_english": lang == "en"}
+    return Markup(template.render(**values, title=title, original=message, t=_translator(lang)))
 
 
 def redirect(request: Request, path: str) -> Response:
@@ -104,6 +101,11 @@ def _render(request: Request, context: Context, name: str, values: dict[str, Any
     return _environment().get_template(f"{name}.html.j2").render({**shared, **values})
 
 
+def format_moment(seconds: float) -> str:
+    """A time of the machine's clock: 2026-11-27 09:30."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
 def _translator(lang: str) -> Any:
     return lambda key, **named: text(key, lang, **named)
 
@@ -111,5 +113,11 @@ def _translator(lang: str) -> Any:
 @cache
 def _environment() -> Environment:
     environment = make_environment("glmtune.webui")
-    environment.filters |= {"size": format_bytes, "duration": format_duration}
+    environment.filters |= {
+        "size": format_bytes,
+        "duration": format_duration,
+        "moment": format_moment,
+        "localize": localize_message,
+    }
+    environment.globals["keep"] = {"chats": CHATS, "jobs": JOBS, "uploads": UPLOADS}
     return environment

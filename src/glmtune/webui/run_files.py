@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from glmtune.errors import ConfigError, RunError
 from glmtune.run_dir import RunDir, is_run
 from glmtune.utils.documents import DocumentError, read_document
 from glmtune.utils.io import find_json_object, is_locked, write_json, write_text
+from glmtune.utils.operating_system import replace_path
 
 NOTES, TAGS = "notes.md", "tags.json"
 STATES = ("running", "finished", "stopped", "interrupted", "new", "unreadable")
@@ -136,10 +136,15 @@ def write_tags(path: Path, tags: str) -> None:
         tags: words with commas or spaces between them.
 
     Raises:
-        RunError: the run is gone.
+        RunError: the run is gone, or there are too many tags, or one is too long.
     """
-    words = dict.fromkeys(word[:_MAX_TAG] for word in re.split(r"[,，;；\s]+", tags) if word)
-    write_json(require_run(path).root / TAGS, {"tags": list(words)[:_MAX_TAGS]})
+    words = list(dict.fromkeys(word for word in re.split(r"[,，;；\s]+", tags) if word))
+    if len(words) > _MAX_TAGS or any(len(word) > _MAX_TAG for word in words):
+        raise RunError(
+            f"A run has at most {_MAX_TAGS} tags of {_MAX_TAG} characters.",
+            "Remove or shorten some; notes may be long.",
+        )
+    write_json(require_run(path).root / TAGS, {"tags": words})
 
 
 def read_tags(path: Path) -> tuple[str, ...]:
@@ -172,7 +177,7 @@ def delete_run(path: Path, *, roots: Sequence[Path]) -> None:
     doomed = path.with_name(f".{path.name}.deleted")
     try:
         # In one step, so that a run half gone is never taken for a whole one.
-        os.replace(path, doomed)
+        replace_path(path, doomed)
         shutil.rmtree(doomed)
     except OSError as error:
         raise RunError(f"{path}: cannot be deleted ({error.strerror}).", "Delete it by hand.") from None

@@ -17,7 +17,7 @@ from glmtune.webui.context import Context
 from glmtune.webui.errors import PathError
 from glmtune.webui.forms import as_yaml, check_tree, fields, get_method_section, tree_of, values_of
 from glmtune.webui.paths import data_entries, inside, model_or_path
-from glmtune.webui.requests import FormData
+from glmtune.webui.requests import FormData, Pairs
 
 METHOD_SECTIONS = ("lora", "ptuning", "freeze")
 _SHORTHAND = {"model": "path", "data": "train", "replay": "data"}
@@ -76,6 +76,17 @@ def parse_form(data: FormData) -> RunForm:
     form.datasets = [(entry, weight) for entry, weight in form.datasets if entry]
     form.more = data.get(MORE)
     return form
+
+
+def list_form_pairs(form: RunForm) -> Pairs:
+    """What a browser would send of a form: the other way of `parse_form`."""
+    flags = {item.key for item in fields() if item.kind == "flag"}
+    pairs = [(key, str(value)) for key, value in form.values.items() if key not in flags and key != DATA]
+    pairs += [("flags", key) for key in sorted(flags)]
+    pairs += [(key, "true") for key in sorted(flags) if form.values[key] in (True, "true")]
+    for entry, weight in form.datasets:
+        pairs += [(DATA, entry), (WEIGHT, weight)]
+    return [*pairs, (MORE, form.more)]
 
 
 def make_form(tree: Mapping[str, Any]) -> RunForm:

@@ -13,13 +13,14 @@ from pathlib import Path
 from types import FrameType
 
 from glmtune.utils.io import write_json
+from glmtune.utils.operating_system import list_stop_signals
 
 
 def run(exit_file: Path, command: list[str]) -> int:
     """The command's exit code, which is also written to `exit_file`."""
     # Signals go to the whole session; the command decides what they mean. A handler, for an ignored signal would be
     # ignored in the command too.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in list_stop_signals():
         signal.signal(number, _leave_it_to_the_command)
     code = subprocess.Popen(command, stdin=subprocess.DEVNULL).wait()
     write_json(exit_file, {"code": code, "ended": time.time()})

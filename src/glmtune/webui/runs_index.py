@@ -11,7 +11,7 @@ from typing import Any
 from glmtune.errors import RunError
 from glmtune.html.pages import is_number
 from glmtune.webui.context import Context
-from glmtune.webui.paths import find_runs
+from glmtune.webui.paths import find_paths
 from glmtune.webui.run_files import TAGS, RunFacts, read_run, read_tags
 
 PAGE_RUNS = 50
@@ -57,26 +57,39 @@ class RunQuery:
     page: int = 1
 
 
-def find_page(context: Context, query: RunQuery) -> tuple[list[RunRow], int]:
+@dataclass(frozen=True)
+class RunsPage:
     """A page of the table.
 
-    Returns:
-        Up to `PAGE_RUNS` runs, and the number of all that match.
+    Attributes:
+        rows: up to `PAGE_RUNS` runs.
+        count: all that match.
+        cut_roots: roots of which some folders were not looked at, see `paths.FoundPaths`.
     """
-    paths = find_runs(context.roots)  # the newest first
+
+    rows: list[RunRow]
+    count: int
+    cut_roots: list[Path]
+
+
+def find_page(context: Context, query: RunQuery) -> RunsPage:
+    """The runs that a browser asks for."""
+    found = find_paths(context.roots, "runs")
+    paths = found.paths  # the newest first
     start = (query.page - 1) * PAGE_RUNS
     if not query.search and not query.state and query.sort in ("ended", "name"):
         if query.sort == "name":
             paths.sort(key=context.shorten, reverse=query.is_descending)
         elif not query.is_descending:
             paths.reverse()
-        return [read_row(context, path) for path in paths[start : start + PAGE_RUNS]], len(paths)
+        rows = [read_row(context, path) for path in paths[start : start + PAGE_RUNS]]
+        return RunsPage(rows, len(paths), found.cut_roots)
     rows = [row for row in (read_row(context, path) for path in paths) if _matches(row, query)]
     if query.sort != "ended":
         rows = _sort_rows(rows, query)
     elif not query.is_descending:
         rows.reverse()
-    return rows[start : start + PAGE_RUNS], len(rows)
+    return RunsPage(rows[start : start + PAGE_RUNS], len(rows), found.cut_roots)
 
 
 def read_row(context: Context, path: Path) -> RunRow:

@@ -11,6 +11,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from glmtune.errors import ServerError
+from glmtune.utils.operating_system import get_open_flags, replace_path
 
 KEY_FILE = "server.key"
 _KEY_BYTES = 32
@@ -35,7 +36,7 @@ def load_server_key(folder: Path) -> bytes:
             if not os.path.lexists(path):
                 _write_key(path)
             # A link could lead to a file whose content somebody else knows.
-            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+            descriptor = os.open(path, os.O_RDONLY | get_open_flags())
             with os.fdopen(descriptor, "rb") as stream:
                 key = stream.read(_KEY_BYTES + 1)
     except OSError as error:
@@ -70,7 +71,7 @@ def is_signature(signature: str, key: bytes, purpose: str, text: str) -> bool:
 def _write_key(path: Path) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)  # of a server that was killed
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | get_open_flags(), 0o600)
     with os.fdopen(descriptor, "wb") as stream:
         stream.write(secrets.token_bytes(_KEY_BYTES))
-    os.replace(temporary, path)
+    replace_path(temporary, path)

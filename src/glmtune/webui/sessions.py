@@ -38,6 +38,8 @@ from glmtune.webui.server_key import is_signature, load_server_key, sign
 
 LOGIN_PATH = "/login"
 LOGOUT_PATH = "/logout"
+HEALTH_PATH = "/health"
+"""Answered without a login: containers ask it whether the server is alive, and it says nothing else."""
 LOGIN_ROUTE = RouteRule(LOGIN_PATH, body_bytes=16 * 1024, body_seconds=20.0, needs_token=False)
 """The login is a plain form: its token is in the body and checked here."""
 LIFETIME_SECONDS = 7 * 24 * 3600
@@ -172,7 +174,7 @@ class LoginGate:
         logins = [value for value in read_cookies(headers, self._sessions.cookie) if self._sessions.is_login(value)]
         if path == LOGIN_PATH:
             await self._login(scope, receive, send, headers)
-        elif not logins and not await self._has_password(scope, headers):
+        elif path != HEALTH_PATH and not logins and not await self._has_password(scope, headers):
             await self._ask_for_login(scope, send, headers)
         elif path == LOGOUT_PATH and scope["method"] == "POST":  # the guard has checked its token
             for value in logins:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from glmtune.config_parsing import read_config_file
-from glmtune.errors import ConfigError, GlmtuneError
+from glmtune.errors import GlmtuneError
 from glmtune.html.pages import is_number
-from glmtune.migrate import dump_translation, require_translation
-from glmtune.utils.documents import DocumentError, parse_yaml
+from glmtune.utils.installation import format_install
 from glmtune.utils.io import find_json_object
+from glmtune.utils.shell_words import join_words
 from glmtune.webui import drafts, lists
 from glmtune.webui.context import Context
 from glmtune.webui.forms import (
@@ -27,12 +28,14 @@ from glmtune.webui.forms import (
     list_first_keys,
     map_fields,
 )
+from glmtune.webui.gpu_memory import read_gpus
 from glmtune.webui.guard import owner_of
 from glmtune.webui.jobs import Job
 from glmtune.webui.jobs_view import render_job
+from glmtune.webui.migration import make_migrated_form, translate_script
 from glmtune.webui.paths import inside, list_paths
 from glmtune.webui.plan_view import make_plan, render_plan, render_work
-from glmtune.webui.presets import CARDS, PRESETS
+from glmtune.webui.presets import CARDS, GOALS, apply_settings, fit_goal
 from glmtune.webui.rendering import get_language, make_problem, redirect, render_markup, render_page, render_part
 from glmtune.webui.requests import FormData, read_form
 from glmtune.webui.run_files import require_run
@@ -46,7 +49,6 @@ from glmtune.webui.run_form import (
     parse_form,
     write_config,
 )
-from glmtune.webui.texts import text
 
 _MAX_TRAININGS = 30
 _TOP = ("model.path", "data.train", "data.eval", "method", "stage", "output")
@@ -66,12 +68,13 @@ def add_routes(app: FastAPI, context: Context) -> None:
         return render_page(
             *(request, context, "train"),
             tab="train",
-            form=render_form(request, context, form),
+            form=render_form(request, context, form, draft.get("gpu_memory") if draft else ""),
             trainings=[(context.shorten(each.output), each) for each in trainings],
             job=shown,
             panel=_render_panel(request, context, shown) if shown else "",
             runs=lists.list_choices(context, "runs"),
             saved=drafts.list_saved(context),
+            **{"saved_name": "", "rival": None, "problem": None},
         )
 
     @app.post("/train/check")
@@ -101,18 +104,26 @@ def add_routes(app: FastAPI, context: Context) -> None:
     @app.post("/train/form")
     async def change_form(request: Request) -> Response:
         data = await read_form(request)
-        form = await run_in_threadpool(change_settings, context, data)
-        markup = await run_in_threadpool(render_form, request, context, form)
+        lines: list[str] = []
+        notes: list[str] = []
+        if data.get("action") == "import":
+            migration = await translate_script(request, context, data.get("import_text"), data.get("import_name"))
+            form, notes = await run_in_threadpool(make_migrated_form, migration), migration.notes
+        elif data.get("action") == "preset":
+            goal, memory = data.get("preset"), data.get("gpu_memory")
+            form, lines = await fit_goal(request, context, parse_form(data), goal, memory)
+        else:
+            form = await run_in_threadpool(change_settings, context, data)
+        markup = await run_in_threadpool(
+            partial(render_form, request, context, form, data.get("gpu_memory"), lines, notes)
+        )
         return render_part(request, context, "markup", markup=markup)
 
     @app.post("/train/settings")
-    async def save_settings(request: Request) -> Response:
+    @app.post("/train/settings/{action}")
+    async def change_saved_settings(request: Request, action: str = "save") -> Response:
         data = await read_form(request)
-        fields = data.without("settings_name")
-        name = await run_in_threadpool(drafts.save_settings, context, data.get("settings_name"), fields)
-        line = text("train.saved", get_language(request, context), name=name)
-        saved = await run_in_threadpool(drafts.list_saved, context)
-        return render_part(request, context, "train_saved", saved=saved, chosen=name, line=line)
+        return await run_in_threadpool(_change_saved, request, context, action, data)
 
     @app.post("/train/start")
     async def start_training(request: Request) -> Response:
@@ -120,8 +131,24 @@ def add_routes(app: FastAPI, context: Context) -> None:
         return await run_in_threadpool(_start, request, context, data)
 
 
-def render_form(request: Request, context: Context, form: RunForm) -> Any:
-    """The form with its values, and the card beside it."""
+def render_form(
+    request: Request,
+    context: Context,
+    form: RunForm,
+    memory: str = "",
+    goal_lines: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> Any:
+    """The form with its values, and the card beside it.
+
+    Args:
+        request: that asks for it.
+        context: the server's settings.
+        form: its values.
+        memory: of the GPU that plans are made for; empty: this machine.
+        goal_lines: what a preset has chosen, and why.
+        notes: of an import: what was translated, what differs, what has no effect.
+    """
     by_key = map_fields()
     shared = list_first_keys("")
     method_keys = {name: [by_key[key] for key in list_first_keys(name)] for name in METHOD_SECTIONS}
@@ -139,40 +166,33 @@ def render_form(request: Request, context: Context, form: RunForm) -> Any:
         own_section=get_method_section(str(form.values["method"])),
         folded={name: items for name, items in folded.items() if items},
         unavailable=find_unavailable_choices(),
+        install_command=format_install("glmtune[qlora]"),
         models=lists.list_choices(context, "models"),
         datasets=lists.list_datasets(context),
-        presets=list(PRESETS),
+        goals=list(GOALS),
+        goal_lines=goal_lines,
+        notes=notes,
         cards=CARDS,
+        memory=memory,
+        gpus=read_gpus(),
     )
 
 
 def change_settings(context: Context, data: FormData) -> RunForm:
-    """The form after a button that changes many fields: a preset, saved settings, an import, a proposed change.
+    """The form after a button that changes many fields: saved settings, those of a run, a proposed change.
 
     Raises:
-        GlmtuneError: what should be imported cannot be read.
+        GlmtuneError: they cannot be read.
     """
     action = data.get("action")
     form = parse_form(data)
-    if action == "preset":
-        return _apply_preset(form, data.get("preset"))
     if action == "load":
-        saved = drafts.load_settings(context, data.get("saved"))
-        if saved is None:
-            raise ConfigError(f"{data.get('saved')}: no settings of this name.", "Choose one of the list.")
-        return parse_form(saved)
-    if action == "import":
-        return make_form(_import_text(data.get("import_text")))
+        return parse_form(drafts.load_settings(context, data.get("saved")))
     if action == "repeat":
         run = require_run(inside(context.roots, data.get("run")))
         return make_form({**read_config_file(run.config), "output": ""})
     if action == "apply":
-        for setting in data.get("proposed").splitlines():
-            key, _, value = setting.partition("=")
-            if key.strip() in form.values:
-                form.values[key.strip()] = value.strip() if value.strip() not in ("true", "false") else value == "true"
-            else:
-                form.more = f"{form.more}\n{setting}".strip()
+        return apply_settings(form, data.get("proposed").splitlines())
     return form
 
 
@@ -206,6 +226,25 @@ def find_training(context: Context, id: str) -> Job | None:
     return chosen or next((job for job in jobs if job.state == "running"), jobs[0] if jobs else None)
 
 
+def _change_saved(request: Request, context: Context, action: str, data: FormData) -> Response:
+    """Save, rename or delete settings: the list after it, with what was saved, the question whether to replace the
+    settings of the same name, or what is wrong."""
+    name, problem, rival = "", None, None
+    try:
+        if action == "save":
+            name, fields = data.get("settings_name"), data.without("settings_name", "overwrite")
+            rival = drafts.save_settings(context, name, fields, may_replace=data.has("overwrite"))
+        elif action == "rename":
+            name = data.get("new_name")
+            drafts.rename_settings(context, data.get("saved"), name)
+        elif action == "delete":
+            drafts.delete_settings(context, data.get("saved"))
+    except GlmtuneError as error:
+        name, problem = "", make_problem(error, get_language(request, context))
+    values = {"saved_name": "" if rival else name, "rival": rival, "problem": problem}
+    return render_part(request, context, "train_saved", saved=drafts.list_saved(context), **values)
+
+
 def _render_panel(request: Request, context: Context, job: Job) -> Any:
     """The panel of a training; an error in its place where its run lies outside of the roots, as they are now."""
     try:
@@ -231,45 +270,7 @@ def _render_card(request: Request, context: Context, form: RunForm) -> Response:
     except GlmtuneError as error:
         problem = make_problem(error, lang)
         return render_part(request, context, "train_card", problem=problem, config=None, command="", is_complete=True)
-    command = shlex.join(["glmtune", "train", "config.yaml"])
+    command = join_words(["glmtune", "train", "config.yaml"])
     return render_part(
         *(request, context, "train_card"), problem=None, config=as_yaml(tree), command=command, is_complete=True
     )
-
-
-def _apply_preset(form: RunForm, name: str) -> RunForm:
-    if name not in PRESETS:
-        raise ConfigError(f"{name}: no such preset.", f"One of: {', '.join(PRESETS)}.")
-    preset = make_empty_form()
-    preset.datasets, preset.more = form.datasets, form.more
-    for key in (*_TOP, "model.family", "model.hub", "model.quantization"):
-        preset.values[key] = form.values[key]
-    for key, value in PRESETS[name].items():
-        if key in preset.values:
-            preset.values[key] = value
-        else:
-            preset.more = "\n".join([*filter(None, [preset.more]), f"{key}={_format_value(value)}"])
-    return preset
-
-
-def _format_value(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _import_text(content: str) -> dict[str, Any]:
-    """The config of a YAML file of ours, or of an older trainer's file or command line."""
-    if not content.strip():
-        raise ConfigError("Nothing was pasted.", "Paste a YAML file, or the command of an older trainer.")
-    try:
-        tree = parse_yaml(content) if ":" in content.partition("\n")[0] and not content.startswith("-") else None
-    except DocumentError as error:
-        line = f", line {error.line}" if error.line else ""
-        raise ConfigError(f"Pasted text{line}: {error.problem}.", "Paste a whole YAML file.") from None
-    if isinstance(tree, dict) and ({"model", "data", "method"} & set(tree)):
-        return tree
-    try:
-        words = shlex.split(content.replace("\\\n", " "), comments=True)
-    except ValueError:
-        raise ConfigError("Pasted text: a quotation mark is opened and never closed.", "Paste all of it.") from None
-    translated = parse_yaml(dump_translation(require_translation(words, "pasted text")))
-    return dict(translated) if isinstance(translated, dict) else {}

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from glmtune.config_parsing import read_config_file
-from glmtune.errors import ConfigError
+from glmtune.errors import GlmtuneError
+from glmtune.html import i18n
 from glmtune.html.builder import Html
 from glmtune.html.pages import is_number
 from glmtune.run_dir import RunDir
 from glmtune.training.answer_curves import find_answer_fall
+from glmtune.training.best_metric import find_best_step
 from glmtune.utils.console import format_bytes, format_duration
 from glmtune.utils.io import find_json_object, read_json_lines_end
-from glmtune.webui.elements import describe_gpu_memory, make_figures
+from glmtune.webui.elements import make_figures
+from glmtune.webui.gpu_memory import describe_gpu_memory
 from glmtune.webui.jobs import Job, memory_of
 from glmtune.webui.texts import text
 
@@ -26,6 +30,7 @@ CURVE_GROUPS: dict[str, tuple[str, ...]] = {
     "logp": ("better_logp", "worse_logp"),
     "reward": ("reward", "better_reward", "worse_reward", "mean_reward"),
     "accuracy": ("accuracy",),
+    "margin": ("margin",),
     "kl": ("kl",),
     "generated": ("rouge_l", "bleu4_characters"),
 }
@@ -50,6 +55,8 @@ class TrainingView:
     last: dict[str, Any] = field(default_factory=dict)
     """The newest number of every kind."""
     summary: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    """Of the run; empty before it is written."""
     error: str = ""
     """The error that the command ended with."""
 
@@ -78,26 +85,46 @@ def read_training(job: Job, log: str = "") -> TrainingView:
         last |= entry
     progress = find_json_object(run.progress) or {}  # not written yet, or gone
     step, total = int(progress.get("step") or 0), int(progress.get("max_steps") or 0)
-    eta = format_duration(progress["eta_seconds"]) if progress.get("eta_seconds") is not None else ""
     summary = find_json_object(run.summary) or {}
     step = max(step, last.get("step", 0))
-    return TrainingView(job, run.root.is_dir(), step, total, eta, entries, last, summary, find_error(log))
+    try:
+        config = read_config_file(run.config) if run.config.is_file() else {}
+    except GlmtuneError:  # deleted meanwhile, or not written by us
+        config = {}
+    eta = _describe_time_left(run, progress)
+    return TrainingView(job, run.root.is_dir(), step, total, eta, entries, last, summary, config, find_error(log))
 
 
-def make_curves(entries: list[dict[str, Any]], summary: dict[str, Any]) -> dict[str, Any]:
-    """The curves as the page's charts take them: `{"curves": {name: [[steps], [values]]}, "best": step or None}`."""
+def _describe_time_left(run: RunDir, progress: dict[str, Any]) -> str:
+    """The time left now: the file says it for the moment at which it was written."""
+    if not is_number(progress.get("eta_seconds")):
+        return ""
+    try:
+        age = time.time() - run.progress.stat().st_mtime
+    except OSError:
+        return ""
+    return format_duration(max(0, round(progress["eta_seconds"] - max(0.0, age))))
+
+
+def make_curves(entries: list[dict[str, Any]], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The curves as the page's charts take them.
+
+    Args:
+        entries: lines of metrics.jsonl.
+        config: of the run, which says by what the best checkpoint is chosen.
+
+    Returns:
+        `{"curves": {name: [[steps], [values]]}, "best": step or None, "metric": name}`.
+    """
+    metric, best = find_best_step(entries, config)
     curves: dict[str, Any] = {}
-    for name in list_curve_names():
+    for name in dict.fromkeys((*list_curve_names(), f"eval_{metric}")):
         points = [(entry["step"], entry[name]) for entry in entries if is_number(entry.get(name)) and "step" in entry]
         if points:
             stride = max(1, -(-len(points) // _MAX_POINTS))
             points = [*points[:-1:stride], points[-1]]
             curves[name] = [[step for step, _ in points], [value for _, value in points]]
-    best = summary.get("best_step")
-    if best is None and "eval_loss" in curves:
-        steps, values = curves["eval_loss"]
-        best = steps[values.index(min(values))]
-    return {"curves": curves, "best": best}
+    return {"curves": curves, "best": best, "metric": f"eval_{metric}"}
 
 
 def list_curve_names(group: str = "") -> list[str]:
@@ -106,14 +133,31 @@ def list_curve_names(group: str = "") -> list[str]:
     return [label for name in names for label in (name, f"eval_{name}")]
 
 
-def describe_charts(lang: str) -> dict[str, Any]:
-    """The charts of a training for the template `macros`: titles, curves, and labels of the curves."""
-    names = [*list_curve_names(), "step", "best"]
-    plain = {name: text(f"curve.{name.removeprefix('eval_')}", lang) for name in names}
+def describe_charts(lang: str, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The charts of a training for the template `macros`: titles, curves, and labels of the curves.
+
+    Args:
+        lang: of the page.
+        config: of the run; the metric of its best checkpoint is drawn even where other runs do not show it.
+    """
+    metric = find_best_step((), config or {})[0]
+    groups = {group: list_curve_names(group) for group in CURVE_GROUPS}
+    if f"eval_{metric}" not in list_curve_names():
+        groups["reward" if metric.startswith("reward") else "generated"].append(f"eval_{metric}")
+    names = [*(name for group in groups.values() for name in group), "step", "best"]
+    plain = {name: _name_curve(name.removeprefix("eval_"), lang) for name in names}
     evaluation = text("curve.eval", lang)
     labels = {name: f"{label} ({evaluation})" if name.startswith("eval_") else label for name, label in plain.items()}
-    groups = [{"title": text(f"chart.{group}", lang), "names": list_curve_names(group)} for group in CURVE_GROUPS]
-    return {"groups": groups, "labels": labels}
+    labels["eval_loss"] = text("train.eval_loss", lang)
+    titles = [{"title": text(f"chart.{group}", lang), "names": members} for group, members in groups.items()]
+    return {"groups": titles, "labels": labels}
+
+
+def _name_curve(name: str, lang: str) -> str:
+    for key in (f"ui.curve.{name}", f"metric.{name}"):
+        if i18n.has_text(key):
+            return i18n.text(key, lang)
+    return name  # of a reward function of the user's
 
 
 def read_samples(run: RunDir) -> list[dict[str, Any]]:
@@ -176,11 +220,7 @@ def _describe_fall(view: TrainingView, lang: str) -> list[str]:
     """A warning where the answers of pairs all become less likely."""
     if not any("better_logp" in entry for entry in view.entries):
         return []
-    try:
-        config = read_config_file(RunDir(view.job.output).config)
-    except ConfigError:  # deleted meanwhile
-        return []
-    fall = find_answer_fall(view.entries, config)
+    fall = find_answer_fall(view.entries, view.config)
     return [fall.describe(lang)] if fall is not None else []
 
 

@@ -14,6 +14,8 @@ import os
 import re
 import secrets
 import shutil
+import stat
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,16 +30,21 @@ from starlette.responses import JSONResponse, Response
 
 from glmtune.data.files import has_data_suffix
 from glmtune.html.i18n import text
+from glmtune.utils.io import find_json_object, write_json
 from glmtune.utils.network import parse_content_length
+from glmtune.utils.operating_system import get_open_flags, make_portable_name, replace_path
 from glmtune.webui.context import Context
 from glmtune.webui.guard import visitor_of
 from glmtune.webui.page_rules import RouteRule
 from glmtune.webui.paths import inside
 
 UPLOAD_PATH = "/uploads"
+_RECEIVED = "uploads.json"
+"""In the page's folder: size and time of change of files as they were sent, by name."""
 FOLDER = "uploads"
 _CONFIG_SUFFIXES = (".yaml", ".yml")
 _BLOCK_BYTES = 2**20
+_received_lock = threading.Lock()
 _MAX_NAME_BYTES = 120
 # No part arrives for as long as this in an upload that lives: the guard ends it after a minute.
 _LEFTOVER_SECONDS = 600.0
@@ -124,7 +131,9 @@ class UploadStore:
         with self._reserve_place() as partial:
             await self._write_body(request, partial)
             folder.mkdir(exist_ok=True)
-            return _rename_new(partial, folder, safe_name)
+            path = _rename_new(partial, folder, safe_name)
+        _change_received(self._state.parent, path.name, _read_stamp(path))
+        return path
 
     @contextmanager
     def _reserve_place(self) -> Iterator[Path]:
@@ -141,7 +150,7 @@ class UploadStore:
     async def _write_body(self, request: Request, partial: Path) -> None:
         size = 0
         block = bytearray()
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | get_open_flags()
         with os.fdopen(os.open(partial, flags, 0o666), "wb", buffering=0) as file:
             async for part in request.stream():
                 size += len(part)
@@ -173,6 +182,33 @@ class UploadStore:
         return UploadError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "size", limit=f"{self.limits.file_bytes:,}")
 
 
+def list_received(context: Context) -> list[Path]:
+    """Uploaded files that are as they were sent: a file that a user put there or changed is none of them."""
+    received = find_json_object(context.state() / _RECEIVED) or {}
+    paths = [context.roots[0] / FOLDER / name for name in received]
+    return [path for path in paths if _read_stamp(path) == received[path.name]]
+
+
+def remove_received(context: Context, path: Path) -> None:
+    """Remove an uploaded file."""
+    path.unlink(missing_ok=True)
+    _change_received(context.state(), path.name, None)
+
+
+def _change_received(state: Path, name: str, stamp: list[int] | None) -> None:
+    with _received_lock:
+        received = {**(find_json_object(state / _RECEIVED) or {}), name: stamp}
+        write_json(state / _RECEIVED, {name: stamp for name, stamp in received.items() if stamp is not None})
+
+
+def _read_stamp(path: Path) -> list[int] | None:
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns] if stat.S_ISREG(status.st_mode) else None
+
+
 def make_safe_name(name: str) -> str:
     """A name for a file, of letters (of any language), digits, `_`, `.` and `-`.
 
@@ -189,7 +225,7 @@ def make_safe_name(name: str) -> str:
         stem = stem[:-1]
     if not stem or not (has_data_suffix(safe) or safe.lower().endswith(_CONFIG_SUFFIXES)):
         raise UploadError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "type", name=last[:100] or "-")
-    return f"{stem}{suffixes}"
+    return make_portable_name(f"{stem}{suffixes}")
 
 
 def add_routes(app: FastAPI, context: Context, limits: UploadLimits | None = None) -> RouteRule:
@@ -232,7 +268,7 @@ def _rename_new(partial: Path, folder: Path, name: str) -> Path:
         except FileExistsError:
             number += 1
             continue
-        os.replace(partial, path)
+        replace_path(partial, path)
         return path
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from glmtune.errors import GlmtuneError
 from glmtune.training.plan.estimate import PlanRequest, estimate_memory
 from glmtune.training.plan.workload import truncate_blocks
 from glmtune.training.sharding import shards_weights
+from glmtune.utils.optional_packages import is_installed
 
 _MIN_LENGTH = 64  # tokens; a change does not shorten rows below it
 
@@ -71,7 +73,7 @@ def _estimate_change(request: PlanRequest, steps: list[_Step]) -> SettingsChange
         estimate = estimate_memory(request)
     except GlmtuneError:  # the method or the base does not support the change
         return None
-    settings = tuple(setting for step in steps for setting in step.settings)
+    settings = tuple(dict.fromkeys(setting for step in steps for setting in step.settings))
     cost = "; ".join(step.cost for step in steps)
     return SettingsChange(settings, cost, estimate.total, estimate.verdict == "fits")
 
@@ -105,7 +107,9 @@ def _list_steps(request: PlanRequest) -> Iterator[_Step]:
 
     quantization = request.spec.quantization or run.model.quantization
     if quantization is None and run.method in ("lora", "ptuning"):
-        yield _Step(("model.quantization=nf4",), "a base in 4 bits", _quantize_base)
+        for scheme, bits in _list_base_schemes(request):
+            apply = partial(_quantize_base, scheme=scheme)
+            yield _Step((f"model.quantization={scheme}",), f"a base in {bits} bits", apply)
     if run.model.head_quantization is None and run.method in ("lora", "ptuning") and not shards_weights(run):
         head = ("model.head_quantization=packed8",)
         if is_shared and on_host:
@@ -116,7 +120,10 @@ def _list_steps(request: PlanRequest) -> Iterator[_Step]:
             yield _Step(head, "a rounded head while training", _quantize_head)
     if run.method in ("full", "freeze"):
         yield _Step(("method=lora",), "an adapter", _use_lora)
-        yield _Step(("method=qlora",), "an adapter on a base in 4 bits", lambda r: _quantize_base(_use_lora(r)))
+        for scheme, bits in _list_base_schemes(request):
+            settings = ("method=qlora",) if scheme == "nf4" else ("method=lora", f"model.quantization={scheme}")
+            change = partial(_use_lora_on_quantized_base, scheme=scheme)
+            yield _Step(settings, f"an adapter on a base in {bits} bits", change)
 
     max_length = run.data.max_length or run.data.max_source_length + run.data.max_target_length
     for limit in (max_length // 2, max_length // 4):
@@ -143,12 +150,23 @@ def _quantize_head(request: PlanRequest) -> PlanRequest:
     return replace(request, run=replace(request.run, model=replace(request.run.model, head_quantization="packed8")))
 
 
-def _quantize_base(request: PlanRequest) -> PlanRequest:
-    return replace(request, run=replace(request.run, model=replace(request.run.model, quantization="nf4")))
+def _list_base_schemes(request: PlanRequest) -> tuple[tuple[str, int], ...]:
+    """Schemes for the frozen base with their bits, the most exact first: nf4 where bitsandbytes can be used."""
+    if request.device.is_local and not is_installed("bitsandbytes"):
+        return ("packed8", 8), ("packed4", 4)
+    return (("nf4", 4),)
+
+
+def _quantize_base(request: PlanRequest, scheme: str) -> PlanRequest:
+    return replace(request, run=replace(request.run, model=replace(request.run.model, quantization=scheme)))
 
 
 def _use_lora(request: PlanRequest) -> PlanRequest:
     return replace(request, run=replace(request.run, method="lora"))
+
+
+def _use_lora_on_quantized_base(request: PlanRequest, scheme: str) -> PlanRequest:
+    return _quantize_base(_use_lora(request), scheme)
 
 
 def _halve_batch(size: int, accumulation: int) -> _Step:

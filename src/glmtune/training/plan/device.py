@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from glmtune.errors import ConfigError
 from glmtune.models.attention_kernels import AMPERE, TURING, Card, find_card
 from glmtune.utils.console import format_bytes
+from glmtune.utils.operating_system import read_free_memory, read_resident_bytes
 
 # On a CPU: libraries that a training imports after its plan, and buffers of torch's threads and matrix products. From
 # `benchmarks/plan.py`, which compares plans with runs.
@@ -99,41 +99,6 @@ def pick_device(gpu_memory: str | None, use_cpu: bool = False) -> PlanDevice:
     resident = read_resident_bytes()
     memory = read_free_memory() + resident
     return PlanDevice("this machine's free memory", memory, False, True, resident + CPU_LATE_BYTES, CPU_HEAP_FACTOR)
-
-
-def read_resident_bytes() -> int:
-    """Bytes of this process in memory; 0 where the system does not report them."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text("utf-8").split()[1])
-    except (OSError, IndexError, ValueError):
-        return 0
-    import resource
-
-    return pages * resource.getpagesize()
-
-
-def read_free_memory() -> int:
-    """Free bytes of this machine, or of the container around this process."""
-    try:
-        match = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text("utf-8"), re.MULTILINE)
-    except OSError:
-        match = None
-    if match:
-        free = int(match[1]) * 1024
-    else:
-        import psutil  # of accelerate
-
-        free = int(psutil.virtual_memory().available)
-    try:  # control groups, version 2
-        limit = Path("/sys/fs/cgroup/memory.max").read_text("utf-8").strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text("utf-8"))
-        statistics = Path("/sys/fs/cgroup/memory.stat").read_text("utf-8")
-        cached = re.search(r"^inactive_file (\d+)", statistics, re.MULTILINE)
-        if limit != "max":
-            free = min(free, int(limit) - used + (int(cached[1]) if cached else 0))
-    except (OSError, ValueError):
-        pass
-    return max(free, 0)
 
 
 def measure_matmul_rate(dtype: torch.dtype, device: str) -> float:

@@ -6,32 +6,62 @@ const csrfHeaders = () => ({ "X-CSRF-Token": document.body.dataset.csrf });
 
 // --- live jobs -------------------------------------------------------------------------------------------------------
 
+// One connection for all windows of a browser: live.js has it. Where there are no shared workers (Chrome on Android), a
+// connection of the window's own while it is looked at: a browser has six for all its windows.
+
+let livePort = null;
 let liveSource = null;
 
+function openPort() {
+  if (livePort || !("SharedWorker" in window)) return livePort;
+  const worker = new SharedWorker(`${root()}/static/live.js`, { name: "glmtune-live-1" });
+  worker.onerror = () => { livePort = false; connectLive(); }; // not loaded, or refused
+  worker.port.onmessage = (event) => showMessage(event.data);
+  livePort = worker.port;
+  return livePort;
+}
+
 function connectLive() {
-  const job = document.querySelector("[data-live]");
-  if (liveSource && (!job || liveSource.url !== new URL(job.dataset.live, location).href)) {
+  const panel = document.querySelector("[data-live]");
+  const job = panel && ["running", "queued"].includes(panel.dataset.state) ? panel.dataset.live : null;
+  if (job || livePort) {
+    const port = openPort();
+    if (port) {
+      port.postMessage({ job, lang: document.documentElement.lang });
+      return;
+    }
+  }
+  const url = job && !document.hidden ? new URL(`${root()}/jobs/live?id=${encodeURIComponent(job)}`, location).href : "";
+  if (liveSource && (liveSource.url !== url || liveSource.readyState === EventSource.CLOSED)) {
     liveSource.close();
     liveSource = null;
   }
-  if (!job || liveSource || !["running", "queued"].includes(job.dataset.state)) return;
-  liveSource = new EventSource(job.dataset.live);
-  liveSource.addEventListener("part", (event) => showPart(JSON.parse(event.data)));
-  liveSource.addEventListener("curves", (event) => {
-    const box = job.querySelector("[data-curves]");
-    if (box) { box.dataset.curves = event.data; drawCharts(box); }
-  });
-  liveSource.addEventListener("progress", (event) => showProgress(JSON.parse(event.data)));
-  // After an answer that is no stream (a proxy whose server starts) the browser does not try again; `setUp` does.
-  liveSource.addEventListener("error", (event) => {
-    if (event.target.readyState === EventSource.CLOSED && event.target === liveSource) liveSource = null;
-  });
-  liveSource.addEventListener("end", (event) => {
-    liveSource.close();
-    liveSource = null;
-    announceEnd(job, JSON.parse(event.data).state);
-  });
+  if (!url || liveSource) return;
+  liveSource = new EventSource(url);
+  liveSource.onmessage = (event) => showMessage(JSON.parse(event.data));
 }
+
+function showMessage({ job, kind, data }) {
+  const panel = document.querySelector("[data-live]");
+  if (!panel || panel.dataset.live !== job) return;
+  if (kind === "part") showPart(data);
+  if (kind === "progress") showProgress(data);
+  if (kind === "curves") {
+    const box = panel.querySelector("[data-curves]");
+    if (box) { box.dataset.curves = JSON.stringify(data); drawCharts(box); }
+  }
+  if (kind === "end") {
+    liveSource?.close();
+    liveSource = null;
+    announceEnd(panel, data.state);
+  }
+}
+
+// Said again now and then: the worker takes a window that says nothing for one that is gone.
+setInterval(connectLive, 30_000);
+document.addEventListener("visibilitychange", connectLive);
+window.addEventListener("pageshow", (event) => { if (event.persisted) connectLive(); });
+window.addEventListener("pagehide", () => livePort && livePort.postMessage({ job: null }));
 
 function showPart({ id, html }) {
   const place = document.getElementById(id);
@@ -46,20 +76,58 @@ function showProgress({ percent, state }) {
   document.title = isShown ? `${percent} % · ${document.body.dataset.title}` : document.body.dataset.title;
 }
 
-function announceEnd(job, state) {
+function announceEnd(panel, state) {
+  if (panel.dataset.state === "ended") return;
+  panel.dataset.state = "ended";
   document.title = document.body.dataset.title;
-  const name = job.querySelector("h2").textContent;
-  if ("Notification" in window && Notification.permission === "granted" && document.hidden) {
-    new Notification(`glmtune: ${name}`, { body: job.querySelector(".state")?.textContent ?? state });
-  }
-  htmx.ajax("GET", job.dataset.live.replace(/live$/, "panel"), { target: "#job", swap: "outerHTML" });
+  const job = panel.dataset.live;
+  notifyEnd(job, panel.querySelector("h2").textContent, panel.querySelector(".state")?.textContent ?? state);
+  htmx.ajax("GET", `${root()}/jobs/${job}/panel`, { target: "#job", swap: "outerHTML" });
   document.body.dispatchEvent(new CustomEvent("job-ended"));
+}
+
+// Windows that do not show the job notify too; a browser keeps one notification of a tag.
+function notifyEnd(job, name, state) {
+  const isSeen = !document.hidden && document.querySelector("[data-live]")?.dataset.live === job;
+  if (isSeen || !("Notification" in window) || Notification.permission !== "granted") return;
+  try {
+    new Notification(`glmtune: ${name}`, { body: state, tag: job });
+  } catch { /* browsers of phones know notifications of service workers only */ }
+}
+
+// --- the strip: memory and the job at work, on every tab -------------------------------------------------------------
+
+let stripJob = null;
+let stripTicks = 0;
+
+setInterval(() => {
+  stripTicks += 1;
+  if (!document.hidden || stripTicks % 5 === 0) htmx.trigger("#strip", "refresh");
+}, 4_000);
+
+document.addEventListener("htmx:beforeSwap", ({ detail }) => {
+  if (detail.target.id === "strip") detail.target.dataset.isOpen = document.getElementById("holders")?.open ?? false;
+});
+document.addEventListener("htmx:afterSwap", ({ detail }) => {
+  if (detail.target.id !== "strip") return;
+  const holders = document.getElementById("holders");
+  if (holders) holders.open = detail.target.dataset.isOpen === "true";
+  followJob(document.getElementById("strip-job"), document.getElementById("strip-ended"));
+});
+
+function followJob(running, ended) {
+  const isShown = Boolean(document.querySelector("[data-live]"));
+  if (!isShown) showProgress({ percent: running?.dataset.percent || null, state: running ? "running" : "" });
+  if (stripJob && ended?.dataset.job === stripJob && !isShown) notifyEnd(stripJob, ended.dataset.name, ended.textContent);
+  stripJob = running?.dataset.job ?? null;
 }
 
 // --- charts ----------------------------------------------------------------------------------------------------------
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const chartsOf = new WeakMap();
+const isDark = matchMedia("(prefers-color-scheme: dark)");
+isDark.addEventListener("change", () => document.querySelectorAll("[data-curves]").forEach(drawCharts));
 
 function smooth(values, weight) {
   let mean = 0;
@@ -80,14 +148,14 @@ function mergeSeries(series) {
 }
 
 function drawCharts(box) {
-  const { curves, best } = JSON.parse(box.dataset.curves);
+  const { curves, best, metric } = JSON.parse(box.dataset.curves);
   const labels = JSON.parse(box.dataset.labels);
   const weight = Number(box.querySelector("[data-smoothing]")?.value ?? 0);
   const isLog = box.querySelector("[data-log-axis]")?.checked ?? false;
   for (const place of box.querySelectorAll("[data-chart]")) {
     const names = JSON.parse(place.dataset.chart).filter((name) => curves[name]);
     place.closest("figure").hidden = !names.length;
-    updateChart(place, names, smoothCurves(names, curves, weight), { labels, isLog, best });
+    updateChart(place, names, smoothCurves(names, curves, weight), { labels, isLog, best, metric });
   }
 }
 
@@ -102,12 +170,12 @@ function smoothCurves(names, curves, weight) {
 // New points go into the chart that is there, so that what a user points at or has zoomed into stays.
 function updateChart(place, names, data, options) {
   const width = Math.max(240, place.clientWidth || 480);
-  const key = JSON.stringify([names, options.isLog, width]);
+  const key = JSON.stringify([names, options.isLog, width, isDark.matches]);
   const old = chartsOf.get(place);
   if (old && old.key === key) {
     const [steps] = old.chart.data;
     const isZoomed = old.chart.scales.x.min > steps[0] || old.chart.scales.x.max < steps[steps.length - 1];
-    old.options.best = options.best;
+    Object.assign(old.options, options);
     old.chart.setData(data, !isZoomed);
     if (isZoomed) old.chart.redraw();
     return;
@@ -134,12 +202,18 @@ function drawChart(place, names, data, width, options) {
     height: 260,
     scales: { x: { time: false }, y: { distr: options.isLog ? 3 : 1 } },
     series: [{ label: options.labels.step ?? "step" }, ...series],
-    axes: [axis, { ...axis, size: 60 }],
-    hooks: { draw: [(chart) => hasEvaluations && markBest(chart, options.best, options.labels)] },
+    axes: [axis, { ...axis, size: 60, values: (_, ticks) => ticks.map(formatTick) }],
+    hooks: { draw: [(chart) => hasEvaluations && markBest(chart, options)] },
   }, data, place);
 }
 
-function markBest(chart, best, labels) {
+// uPlot rounds to a few places: a learning rate of 0.00002 would be 0.
+function formatTick(value) {
+  if (value === null) return "";
+  return value !== 0 && Math.abs(value) < 0.001 ? value.toExponential() : String(Number(value.toPrecision(6)));
+}
+
+function markBest(chart, { best, metric, labels }) {
   if (best === null || best === undefined) return;
   const x = chart.valToPos(best, "x", true);
   const { ctx, bbox } = chart;
@@ -151,7 +225,10 @@ function markBest(chart, best, labels) {
   ctx.lineTo(x, bbox.top + bbox.height);
   ctx.stroke();
   ctx.font = `${12 * devicePixelRatio}px system-ui`;
-  ctx.fillText(`${labels.best} ${best}`, x + 5, bbox.top + 14 * devicePixelRatio);
+  const label = `${labels.best} ${best} · ${labels[metric] ?? metric}`;
+  const isRight = x + 5 + ctx.measureText(label).width > bbox.left + bbox.width; // no room at the right
+  ctx.textAlign = isRight ? "right" : "left";
+  ctx.fillText(label, x + (isRight ? -5 : 5), bbox.top + 14 * devicePixelRatio);
   ctx.restore();
 }
 
@@ -189,11 +266,25 @@ function showTaskFields() {
   }
 }
 
+// The box in a table's head ticks those of the page; the form sends them all at once.
+function tickAll(head) {
+  for (const box of head.closest("table").querySelectorAll("tbody input[type=checkbox]")) box.checked = head.checked;
+}
+
 function download(name, text) {
   const link = document.createElement("a");
   link.href = `data:text/plain;charset=utf-8,${encodeURIComponent(text)}`;
   link.download = name;
   link.click();
+}
+
+// A small text file into a field of the page.
+async function readFile(input) {
+  const [file] = input.files;
+  if (!file) return;
+  document.querySelector(input.dataset.name).value = file.name;
+  document.querySelector(input.dataset.reads).value = await file.text();
+  input.value = "";
 }
 
 // A file is sent as it is, a part after the other being read from disk; the answer is where it was put.
@@ -239,10 +330,12 @@ document.addEventListener("click", (event) => {
 });
 
 document.addEventListener("change", (event) => {
+  if ("tickAll" in event.target.dataset) tickAll(event.target);
   if ("method" in event.target.dataset) showMethodFields();
   if (event.target.dataset.shows) showTaskFields();
   if ("submit" in event.target.dataset) event.target.form.requestSubmit();
   if (event.target.dataset.upload) upload(event.target);
+  if (event.target.dataset.reads) readFile(event.target);
   if ("logAxis" in event.target.dataset) drawCharts(event.target.closest("[data-curves]"));
 });
 
@@ -255,6 +348,7 @@ document.addEventListener("change", (event) => {
 
 document.addEventListener("input", (event) => {
   if ("smoothing" in event.target.dataset) drawCharts(event.target.closest("[data-curves]"));
+  if (event.target.id === "script") document.getElementById("script-name").value = ""; // no longer that file
 });
 
 function setUp() {
