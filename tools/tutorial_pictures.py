@@ -45,11 +45,10 @@ def take_pictures(name: str, folder: Path, log: str, environment: dict[str, str]
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         for curve in sorted(folder.glob("runs/*/loss.png"))[:1]:
             save_reduced(curve, images / f"{prefix}-loss.png")
-        commands = [
-            part for part in re.split(r"^(?=\$ )", log, flags=re.MULTILINE) if part.startswith("$ glmtune chat")
-        ]
-        if commands:
-            draw_terminal(browser, "".join(commands[:3]), images / f"{prefix}-chat.png")
+        parts = re.split(r"^(?=\$ )", log, flags=re.MULTILINE)
+        chats = [part for part in parts if part.startswith("$ glmtune chat")]
+        if chats:
+            draw_terminal(browser, "".join(chats[:3]), images / f"{prefix}-chat.png")
         for report in sorted(folder.glob("runs/*/report.html"))[:1]:
             photograph_file(browser, report, images / f"{prefix}-report.png")
         if prefix == "web":
