@@ -3,7 +3,7 @@
 python tools/record_tutorials.py MODELS [--page NAME ...] [--work FOLDER] [--images docs/images/tutorials]
 
 The commands are read from docs/tutorials/NAME.md: fenced blocks named `bash` or `powershell`, and the files that follow
-a comment `<!-- file: NAME -->`. Checkpoints come from a hub on this machine, with small models (tutorial_models.py) under
+a comment `<!-- file: NAME -->`. Checkpoints come from a hub on this machine: small models (tutorial_models.py) under
 the published names; MODELS keeps them between calls. Long trainings are shortened by `SUBSTITUTIONS`. A block
 after `<!-- not recorded: REASON -->` is left out. The output of each command is written to WORK/NAME.log.
 """
