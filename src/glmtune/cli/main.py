@@ -36,14 +36,14 @@ from glmtune.errors import GlmtuneError, ReportedInterrupt
 from glmtune.utils.documents import shorten_path
 from glmtune.utils.file_access import load_file_limit
 from glmtune.utils.gpu_allocator import set_allocator_defaults
-from glmtune.utils.streams import flush_streams, prepare_streams
+from glmtune.utils.streams import flush_streams, prepare_streams, restart_in_utf8
 
 # Raised while a file is written, without its name.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 
 # What pathlib raises as RuntimeError.
 _PATH_ERRORS = {
-    "Could not determine home directory": "A path begins with ~ and a name that is no user of this machine.",
+    "Could not determine home directory": "A path begins with ~, but that user has no home folder here (is HOME set?).",
     "Symlink loop": "A path is a link that leads back to itself.",
 }
 
@@ -121,6 +121,7 @@ def _read_common_options(
 
 def main() -> None:
     """Run a command. Errors that a user can fix are printed without a traceback."""
+    restart_in_utf8()
     prepare_streams()
     repeat_lost_interrupts()
     set_allocator_defaults()

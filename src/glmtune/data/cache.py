@@ -31,6 +31,7 @@ from glmtune.utils.console import print_warning
 from glmtune.utils.documents import parse_json, read_document
 from glmtune.utils.file_access import add_cache_folder
 from glmtune.utils.io import hash_file, write_json
+from glmtune.utils.user_folders import find_user_cache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -197,7 +198,7 @@ def hash_tokenizer(tokenizer: PreTrainedTokenizerBase, *, with_added: bool = Tru
 def get_cache_dir() -> Path:
     """The folder of encoded data sets: in `GLMTUNE_CACHE`, otherwise in the user's cache folder."""
     cache = os.environ.get("GLMTUNE_CACHE")
-    base = Path(cache) if cache else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "glmtune"
+    base = Path(cache) if cache else find_user_cache() / "glmtune"
     return base / "data"
 
 
