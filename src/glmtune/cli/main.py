@@ -37,13 +37,14 @@ from glmtune.utils.documents import shorten_path
 from glmtune.utils.file_access import load_file_limit
 from glmtune.utils.gpu_allocator import set_allocator_defaults
 from glmtune.utils.streams import flush_streams, prepare_streams, restart_in_utf8
+from glmtune.utils.user_folders import provide_home
 
 # Raised while a file is written, without its name.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 
 # What pathlib raises as RuntimeError.
 _PATH_ERRORS = {
-    "Could not determine home directory": "A path begins with ~, but that user has no home folder here (is HOME set?).",
+    "Could not determine home directory": "A path begins with ~ and a name that is no user of this machine.",
     "Symlink loop": "A path is a link that leads back to itself.",
 }
 
@@ -125,6 +126,9 @@ def main() -> None:
     prepare_streams()
     repeat_lost_interrupts()
     set_allocator_defaults()
+    problem = provide_home()
+    if problem:
+        typer.echo(problem, err=True)
     sys.argv[1:] = normalize_words(app, sys.argv[1:])  # in place: train reads the words of other projects from there
     code = _run()
     flush_streams()

@@ -14,6 +14,21 @@ def find_home() -> Path | None:
     return None if home == "~" else Path(home)
 
 
+def provide_home() -> str | None:
+    """Give a process whose user has no home folder one in that of temporary files.
+
+    Libraries need it: NLTK cannot be imported without, those of the hubs would write into a folder named `~`.
+
+    Returns:
+        What the user has to know; None where there is a home.
+    """
+    if os.name == "nt" or find_home() is not None:
+        return None
+    folder = _make_temporary_cache()
+    os.environ["HOME"] = str(folder)  # for the processes that this one starts, too
+    return f"This user has no home folder (HOME is not set): caches are in {folder}."
+
+
 def find_user_cache() -> Path:
     """The folder of caches: `XDG_CACHE_HOME`, or .cache in the home folder.
 
