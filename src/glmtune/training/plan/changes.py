@@ -167,7 +167,7 @@ def _use_lora(request: PlanRequest) -> PlanRequest:
     return replace(request, run=replace(request.run, method="lora"))
 
 
-def _use_lora_on_quantized_base(request: PlanRequest, scheme: str) -> PlanRequest:
+def _use_lora_on_quantized_base(request: PlanRequest, scheme: _Scheme) -> PlanRequest:
     return _quantize_base(_use_lora(request), scheme)
 
 
