@@ -209,7 +209,7 @@ def test_a_training_outside_of_the_roots_does_not_close_the_tab(context, page):
 
 def test_saved_settings_can_be_loaded_at_once(page):
     answer = page.post("/train/settings", {"settings_name": "mine", "data.train": "rows.json"}).text
-    assert '<select id="saved" name="saved" hx-swap-oob="true"><option selected>mine</option>' in answer
+    assert '{"action": "load", "saved": "mine"}' in answer
 
 
 def test_findings_of_other_rows_do_not_filter_these(context, page):

@@ -73,6 +73,17 @@ def parse_form(data: FormData) -> RunForm:
     return form
 
 
+def list_form_pairs(form: RunForm) -> Pairs:
+    """What a browser would send of a form: the other way of `parse_form`."""
+    flags = {item.key for item in fields() if item.kind == "flag"}
+    pairs = [(key, str(value)) for key, value in form.values.items() if key not in flags and key != DATA]
+    pairs += [("flags", key) for key in sorted(flags)]
+    pairs += [(key, "true") for key in sorted(flags) if form.values[key] in (True, "true")]
+    for entry, weight in form.datasets:
+        pairs += [(DATA, entry), (WEIGHT, weight)]
+    return [*pairs, (MORE, form.more)]
+
+
 def parse_datasets(data: FormData) -> list[tuple[str, str]]:
     """Entry and weight (empty: 1) of each data set in a form; a weight follows its data set."""
     datasets: list[tuple[str, str]] = []
@@ -91,17 +102,6 @@ def make_entries(context: Context, datasets: list[tuple[str, str]]) -> list[Any]
         GlmtuneError: a path outside, or a weight that is no number.
     """
     return [_resolve_entries(context, _make_entry(entry, weight)) for entry, weight in datasets]
-
-
-def list_form_pairs(form: RunForm) -> Pairs:
-    """What a browser would send of a form: the other way of `parse_form`."""
-    flags = {item.key for item in fields() if item.kind == "flag"}
-    pairs = [(key, str(value)) for key, value in form.values.items() if key not in flags and key != DATA]
-    pairs += [("flags", key) for key in sorted(flags)]
-    pairs += [(key, "true") for key in sorted(flags) if form.values[key] in (True, "true")]
-    for entry, weight in form.datasets:
-        pairs += [(DATA, entry), (WEIGHT, weight)]
-    return [*pairs, (MORE, form.more)]
 
 
 def make_form(tree: Mapping[str, Any]) -> RunForm:
