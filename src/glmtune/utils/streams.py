@@ -21,6 +21,20 @@ _SUBSTITUTES = str.maketrans(
 )
 
 
+def restart_in_utf8() -> None:
+    """Start this program again in Python's UTF-8 mode where file names are ASCII (`LC_ALL=C` with PYTHONUTF8=0).
+
+    There, a file whose name has Chinese characters cannot be opened by the name that a config or a user gives.
+    """
+    if os.name == "nt" or sys.flags.utf8_mode or not sys.orig_argv:
+        return
+    try:
+        "数据".encode(sys.getfilesystemencoding())
+    except UnicodeEncodeError:
+        os.environ["PYTHONUTF8"] = "1"  # for the processes that this one starts, too
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
 def prepare_streams() -> None:
     """Make standard input, output and error usable whatever the terminal, its code page or the shell gave.
 
