@@ -3,13 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test engines simulated-gpu lint format clean
+.PHONY: demo test docs engines simulated-gpu lint format clean
 
 demo: .venv/installed
 	$(BIN)/glmtune demo
 
 test: .venv/installed-test lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The documentation as a site, in build/site; it needs neither torch nor this package.
+docs: .venv-docs/installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet --site-dir build/site
 
 # Exports on llama.cpp, vLLM and TRL, each in an environment of its own; see CONTRIBUTING.md.
 engines: .venv/installed-test
@@ -43,5 +47,11 @@ format: .venv/installed-test
 	$(PIP) -e '.[test]'
 	touch $@ .venv/installed
 
+.venv-docs/installed: constraints.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		mkdocs mkdocs-material mkdocs-static-i18n jieba
+	touch $@
+
 clean:
-	rm -rf .venv .engines build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-docs .engines build dist .pytest_cache .mypy_cache .ruff_cache

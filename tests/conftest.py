@@ -16,6 +16,13 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).resolve().parent / "golden"
 
 
+def pytest_collection_modifyitems(items):
+    if os.name == "nt":
+        from posix_only import skip_on_windows
+
+        skip_on_windows(items)
+
+
 def find_asset(*parts: str) -> Path:
     """Return a published tokenizer or data file from `GLMTUNE_ASSETS` or `../shared`, or skip the test."""
     roots = [Path(p) for p in [os.environ.get("GLMTUNE_ASSETS", "")] if p] + [REPOSITORY.parent / "shared"]

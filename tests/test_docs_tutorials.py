@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -13,6 +14,8 @@ import pytest
 from glmtune.config import load_config
 from glmtune.data.conversation import Conversation
 from glmtune.data.sources import open_sources
+from glmtune.errors import RunError
+from glmtune.methods.tuned_model import resolve_target
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCS = REPOSITORY / "docs"
@@ -102,3 +105,14 @@ def test_files_of_a_tutorial_are_read_without_a_fault(page, tmp_path, monkeypatc
             assert all(isinstance(row, Conversation) for row in rows), name
         elif name.endswith(".yaml") and "/" not in name:  # configs/ has those of other tools
             load_config(name)
+
+
+def test_a_checkpoint_of_all_weights_is_refused_with_the_way_to_a_model(tmp_path):
+    run = tmp_path / "my run"
+    checkpoint = run / "checkpoints" / "checkpoint-4"
+    checkpoint.mkdir(parents=True)
+    (run / "config.yaml").write_text("model: x\ndata: y\n", "utf-8")
+    (checkpoint / "trained-00001-of-00002.safetensors").write_bytes(b"")
+    with pytest.raises(RunError, match="holds the trained weights alone") as caught:
+        resolve_target(checkpoint)
+    assert f"glmtune train --resume --output '{os.path.relpath(run)}'" in str(caught.value)

@@ -6,7 +6,6 @@ import dataclasses
 
 import pytest
 import torch
-from transformers import TrainingArguments
 from transformers.trainer_pt_utils import LabelSmoother
 from transformers.training_args import OptimizerNames
 
@@ -20,12 +19,12 @@ from glmtune.models.loading import load_base
 from glmtune.models.packed_attention import set_packed_attention
 from glmtune.run_dir import RunDir
 from glmtune.training import optimizers
-from glmtune.training.arguments import check_training_keys, list_ineffective_keys, make_arguments
+from glmtune.training.arguments import GlmTrainingArguments, check_training_keys, list_ineffective_keys, make_arguments
 from glmtune.training.head import compute_head_losses
 from glmtune.training.loss import LossSettings, step_loss
 from glmtune.training.training_keys import OPTIMIZER_USES, TRAINING_KEY_USES
 
-FIELDS = {field.name: field for field in dataclasses.fields(TrainingArguments) if field.init}
+FIELDS = {field.name: field for field in dataclasses.fields(GlmTrainingArguments) if field.init}
 # Values that ask for something, of keys whose default is no example of it.
 EXAMPLES = {
     "lr_scheduler_kwargs": {"num_cycles": 0.5},

@@ -29,7 +29,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium")
 expect = playwright.expect
 
-TABS = ("data", "train", "runs", "chat", "evaluate", "export", "model")
+TABS = ("data", "train", "runs", "chat", "evaluate", "export", "model", "migrate")
 WIDTHS = (1440, 1280, 390)
 PROMPT = "类型#裙*颜色#白色*风格#清新"
 SLOW = 180_000
@@ -332,7 +332,7 @@ def _evaluate(here: Site) -> None:
     here.page.locator("#evaluate-start").click()
     here.page.locator("#job").wait_for()
     here.wait_for_job("finished")
-    here.page.locator("#evaluate-results tbody button").first.click()
+    here.page.locator("#evaluate-results tbody button", has_text="eval/").first.click()
     expect(here.page.frame_locator("#evaluate-report iframe").locator("body")).to_contain_text("ROUGE-L", timeout=SLOW)
 
 

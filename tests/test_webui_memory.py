@@ -122,6 +122,7 @@ def test_what_an_ended_job_has_left_is_found_and_ended(context, monkeypatch):
 def test_a_command_line_is_shown_without_the_values_of_its_options():
     line = ["/usr/bin/python", "/usr/bin/glmtune", "serve", "runs/a", "--api-key", "secret"]
     assert holders_module._is_glmtune(line)
-    assert holders_module._shorten(line) == "glmtune serve runs/a"
+    assert holders_module._shorten(line) == "glmtune serve a"
+    assert holders_module._shorten(["glmtune", "ui", "--password", "secret"]) == "glmtune ui"
     assert holders_module._is_glmtune(["python", "-m", "glmtune", "train", "x.yaml"])
     assert not holders_module._is_glmtune(["vim", "notes", "glmtune"])

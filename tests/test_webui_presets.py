@@ -92,7 +92,7 @@ def test_what_does_not_fit_is_changed_as_the_plan_says_for_the_card_that_was_cho
     values, lines, html = press(page, "usual", gpu_memory="6GB")
     assert values["method"] == "qlora"
     assert all(options == ["--json", "--gpu-memory", "6GB"] for _, options in plans[1])
-    assert "a card of 6.0 GiB" in lines
+    assert "the chosen card, 6.0 GiB" in lines
     assert "model.quantization=nf4" in lines
     assert '<option value="6GB" selected>' in html
 
@@ -119,7 +119,7 @@ def test_without_model_and_data_the_goal_is_applied_and_the_rest_is_said(page):
 
 def test_a_preset_asks_the_command_that_plans(page):
     _, lines, _ = press(page, "usual", gpu_memory="1GB")
-    assert "a card of 1.0 GiB" in lines
+    assert "the chosen card, 1.0 GiB" in lines
     assert re.search(r"lora, bfloat16, batch 1 × 2, no gradient checkpointing: about 8\d\d MiB", lines)
 
 

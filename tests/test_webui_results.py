@@ -24,6 +24,8 @@ from glmtune.webui import pruning, zip_stream
 from glmtune.webui.app import make_context
 from glmtune.webui.chat_store import change_chat, create_chat, load_chat
 from glmtune.webui.evaluations import PAGE_ROWS
+from glmtune.webui.job_view import describe_job
+from glmtune.webui.jobs import Job
 from glmtune.webui.runs_index import PAGE_RUNS
 
 DAY = 86_400
@@ -184,7 +186,7 @@ def test_what_a_list_does_not_show_is_said_and_found(context, page, kind, monkey
 def test_folders_that_were_not_searched_are_said(context, page, run, monkeypatch):
     for number in range(5):
         run(f"r{number}")
-    monkeypatch.setattr("glmtune.webui.paths.MAX_FOLDERS", 3)
+    monkeypatch.setattr("glmtune.webui.root_walk.MAX_FOLDERS", 3)
     monkeypatch.setattr("glmtune.webui.choices_view.MAX_FOLDERS", 3)
     for address in ("/runs", "/choices/targets?field=x&id=x"):
         assert "Only the first 3 folders" in page.get(address).text
@@ -241,6 +243,23 @@ def test_the_result_of_a_job_is_shown_in_its_place(context, page):
     assert f"/evaluate/job/{job.id}" in page.get("/evaluate").text
 
 
+@pytest.mark.parametrize(("lang", "words"), [("en", ("Model 2 of 3", "Replies")), ("zh", ("第 2/3 个模型", "回答"))])
+def test_a_comparison_says_which_model_answers_what(lang, words):
+    job = Job("1", "compare", ["compare"], "", "me", "running", started=1.0)
+    log = "[1/3] base\nprobe of base: answers 60/60  ETA 0:00\n[2/3] runs/my run\nreplies 8/20  ETA 0:10\n"
+    values = describe_job(job, log, lang)
+    assert values["share"] == 8 / 20
+    assert all(word in values["figures"] for word in (*words, "runs/my run", "8 / 20"))
+
+
+def test_no_time_is_left_once_a_part_is_complete():
+    job = Job("1", "compare", ["compare"], "", "me", "running", started=1.0)
+    complete = describe_job(job, "[1/2] base\nreplies 20/20  ETA 0:00\n", "en")
+    assert "time left" not in complete["figures"]
+    other_model = describe_job(job, "[1/2] base\nreplies 9/20  ETA 0:09\n[2/2] tuned\n", "en")
+    assert (other_model["share"], "9 / 20" in other_model["figures"]) == (None, False)
+
+
 def test_rewards_are_listed_with_their_accuracy(context, page, run):
     place = run("rm", stage="rm") / "score" / "dev"
     place.mkdir(parents=True)
@@ -289,6 +308,14 @@ def test_selected_runs_stay_selected_on_other_pages_and_in_other_windows(context
     assert page.post("/runs/select", {"run": "/etc"}).status_code == 422
     assert " checked" not in page.post("/runs/unselect").text
     assert " checked" not in page.get("/runs").text
+
+
+def test_names_and_tags_are_not_cut_silently(context, page, run):
+    folder = run("one")
+    for tags in ("x" * 41, " ".join(f"t{number}" for number in range(21))):
+        assert page.post("/runs/notes", {"run": str(folder), "tags": tags, "notes": ""}).status_code == 422
+    assert "longer than 60" in page.post("/train/settings", {"settings_name": "x" * 61}).text
+    assert list(context.state("settings").iterdir()) == []
 
 
 def test_runs_that_cannot_be_deleted_are_named_and_the_others_are_gone(context, page, run):
@@ -399,7 +426,7 @@ def test_the_oldest_go_first_when_there_are_too_many(context, monkeypatch):
 
 
 def test_ended_jobs_are_removed_with_their_logs_and_running_ones_stay(context, page, run):
-    page.post("/train/save", {"name": "mine"})
+    page.post("/train/settings", {"settings_name": "mine"})
     page.post("/evaluate/draft", {"kind": "eval"})
     ended = context.jobs.submit("eval", ["--version"], "", "me")
     while context.jobs.get(ended.id).alive:
@@ -413,7 +440,10 @@ def test_ended_jobs_are_removed_with_their_logs_and_running_ones_stay(context, p
     (folder / f"{ended.id}.json").write_text(json.dumps(job | {"ended": time.time() - DAY * (pruning.JOBS.days + 1)}))
     (draft,) = context.state("drafts").glob("*.json")
     make_old(draft, pruning.DRAFTS.days + 1)
+    (saved,) = context.state("settings").glob("*.json")
+    make_old(saved, 10_000)
     removed = pruning.prune(context)
+    assert saved.exists(), "a user named it"
     assert {name: number for name, number in removed.items() if number} == {
         "ended job": 1,
         "unfinished form": 1,

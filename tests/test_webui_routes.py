@@ -34,7 +34,7 @@ from glmtune.webui.runs_index import SORT_KEYS
 from glmtune.webui.training_view import CURVE_GROUPS
 from glmtune.webui.webhooks import make_message
 
-TABS = ("data", "train", "runs", "chat", "evaluate", "export", "model")
+TABS = ("data", "train", "runs", "chat", "evaluate", "export", "model", "migrate")
 
 
 @pytest.fixture
@@ -97,12 +97,9 @@ def test_an_error_stands_in_place_of_the_result(page):
     assert 'role="alert"' in refused.text
 
 
-def test_presets_saved_settings_and_imports_fill_the_form(page, context):
-    quick = page.post("/train/form", form(action="preset", preset="quick")).text
-    assert re.search(r'name="training.max_steps" value="60"', quick)
-    assert 'value="rows.json"' in quick
+def test_saved_settings_and_imports_fill_the_form(page, context):
     page.post("/train/settings", form(settings_name="mine", **{"lora.rank": "3"}))
-    assert "<option>mine</option>" in page.get("/train").text
+    assert re.search(r"mine</th>.*base</td><td>lora", page.get("/train").text, re.DOTALL)
     loaded = page.post("/train/form", {"action": "load", "saved": "mine"}).text
     assert re.search(r'name="lora.rank" value="3"', loaded)
     yaml = "model: base\ndata: rows.json\nmethod: ptuning\nptuning: {num_virtual_tokens: 7}\n"
@@ -142,18 +139,18 @@ def test_rows_are_paged_and_only_those_with_findings_on_request(page):
     id = re.search(r'name="check" value="([^"]+)"', check).group(1)
     rows = page.post("/data/rows", form(check=id, findings_only="true")).text
     assert rows.count("<tr>") == 2  # the head, and the row with an empty answer
-    assert 'value="rows-clean.jsonl"' in check
+    assert 'value="rows-clean.jsonl"' in page.post("/data/repair", form(check=id)).text
 
 
 def test_clean_rows_are_written_to_a_new_file(page, context):
-    check = page.post("/data/check", form(fix="clean.jsonl")).text
+    check = page.post("/data/fix", form(fix="clean.jsonl")).text
     while (poll := re.search(r'hx-get="(/data/check/[^"]+)"', check)) is not None:
         time.sleep(0.05)
         check = page.get(poll.group(1)).text
     assert "45" in check
     assert len((context.roots[0] / "clean.jsonl").read_text(encoding="utf-8").splitlines()) == 45
-    assert page.post("/data/check", form(fix="clean.jsonl")).status_code == 422
-    assert page.post("/data/check", form(fix="../clean.jsonl")).status_code == 422
+    assert page.post("/data/fix", form(fix="clean.jsonl")).status_code == 422
+    assert page.post("/data/fix", form(fix="../clean.jsonl")).status_code == 422
 
 
 def _read_lines(answer):

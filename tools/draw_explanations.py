@@ -1,7 +1,7 @@
 """Draw the figures of docs/explanation from the code that they explain, in English and in Chinese.
 
 python tools/draw_explanations.py            # masks, positions, truncation, quantization
-python tools/draw_explanations.py --memory   # memory: GLMTUNE_ASSETS holds assets/chatglm3-6b, config.json and tokenizer
+python tools/draw_explanations.py --memory   # memory: of GLMTUNE_ASSETS/assets/chatglm3-6b, config.json and tokenizer
 """
 
 from __future__ import annotations
@@ -82,7 +82,14 @@ class Drawing:
         )
 
     def add_text(
-        self, x: float, y: float, text: object, anchor: str = "middle", size: int = 12, fill: str = "#222222", turn: int = 0
+        self,
+        x: float,
+        y: float,
+        text: object,
+        anchor: str = "middle",
+        size: int = 12,
+        fill: str = "#222222",
+        turn: int = 0,
     ) -> None:
         turned = f' transform="rotate({turn} {x:g} {y:g})"' if turn else ""
         self.pieces.append(
@@ -202,7 +209,13 @@ def draw_truncation(language: str) -> str:
     whole = encode(_TURNS)
     prompt, answer = whole.prompt_length, len(whole.input_ids) - whole.prompt_length
     last_turn = encode(_TURNS[4:]).prompt_length
-    limits = ((prompt, answer), (prompt - 5, answer), (last_turn, answer), (last_turn - 8, answer), (last_turn - 8, answer - 12))
+    limits = (
+        (prompt, answer),
+        (prompt - 5, answer),
+        (last_turn, answer),
+        (last_turn - 8, answer),
+        (last_turn - 8, answer - 12),
+    )
     drawing = Drawing(860, 40 + 52 * len(limits), language)
     pixels = 640 / len(whole.input_ids)
     for number, (source, target) in enumerate(limits):
@@ -260,7 +273,9 @@ def plan_memory(assets: Path) -> list[tuple[str, bool, dict[str, float]]]:
     plans = []
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "rows.jsonl"
-        data.write_text("\n".join([json.dumps({"prompt": "问题" * repeats, "response": "问题" * repeats})] * 16), "utf-8")
+        data.write_text(
+            "\n".join([json.dumps({"prompt": "问题" * repeats, "response": "问题" * repeats})] * 16), "utf-8"
+        )
         for title, method, quantization in _METHODS:
             for checkpointing in (True, False):
                 words = ["plan", "--model", model, "--data", data, "--method", method, "--gpu-memory", "80GB", "--json"]

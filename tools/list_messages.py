@@ -29,6 +29,7 @@ _ERRORS = (
 # What is called -> places and names of the arguments that are sentences.
 _CALLS: dict[str, tuple[int | str, ...]] = {
     **dict.fromkeys(_ERRORS, (0, 1, "hint")),
+    "error_class": (0, 1),
     "Diagnosis": (2, 3, 4),
     "InvalidRow": (2, 3, "hint"),
     "InvalidRowError": (1, 2, "hint"),
@@ -51,7 +52,7 @@ _SENTENCE_MODULES = (
         "data/pair_checks.py",
         "data/row_format.py",
     ),
-    *("config_ranges.py", "utils/documents.py"),
+    *("config_ranges.py", "utils/documents.py", "utils/optional_packages.py"),
 )
 """Whose functions return sentences."""
 _OTHER_PLACES = (

@@ -118,11 +118,13 @@ def _fill_chat(page: Page) -> None:
     page.locator("#chat-prompt").fill(PROMPT)
     page.locator("#chat-send").click()
     page.locator("[data-side='1'] .assistant .tools").wait_for()
+    page.locator("#votes button").first.click()
+    page.locator("#votes-rate").scroll_into_view_if_needed()
 
 
 def _fill_evaluate(page: Page) -> None:
-    page.locator("#evaluate-results tbody button").first.click()
-    page.locator("#evaluate-report iframe").wait_for()
+    page.locator("#evaluate-results tbody button").first.wait_for()
+    page.locator("#evaluate-results").scroll_into_view_if_needed()
 
 
 def _fill_export(page: Page) -> None:

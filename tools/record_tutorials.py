@@ -2,10 +2,10 @@
 
 python tools/record_tutorials.py MODELS [--page NAME ...] [--work FOLDER] [--images docs/images/tutorials]
 
-The commands are read from docs/tutorials/NAME.md: fenced blocks named `bash`, and the files that follow a comment
-`<!-- file: NAME -->`. Checkpoints come from a hub on this machine, which has small models (tutorial_models.py) under the
-published names; MODELS keeps them between calls. Long trainings are shortened by `SUBSTITUTIONS`. A block after
-`<!-- not recorded: REASON -->` is left out. The output of each command is written to WORK/NAME.log.
+The commands are read from docs/tutorials/NAME.md: fenced blocks named `bash` or `powershell`, and the files that follow
+a comment `<!-- file: NAME -->`. Checkpoints come from a hub on this machine: small models (tutorial_models.py) under
+the published names; MODELS keeps them between calls. Long trainings are shortened by `SUBSTITUTIONS`. A block
+after `<!-- not recorded: REASON -->` is left out. The output of each command is written to WORK/NAME.log.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPOSITORY / "tests"), str(REPOSITORY / "tools")]
 
-from demo_corpus.corpus import make_adgen_splits  # noqa: E402
-from faulty_hub import FaultyHub, run_hub  # noqa: E402
 from tutorial_models import make_model  # noqa: E402
 from tutorial_pictures import take_pictures  # noqa: E402
+
+from demo_corpus.corpus import make_adgen_splits  # noqa: E402
+from faulty_hub import FaultyHub, run_hub  # noqa: E402
 
 PAGES = REPOSITORY / "docs" / "tutorials"
 FAMILIES = {
@@ -45,12 +46,12 @@ FAMILIES = {
 # What is replaced in the files and commands of a page: the small models need fewer steps, and higher learning rates.
 SUBSTITUTIONS: dict[str, tuple[tuple[str, str], ...]] = {
     "ptuning-chatglm-6b": (
-        ("max_steps: 3000", "max_steps: 120"),
-        ("gradient_accumulation_steps: 16", "gradient_accumulation_steps: 4"),
-        ("logging_steps: 10$", "logging_steps: 2"),
-        ("save_steps: 1000", "save_steps: 40"),
-        ("eval_steps: 500", "eval_steps: 20"),
-        ("num_virtual_tokens: 128", "num_virtual_tokens: 32"),
+        ("max_steps: 3000", "max_steps: 700"),
+        ("per_device_train_batch_size: 1", "per_device_train_batch_size: 8"),
+        ("gradient_accumulation_steps: 16", "gradient_accumulation_steps: 1"),
+        ("save_steps: 1000", "save_steps: 350"),
+        ("eval_steps: 500", "eval_steps: 100"),
+        ("num_virtual_tokens: 128", "num_virtual_tokens: 64"),
     ),
     "qlora-chatglm2-6b": (
         ("num_train_epochs: 1", "max_steps: 100"),
@@ -63,10 +64,15 @@ SUBSTITUTIONS: dict[str, tuple[tuple[str, str], ...]] = {
         ("num_train_epochs=15", "num_train_epochs=60"),
     ),
     "finetune-demo-chatglm3-6b": (
-        ("max_steps: 3000", "max_steps: 60"),
-        ("learning_rate: 5e-5", "learning_rate: 3e-3"),
-        ("save_steps: 500", "save_steps: 30"),
-        ("eval_steps: 500", "eval_steps: 30"),
+        ("max_steps: 3000", "max_steps: 40"),
+        ("learning_rate: 5e-5", "learning_rate: 5e-3"),
+        ("(save|eval|logging)_steps: (500|10)", r"\1_steps: 20"),
+        (
+            "--output runs/lora$",
+            "--output runs/lora --set lora.targets=all-linear --set lora.rank=32 --set training.max_steps=80 "
+            "--set training.gradient_checkpointing=false",
+        ),
+        ("--output runs/ptuning", "--output runs/ptuning --set training.max_steps=4"),
         ("--nproc 8", "--nproc 2 --set training.use_cpu=true"),
     ),
     "windows-chatglm-6b": (
@@ -204,6 +210,7 @@ def main() -> None:
     parser.add_argument("models", type=Path)
     parser.add_argument("--page", nargs="*", default=list(FAMILIES))
     parser.add_argument("--work", type=Path, default=Path("tutorials-work"))
+    parser.add_argument("--only-pictures", action="store_true", help="of the commands that --work holds")
     parser.add_argument("--images", type=Path, default=REPOSITORY / "docs/images/tutorials")
     arguments = parser.parse_args()
     for module in ("torch", "transformers", "peft", "bitsandbytes", "glmtune.training.run", "glmtune.evaluation"):
@@ -214,17 +221,20 @@ def main() -> None:
     arguments.images.mkdir(parents=True, exist_ok=True)
     for name in arguments.page:
         family = FAMILIES[name]
+        recording = Recording(name, work / name, work / f"{name}.log")
+        environment = make_environment(work)
+        if arguments.only_pictures:
+            take_pictures(name, recording.folder, recording.log_file.read_text("utf-8"), environment, arguments.images)
+            continue
         model = make_model(family, arguments.models.absolute() / f"{family}-6b")
         content = {path.name: path.read_bytes() for path in model.iterdir()}
-        recording = Recording(name, work / name, work / f"{name}.log")
         prepare_folder(recording.folder)
         with ExitStack() as stack:
             owner = "ZhipuAI" if name.startswith("web-page") else "THUDM"
             hub = stack.enter_context(run_hub(FaultyHub(content, name=f"{owner}/{family}-6b")))
             recording.hub_address = hub.url
-            environment = make_environment(work)
             run_page(recording, environment)
-            take_pictures(name, recording.folder, environment, arguments.images)
+        take_pictures(name, recording.folder, recording.log_file.read_text("utf-8"), environment, arguments.images)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 - The line that links a page to its other language goes: the site has a switch.
 - Links out of docs/ lead to the repository (`repo_url`), and are plain text where it is not known.
-- A Chinese page that links to an English one, which has a Chinese version too, means the English one: mkdocs-static-i18n
-  would take the Chinese one.
+- A Chinese page that links to an English one, which has a Chinese version too, means the English one:
+  mkdocs-static-i18n would take the Chinese one.
 - A line break between two Chinese characters is no space.
 - Python-Markdown shows the backslash of a `\\|` inside code in a table, which GitHub needs; it does not need it itself.
 """
@@ -51,8 +51,8 @@ def _rewrite_link(link: re.Match[str], page: Any, config: Any, files: Any) -> st
     is_chinese_build = page.file.locale_alternate_of == "zh"
     names_english_page = path.endswith(".md") and not path.endswith(".zh.md")
     chinese_path = path.removesuffix(".md") + ".zh.md"
-    if is_chinese_build and names_english_page and files.src_uris.get(chinese_path):
-        if page.file.src_uri.endswith(".zh.md") or anchor:
-            url = posixpath.join("" if path == "index.md" else path.removesuffix(".md"), "")
-            return f'<a href="{get_relative_url(url, page.url)}{anchor}">{link["text"]}</a>'
-    return link[0]
+    is_meant = page.file.src_uri.endswith(".zh.md") or bool(anchor)
+    if not (is_chinese_build and names_english_page and is_meant and files.src_uris.get(chinese_path)):
+        return link[0]
+    url = posixpath.join("" if path == "index.md" else path.removesuffix(".md"), "")
+    return f'<a href="{get_relative_url(url, page.url)}{anchor}">{link["text"]}</a>'

@@ -17,8 +17,9 @@ from typing import Any
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 HEAD = """# The Python API
 
-What the pages of this documentation import, from signatures and docstrings; how it is used is in [From Python](python.md). Other
-modules may change from one release to the next. Errors that a user can fix are a `glmtune.errors.GlmtuneError`.
+What the pages of this documentation import, from signatures and docstrings; how it is used is in
+[From Python](python.md). Other modules may change from one release to the next. Errors that a user can fix are a
+`glmtune.errors.GlmtuneError`.
 This page is generated from the code by `python tools/write_api_docs.py`.
 """
 PUBLIC = {
@@ -150,10 +151,11 @@ def _read_attribute_docstrings(kind: type) -> dict[str, str]:
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(definition, ast.ClassDef)
     texts = {}
-    for statement, following in zip(definition.body, definition.body[1:]):
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
-                texts[statement.target.id] = " ".join(str(following.value.value).split())
+    for statement, following in zip(definition.body[:-1], definition.body[1:], strict=True):
+        if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
+            continue
+        if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+            texts[statement.target.id] = " ".join(str(following.value.value).split())
     return texts
 
 

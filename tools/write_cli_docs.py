@@ -19,9 +19,9 @@ from glmtune.config import RunConfig, get_help
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
 HEAD = """# The command line
 
-`glmtune COMMAND --help` prints the same. Numbers outside the ranges named here, unknown options and words that an option does not
-take are refused before anything is loaded. Exit codes: 0 done, 1 an error that is explained in one or two lines, 2 a wrong command line,
-130 stopped by Ctrl-C; where a command has others, they are named with it.
+`glmtune COMMAND --help` prints the same. Numbers outside the ranges named here, unknown options and words that an
+option does not take are refused before anything is loaded. Exit codes: 0 done, 1 an error that is explained in one or
+two lines, 2 an unknown option or a missing argument, 130 stopped by Ctrl-C; others are named with their command.
 This page is generated from the code by `python tools/write_cli_docs.py`.
 
 | command | |
@@ -34,7 +34,9 @@ _PAGE_NAME = re.compile(r"\bdocs/([\w-]+\.md)\b")
 def render_page() -> str:
     """The whole page."""
     commands = list(list_commands())
-    index = [f"| [`glmtune {name}`](#glmtune-{name.replace(' ', '-')}) | {_first_line(c.help)} |" for name, c in commands]
+    index = [
+        f"| [`glmtune {name}`](#glmtune-{name.replace(' ', '-')}) | {_first_line(c.help)} |" for name, c in commands
+    ]
     return HEAD + "\n".join(index) + "\n" + "".join(_render_command(name, command) for name, command in commands)
 
 
@@ -55,7 +57,11 @@ def _render_command(name: str, command: Any) -> str:
             options.append(parameter)
     kinds = get_type_hints(inspect.unwrap(command.callback))
     words = " ".join(["glmtune", name, "[OPTIONS]" if options else "", *map(_format_argument, arguments)])
-    parts = [f"\n## glmtune {name}\n", f"```\n{re.sub(' +', ' ', words).strip()}\n```\n", f"{_link_pages(command.help)}\n"]
+    parts = [
+        f"\n## glmtune {name}\n",
+        f"```\n{re.sub(' +', ' ', words).strip()}\n```\n",
+        f"{_link_pages(command.help)}\n",
+    ]
     if arguments:
         parts += ["| argument | |", "| --- | --- |"]
         parts += [f"| `{_argument_name(argument)}` | {_format_help(argument.help)} |" for argument in arguments]
@@ -80,7 +86,9 @@ def _render_option(option: Any, kind: Any) -> str:
 
 def _describe_value(option: Any, kind: Any) -> str:
     """The words that an option takes, or the kind of its value."""
-    words = inspect.getclosurevars(inspect.unwrap(option.callback)).nonlocals.get("known", ()) if option.callback else ()
+    words = (
+        inspect.getclosurevars(inspect.unwrap(option.callback)).nonlocals.get("known", ()) if option.callback else ()
+    )
     if option.name in ("method", "stage") and option.help == get_help(option.name):
         words = get_args(get_type_hints(RunConfig)[option.name])
     return " or ".join(f"`{word}`" for word in words) or _describe_kind(kind)

@@ -17,14 +17,17 @@ from glmtune.errors import ConfigError, summarize_error
 from glmtune.run_dir import RunDir
 from glmtune.training.best_metric import FAULTS, check_best_metric, get_metric_name
 from glmtune.training.distributed import count_processes
+from glmtune.training.older_transformers import HAS_NEW_NAME, OlderTrainingArguments
 from glmtune.training.optimizers import check_optimizer
 from glmtune.training.training_keys import TRAINING_KEY_CHOICES, TRAINING_KEY_USES
 from glmtune.utils.console import print_warning
 from glmtune.utils.documents import shorten_value
 from glmtune.utils.installation import format_install
 
+_Base: Any = TrainingArguments if HAS_NEW_NAME else OlderTrainingArguments
 
-class GlmTrainingArguments(TrainingArguments):
+
+class GlmTrainingArguments(_Base):
     """`TrainingArguments` that round a warm-up share down: rounded up, a run of one step would have a rate of 0."""
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
@@ -56,8 +59,8 @@ def check_training_keys(training: dict[str, Any]) -> None:
         ConfigError: a key that `TrainingArguments` does not have, one that is refused, or a value that is not a number,
             or too small.
     """
-    hints = get_type_hints(TrainingArguments)
-    known_keys = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
+    hints = get_type_hints(GlmTrainingArguments)
+    known_keys = [field.name for field in dataclasses.fields(GlmTrainingArguments) if field.init]
     for key, value in training.items():
         if key not in known_keys:
             raise ConfigError(f"unknown key training.{key}.", suggest_key(key, known_keys))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
+from glmtune.utils.operating_system import is_windows
 from glmtune.utils.shell_words import quote_program, quote_word
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def name_program() -> str:
     found = shutil.which("glmtune")
     if found is not None and Path(found).parent == folder:
         return "glmtune"
-    script = folder / ("glmtune.exe" if sys.platform == "win32" else "glmtune")
+    script = folder / ("glmtune.exe" if is_windows() else "glmtune")
     if not script.is_file():
         return f"{_name_python()} -m glmtune"
     with contextlib.suppress(ValueError, OSError):  # not below the current folder; that folder is gone

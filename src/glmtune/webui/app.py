@@ -11,12 +11,13 @@ from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from glmtune.errors import GlmtuneError, ServerError
+from glmtune.errors import ServerError
 from glmtune.html.i18n import LANGUAGES
 from glmtune.serve.model_loading import ServeOptions, load_context
 from glmtune.serve.run_server import GracefulServer
@@ -28,6 +29,7 @@ from glmtune.webui import (
     evaluate_tab,
     export_tab,
     jobs_view,
+    migrate_tab,
     model_tab,
     pruning,
     runs_tab,
@@ -40,13 +42,14 @@ from glmtune.webui.context import STATE, Context
 from glmtune.webui.guard import visitor_of
 from glmtune.webui.jobs import Jobs
 from glmtune.webui.page_rules import PageRules, RouteRule, require_password
-from glmtune.webui.rendering import TABS, redirect, render_error
+from glmtune.webui.rendering import TABS, redirect
 from glmtune.webui.requests import MAX_FORM_BYTES, read_form
 from glmtune.webui.sessions import HEALTH_PATH, guard_page
+from glmtune.webui.status_pages import add_status_pages
 from glmtune.webui.webhooks import check_webhook, send_webhook
 
 _ROUTES = (
-    *(model_tab, data_tab, train_tab, runs_tab, chat_tab, evaluate_tab, export_tab),
+    *(model_tab, data_tab, train_tab, runs_tab, chat_tab, evaluate_tab, export_tab, migrate_tab),
     jobs_view,
     status_strip,
     choices_view,
@@ -93,12 +96,7 @@ def make_context(roots: list[Path], lang: str, *, locked: bool = False, webhook:
 def make_routes(context: Context) -> FastAPI:
     """The routes of the page, without the guard around them."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-
-    async def answer_user_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, GlmtuneError)
-        return render_error(request, context, error)
-
-    app.add_exception_handler(GlmtuneError, answer_user_error)
+    add_status_pages(app, context)
     app.mount("/static/vendor", StaticFiles(packages=[("glmtune.webui", "static/vendor")]))
 
     @app.get("/static/app.css")
@@ -109,7 +107,7 @@ def make_routes(context: Context) -> FastAPI:
     async def send_script(name: str) -> Response:
         script = load_scripts().get(name)
         if script is None:
-            return PlainTextResponse("no such script", 404)
+            raise HTTPException(404)
         return Response(script, media_type="text/javascript")
 
     @app.get("/")

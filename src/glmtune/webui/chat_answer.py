@@ -25,6 +25,7 @@ from glmtune.webui.chat_stream import stream_reply
 from glmtune.webui.context import Context
 from glmtune.webui.rendering import make_problem
 from glmtune.webui.requests import FormData
+from glmtune.webui.status_pages import log_fault
 from glmtune.webui.texts import text
 
 _DEFAULT = Sampling()
@@ -131,6 +132,7 @@ class ChatAnswer:
                 self._keep_reply(turn, add_reply(turn.messages, Reply(latest)))
             raise
         except Exception as error:  # a bug of ours, or a GPU without room: the page is told, and not only cut off
+            log_fault(error, f"reply of {name}")
             problem = GlmtuneError(f"The reply failed: {type(error).__name__}: {error}"[:600])
             yield {"side": turn.number, "error": str(make_problem(problem, self._lang))}
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from starlette.requests import Request
 
+from glmtune.errors import GlmtuneError
 from glmtune.utils.file_access import make_limit_variable
 from glmtune.webui.errors import JobError
 
@@ -31,6 +32,11 @@ class CommandOutput:
         lines = self.errors.strip().splitlines()
         first = next((i for i, line in enumerate(lines) if line.startswith("Error: ")), max(len(lines) - 2, 0))
         return "\n".join(lines[first:]).removeprefix("Error: ")[:_MAX_ERROR]
+
+    def to_error(self) -> GlmtuneError:
+        """The error that the command ended with, its hint apart from its message."""
+        message, _, hint = self.find_error().partition("\n")
+        return GlmtuneError(message, hint or None)
 
 
 async def run_command(

@@ -18,13 +18,14 @@ _PACKAGE = "glmtune.webui"
 _EXAMPLE_PREFIX = "/user/NAME/proxy/{port}"
 
 
-def render_refusal(reason: RefusalReason, lang: str, *, is_page: bool, **values: Any) -> str:
+def render_refusal(reason: RefusalReason, lang: str, *, is_page: bool, home: str = "", **values: Any) -> str:
     """Why a request is not answered, and what to do.
 
     Args:
         reason: the texts are `ui.refused.REASON` and, with what to do, `ui.refused.REASON.hint`.
         lang: a code of `LANGUAGES`.
         is_page: an HTML page for a person; else two lines for a script or a part of the page.
+        home: address of the page, for the way back; empty where it would not be answered either.
         values: of the texts. For `host`: `host`, `port` and `prefix` as the request has them.
     """
     commands = _make_commands(**values) if reason == "host" else {}
@@ -35,7 +36,7 @@ def render_refusal(reason: RefusalReason, lang: str, *, is_page: bool, **values:
     if not is_page:
         return "\n".join([*lines, *commands.values()]) + "\n"
     return render_template(
-        _PACKAGE, "refusal.html.j2", **_make_context(lang), lines=lines, commands=commands, host=values.get("host", "")
+        _PACKAGE, "refusal.html.j2", **_make_context(lang), lines=lines, commands=commands, home=home
     )
 
 

@@ -16,6 +16,7 @@ Prevention Cheat Sheet: signed double-submit cookie).
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 import time
 from collections.abc import Mapping
@@ -352,15 +353,20 @@ class _GuardedAnswer:
         await self._send(message)
 
     async def refuse(self, error: RefusedRequestError) -> None:
-        """Answer with the reason, as a page for a person or as lines for a script; nothing if an answer has begun."""
+        """Answer with the reason: a page for a person, lines for a script, JSON for a program. Nothing if an answer has
+        begun."""
         if self._has_started:
             return
         visitor = visitor_of(self._scope)
-        is_page = "text/html" in self._request_headers.get("accept", "")
-        is_part = "hx-request" in self._request_headers
-        text = render_refusal(error.reason, visitor.lang, is_page=is_page and not is_part, **error.values)
+        accepted = self._request_headers.get("accept", "")
+        is_page = "text/html" in accepted and "hx-request" not in self._request_headers
+        home = "" if error.reason == "host" else f"{self._scope.get('root_path', '')}/"
+        text = render_refusal(error.reason, visitor.lang, is_page=is_page, home=home, **error.values)
+        kind = "text/html" if is_page else "text/plain"
+        if "application/json" in accepted and not is_page:
+            message, _, hint = text.strip().partition("\n")
+            kind, text = "application/json", json.dumps({"error": {"message": message, "hint": hint}})
         body = text.encode("utf-8", "replace")
-        kind = "text/html" if is_page and not is_part else "text/plain"
         headers = [
             (b"content-type", f"{kind}; charset=utf-8".encode()),
             (b"content-length", str(len(body)).encode()),

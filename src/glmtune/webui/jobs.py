@@ -171,14 +171,22 @@ class Jobs:
             self._advance()
             return self._read(id)
 
+    def find_log(self, id: str) -> Path:
+        """The file of what the command prints, which it may not have begun.
+
+        Raises:
+            JobError: there is no such job.
+        """
+        self._path(id)
+        return self._folder / f"{id}.log"
+
     def tail(self, id: str, lines: int = 300) -> str:
         """The last lines of what the command printed.
 
         Raises:
             JobError: there is no such job.
         """
-        self._path(id)
-        log = self._folder / f"{id}.log"
+        log = self.find_log(id)
         if not log.is_file():
             return ""
         with log.open("rb") as stream:

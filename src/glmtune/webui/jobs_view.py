@@ -23,6 +23,7 @@ from glmtune.webui.job_view import describe_job
 from glmtune.webui.jobs import Job
 from glmtune.webui.rendering import get_language, render_markup, render_page, render_part, render_problem
 from glmtune.webui.requests import read_form
+from glmtune.webui.texts import text
 from glmtune.webui.training_view import (
     TrainingView,
     describe_charts,
@@ -130,7 +131,7 @@ def _make_parts(request: Request, context: Context, job: Job, log: str, view: Tr
     """Markup of the parts that change: `status`, `log` and, of a training, `samples`."""
     lang = get_language(request, context)
     if view is not None:
-        values = {
+        values: dict[str, Any] = {
             "share": None if view.percent is None else view.percent / 100,
             "figures": make_training_figures(view, lang),
             "remarks": list_remarks(view, lang),
@@ -138,6 +139,9 @@ def _make_parts(request: Request, context: Context, job: Job, log: str, view: Tr
         }
     else:
         values = describe_job(job, log, lang)
+    if job.state == "failed" and not values["error"]:
+        path = context.shorten(context.jobs.find_log(job.id))
+        values["remarks"] = [*values["remarks"], text("job.crashed", lang, code=job.exit_code, path=path)]
     problem = partial(render_problem, lang=lang, title="app.failed")
     status = render_markup(request, context, "job_status", job=job, problem=problem, **values)
     parts = {"status": status, "log": render_markup(request, context, "job_log", log=log)}

@@ -67,10 +67,12 @@ def list_holders(context: Context) -> list[Holder]:
         on_gpu[process.pid] = None if process.bytes is None or known is None else known + process.bytes
     scan = dict(_scan_processes())
     jobs = context.jobs.list()
-    holders = [_make_job_holder(job, _take(scan, _list_tree(job)), on_gpu) for job in jobs if job.state == "running"]
-    scan.pop(os.getpid(), None)
+    holders = [
+        _make_job_holder(job, _take(scan, _list_tree(job.pid)), on_gpu) for job in jobs if job.state == "running"
+    ]
     holders += _find_leftovers(jobs, scan, on_gpu)
-    holders.append(_make_page_holder(context, on_gpu))
+    own = _take(scan, _list_tree(os.getpid()))  # with the short commands that the page runs, such as plans
+    holders.append(_make_page_holder(context, own, on_gpu))
     for pid, process in scan.items():
         line = _read_command(process)
         if _is_glmtune(line):
@@ -106,13 +108,11 @@ def _make_job_holder(job: Job, processes: list[psutil.Process], on_gpu: dict[int
     return Holder("job", name, job.pid, _sum_bytes(processes), _pop_gpu_bytes(processes, on_gpu), url)
 
 
-def _make_page_holder(context: Context, on_gpu: dict[int, int | None]) -> Holder:
+def _make_page_holder(context: Context, own: list[psutil.Process], on_gpu: dict[int, int | None]) -> Holder:
     models = [context.shorten(target) for target in context.models.list_targets()]
-    own = psutil.Process()
-    on_card = on_gpu.pop(own.pid, None)
-    if on_card is None:  # a container's driver has other process ids
-        on_card = _read_torch_bytes()
-    return Holder("page", ", ".join(models), own.pid, _sum_bytes([own]), on_card)
+    # A container's driver has other process ids: torch's own count then.
+    on_card = _pop_gpu_bytes(own, on_gpu) or _read_torch_bytes()
+    return Holder("page", ", ".join(models), os.getpid(), _sum_bytes(own), on_card)
 
 
 def _read_torch_bytes() -> int:
@@ -159,9 +159,9 @@ def _scan_processes() -> Mapping[int, psutil.Process]:
         return _scans[0][1]
 
 
-def _list_tree(job: Job) -> list[int]:
+def _list_tree(pid: int | None) -> list[int]:
     with suppress(psutil.NoSuchProcess):
-        first = psutil.Process(job.pid)
+        first = psutil.Process(pid)
         return [first.pid, *(child.pid for child in first.children(recursive=True))]
     return []
 
@@ -201,6 +201,7 @@ def _is_glmtune(line: list[str]) -> bool:
 
 
 def _shorten(line: list[str]) -> str:
-    """The command without the path of Python, and without values of options, which may be passwords."""
+    """The command and what it works on, without options: their values may be passwords."""
     start = next((place for place, word in enumerate(line) if Path(word).name == "glmtune"), 0)
-    return join_words(["glmtune", *line[start + 1 : start + 3]])[:_MAX_NAME]
+    words = [Path(word).name for word in line[start + 1 : start + 3] if not word.startswith("-")]
+    return join_words(["glmtune", *words])[:_MAX_NAME]

@@ -12,7 +12,6 @@ from typing import Any
 
 from starlette.requests import Request
 
-from glmtune.errors import GlmtuneError
 from glmtune.html.builder import Html, el, join
 from glmtune.utils.console import format_bytes
 from glmtune.utils.io import write_text
@@ -75,7 +74,7 @@ async def make_plan(
             limits: dict[str, Any] = {"timeout_s": _TIMEOUT_S, "timeout_message": text("plan.slow", lang)}
             result = await run_command(arguments, root, request=request, **limits)
         if result.code:
-            raise GlmtuneError(result.find_error())
+            raise result.to_error()
         made, plan = time.monotonic(), json.loads(result.output)
     _plans[key] = (made, plan)
     while len(_plans) > _MAX_PLANS:
@@ -103,11 +102,10 @@ def render_plan(plan: dict[str, Any], lang: str) -> Html:
 
 
 def describe_device(plan: dict[str, Any], lang: str) -> str:
-    """The device of a plan: this machine's GPU by its name, its CPU, or a card of a size."""
+    """The device of a plan: this machine's GPU by its name, its CPU, or a card elsewhere."""
     if plan["device"] == CPU_DEVICE:
         return text("plan.this_machine", lang)
-    size = _OTHER_GPU.fullmatch(plan["device"])
-    return text("plan.card", lang, memory=size[1]) if size else str(plan["device"])
+    return text("plan.chosen_card", lang) if _OTHER_GPU.fullmatch(plan["device"]) else str(plan["device"])
 
 
 def render_work(plan: dict[str, Any], seconds: float | None, lang: str) -> Html:

@@ -20,7 +20,7 @@ from glmtune.webui.guard import csrf_token, find_chosen_language
 from glmtune.webui.pruning import CHATS, JOBS, UPLOADS
 from glmtune.webui.texts import text
 
-TABS = ("data", "train", "runs", "chat", "evaluate", "export", "model")
+TABS = ("data", "train", "runs", "chat", "evaluate", "export", "model", "migrate")
 """In the order in which a person needs them."""
 UNPROCESSABLE = 422
 """Status of a request that a user can correct; its part of the page is shown in place of the result."""
@@ -54,18 +54,6 @@ def render_part(request: Request, context: Context, name: str, /, **values: Any)
 def render_markup(request: Request, context: Context, name: str, /, **values: Any) -> Markup:
     """A part of a page for another template."""
     return Markup(_render(request, context, name, values))
-
-
-def render_error(request: Request, context: Context, error: GlmtuneError) -> HTMLResponse:
-    """An error that a user can correct, in place of the result that was asked for: a part of a page for scripts, a
-    whole page for a browser that follows a link."""
-    problem = make_problem(error, get_language(request, context))
-    if "hx-request" in request.headers or "text/html" not in request.headers.get("accept", ""):
-        return HTMLResponse(str(problem), UNPROCESSABLE)
-    root = request.scope.get("root_path", "")
-    tab = request.url.path.removeprefix(root).strip("/").partition("/")[0]
-    values = {"tab": tab, "title": text("app.problem", get_language(request, context)), "problem": problem}
-    return HTMLResponse(_render(request, context, "error", values), UNPROCESSABLE)
 
 
 def make_problem(error: GlmtuneError, lang: str) -> Markup:

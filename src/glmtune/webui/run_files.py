@@ -136,10 +136,15 @@ def write_tags(path: Path, tags: str) -> None:
         tags: words with commas or spaces between them.
 
     Raises:
-        RunError: the run is gone.
+        RunError: the run is gone, or there are too many tags, or one is too long.
     """
-    words = dict.fromkeys(word[:_MAX_TAG] for word in re.split(r"[,，;；\s]+", tags) if word)
-    write_json(require_run(path).root / TAGS, {"tags": list(words)[:_MAX_TAGS]})
+    words = list(dict.fromkeys(word for word in re.split(r"[,，;；\s]+", tags) if word))
+    if len(words) > _MAX_TAGS or any(len(word) > _MAX_TAG for word in words):
+        raise RunError(
+            f"A run has at most {_MAX_TAGS} tags of {_MAX_TAG} characters.",
+            "Remove or shorten some; notes may be long.",
+        )
+    write_json(require_run(path).root / TAGS, {"tags": words})
 
 
 def read_tags(path: Path) -> tuple[str, ...]:

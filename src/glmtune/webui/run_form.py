@@ -17,7 +17,7 @@ from glmtune.webui.context import Context
 from glmtune.webui.errors import PathError
 from glmtune.webui.forms import as_yaml, check_tree, fields, get_method_section, tree_of, values_of
 from glmtune.webui.paths import data_entries, inside, model_or_path
-from glmtune.webui.requests import FormData
+from glmtune.webui.requests import FormData, Pairs
 
 METHOD_SECTIONS = ("lora", "ptuning", "freeze")
 _SHORTHAND = {"model": "path", "data": "train", "replay": "data"}
@@ -68,14 +68,40 @@ def parse_form(data: FormData) -> RunForm:
             form.values[item.key] = data.has(item.key)
         elif item.kind != "flag" and item.key in sent:
             form.values[item.key] = data.get(item.key)
-    for name, value in data.pairs:  # a share follows its data set
-        if name == DATA:
-            form.datasets.append((value.strip(), ""))
-        elif name == WEIGHT and form.datasets:
-            form.datasets[-1] = (form.datasets[-1][0], value.strip())
-    form.datasets = [(entry, weight) for entry, weight in form.datasets if entry]
+    form.datasets = parse_datasets(data)
     form.more = data.get(MORE)
     return form
+
+
+def list_form_pairs(form: RunForm) -> Pairs:
+    """What a browser would send of a form: the other way of `parse_form`."""
+    flags = {item.key for item in fields() if item.kind == "flag"}
+    pairs = [(key, str(value)) for key, value in form.values.items() if key not in flags and key != DATA]
+    pairs += [("flags", key) for key in sorted(flags)]
+    pairs += [(key, "true") for key in sorted(flags) if form.values[key] in (True, "true")]
+    for entry, weight in form.datasets:
+        pairs += [(DATA, entry), (WEIGHT, weight)]
+    return [*pairs, (MORE, form.more)]
+
+
+def parse_datasets(data: FormData) -> list[tuple[str, str]]:
+    """Entry and weight (empty: 1) of each data set in a form; a weight follows its data set."""
+    datasets: list[tuple[str, str]] = []
+    for name, value in data.pairs:
+        if name == DATA:
+            datasets += [(line.strip(), "") for line in value.splitlines()]
+        elif name == WEIGHT and datasets:
+            datasets[-1] = (datasets[-1][0], value.strip())
+    return [(entry, weight) for entry, weight in datasets if entry]
+
+
+def make_entries(context: Context, datasets: list[tuple[str, str]]) -> list[Any]:
+    """What `data.train` holds for some data sets, their paths inside the roots.
+
+    Raises:
+        GlmtuneError: a path outside, or a weight that is no number.
+    """
+    return [_resolve_entries(context, _make_entry(entry, weight)) for entry, weight in datasets]
 
 
 def make_form(tree: Mapping[str, Any]) -> RunForm:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -14,14 +12,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from glmtune.config_parsing import read_config_file
-from glmtune.errors import ConfigError, GlmtuneError
+from glmtune.errors import GlmtuneError
 from glmtune.html.pages import is_number
-from glmtune.migrate import dump_translation, require_translation
-from glmtune.utils.documents import DocumentError, parse_yaml
 from glmtune.utils.installation import format_install
 from glmtune.utils.io import find_json_object
 from glmtune.utils.shell_words import join_words
-from glmtune.webui import drafts, lists
+from glmtune.webui import drafts
 from glmtune.webui.context import Context
 from glmtune.webui.forms import (
     as_yaml,
@@ -35,11 +31,14 @@ from glmtune.webui.gpu_memory import read_gpus
 from glmtune.webui.guard import owner_of
 from glmtune.webui.jobs import Job
 from glmtune.webui.jobs_view import render_job
-from glmtune.webui.paths import inside, list_paths
+from glmtune.webui.lists import RootLists
+from glmtune.webui.migration import make_migrated_form, translate_script
+from glmtune.webui.paths import inside
 from glmtune.webui.plan_view import make_plan, render_plan, render_work
 from glmtune.webui.presets import CARDS, GOALS, apply_settings, fit_goal
 from glmtune.webui.rendering import get_language, make_problem, redirect, render_markup, render_page, render_part
 from glmtune.webui.requests import FormData, read_form
+from glmtune.webui.root_walk import find_runs
 from glmtune.webui.run_files import require_run
 from glmtune.webui.run_form import (
     METHOD_SECTIONS,
@@ -51,9 +50,9 @@ from glmtune.webui.run_form import (
     parse_form,
     write_config,
 )
-from glmtune.webui.texts import text
 
 _MAX_TRAININGS = 30
+_MAX_COMPARED = 50
 _TOP = ("model.path", "data.train", "data.eval", "method", "stage", "output")
 """Keys with places of their own on the form."""
 
@@ -68,15 +67,17 @@ def add_routes(app: FastAPI, context: Context) -> None:
         shown = find_training(context, job)
         jobs = list_trainings(context)
         trainings = jobs[:_MAX_TRAININGS] + [each for each in jobs[_MAX_TRAININGS:] if shown and each.id == shown.id]
+        memory = draft.get("gpu_memory") if draft else ""
         return render_page(
             *(request, context, "train"),
             tab="train",
-            form=render_form(request, context, form, draft.get("gpu_memory") if draft else ""),
+            form=render_form(request, context, form, memory),
             trainings=[(context.shorten(each.output), each) for each in trainings],
             job=shown,
             panel=_render_panel(request, context, shown) if shown else "",
-            runs=lists.list_choices(context, "runs"),
+            runs=RootLists(context).find_runs().choices,
             saved=drafts.list_saved(context),
+            **{"saved_name": "", "rival": None, "problem": None},
         )
 
     @app.post("/train/check")
@@ -107,22 +108,25 @@ def add_routes(app: FastAPI, context: Context) -> None:
     async def change_form(request: Request) -> Response:
         data = await read_form(request)
         lines: list[str] = []
-        if data.get("action") == "preset":
+        notes: list[str] = []
+        if data.get("action") == "import":
+            migration = await translate_script(request, context, data.get("import_text"), data.get("import_name"))
+            form, notes = await run_in_threadpool(make_migrated_form, migration), migration.notes
+        elif data.get("action") == "preset":
             goal, memory = data.get("preset"), data.get("gpu_memory")
             form, lines = await fit_goal(request, context, parse_form(data), goal, memory)
         else:
             form = await run_in_threadpool(change_settings, context, data)
-        markup = await run_in_threadpool(partial(render_form, request, context, form, data.get("gpu_memory"), lines))
+        markup = await run_in_threadpool(
+            partial(render_form, request, context, form, data.get("gpu_memory"), lines, notes)
+        )
         return render_part(request, context, "markup", markup=markup)
 
     @app.post("/train/settings")
-    async def save_settings(request: Request) -> Response:
+    @app.post("/train/settings/{action}")
+    async def change_saved_settings(request: Request, action: str = "save") -> Response:
         data = await read_form(request)
-        fields = data.without("settings_name")
-        name = await run_in_threadpool(drafts.save_settings, context, data.get("settings_name"), fields)
-        line = text("train.saved", get_language(request, context), name=name)
-        saved = await run_in_threadpool(drafts.list_saved, context)
-        return render_part(request, context, "train_saved", saved=saved, chosen=name, line=line)
+        return await run_in_threadpool(_change_saved, request, context, action, data)
 
     @app.post("/train/start")
     async def start_training(request: Request) -> Response:
@@ -131,7 +135,12 @@ def add_routes(app: FastAPI, context: Context) -> None:
 
 
 def render_form(
-    request: Request, context: Context, form: RunForm, memory: str = "", goal_lines: Sequence[str] = ()
+    request: Request,
+    context: Context,
+    form: RunForm,
+    memory: str = "",
+    goal_lines: Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> Any:
     """The form with its values, and the card beside it.
 
@@ -141,6 +150,7 @@ def render_form(
         form: its values.
         memory: of the GPU that plans are made for; empty: this machine.
         goal_lines: what a preset has chosen, and why.
+        notes: of an import: what was translated, what differs, what has no effect.
     """
     by_key = map_fields()
     shared = list_first_keys("")
@@ -160,10 +170,9 @@ def render_form(
         folded={name: items for name, items in folded.items() if items},
         unavailable=find_unavailable_choices(),
         install_command=format_install("glmtune[qlora]"),
-        models=lists.list_choices(context, "models"),
-        datasets=lists.list_datasets(context),
         goals=list(GOALS),
         goal_lines=goal_lines,
+        notes=notes,
         cards=CARDS,
         memory=memory,
         gpus=read_gpus(),
@@ -171,20 +180,15 @@ def render_form(
 
 
 def change_settings(context: Context, data: FormData) -> RunForm:
-    """The form after a button that changes many fields: a preset, saved settings, an import, a proposed change.
+    """The form after a button that changes many fields: saved settings, those of a run, a proposed change.
 
     Raises:
-        GlmtuneError: what should be imported cannot be read.
+        GlmtuneError: they cannot be read.
     """
     action = data.get("action")
     form = parse_form(data)
     if action == "load":
-        saved = drafts.load_settings(context, data.get("saved"))
-        if saved is None:
-            raise ConfigError(f"{data.get('saved')}: no settings of this name.", "Choose one of the list.")
-        return parse_form(saved)
-    if action == "import":
-        return make_form(_import_text(data.get("import_text")))
+        return parse_form(drafts.load_settings(context, data.get("saved")))
     if action == "repeat":
         run = require_run(inside(context.roots, data.get("run")))
         return make_form({**read_config_file(run.config), "output": ""})
@@ -195,13 +199,13 @@ def change_settings(context: Context, data: FormData) -> RunForm:
 
 def estimate_seconds(context: Context, tree: dict[str, Any], plan: dict[str, Any]) -> float | None:
     """Time of a training from the speed of the newest run of the same model and method here; None without one."""
-    for path in list_paths(context.roots, "runs")[:50]:
-        summary = find_json_object(Path(path) / "summary.json") or {}
+    for path in find_runs(context.roots)[:_MAX_COMPARED]:
+        summary = find_json_object(path / "summary.json") or {}
         speed = summary.get("tokens_per_second")
         if not is_number(speed) or speed <= 0:
             continue
         try:
-            config = read_config_file(Path(path) / "config.yaml")
+            config = read_config_file(path / "config.yaml")
         except GlmtuneError:
             continue
         model = config.get("model")
@@ -221,6 +225,25 @@ def find_training(context: Context, id: str) -> Job | None:
     jobs = list_trainings(context)
     chosen = next((job for job in jobs if job.id == id), None)
     return chosen or next((job for job in jobs if job.state == "running"), jobs[0] if jobs else None)
+
+
+def _change_saved(request: Request, context: Context, action: str, data: FormData) -> Response:
+    """Save, rename or delete settings: the list after it, with what was saved, the question whether to replace the
+    settings of the same name, or what is wrong."""
+    name, problem, rival = "", None, None
+    try:
+        if action == "save":
+            name, fields = data.get("settings_name"), data.without("settings_name", "overwrite")
+            rival = drafts.save_settings(context, name, fields, may_replace=data.has("overwrite"))
+        elif action == "rename":
+            name = data.get("new_name")
+            drafts.rename_settings(context, data.get("saved"), name)
+        elif action == "delete":
+            drafts.delete_settings(context, data.get("saved"))
+    except GlmtuneError as error:
+        name, problem = "", make_problem(error, get_language(request, context))
+    values = {"saved_name": "" if rival else name, "rival": rival, "problem": problem}
+    return render_part(request, context, "train_saved", saved=drafts.list_saved(context), **values)
 
 
 def _render_panel(request: Request, context: Context, job: Job) -> Any:
@@ -252,22 +275,3 @@ def _render_card(request: Request, context: Context, form: RunForm) -> Response:
     return render_part(
         *(request, context, "train_card"), problem=None, config=as_yaml(tree), command=command, is_complete=True
     )
-
-
-def _import_text(content: str) -> dict[str, Any]:
-    """The config of a YAML file of ours, or of an older trainer's file or command line."""
-    if not content.strip():
-        raise ConfigError("Nothing was pasted.", "Paste a YAML file, or the command of an older trainer.")
-    try:
-        tree = parse_yaml(content) if ":" in content.partition("\n")[0] and not content.startswith("-") else None
-    except DocumentError as error:
-        line = f", line {error.line}" if error.line else ""
-        raise ConfigError(f"Pasted text{line}: {error.problem}.", "Paste a whole YAML file.") from None
-    if isinstance(tree, dict) and ({"model", "data", "method"} & set(tree)):
-        return tree
-    try:
-        words = shlex.split(content.replace("\\\n", " "), comments=True)
-    except ValueError:
-        raise ConfigError("Pasted text: a quotation mark is opened and never closed.", "Paste all of it.") from None
-    translated = parse_yaml(dump_translation(require_translation(words, "pasted text")))
-    return dict(translated) if isinstance(translated, dict) else {}

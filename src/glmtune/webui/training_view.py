@@ -148,6 +148,7 @@ def describe_charts(lang: str, config: Mapping[str, Any] | None = None) -> dict[
     plain = {name: _name_curve(name.removeprefix("eval_"), lang) for name in names}
     evaluation = text("curve.eval", lang)
     labels = {name: f"{label} ({evaluation})" if name.startswith("eval_") else label for name, label in plain.items()}
+    labels["eval_loss"] = text("train.eval_loss", lang)
     titles = [{"title": text(f"chart.{group}", lang), "names": members} for group, members in groups.items()]
     return {"groups": titles, "labels": labels}
 

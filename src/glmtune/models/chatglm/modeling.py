@@ -16,7 +16,6 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
@@ -267,7 +266,7 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
         )
         hidden_states_BTH = outputs.last_hidden_state
         assert hidden_states_BTH is not None
-        logits = self.lm_head(slice_logits_to_keep(hidden_states_BTH, logits_to_keep))
+        logits = self.lm_head(_select_positions(hidden_states_BTH, logits_to_keep))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
@@ -343,3 +342,17 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
             is_first_iteration=is_first_iteration,
             **kwargs,
         )
+
+
+def _select_positions(hidden_states_BTH: torch.Tensor, kept: int | torch.Tensor) -> torch.Tensor:
+    """The states that logits are computed of: `slice_logits_to_keep` of transformers, which has it since 5.21.
+
+    Args:
+        hidden_states_BTH: of the last layer.
+        kept: the number of last positions (0: all), positions of all rows, of each row, or a mask of each row.
+    """
+    if isinstance(kept, torch.Tensor) and kept.ndim == 2:
+        if kept.dtype == torch.bool:
+            return hidden_states_BTH[kept]
+        return torch.take_along_dim(hidden_states_BTH, kept[..., None], dim=1)
+    return hidden_states_BTH[:, slice(-kept, None) if isinstance(kept, int) else kept]

@@ -27,6 +27,7 @@ from glmtune.methods import make_method
 from glmtune.models.attention_kernels import Card, plan_for_card
 from glmtune.quantization.packed_linear import PackedLinear
 from glmtune.training.loss import step_loss
+from glmtune.training.older_transformers import enable_checkpointing
 from glmtune.training.plan.memory_tracker import PARTS, MemoryTracker, track_layers
 from glmtune.training.plan.model_spec import ModelSpec, build_meta_model, find_layers
 
@@ -189,7 +190,7 @@ def run_steps(
         options: dict[str, Any] = {"use_reentrant": False} | dict(settings or {})
         if not options["use_reentrant"]:
             options["context_fn"] = lambda: (nullcontext(), recompute())
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+        enable_checkpointing(model, options)
     for tensor in (*model.parameters(), *model.buffers()):
         tracker.add_tensor(tensor, "adapter" if is_adapter and tensor.requires_grad else "weights")
     for parameter in model.parameters():

@@ -202,9 +202,15 @@ function drawChart(place, names, data, width, options) {
     height: 260,
     scales: { x: { time: false }, y: { distr: options.isLog ? 3 : 1 } },
     series: [{ label: options.labels.step ?? "step" }, ...series],
-    axes: [axis, { ...axis, size: 60 }],
+    axes: [axis, { ...axis, size: 60, values: (_, ticks) => ticks.map(formatTick) }],
     hooks: { draw: [(chart) => hasEvaluations && markBest(chart, options)] },
   }, data, place);
+}
+
+// uPlot rounds to a few places: a learning rate of 0.00002 would be 0.
+function formatTick(value) {
+  if (value === null) return "";
+  return value !== 0 && Math.abs(value) < 0.001 ? value.toExponential() : String(Number(value.toPrecision(6)));
 }
 
 function markBest(chart, { best, metric, labels }) {
@@ -231,17 +237,21 @@ function markBest(chart, { best, metric, labels }) {
 function addRow(selector) {
   const rows = document.querySelector(selector);
   const row = rows.lastElementChild.cloneNode(true);
-  for (const field of row.querySelectorAll("input")) field.value = "";
+  for (const field of row.querySelectorAll("input")) {
+    field.value = "";
+    field.removeAttribute("id");
+  }
   rows.append(row);
+  htmx.process(row);
   row.querySelector("input").focus();
 }
 
 function removeRow(button) {
   const row = button.closest("[data-dataset]");
-  const form = row.closest("form");
-  if (row.parentElement.children.length > 1) row.remove();
+  const rows = row.parentElement;
+  if (rows.children.length > 1) row.remove();
   else for (const field of row.querySelectorAll("input")) field.value = "";
-  htmx.trigger(form, "change");
+  rows.dispatchEvent(new Event("change", { bubbles: true }));
 }
 
 function showMethodFields() {
@@ -272,14 +282,35 @@ function download(name, text) {
   link.click();
 }
 
-// A file is sent as it is, a part after the other being read from disk; the answer is where it was put.
-function upload(input) {
+// A small text file into a field of the page.
+async function readFile(input) {
+  const [file] = input.files;
+  if (!file) return;
+  document.querySelector(input.dataset.name).value = file.name;
+  document.querySelector(input.dataset.reads).value = await file.text();
+  input.value = "";
+}
+
+// A file is sent as it is, a part after the other being read from disk; the answer is where it was put. One file after
+// the other: the server takes few at a time.
+async function upload(input) {
   const status = document.getElementById(input.dataset.status);
-  status.replaceChildren();
-  for (const file of input.files) {
+  const files = [...input.files];
+  const lines = files.map(() => {
     const line = document.createElement("span"); // a line for each file
     line.className = "line";
-    status.append(line);
+    return line;
+  });
+  status.replaceChildren(...lines);
+  input.value = "";
+  for (const [index, file] of files.entries()) {
+    const path = await sendFile(file, lines[index]);
+    if (path) chooseFile(document.querySelector(input.dataset.upload), path);
+  }
+}
+
+function sendFile(file, line) {
+  return new Promise((resolve) => {
     const request = new XMLHttpRequest();
     request.open("PUT", `${root()}/uploads?name=${encodeURIComponent(file.name)}`);
     for (const [name, value] of Object.entries(csrfHeaders())) request.setRequestHeader(name, value);
@@ -290,16 +321,27 @@ function upload(input) {
       let reply = {};
       try { reply = JSON.parse(request.responseText); } catch { reply = { error: request.responseText }; }
       line.textContent = reply.path ?? `${file.name}: ${reply.error ?? request.status}`;
-      const target = document.querySelector(input.dataset.upload);
-      if (reply.path && target) {
-        target.value = reply.path;
-        target.dispatchEvent(new Event("change", { bubbles: true }));
-      }
+      resolve(reply.path);
     };
-    request.onerror = () => { line.textContent = `${file.name}: ${document.body.dataset.gone}`; };
+    request.onerror = () => {
+      line.textContent = `${file.name}: ${document.body.dataset.gone}`;
+      resolve(undefined);
+    };
     request.send(file);
+  });
+}
+
+// In a field; among rows of data sets, in the first that is empty, else in a new one.
+function chooseFile(target, path) {
+  if (!target) return;
+  let field = target;
+  if (!("value" in target)) {
+    const isEmpty = (row) => !row.querySelector("input").value;
+    if (![...target.children].some(isEmpty)) addRow(`#${target.id}`);
+    field = [...target.children].find(isEmpty).querySelector("input");
   }
-  input.value = "";
+  field.value = path;
+  field.dispatchEvent(new Event("change", { bubbles: true }));
 }
 
 document.addEventListener("click", (event) => {
@@ -319,12 +361,17 @@ document.addEventListener("change", (event) => {
   if ("method" in event.target.dataset) showMethodFields();
   if (event.target.dataset.shows) showTaskFields();
   if ("submit" in event.target.dataset) event.target.form.requestSubmit();
-  if (event.target.dataset.upload) upload(event.target);
+  if (event.target.dataset.reads) readFile(event.target);
   if ("logAxis" in event.target.dataset) drawCharts(event.target.closest("[data-curves]"));
 });
 
 // What was said of a choice before is not left under a new one. Before htmx sends what the choice triggers.
 document.addEventListener("change", (event) => {
+  if (event.target.dataset.upload) { // no choice yet: that comes when the file is there
+    event.stopPropagation();
+    upload(event.target);
+    return;
+  }
   for (const place of document.querySelectorAll("[data-stale-after]")) {
     if (event.target.matches(place.dataset.staleAfter)) place.replaceChildren();
   }
@@ -332,6 +379,7 @@ document.addEventListener("change", (event) => {
 
 document.addEventListener("input", (event) => {
   if ("smoothing" in event.target.dataset) drawCharts(event.target.closest("[data-curves]"));
+  if (event.target.id === "script") document.getElementById("script-name").value = ""; // no longer that file
 });
 
 function setUp() {
