@@ -35,11 +35,11 @@ def read_version() -> str:
 
 def collect_versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the numbers; none of them is imported."""
+    import platform
     from importlib.metadata import version
-    from platform import python_version
 
     names = ("torch", "transformers", "peft", "accelerate", "tokenizers")
-    return {"python": python_version(), "glmtune": read_version()} | {name: version(name) for name in names}
+    return {"python": platform.python_version(), "glmtune": read_version()} | {name: version(name) for name in names}
 
 
 def describe_unknown_version(version: str) -> str | None:
