@@ -23,9 +23,10 @@ from glmtune.webui.data_form import DATA_DRAFT, describe_data, open_form_rows, p
 from glmtune.webui.data_outputs import prepare_outputs, suggest_outputs
 from glmtune.webui.data_rows import load_model_checker, open_rows, render_row
 from glmtune.webui.guard import owner_of
-from glmtune.webui.rendering import get_language, redirect, render_error, render_part
+from glmtune.webui.rendering import get_language, redirect, render_part
 from glmtune.webui.requests import FormData, read_form
 from glmtune.webui.run_form import parse_datasets
+from glmtune.webui.status_pages import answer_user_error
 from glmtune.webui.texts import text
 
 _EDITED_EVENT = {"HX-Trigger-After-Settle": "data-edited"}
@@ -52,7 +53,7 @@ def add_routes(app: FastAPI, context: Context, checks: DataChecks) -> None:
             return await run_in_threadpool(_edit_row, request, context, checks, data)
         except GlmtuneError as error:
             # Beside what was typed, not in its place.
-            response = render_error(request, context, error)
+            response = await answer_user_error(context, request, error)
             response.headers.update({"HX-Retarget": "#edit-problem", "HX-Reswap": "innerHTML"})
             return response
 
