@@ -35,7 +35,7 @@ from glmtune.cli.verify_files import verify
 from glmtune.errors import GlmtuneError, ReportedInterrupt
 from glmtune.utils.documents import shorten_path
 from glmtune.utils.file_access import load_file_limit
-from glmtune.utils.gpu_allocator import set_allocator_defaults
+from glmtune.utils.gpu_allocator import allow_mps_fallback, set_allocator_defaults
 from glmtune.utils.streams import flush_streams, prepare_streams
 
 # Raised while a file is written, without its name.
@@ -124,6 +124,7 @@ def main() -> None:
     prepare_streams()
     repeat_lost_interrupts()
     set_allocator_defaults()
+    allow_mps_fallback()
     sys.argv[1:] = normalize_words(app, sys.argv[1:])  # in place: train reads the words of other projects from there
     code = _run()
     flush_streams()
