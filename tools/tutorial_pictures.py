@@ -72,8 +72,9 @@ def draw_terminal(text: str, target: Path) -> None:
     console = Console(record=True, width=82, force_terminal=True, file=io.StringIO())
     for line in text.rstrip().splitlines():
         console.print(Text(line, style="bold green" if line.startswith("$ ") else ""))
-    svg = console.export_svg(title="glmtune", theme=MONOKAI)
-    target.write_text(re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL), "utf-8")
+    svg = re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title="glmtune", theme=MONOKAI), flags=re.DOTALL)
+    # Lengths of texts count characters, not columns: Chinese would be pressed together.
+    target.write_text(re.sub(r' textLength="[^"]*"', "", svg), "utf-8")
 
 
 def photograph_file(browser: Browser, source: Path, target: Path) -> None:
