@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
+_TUTORIALS = Path(__file__).resolve().parent.parent / "docs" / "tutorials"
 _WIDTH = 1180
 _COLORS = 128
 _TIMEOUT_MS = 120_000
@@ -40,11 +41,13 @@ def take_pictures(name: str, folder: Path, log: str, environment: dict[str, str]
         images: folder of the pictures.
     """
     prefix = name.split("-")[0]
-    for curve in sorted(folder.glob("runs/*/loss.png"))[:1]:
-        save_reduced(curve, images / f"{prefix}-loss.png")
+    page = (_TUTORIALS / f"{name}.md").read_text("utf-8")
+    curves = sorted(folder.glob("runs/*/loss.png"))
+    if f"{prefix}-loss.png" in page:
+        save_reduced(curves[0], images / f"{prefix}-loss.png")
     parts = re.split(r"^(?=\$ )", log, flags=re.MULTILINE)
     chats = [part for part in parts if part.startswith("$ glmtune chat")]
-    if chats:
+    if f"{prefix}-chat.svg" in page:
         draw_terminal("".join(chats[:3]), images / f"{prefix}-chat.svg")
     if prefix not in ("qlora", "web"):
         return
