@@ -7,13 +7,16 @@ import os
 import shlex
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
 from glmtune.demo.next_steps import DEFAULT_MODEL, ROWS_NAME, find_model, find_rows, format_next_steps
 from glmtune.demo.run_demo import count_free_threads
+from glmtune.run_dir import RunDir
+from glmtune.training.run import TrainingResult
 from glmtune.utils import installation, operating_system
-from glmtune.utils.shell_words import quote_program
+from glmtune.utils.shell_words import join_words, quote_program
 
 
 @pytest.fixture
@@ -110,3 +113,15 @@ def test_the_demo_takes_the_processors_that_are_idle(processors, load, threads, 
     monkeypatch.setattr(os, "cpu_count", lambda: processors)
     monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0), raising=False)
     assert count_free_threads() == threads
+
+
+def test_a_demo_that_is_stopped_says_how_to_go_on(here, glmtune_command, monkeypatch):
+    monkeypatch.setattr(
+        "glmtune.demo.run_demo.train",
+        lambda config: TrainingResult(RunDir("glmtune-demo/run"), here, is_finished=False, step=114, summary={}),
+    )
+    result = glmtune_command("demo")
+    assert result.code == 1
+    assert "The demo was stopped at step 114." in result.err
+    assert f"train --resume --output {join_words([str(Path('glmtune-demo') / 'run')])}" in result.err
+    assert "3/4" not in result.out

@@ -86,7 +86,14 @@ def run_demo(output: Path) -> RunDir:
 
     _print_step(2, "Training: LoRA, 200 steps")
     _print_command("train", str(folder / "config.yaml"))
-    run = train(load_config(folder / "config.yaml")).run
+    result = train(load_config(folder / "config.yaml"))
+    run = result.run
+    if not result.is_finished:
+        raise RunError(
+            f"The demo was stopped at step {result.step}.",
+            f"Train on: {format_command('train', '--resume', '--output', str(run.root))}; or start again: "
+            f"{format_command('demo', '--output', str(output))}",
+        )
     losses = [entry["loss"] for entry in run.read_metrics() if entry.get("loss") is not None]
     print_message(f"Loss {losses[0]:.2f} {draw_sparkline(losses)} {losses[-1]:.2f}")
 
