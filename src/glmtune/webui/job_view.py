@@ -23,10 +23,14 @@ _VERDICT_FAIL = 3
 """Exit code of a forgetting probe whose verdict is fail."""
 
 
+def is_verdict(job: Job) -> bool:
+    """Whether a job failed as a probe fails: with a result."""
+    return job.kind == "forget" and job.exit_code == _VERDICT_FAIL
+
+
 def describe_job(job: Job, log: str, lang: str) -> dict[str, Any]:
     """Values of the template `job_status` for a job."""
-    is_verdict = job.kind == "forget" and job.exit_code == _VERDICT_FAIL
-    remarks = [text("job.verdict", lang)] if is_verdict else []
+    remarks = [text("job.verdict", lang)] if is_verdict(job) else []
     if job.state == "running" and job.kind == "export":
         remarks.append(text("job.written", lang, size=_describe_written(Path(job.output))))
     latest = log if job.state == "running" else ""
@@ -51,7 +55,7 @@ def describe_job(job: Job, log: str, lang: str) -> dict[str, Any]:
         "share": share,
         "figures": make_figures(items),
         "remarks": remarks,
-        "error": "" if is_verdict else find_error(log),
+        "error": "" if is_verdict(job) else find_error(log),
     }
 
 

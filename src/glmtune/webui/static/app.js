@@ -152,9 +152,12 @@ function drawCharts(box) {
   const labels = JSON.parse(box.dataset.labels);
   const weight = Number(box.querySelector("[data-smoothing]")?.value ?? 0);
   const isLog = box.querySelector("[data-log-axis]")?.checked ?? false;
-  for (const place of box.querySelectorAll("[data-chart]")) {
-    const names = JSON.parse(place.dataset.chart).filter((name) => curves[name]);
-    place.closest("figure").hidden = !names.length;
+  const charts = [...box.querySelectorAll("[data-chart]")].map((place) => (
+    [place, JSON.parse(place.dataset.chart).filter((name) => curves[name])]
+  ));
+  // First all: the columns, and with them the widths that charts are drawn in, follow the number of figures.
+  for (const [place, names] of charts) place.closest("figure").hidden = !names.length;
+  for (const [place, names] of charts) {
     updateChart(place, names, smoothCurves(names, curves, weight), { labels, isLog, best, metric });
   }
 }
@@ -396,10 +399,27 @@ function setUp() {
 document.addEventListener("DOMContentLoaded", setUp);
 document.addEventListener("htmx:afterSettle", setUp);
 window.addEventListener("resize", () => document.querySelectorAll("[data-curves]").forEach(drawCharts));
+// An error does not take the place of what was typed, or of a list: it stands below the button.
+document.addEventListener("htmx:beforeSwap", ({ detail }) => {
+  if (detail.xhr.status !== 422 || !detail.target?.matches("[data-keeps]")) return;
+  const place = document.createElement("div");
+  place.className = "error-place";
+  const asker = detail.requestConfig.elt;
+  if (asker.matches("form")) asker.append(place);
+  else (asker.closest("p, li, .row, .choices, .table-tools") ?? asker).after(place);
+  detail.target = place;
+  detail.swapOverride = "innerHTML";
+});
+document.addEventListener("htmx:beforeRequest", ({ detail }) => {
+  if (!detail.elt.matches("button, form")) return;
+  for (const place of document.querySelectorAll(".error-place")) place.remove();
+});
 // A server that is gone, and an answer that is none, are said where the user looks.
 document.addEventListener("htmx:responseError", (event) => {
   const notice = document.getElementById("notice");
   if (notice) notice.textContent = `${event.detail.xhr.status}: ${event.detail.xhr.responseText.slice(0, 300)}`;
+  // What the place shows belongs to what was asked before.
+  if (event.detail.target?.matches("[data-result], [data-stale-after]")) event.detail.target.replaceChildren();
 });
 document.addEventListener("htmx:sendError", () => {
   const notice = document.getElementById("notice");
