@@ -148,6 +148,6 @@ def test_a_change_that_needs_bitsandbytes_is_not_proposed_where_it_is_missing(mo
     from types import SimpleNamespace
 
     here, elsewhere = (SimpleNamespace(device=SimpleNamespace(is_local=is_local)) for is_local in (True, False))
-    monkeypatch.setattr(changes.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(changes, "is_installed", lambda name: False)
     assert [scheme for scheme, _ in changes._list_base_schemes(here)] == ["packed8", "packed4"]
     assert [scheme for scheme, _ in changes._list_base_schemes(elsewhere)] == ["nf4"]

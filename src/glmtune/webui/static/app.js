@@ -278,6 +278,24 @@ function tickAll(head) {
   for (const box of head.closest("table").querySelectorAll("tbody input[type=checkbox]")) box.checked = head.checked;
 }
 
+// Over plain http from another machine browsers have no clipboard for pages; the older way works there.
+async function copyText(text, button) {
+  if (navigator.clipboard) await navigator.clipboard.writeText(text);
+  else {
+    const field = document.createElement("textarea");
+    field.value = text;
+    document.body.append(field);
+    field.select();
+    document.execCommand("copy");
+    field.remove();
+    button?.focus();
+  }
+  if (!button || button.dataset.label) return;
+  button.dataset.label = button.textContent;
+  button.textContent = `${button.dataset.label} ✓`;
+  setTimeout(() => { button.textContent = button.dataset.label; delete button.dataset.label; }, 1500);
+}
+
 function download(name, text) {
   const link = document.createElement("a");
   link.href = `data:text/plain;charset=utf-8,${encodeURIComponent(text)}`;
@@ -353,7 +371,7 @@ document.addEventListener("click", (event) => {
   if (button.dataset.addRow) addRow(button.dataset.addRow);
   if ("removeRow" in button.dataset) removeRow(button);
   if (button.dataset.download) download(button.dataset.download, document.querySelector(button.dataset.from).textContent);
-  if (button.dataset.copy) navigator.clipboard.writeText(document.querySelector(button.dataset.copy).textContent);
+  if (button.dataset.copy) copyText(document.querySelector(button.dataset.copy).textContent, button);
   if (button.id === "train-start" && "Notification" in window && Notification.permission === "default") {
     Notification.requestPermission();
   }

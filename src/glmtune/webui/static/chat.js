@@ -31,7 +31,7 @@ function makeMessage(message, chats) {
   if (message.index === undefined) return box;
   const tools = document.createElement("div");
   tools.className = "tools";
-  tools.append(makeTool(chats.dataset.copyLabel, () => navigator.clipboard.writeText(message.text)));
+  tools.append(makeTool(chats.dataset.copyLabel, () => copyText(message.text)));
   if (message.role === "user") tools.append(makeTool(chats.dataset.edit, () => editMessage(message)));
   box.append(tools);
   return box;
