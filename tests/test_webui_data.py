@@ -311,3 +311,24 @@ def test_rows_with_two_answers_a_label_or_none_are_shown_as_such(page, rows):
     assert re.search(r'class="answer better"><span class="tag">good</span> 甲', labels)
     assert re.search(r'class="answer worse"><span class="tag">bad</span> 乙', labels)
     assert re.search(r'<span class="tag">reference</span> 参考', table("prompts.jsonl", "prompts"))
+
+
+def test_changes_that_are_not_written_are_limited(page, rows, monkeypatch):
+    from glmtune.webui import data_edits
+
+    rows("a.jsonl", GOOD, GOOD, GOOD)
+    leave_out = [*_fields(("a.jsonl",)), ("action", "leave_out")]
+    monkeypatch.setattr(data_edits, "MAX_EDITS", 1)
+    assert page.post("/data/edit", [*leave_out, ("row", "1")]).status_code == 200
+    refused = page.post("/data/edit", [*leave_out, ("row", "2")])
+    assert "1 rows are changed and not written yet" in refused.text
+    monkeypatch.setattr(data_edits, "MAX_EDITS", 9)
+    monkeypatch.setattr(data_edits, "MAX_BYTES", 9)
+    assert "bytes of rows are changed" in page.post("/data/edit", [*leave_out, ("row", "2")]).text
+
+
+def test_attributes_that_depend_on_a_field_are_written_as_such(page):
+    assert 'id="data-file-input"' in page.get("/data").text
+    train = page.get("/train").text
+    assert 'inputmode="decimal"' in train
+    assert 'aria-describedby="models-help"' in train

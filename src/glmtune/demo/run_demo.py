@@ -29,6 +29,7 @@ from glmtune.run_dir import RunDir
 from glmtune.training.run import train
 from glmtune.utils.console import get_console, print_message, use_quiet_console
 from glmtune.utils.io import write_text
+from glmtune.utils.operating_system import count_idle_processors
 from glmtune.utils.shell_words import join_words
 
 REPLIES_SHOWN = 4
@@ -135,9 +136,7 @@ def count_free_threads() -> int:
     Its operations are so short that a thread which waits for a processor holds up all others: on a busy machine, two
     threads take ten times as long as one.
     """
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    return max(1, min(_MOST_THREADS, round(processors - load)))
+    return min(_MOST_THREADS, count_idle_processors())
 
 
 def draw_sparkline(values: list[float], width: int = 40) -> str:

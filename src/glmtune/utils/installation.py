@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
+from glmtune.utils.operating_system import is_windows
 from glmtune.utils.shell_words import quote_program, quote_word
 
 if TYPE_CHECKING:
@@ -34,11 +35,11 @@ def read_version() -> str:
 
 def collect_versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the numbers; none of them is imported."""
+    import platform
     from importlib.metadata import version
-    from platform import python_version
 
     names = ("torch", "transformers", "peft", "accelerate", "tokenizers")
-    return {"python": python_version(), "glmtune": read_version()} | {name: version(name) for name in names}
+    return {"python": platform.python_version(), "glmtune": read_version()} | {name: version(name) for name in names}
 
 
 def describe_unknown_version(version: str) -> str | None:
@@ -69,7 +70,8 @@ def _read_editable_folder(candidate: Distribution) -> Path | None:
     import json
 
     try:
-        origin: Any = json.loads(candidate.read_text("direct_url.json") or "{}")
+        read_metadata = candidate.read_text  # a file of the metadata, in UTF-8
+        origin: Any = json.loads(read_metadata("direct_url.json") or "{}")
     except ValueError:
         return None
     url = urlparse(str(origin.get("url", "")))
@@ -87,7 +89,7 @@ def name_program() -> str:
     found = shutil.which("glmtune")
     if found is not None and Path(found).parent == folder:
         return "glmtune"
-    script = folder / ("glmtune.exe" if sys.platform == "win32" else "glmtune")
+    script = folder / ("glmtune.exe" if is_windows() else "glmtune")
     if not script.is_file():
         return f"{_name_python()} -m glmtune"
     with contextlib.suppress(ValueError, OSError):  # not below the current folder; that folder is gone

@@ -7,6 +7,8 @@ import contextlib
 import os
 import sys
 
+from glmtune.utils.operating_system import is_windows
+
 _REPLACING = "glmtune.replace"  # the name of `_replace_unencodable` among the error handlers of codecs
 # What is printed for characters that a code page (cp936, cp1252, ASCII) lacks, in messages, tables and bars.
 _SUBSTITUTES = str.maketrans(
@@ -26,7 +28,7 @@ def restart_in_utf8() -> None:
 
     There, a file whose name has Chinese characters cannot be opened by the name that a config or a user gives.
     """
-    if os.name == "nt" or sys.flags.utf8_mode or not sys.orig_argv:
+    if is_windows() or sys.flags.utf8_mode or not sys.orig_argv:
         return
     try:
         "数据".encode(sys.getfilesystemencoding())

@@ -7,6 +7,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from glmtune.utils.operating_system import is_windows, read_user_number
+
 
 def find_home() -> Path | None:
     """The user's home folder; None if neither the environment nor the system names one."""
@@ -22,7 +24,7 @@ def provide_home() -> str | None:
     Returns:
         What the user has to know; None where there is a home.
     """
-    if os.name == "nt" or find_home() is not None:
+    if is_windows() or find_home() is not None:
         return None
     folder = _make_temporary_cache()
     os.environ["HOME"] = str(folder)  # for the processes that this one starts, too
@@ -43,11 +45,12 @@ def find_user_cache() -> Path:
 
 @functools.cache
 def _make_temporary_cache() -> Path:
-    number = os.getuid() if hasattr(os, "getuid") else 0
-    folder = Path(tempfile.gettempdir()) / f"glmtune-cache-{number}"
+    folder = Path(tempfile.gettempdir()) / f"glmtune-cache-{read_user_number()}"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        if folder.is_symlink() or folder.stat().st_uid != number:  # somebody else made it: what is in it is not ours
+        if (
+            folder.is_symlink() or folder.stat().st_uid != read_user_number()
+        ):  # somebody else made it: what is in it is not ours
             return Path(tempfile.mkdtemp(prefix="glmtune-cache-"))
     except OSError:
         return folder  # whoever writes there is told the reason

@@ -22,6 +22,8 @@ MAX_EDITS = 1_000
 """Changed rows of one data set."""
 MAX_ROW_CHARACTERS = 500_000
 """Of a row that is edited on the page."""
+MAX_BYTES = 20_000_000
+"""Of all changed rows of a browser."""
 _FORM = "data-edits"
 
 
@@ -66,6 +68,12 @@ class EditBook:
         if str(number) not in kept["rows"] and len(kept["rows"]) >= MAX_EDITS:
             raise DataError(
                 f"{source.name}: {MAX_EDITS:,} rows are changed and not written yet.", "Write them to a new file first."
+            )
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if size + len(json.dumps(values)) > MAX_BYTES:
+            raise DataError(
+                f"More than {MAX_BYTES:,} bytes of rows are changed and not written yet.",
+                "Write them to a new file, and undo the changes.",
             )
         kept["rows"][str(number)] = values
         self._write(source)

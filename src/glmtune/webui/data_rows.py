@@ -134,7 +134,8 @@ def render_row(located: LocatedRow, checker: ModelChecker | None, with_ids: bool
     else:
         html_lang = {"zh": "zh-CN"}.get(lang, lang)
         page = render_html(preview, with_ids, html_lang, lambda line: translate_message(line, lang) or line)
-    return el("iframe", srcdoc=page, sandbox="", title=title, class_="frame short")
+    size = "frame" if row.rejected is not None else "frame short"
+    return el("iframe", srcdoc=page, sandbox="", title=title, class_=size)
 
 
 def _number_rows(sources: Sequence[DataSource]) -> Iterator[TableRow]:

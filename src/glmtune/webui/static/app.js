@@ -152,9 +152,12 @@ function drawCharts(box) {
   const labels = JSON.parse(box.dataset.labels);
   const weight = Number(box.querySelector("[data-smoothing]")?.value ?? 0);
   const isLog = box.querySelector("[data-log-axis]")?.checked ?? false;
-  for (const place of box.querySelectorAll("[data-chart]")) {
-    const names = JSON.parse(place.dataset.chart).filter((name) => curves[name]);
-    place.closest("figure").hidden = !names.length;
+  const charts = [...box.querySelectorAll("[data-chart]")].map((place) => (
+    [place, JSON.parse(place.dataset.chart).filter((name) => curves[name])]
+  ));
+  // First all: the columns, and with them the widths that charts are drawn in, follow the number of figures.
+  for (const [place, names] of charts) place.closest("figure").hidden = !names.length;
+  for (const [place, names] of charts) {
     updateChart(place, names, smoothCurves(names, curves, weight), { labels, isLog, best, metric });
   }
 }
