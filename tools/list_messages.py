@@ -11,6 +11,7 @@ value a `{name}`. A message chosen by a condition counts once for each outcome.
 from __future__ import annotations
 
 import ast
+import builtins
 import itertools
 import re
 import sys
@@ -22,13 +23,8 @@ from pathlib import Path
 from glmtune.webui.error_texts import translate_message
 
 SOURCE = Path(__file__).parents[1] / "src" / "glmtune"
-_ERRORS = (
-    *("GlmtuneError", "ConfigError", "ModelError", "DataError", "RunError", "TrainingError", "PathError", "JobError"),
-    *("UnusedRowError", "FileAccessError", "AmbiguousFamilyError", "NonFiniteLogitsError"),
-)
 # What is called -> places and names of the arguments that are sentences.
 _CALLS: dict[str, tuple[int | str, ...]] = {
-    **dict.fromkeys(_ERRORS, (0, 1, "hint")),
     "error_class": (0, 1),
     "Diagnosis": (2, 3, 4),
     "InvalidRow": (2, 3, "hint"),
@@ -52,16 +48,19 @@ _SENTENCE_MODULES = (
         "data/pair_checks.py",
         "data/row_format.py",
     ),
-    *("config_ranges.py", "utils/documents.py", "utils/optional_packages.py"),
+    *("config_ranges.py", "training/plan/changes.py", "utils/documents.py", "utils/optional_packages.py"),
 )
 """Whose functions return sentences."""
 _OTHER_PLACES = (
+    *("generation/json_", "generation/schema_", "utils/network"),
     *("serve/", "auto_classes/", "bench/", "demo/", "cli/bench", "cli/chat", "cli/demo", "cli/migrate"),
     *("cli/report", "cli/run_script", "cli/score", "cli/serve", "cli/ui"),
 )
 """Where the errors are of commands that the page does not start, and of Python's users."""
-_SPEAKS = re.compile(rf"\b({'|'.join([*_CALLS, 'count_noun', 'notes'])})\b|    return f?\"")
+_SPEAKS = re.compile(rf"\b({'|'.join([*_CALLS, 'count_noun', 'notes'])})\b|Error\(|    return f?\"")
 """What is in files that have messages."""
+_OTHER_ERRORS = ("ServerError", "RefusedRequestError", "UploadError")
+"""Of a server that does not start, and those that name a text of the locales."""
 _MAX_VARIANTS = 8
 
 
@@ -152,6 +151,8 @@ def _list_arguments(node: ast.AST, has_sentences: bool) -> Iterator[ast.expr]:
     if name == "append" and ast.unparse(node.func).endswith("notes.append"):
         yield node.args[0]
     places = _CALLS.get(name, ())
+    if not places and name.endswith("Error") and name not in _OTHER_ERRORS and not hasattr(builtins, name):
+        places = (0, 1, "hint")  # an error of ours
     yield from (argument for place, argument in enumerate(node.args) if place in places)
     yield from (word.value for word in node.keywords if word.arg in places)
 

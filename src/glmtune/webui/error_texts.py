@@ -100,6 +100,8 @@ def translate_message(message: str, lang: str, depth: int = 0) -> str | None:
         if template.is_frame and any(" " in value and parts[name] == value for name, value in values.items()):
             return None
         return template.text.format_map(parts)
+    if message[-1] not in ".?!" and (whole := translate_message(f"{message}.", lang, depth + 1)) is not None:
+        return whole.rstrip("。.")  # the start of a sentence of ours
     return _translate_after_place(message, lang, depth) or (_translate_list(message, lang, depth) if depth else None)
 
 
