@@ -58,6 +58,20 @@ QLORA = WorkFacts("./chatglm3-6b", "qlora.yaml", model_bytes=12 * GIB, method="l
 ON_HUB = WorkFacts("THUDM/chatglm3-6b", "", is_hub_id=True)
 
 
+def make_mac(mps: str, work: WorkFacts | None = None) -> MachineFacts:
+    """A Mac of Apple's, with or without Metal in torch."""
+    return MachineFacts(
+        system="Darwin",
+        machine="arm64",
+        package_manager="",
+        shm_bytes=None,
+        torch=TorchFacts("2.13.0", threads=8, mps=mps),
+        bitsandbytes=BitsandbytesFacts("0.50.2"),
+        compilers=CompilerFacts(c_compiler="/usr/bin/clang", cpp_compiler="/usr/bin/clang++"),
+        work=work or CPU_WORK,
+    )
+
+
 def make_machine(
     card: str = "RTX 3090", work: WorkFacts = QLORA, archs=CUDA_13, cuda="13.0", **changes
 ) -> MachineFacts:
@@ -119,6 +133,8 @@ HEALTHY = {
         driver={"version": "581.29"},
         compilers=CompilerFacts("3.9.0"),
     ),
+    "Mac": make_mac("bf16"),
+    "Mac, packed": make_mac("bf16", work=replace(CPU_WORK, quantization="packed4")),
     "container": make_machine(in_container=True, cpu_quota=4.0, memory_limit_bytes=32 * GIB),
     "one of two cards": make_machine(environment={"CUDA_VISIBLE_DEVICES": "0"}),
     "under a launcher": make_machine(environment={"WORLD_SIZE": "2", "RANK": "0", "TORCHELASTIC_RUN_ID": "x"}),
@@ -431,6 +447,10 @@ BROKEN = {
         "torch>=2.6",
     ),
     "32 bits": (make_machine(python_bits=32), "32-bit-python", "32 bits", "64-bit"),
+    "Mac before macOS 14": (make_mac("fp16"), "mps-bf16", "macOS 14", "Update macOS"),
+    "Mac too old for torch": (make_mac("macOS"), "mps-system", "too old", "Update macOS"),
+    "torch of a Mac without Metal": (make_mac("build"), "mps-build", "without Metal", "--force-reinstall 'torch>=2.6'"),
+    "nf4 on a Mac": (make_mac("bf16", work=QLORA), "mps-bitsandbytes", "nf4", "packed4"),
     "Rosetta": (make_machine(system="Darwin", is_rosetta=True), "rosetta", "translated", "brew"),
     "proxy without scheme": (
         make_machine(environment={"https_proxy": "proxy:8080", "NO_PROXY": "localhost"}),

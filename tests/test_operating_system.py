@@ -53,7 +53,20 @@ POSIX_MODULES = ("fcntl", "resource", "termios", "tty", "pty", "pwd", "grp", "po
 WINDOWS_MODULES = ("winreg", "msvcrt", "_winapi", "nt")
 # Of `os`: what Windows lacks or does in another way, and what POSIX lacks.
 OS_NAMES = (
-    *("killpg", "setsid", "getpgid", "getpgrp", "setpgid", "fork", "forkpty", "openpty", "wait", "waitpid", "wait3"),
+    *(
+        "killpg",
+        "setsid",
+        "getpgid",
+        "getsid",
+        "getpgrp",
+        "setpgid",
+        "fork",
+        "forkpty",
+        "openpty",
+        "wait",
+        "waitpid",
+        "wait3",
+    ),
     *("getuid", "geteuid", "getgid", "getegid", "setuid", "setgid", "getgroups", "chown", "lchown", "fchmod", "chroot"),
     *("sysconf", "confstr", "statvfs", "fstatvfs", "uname", "getloadavg", "nice", "sched_getaffinity", "link"),
     *("symlink", "mkfifo", "mknod", "pipe2", "sendfile", "pread", "pwrite", "set_blocking", "replace", "rename"),
@@ -175,12 +188,14 @@ def find_unclear_text(tree: ast.AST) -> list[str]:
         ]
         line = f"{node.lineno}: {ast.unparse(node)}"
         if name in ("read_text", "write_text") and isinstance(node.func, ast.Attribute):
+            if texts and "." in texts[0]:
+                continue  # a file's name: of importlib.metadata
             encoded = "encoding" in given or any(text.startswith(("utf-8", "ascii")) for text in texts[-1:])
             if not encoded or (name == "write_text" and "newline" not in given):
                 found.append(line)
         elif name in ("open", "fdopen", "NamedTemporaryFile") and owner not in ("os", "webbrowser", "tarfile"):
             is_method = isinstance(node.func, ast.Attribute) and owner not in ("gzip", "bz2", "lzma", "io", "codecs")
-            if is_method and node.args and not texts:
+            if is_method and node.args and not isinstance(node.args[0], ast.Constant):
                 continue  # a member of an archive
             mode = next((text for text in [*modes, *texts[::-1]] if set(text) <= set("rwaxbt+")), "r")
             if "b" in mode or (owner in ("gzip", "bz2", "lzma") and "t" not in mode):

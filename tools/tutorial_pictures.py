@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
+_TUTORIALS = Path(__file__).resolve().parent.parent / "docs" / "tutorials"
 _WIDTH = 1180
 _COLORS = 128
 _TIMEOUT_MS = 120_000
@@ -40,11 +41,13 @@ def take_pictures(name: str, folder: Path, log: str, environment: dict[str, str]
         images: folder of the pictures.
     """
     prefix = name.split("-")[0]
-    for curve in sorted(folder.glob("runs/*/loss.png"))[:1]:
-        save_reduced(curve, images / f"{prefix}-loss.png")
+    page = (_TUTORIALS / f"{name}.md").read_text("utf-8")
+    curves = sorted(folder.glob("runs/*/loss.png"))
+    if f"{prefix}-loss.png" in page:
+        save_reduced(curves[0], images / f"{prefix}-loss.png")
     parts = re.split(r"^(?=\$ )", log, flags=re.MULTILINE)
     chats = [part for part in parts if part.startswith("$ glmtune chat")]
-    if chats:
+    if f"{prefix}-chat.svg" in page:
         draw_terminal("".join(chats[:3]), images / f"{prefix}-chat.svg")
     if prefix not in ("qlora", "web"):
         return
@@ -72,8 +75,9 @@ def draw_terminal(text: str, target: Path) -> None:
     console = Console(record=True, width=82, force_terminal=True, file=io.StringIO())
     for line in text.rstrip().splitlines():
         console.print(Text(line, style="bold green" if line.startswith("$ ") else ""))
-    svg = console.export_svg(title="glmtune", theme=MONOKAI)
-    target.write_text(re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL), "utf-8")
+    svg = re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title="glmtune", theme=MONOKAI), flags=re.DOTALL)
+    # Lengths of texts count characters, not columns: Chinese would be pressed together.
+    target.write_text(re.sub(r' textLength="[^"]*"', "", svg), "utf-8")
 
 
 def photograph_file(browser: Browser, source: Path, target: Path) -> None:

@@ -23,7 +23,7 @@ from glmtune.methods.ptuning import is_prefix_folder
 from glmtune.methods.tuned_model import load_with_adapter, resolve_target
 from glmtune.methods.value_head_file import require_generating
 from glmtune.models.checkpoints import inspect_checkpoint
-from glmtune.models.loading import parse_device
+from glmtune.models.devices import parse_device
 from glmtune.quantization.device_kernels import pick_path
 from glmtune.quantization.packed_linear import PackedLinear
 from glmtune.training.memory import PeakMemory, read_peak_memory, read_peak_rss

@@ -35,7 +35,7 @@ from glmtune.cli.verify_files import verify
 from glmtune.errors import GlmtuneError, ReportedInterrupt
 from glmtune.utils.documents import shorten_path
 from glmtune.utils.file_access import load_file_limit
-from glmtune.utils.gpu_allocator import set_allocator_defaults
+from glmtune.utils.gpu_allocator import allow_mps_fallback, set_allocator_defaults
 from glmtune.utils.streams import flush_streams, prepare_streams, restart_in_utf8
 from glmtune.utils.user_folders import provide_home
 
@@ -126,6 +126,7 @@ def main() -> None:
     prepare_streams()
     repeat_lost_interrupts()
     set_allocator_defaults()
+    allow_mps_fallback()
     problem = provide_home()
     if problem:
         typer.echo(problem, err=True)

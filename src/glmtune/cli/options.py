@@ -52,9 +52,9 @@ def allow_values(known: tuple[str | int, ...]) -> Callable[..., Any]:
 
 
 def _check_device(parameter: typer.CallbackParam, value: str | None) -> str | None:
-    if value is not None and not re.fullmatch(r"cpu|cuda(:\d{1,3})?", value):
+    if value is not None and not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", value):
         option = parameter.opts[0]
-        raise ConfigError(f"{option} cannot be {shorten_value(value)}.", "One of: cpu, cuda, cuda:1 and so on.")
+        raise ConfigError(f"{option} cannot be {shorten_value(value)}.", "One of: cpu, cuda, cuda:1, ..., mps.")
     return value
 
 
@@ -96,7 +96,7 @@ Quantization = Annotated[
     ),
 ]
 Device = Annotated[
-    str | None, typer.Option(help="cuda or cpu. Default: a GPU if there is one.", callback=_check_device)
+    str | None, typer.Option(help="cuda, mps (Apple) or cpu. Default: a GPU if there is one.", callback=_check_device)
 ]
 Compile = Annotated[
     bool,

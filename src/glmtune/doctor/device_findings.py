@@ -35,6 +35,9 @@ def find_device_problems(facts: MachineFacts) -> Iterator[Diagnosis]:
         for gpu in torch.gpus:
             yield from _find_card_problems(facts, gpu)
         return
+    if torch.mps:
+        yield from _find_apple_problem(facts)
+        return
     if not facts.driver.cards:
         if torch.cuda is not None and facts.is_wsl:
             yield from _find_wsl_problem(facts)
@@ -44,6 +47,27 @@ def find_device_problems(facts: MachineFacts) -> Iterator[Diagnosis]:
     problem = _find_driver_problem(facts) or _find_build_problem(facts) or _find_access_problem(facts)
     if problem:
         yield problem
+
+
+def _find_apple_problem(facts: MachineFacts) -> Iterator[Diagnosis]:
+    """What keeps torch from Apple's GPU, or from bf16 on it; nothing on a healthy Mac."""
+    why = f"{describe_work(facts)} is computed on the CPU"
+    if facts.torch.mps == "macOS":
+        yield Diagnosis("mps-system", NOTE, "this macOS is too old for torch on Apple's GPU", why, "Update macOS")
+    elif facts.torch.mps == "build":
+        fix = install_package(facts, "--force-reinstall", "torch>=2.6")
+        yield Diagnosis("mps-build", NOTE, f"torch {facts.torch.version} was built without Metal", why, fix)
+    elif facts.torch.mps == "fp16":
+        why = "Models in bf16 are computed in fp16 (chat) or fp32 (training)"
+        yield Diagnosis("mps-bf16", NOTE, "bf16 on Apple's GPU needs macOS 14", why, "Update macOS")
+    if facts.work.quantization in ("nf4", "int8") and facts.torch.mps in ("bf16", "fp16"):
+        yield Diagnosis(
+            "mps-bitsandbytes",
+            WARNING,
+            f"{facts.work.quantization} is not computed on Apple's GPU",
+            f"{describe_work(facts)} is computed on the CPU",
+            "Use quantization packed4 or packed8",
+        )
 
 
 def _note_missing_gpu(facts: MachineFacts) -> Iterator[Diagnosis]:

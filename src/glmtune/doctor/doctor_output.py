@@ -73,6 +73,8 @@ def _list_machine_lines(facts: MachineFacts) -> list[str]:
         capability = "{}.{}".format(*gpu.capability)
         memory = f"{format_bytes(gpu.free_bytes)} of {format_bytes(gpu.total_bytes)} free"
         lines.append(f"{gpu.name}, compute capability {capability}, {memory}")
+    if torch.mps in ("bf16", "fp16"):
+        lines.append(f"Apple GPU (Metal), computes in {torch.mps}")
     for trial in facts.trials:
         result = f"failed: {trial.error}" if trial.error else f"works ({trial.seconds:.1f} s)"
         lines.append(f"Trial of a {trial.name} on {trial.device}: {result}")

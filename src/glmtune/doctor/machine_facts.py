@@ -30,6 +30,8 @@ class TorchFacts:
     """Why the GPU cannot be used, in torch's words."""
     gpus: tuple[GpuFacts, ...] = ()
     threads: int = 1
+    mps: str = ""
+    """Apple's GPU: `bf16`, `fp16` (before macOS 14), or why torch cannot use it (`macOS`, `build`); empty elsewhere."""
 
 
 @dataclass(frozen=True)

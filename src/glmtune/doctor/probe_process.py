@@ -14,6 +14,7 @@ from typing import Any
 
 from glmtune.doctor.machine_facts import BitsandbytesFacts, GpuFacts, TorchFacts, TrialFacts
 from glmtune.errors import summarize_error
+from glmtune.utils.operating_system import is_macos
 
 MARK = "@glmtune-doctor "
 _FRAGILE = ("torchvision", "torchaudio", "flash_attn", "xformers", "apex")
@@ -34,13 +35,14 @@ def main(request: dict[str, Any]) -> None:
     _report("stage", "the import of other libraries")
     _report("import_errors", _read_import_errors())
     _report("bitsandbytes", _as_dict(_read_bitsandbytes()))
-    device = request["device"] or ("cuda" if torch_facts.gpus else "cpu")
+    found = "mps" if torch_facts.mps in ("bf16", "fp16") else "cpu"
+    device = request["device"] or ("cuda" if torch_facts.gpus else found)
     if request["model"] or request["config"]:
         _report("stage", "reading the model and the config")
         try:
             from glmtune.doctor.work import read_work
 
-            work = read_work(request["model"], request["config"], device != "cpu")
+            work = read_work(request["model"], request["config"], device not in ("cpu", "mps"))
             _report("work", dataclasses.asdict(work))
         except (ImportError, AttributeError) as error:
             _report("import_errors", {"transformers": summarize_error(error, 200)})
@@ -82,7 +84,17 @@ def read_torch() -> TorchFacts:
         except Exception as error:  # RuntimeError, AssertionError, AcceleratorError
             gpu_error = summarize_error(error, 300)
     cuda, hip = build.cuda, getattr(build, "hip", None)
-    return TorchFacts(version, cuda, hip, archs, "", gpu_error, tuple(gpus), torch.get_num_threads())
+    threads = torch.get_num_threads()
+    return TorchFacts(version, cuda, hip, archs, "", gpu_error, tuple(gpus), threads, _read_mps(torch.backends.mps))
+
+
+def _read_mps(backend: Any) -> str:
+    """What is known of Apple's GPU; see `TorchFacts.mps`."""
+    if backend.is_available():
+        return "bf16" if backend.is_macos_or_newer(14, 0) else "fp16"
+    if not is_macos():
+        return ""
+    return "macOS" if backend.is_built() else "build"
 
 
 def _read_import_errors() -> dict[str, str]:
@@ -133,6 +145,8 @@ def _run_trials(name: str) -> None:
 
     device = torch.device(name)
     for title, trial in list_trials().items():
+        if device.type == "mps" and title == "nf4 product":
+            continue  # not used there, see `models.devices`
         _report("stage", f"a {title}")
         start = time.monotonic()
         try:

@@ -6,7 +6,6 @@ import glob
 import hashlib
 import json
 import math
-import platform
 import re
 import time
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from glmtune.evaluation.statistics import summarize_scores
 from glmtune.generation.batched import GeneratedReply, generate_batched
 from glmtune.generation.load import LoadedModel
 from glmtune.generation.reply import Sampling
+from glmtune.models.devices import describe_device
 from glmtune.utils.console import ProgressBar, count_noun, print_message, print_warning
 from glmtune.utils.installation import collect_versions
 from glmtune.utils.io import file_timestamp, iso_timestamp, slugify
@@ -95,7 +95,6 @@ def evaluate(
             )
         _require_finite_loss(loss, targets, data.path, opened)
         records, device = folder.records, opened.model.device
-        is_gpu = device.type == "cuda"
         tokens = sum(record["tokens"] for record in records)
         result = EvaluationResult(
             kind="eval",
@@ -108,7 +107,7 @@ def evaluate(
             sampling={**asdict(sampling), "seed": seed},
             seconds=round(folder.seconds, 3),
             tokens_per_second=round(tokens / max(folder.seconds, 1e-9), 2),
-            device=torch.cuda.get_device_name(device) if is_gpu else f"CPU ({platform.machine()})",
+            device=describe_device(device),
             versions=collect_versions() | {name: version(name) for name in ("jieba", "rouge-chinese", "nltk")},
             command=command,
             finished_at=iso_timestamp(),

@@ -16,6 +16,7 @@ from glmtune.generation.load import LoadedModel
 from glmtune.methods.lora import load_adapter
 from glmtune.methods.ptuning import is_prefix_folder, load_prefix, remove_prefix
 from glmtune.methods.tuned_model import load_with_adapter
+from glmtune.models.devices import free_cached_memory
 from glmtune.models.embedding_rows import set_vocabulary_size
 
 
@@ -62,8 +63,7 @@ class ModelSwitcher:
         """Free the memory."""
         self._base = self._key = self._take_off = None
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_cached_memory()
 
     def _put_on(self, adapter: Path) -> Any:
         base = self._base

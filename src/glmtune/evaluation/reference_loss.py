@@ -12,6 +12,7 @@ from glmtune.data.batches import BlockCollator
 from glmtune.data.encoding import EncodedRow
 from glmtune.families import Family
 from glmtune.generation.batched import run_in_batches
+from glmtune.models.devices import to_double
 from glmtune.models.packed_attention import set_packed_attention
 from glmtune.training.loss import step_loss
 
@@ -50,7 +51,7 @@ def compute_reference_loss(
         tensors = {name: value.to(model.device) for name, value in collate([[(0, row)] for row in batch]).items()}
         with torch.no_grad():
             losses_N = step_loss(model, tensors)
-        return len(batch), float(losses_N.double().sum()), len(losses_N)
+        return len(batch), float(to_double(losses_N).sum()), len(losses_N)
 
     total, targets = 0.0, 0
     by_length = sorted(rows, key=lambda row: -len(row.input_ids))

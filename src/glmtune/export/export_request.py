@@ -18,7 +18,8 @@ from glmtune.methods.ptuning import is_prefix_folder
 from glmtune.methods.tuned_model import resolve_target
 from glmtune.methods.value_head_file import is_reward_folder
 from glmtune.models.checkpoints import Checkpoint, inspect_checkpoint
-from glmtune.models.loading import DTYPES, make_quantization_arguments, parse_device, parse_dtype
+from glmtune.models.devices import parse_device
+from glmtune.models.loading import DTYPES, make_quantization_arguments, parse_dtype
 from glmtune.models.tokenizers import load_tokenizer
 from glmtune.models.tokenizers.tokenizer_files import require_published_tokenizer
 

@@ -45,7 +45,8 @@ from glmtune.methods.lora import load_adapter
 from glmtune.methods.lora_merge import merge_adapter
 from glmtune.methods.ptuning import load_prefix, remove_prefix
 from glmtune.models.checkpoints import inspect_checkpoint
-from glmtune.models.loading import load_base, parse_device, prepare_quantized_cpu
+from glmtune.models.devices import parse_device
+from glmtune.models.loading import load_base, prepare_quantized_cpu
 from glmtune.models.tokenizers import load_tokenizer
 from glmtune.quantization.packed_linear import PackedLinear
 from glmtune.quantization.quantizer import pack_model

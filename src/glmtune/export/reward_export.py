@@ -19,7 +19,8 @@ from glmtune.export.shards import TensorPiece, parse_shard_size, write_shards
 from glmtune.methods.lora import load_adapter
 from glmtune.methods.lora_merge import merge_adapter
 from glmtune.methods.value_head_file import WEIGHT_NAME, read_value_head
-from glmtune.models.loading import load_base, parse_device
+from glmtune.models.devices import parse_device
+from glmtune.models.loading import load_base
 from glmtune.utils.io import find_json_object, write_json
 
 _PADDING = ("[MASK]", "[sMASK]")

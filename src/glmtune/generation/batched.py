@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import torch
-
 from glmtune.errors import ModelError, summarize_error
 from glmtune.families import Family
 from glmtune.generation.compiled_step import unwrap_model
@@ -16,6 +14,7 @@ from glmtune.generation.cpu_prepack import prepacked
 from glmtune.generation.engine import decode_tokens
 from glmtune.generation.graph_step import release_graph
 from glmtune.generation.sampling import Sampling, make_sampler
+from glmtune.models.devices import free_cached_memory
 from glmtune.models.tokenizers.text_decoding import decode_text
 from glmtune.training.memory import is_out_of_memory
 from glmtune.utils.console import count_noun
@@ -136,8 +135,7 @@ def run_in_batches(
                 "Shorten prompts or replies, or load the model in fewer bits: --quantization nf4.",
             )
         size = len(batch) // 2
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_cached_memory()
         if warn and not is_warned:
             warn(f"Out of memory with {len(batch)} rows in a batch; continuing with fewer.")
             is_warned = True

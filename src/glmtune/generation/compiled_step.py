@@ -15,7 +15,7 @@ from transformers import StaticCache
 from transformers.cache_utils import Cache
 
 from glmtune.errors import ConfigError, summarize_error
-from glmtune.models.loading import parse_device
+from glmtune.models.devices import parse_device
 from glmtune.training.memory import is_out_of_memory
 
 # Sizes of a cache are multiples of this: one compiled step then serves prompts and replies of many lengths.

@@ -26,6 +26,7 @@ from glmtune.generation.batch_rows import BatchRow, OnEvent
 from glmtune.generation.context_window import get_context_window
 from glmtune.generation.cpu_prepack import prepack_weights, restore_weights
 from glmtune.generation.prefix_store import PrefixStore
+from glmtune.models.devices import free_cached_memory
 from glmtune.models.row_layout import get_row_layout
 from glmtune.models.tokenizers.text_decoding import make_text_decoder
 from glmtune.training.memory import is_out_of_memory
@@ -312,8 +313,7 @@ class BatchEngine:
                 self._waiting.extendleft(rows)
         else:
             lane.fail_all(f"Out of memory ({reason}).")
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_cached_memory()
 
     def _cancel(self, row: BatchRow) -> None:
         with self._changed:

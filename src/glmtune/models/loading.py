@@ -11,13 +11,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from glmtune.errors import ModelError, summarize_error
 from glmtune.models.checkpoints import Checkpoint, require_bitsandbytes
+from glmtune.models.devices import BITSANDBYTES, choose_device, fit_dtype
 from glmtune.models.glm_layers import fuse_layers
 from glmtune.models.shared_head import share_equal_head
 from glmtune.models.weight_files import check_finite, check_finite_on_disk, open_loadable_folder
 from glmtune.quantization.quantizer import PackedQuantizationConfig, cast_unpacked
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-BITSANDBYTES = ("nf4", "int8")
 PACKED = {"packed4": 4, "packed8": 8}
 
 
@@ -46,7 +46,8 @@ def load_base(
         ModelError: a weight was not read, two were read into one, or one is not finite; an unknown quantisation, one
             that this checkpoint cannot have, or bitsandbytes is missing; it does not fit into the memory.
     """
-    target, precision = parse_device(device), parse_dtype(dtype) or base.inventory.dtype
+    target = choose_device(device, quantization or base.stored_quantization)
+    precision = fit_dtype(parse_dtype(dtype) or base.inventory.dtype, target, is_chosen=dtype is not None)
     arguments: dict[str, Any] = {"dtype": precision}
     arguments |= make_quantization_arguments(base, quantization, precision, double_quantization)
     if target.type != "cpu" or quantization in BITSANDBYTES or base.stored_quantization:
@@ -92,23 +93,6 @@ def load_weights(
     check_finite(model, base.inventory)
     fuse_layers(model)
     return model
-
-
-def parse_device(device: str | torch.device | None) -> torch.device:
-    """The device to compute on; a GPU if there is one when None.
-
-    Raises:
-        ModelError: an unknown name, or a GPU where torch finds none.
-    """
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        target = torch.device(device)
-    except RuntimeError:
-        raise ModelError(f"There is no device {str(device)!r}.", "Known: cpu, cuda, cuda:1 and so on.") from None
-    if target.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError("torch finds no GPU.", "Find the cause: glmtune doctor; or use --device cpu.")
-    return target
 
 
 def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

@@ -25,7 +25,8 @@ from glmtune.methods.tuned_model import load_with_adapter, resolve_target
 from glmtune.methods.value_head import attach_value_head, find_language_model
 from glmtune.methods.value_head_file import read_value_head
 from glmtune.models.checkpoints import inspect_checkpoint
-from glmtune.models.loading import parse_device, parse_dtype
+from glmtune.models.devices import parse_device
+from glmtune.models.loading import parse_dtype
 from glmtune.models.packed_attention import set_packed_attention
 from glmtune.models.row_layout import get_row_layout
 from glmtune.models.tokenizers import load_tokenizer

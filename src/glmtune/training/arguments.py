@@ -14,13 +14,14 @@ from transformers.training_args import ParallelMode
 from glmtune.config import TRAINING_DEFAULTS, RunConfig
 from glmtune.config_parsing import suggest_key
 from glmtune.errors import ConfigError, summarize_error
+from glmtune.models.devices import BITSANDBYTES, find_device, has_bf16
 from glmtune.run_dir import RunDir
 from glmtune.training.best_metric import FAULTS, check_best_metric, get_metric_name
 from glmtune.training.distributed import count_processes
 from glmtune.training.older_transformers import HAS_NEW_NAME, OlderTrainingArguments
 from glmtune.training.optimizers import check_optimizer
 from glmtune.training.training_keys import TRAINING_KEY_CHOICES, TRAINING_KEY_USES
-from glmtune.utils.console import print_warning
+from glmtune.utils.console import print_message, print_warning
 from glmtune.utils.documents import shorten_value
 from glmtune.utils.installation import format_install
 
@@ -43,10 +44,44 @@ _WORKER_KEYS = (
 )
 
 
-def pick_precision(precision: str) -> torch.dtype:
-    """Pick the precision of the frozen weights: `model.precision`, for `auto` the best that the device computes in."""
+def pick_training_device(config: RunConfig) -> torch.device:
+    """The device that a run trains on, as far as a process sees: one GPU stands for all.
+
+    Apple's GPU is for LoRA on plain rows; what else there is was not tried on one and trains on the CPU, unless
+    `training.use_cpu` is false.
+    """
+    use_cpu = config.training.get("use_cpu")
+    found = torch.device("cpu") if use_cpu else find_device()
+    if found.type != "mps" or use_cpu is False:
+        return found
+    is_tried = config.method == "lora" and config.stage == "sft" and config.model.quantization not in BITSANDBYTES
+    return found if is_tried and count_processes() == 1 else torch.device("cpu")
+
+
+def announce_device(config: RunConfig, device: torch.device) -> None:
+    """Print where a run trains that finds Apple's GPU, and why.
+
+    Args:
+        config: of the run.
+        device: that it trains on.
+    """
+    if device.type == "mps":
+        print_message("Training on Apple's GPU. If it fails there or the loss is strange: --set training.use_cpu=true")
+    elif not config.training.get("use_cpu") and find_device().type == "mps":
+        print_warning("Training on the CPU: on Apple's GPU, method lora trains in stage sft, without bitsandbytes.")
+
+
+def pick_precision(precision: str, device: torch.device | None = None) -> torch.dtype:
+    """Pick the precision of the frozen weights: `model.precision`, for `auto` the best that the device computes in.
+
+    Args:
+        precision: of the config.
+        device: to train on; a CUDA GPU or the CPU when None.
+    """
     if precision != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    if device is not None and device.type == "mps":  # scaling of losses, which fp16 needs, was not tried there
+        return torch.bfloat16 if has_bf16(device) else torch.float32
     if not torch.cuda.is_available():
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
@@ -191,7 +226,7 @@ def make_arguments(config: RunConfig, run: RunDir, precision: torch.dtype) -> Tr
     used = [key for key in config.training if TRAINING_KEY_USES[key].status == "used"]
     values: dict[str, Any] = {key: config.training[key] for key in used}
     on_gpu = torch.cuda.is_available() and not values.get("use_cpu")
-    values.setdefault("use_cpu", not on_gpu)
+    values.setdefault("use_cpu", pick_training_device(config).type == "cpu")
     if not {"bf16", "fp16"} & set(config.training):
         values["bf16"] = precision is torch.bfloat16
         values["fp16"] = precision is torch.float16 and on_gpu

@@ -33,7 +33,13 @@ from glmtune.methods.value_head_file import is_reward_folder
 from glmtune.models.checkpoints import inspect_checkpoint, require_bitsandbytes
 from glmtune.models.shared_head import separate_head
 from glmtune.run_dir import RunDir, default_root
-from glmtune.training.arguments import finish_arguments, make_arguments, pick_precision
+from glmtune.training.arguments import (
+    announce_device,
+    finish_arguments,
+    make_arguments,
+    pick_precision,
+    pick_training_device,
+)
 from glmtune.training.base_model import load_trainable_base, print_new_tokens
 from glmtune.training.callbacks import (
     CheckpointFirstLayers,
@@ -217,8 +223,10 @@ class TrainingRun:
         self.run = RunDir(
             broadcast_object(self.config.output or default_root(str(self.base.folder), self.config.method))
         )
-        self.precision = pick_precision(model.precision)
+        device = pick_training_device(self.config)
+        self.precision = pick_precision(model.precision, device)
         self.arguments = make_arguments(self.config, self.run, self.precision)
+        announce_device(self.config, self.arguments.device)
         require_same_settings(self.config, self.arguments)
         if self.is_sharded and self.objective.needs_reference:
             raise ConfigError(
@@ -362,7 +370,8 @@ class TrainingRun:
     def write_start(self) -> None:
         """Write config and summary of the run."""
         trainable = count_trainable_parameters(self.model)
-        self.summary |= describe_run(self.config, self.base, self.data, self.precision, trainable)
+        device = self.arguments.device
+        self.summary |= describe_run(self.config, self.base, self.data, self.precision, trainable, device)
         self.summary |= self.decision.to_summary()
         if is_main_process():
             write_text(self.run.config, dump_yaml(remove_secrets(resolve_paths(self.config))))

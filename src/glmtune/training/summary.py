@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 
 from glmtune.config import RunConfig
 from glmtune.models.checkpoints import Checkpoint
+from glmtune.models.devices import describe_device
 from glmtune.models.loading import DTYPES
 from glmtune.training.memory import PeakMemory, read_peak_memory
 from glmtune.training.training_data import TrainingData
@@ -17,7 +17,12 @@ from glmtune.utils.installation import collect_versions
 
 
 def describe_run(
-    config: RunConfig, base: Checkpoint, data: TrainingData, precision: torch.dtype, trainable: int
+    config: RunConfig,
+    base: Checkpoint,
+    data: TrainingData,
+    precision: torch.dtype,
+    trainable: int,
+    device: torch.device,
 ) -> dict[str, Any]:
     """Describe a run before its first step."""
     return {
@@ -31,7 +36,7 @@ def describe_run(
         "method": config.method,
         "trainable_parameters": trainable,
         "data": data.summary,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
+        "device": describe_device(device),
         "versions": collect_versions(),
     }
 

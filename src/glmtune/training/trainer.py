@@ -21,6 +21,7 @@ from glmtune.errors import TrainingError
 from glmtune.methods.base_info import BaseInfo
 from glmtune.methods.method import Method
 from glmtune.methods.ptuning import allow_quantized_training
+from glmtune.models.devices import find_double_device, to_double
 from glmtune.training.checkpoint_trainer import CheckpointTrainer
 from glmtune.training.data_position import (
     DataPosition,
@@ -240,7 +241,7 @@ class GlmTrainer(CheckpointTrainer):
         model.eval()  # DeepSpeed's returns nothing
         keep_losses_fp32(model, find_head(model))
         # On the device until the end, so that no batch waits for it.
-        total, count, rows = torch.zeros((), dtype=torch.float64, device=self.args.device), 0, 0
+        total, count, rows = torch.zeros((), dtype=torch.float64, device=find_double_device(self.args.device)), 0, 0
         with self.compute_loss_context_manager():
             self._objective.prepare_batches(model, dataloader, True)
         for batch in dataloader:
@@ -249,7 +250,7 @@ class GlmTrainer(CheckpointTrainer):
                 losses_M = self._objective.compute_losses(model, batch, None)
             if self._eval_checks.add(self.state.global_step, losses_M.sum(), losses_M, batch):
                 self._check_eval_losses()
-            total += losses_M.double().sum()
+            total += to_double(losses_M).sum()
             count, rows = count + len(losses_M), rows + int((batch["rows"] >= 0).sum())
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         self._check_eval_losses()

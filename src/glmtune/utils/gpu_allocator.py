@@ -6,7 +6,7 @@ import os
 from collections.abc import MutableMapping
 from importlib.metadata import PackageNotFoundError, version
 
-from glmtune.utils.operating_system import is_linux
+from glmtune.utils.operating_system import is_linux, is_macos
 
 _VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 _OPTION = "expandable_segments:True"
@@ -23,6 +23,16 @@ def set_allocator_defaults(environment: MutableMapping[str, str] = os.environ) -
     if not is_linux() or any(name in environment for name in _VARIABLES):
         return
     environment[_pick_variable()] = _OPTION
+
+
+def allow_mps_fallback(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Let torch compute on the CPU what it has no Metal kernel for, with a warning for each operation.
+
+    Args:
+        environment: of this process and its children, before torch is imported.
+    """
+    if is_macos():
+        environment.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 
 def _pick_variable() -> str:

@@ -83,7 +83,7 @@ def stop_detached(pid: int, *, interrupt: bool = False) -> None:
         pid: of the process.
         interrupt: with Ctrl-C in place of SIGTERM.
     """
-    if not is_windows():
+    if sys.platform != "win32":
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGINT if interrupt else signal.SIGTERM)
         return
@@ -105,6 +105,16 @@ def send_to_children(number: int) -> None:
     for process in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(number)
+
+
+def read_session(pid: int) -> int:
+    """The session that a process belongs to: the number of the process that began it; 0 on Windows, which has none.
+
+    Raises:
+        ProcessLookupError: it has ended.
+        PermissionError: the system does not say.
+    """
+    return os.getsid(pid) if sys.platform != "win32" else 0
 
 
 def name_crash(exit_code: int) -> str | None:
@@ -211,7 +221,7 @@ def find_name_problem(name: str) -> str:
 
 def read_file_system(folder: Path) -> tuple[int | None, bool]:
     """How many files can be made (None if the system does not say), and whether libraries in it can be loaded."""
-    if hasattr(os, "statvfs"):
+    if sys.platform != "win32":
         with contextlib.suppress(OSError):
             status = os.statvfs(folder)
             return (status.f_favail if status.f_files else None), not status.f_flag & getattr(os, "ST_NOEXEC", 8)
@@ -220,9 +230,9 @@ def read_file_system(folder: Path) -> tuple[int | None, bool]:
 
 def find_other_owner(path: Path) -> str:
     """The user that a file belongs to, if that is another one; empty where the system does not say."""
-    with contextlib.suppress(OSError, KeyError, NotImplementedError):
-        if hasattr(os, "getuid") and path.stat().st_uid != os.getuid():
-            return path.owner()
+    if sys.platform != "win32":
+        with contextlib.suppress(OSError, KeyError):
+            return path.owner() if path.stat().st_uid != os.getuid() else ""
     return ""
 
 
@@ -258,12 +268,12 @@ def read_peak_rss() -> int | None:
     match = re.search(r"^VmHWM:\s+(\d+)", _read_text(_PROC / "self" / "status"), re.MULTILINE)
     if match:
         return int(match[1]) * 1024
-    try:
-        import resource
-    except ImportError:  # Windows
+    if sys.platform == "win32":
         import psutil
 
         return getattr(psutil.Process().memory_info(), "peak_wset", None)
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if is_macos() else peak * 1024
 
@@ -305,10 +315,10 @@ def read_cpu_name() -> str:
 
 def read_open_file_limit() -> int | None:
     """How many files this process may open; None without a limit."""
-    try:
-        import resource
-    except ImportError:  # Windows
+    if sys.platform == "win32":
         return None
+    import resource
+
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return None if soft == resource.RLIM_INFINITY else soft
 
@@ -330,7 +340,7 @@ def count_idle_processors() -> int:
 
 def is_superuser() -> bool:
     """Whether this process is root's."""
-    return hasattr(os, "geteuid") and os.geteuid() == 0
+    return sys.platform != "win32" and os.geteuid() == 0
 
 
 def find_shell() -> str:
@@ -338,16 +348,6 @@ def find_shell() -> str:
     if not is_windows() or "MSYSTEM" in os.environ:
         return "sh"
     return "cmd" if "PROMPT" in os.environ else "powershell"
-
-
-def read_console_code_page() -> str:
-    """The code page of a Windows console, such as `cp936`; empty elsewhere, and without a console."""
-    if not is_windows():
-        return ""
-    import ctypes
-
-    page = ctypes.windll.kernel32.GetConsoleOutputCP()  # type: ignore[attr-defined, unused-ignore]
-    return f"cp{page}" if page else ""
 
 
 def claim_address(listener: socket.socket) -> None:

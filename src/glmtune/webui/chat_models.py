@@ -10,13 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from glmtune.errors import ModelError
 from glmtune.generation.cpu_prepack import prepack_weights
 from glmtune.generation.load import LoadedModel, load_for_generation
 from glmtune.methods.prefix_attention import disable_prefix, find_prefix
 from glmtune.methods.tuned_model import ModelTarget, resolve_target
+from glmtune.models.devices import free_cached_memory
 
 _WEIGHTS = (".safetensors", ".bin", ".json", ".yaml")
 
@@ -54,8 +53,7 @@ class HeldModels:
         with self._lock:
             self._held.clear()
             gc.collect()
-            if torch.cuda.is_available() and torch.cuda.is_initialized():
-                torch.cuda.empty_cache()
+            free_cached_memory()
 
     @contextmanager
     def answering(self, target: str) -> Iterator[LoadedModel]:

@@ -11,6 +11,7 @@ from typing import Any
 from glmtune.data.check_fix import EDITED, REMOVED_WARNINGS, FixPlan, FixResult, make_fix_plan
 from glmtune.data.check_kinds import ERROR, describe_kind, make_excerpt
 from glmtune.data.row_repairs import REPAIRABLE, TRIM
+from glmtune.utils.file_access import require_readable
 from glmtune.webui.data_checks import DataCheck
 from glmtune.webui.requests import FormData
 from glmtune.webui.texts import text
@@ -88,7 +89,7 @@ def read_changes(fix: FixResult, lang: str) -> Iterator[ShownChange]:
     """The first changed rows of a new file."""
     if not fix.changed_rows:
         return
-    with fix.changed.open(encoding="utf-8") as stream:
+    with require_readable(fix.changed).open(encoding="utf-8") as stream:
         for line in islice(stream, MAX_CHANGES):
             change: dict[str, Any] = json.loads(line)
             how = "; ".join(describe_repair(kind, lang) for kind in change["repairs"])

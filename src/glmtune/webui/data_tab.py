@@ -9,6 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from glmtune.data.check_kinds import describe_kind
 from glmtune.data.column_formats import COLUMN_ROLES
 from glmtune.data.histogram import make_bins
 from glmtune.data.sources import read_columns
@@ -134,6 +135,7 @@ def _show_rows(request: Request, context: Context, checks: DataChecks, data: For
         notes=notes,
         kind=kind if numbers is not None else "",
         found=check.rows if is_checked and check is not None else {},
+        describe=lambda kind: describe_kind(kind, lang),
     )
 
 

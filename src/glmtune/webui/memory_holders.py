@@ -14,6 +14,7 @@ from typing import Literal
 
 import psutil
 
+from glmtune.utils.operating_system import read_session
 from glmtune.utils.shell_words import join_words
 from glmtune.webui.context import Context
 from glmtune.webui.gpu_memory import read_gpus
@@ -127,13 +128,11 @@ def _find_leftovers(
     jobs: Iterable[Job], scan: dict[int, psutil.Process], on_gpu: dict[int, int | None]
 ) -> list[Holder]:
     """Processes that a job has left: a job is a session of its own, whose number is that of its first process."""
-    if not hasattr(os, "getsid"):
-        return []
     ended = {job.pid: job for job in jobs if not job.alive and job.pid and job.started and job.ended}
     groups: dict[int, list[psutil.Process]] = {}
     for pid, process in list(scan.items()):
         try:
-            job = ended.get(os.getsid(pid))
+            job = ended.get(read_session(pid))
             # Times: numbers are used again for sessions that have nothing to do with the job.
             if job and (job.started or 0) - 1 <= process.create_time() <= (job.ended or 0) + 1:
                 groups.setdefault(job.pid or 0, []).append(scan.pop(pid))

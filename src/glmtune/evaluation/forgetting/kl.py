@@ -24,6 +24,7 @@ from glmtune.data.encoding import EncodedRow
 from glmtune.errors import ModelError
 from glmtune.families import IGNORE_INDEX, Family
 from glmtune.generation.batched import run_in_batches
+from glmtune.models.devices import to_double
 from glmtune.models.packed_attention import set_packed_attention
 from glmtune.training.loss import step_loss
 
@@ -80,7 +81,7 @@ def trace_tokens(
     hidden: list[Any] = [None] * len(rows)
     total = 0.0
     for batch, hidden_NH, losses_N in _iterate_batches(model, tokenizer, family, rows, batch_size, on_done):
-        total += float(losses_N.double().sum())
+        total += float(to_double(losses_N).sum())
         for i, part in zip(batch, hidden_NH.cpu().split([count_targets(rows[i]) for i in batch]), strict=True):
             hidden[i] = part.clone()
     return Trace(rows, hidden, model.get_output_embeddings(), _compute_mean(total, rows))
@@ -103,7 +104,7 @@ def measure_divergence(
     head = model.get_output_embeddings()
     kl, total = 0.0, 0.0
     for batch, hidden_NH, losses_N in _iterate_batches(model, tokenizer, family, before.rows, batch_size, on_done):
-        total += float(losses_N.double().sum())
+        total += float(to_double(losses_N).sum())
         theirs_NH = torch.cat([before.hidden[i] for i in batch])
         kl += _sum_kl(before.head, theirs_NH, head, hidden_NH)
     return Divergence(_compute_mean(kl, before.rows), _compute_mean(total, before.rows))
@@ -129,7 +130,7 @@ def _sum_kl(head: nn.Module, before_NH: torch.Tensor, tuned_head: nn.Module, tun
         before_NV, tuned_NV = before_NV.log_softmax(-1), tuned_NV.log_softmax(-1)
         tuned_NV = tuned_NV[:, : before_NV.shape[-1]]  # the base gives tokens that were added no probability
         kl_N = F.kl_div(tuned_NV, before_NV, reduction="none", log_target=True).sum(-1)
-        total += float(kl_N.clamp(min=0).double().sum())  # rounding makes a hair less than 0 of none
+        total += float(to_double(kl_N.clamp(min=0)).sum())  # rounding makes a hair less than 0 of none
     return total
 
 

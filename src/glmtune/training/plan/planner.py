@@ -14,7 +14,7 @@ from glmtune.config import RunConfig
 from glmtune.methods.run_tokenizer import load_run_tokenizer
 from glmtune.models.attention_kernels import Card
 from glmtune.run_dir import RunDir
-from glmtune.training.arguments import make_arguments, pick_precision, read_checkpointing
+from glmtune.training.arguments import make_arguments, pick_precision, pick_training_device, read_checkpointing
 from glmtune.training.plan.changes import SettingsChange, find_cheapest_change
 from glmtune.training.plan.device import PlanDevice, measure_matmul_rate, pick_device
 from glmtune.training.plan.estimate import (
@@ -220,7 +220,7 @@ def _adapt_to_device(run: RunConfig, device: PlanDevice) -> tuple[RunConfig, tor
     The trace runs on the CPU; fp16 is traced as bf16, which takes the same memory.
     """
     if device.is_local:
-        return run, pick_precision(run.model.precision)
+        return run, pick_precision(run.model.precision, pick_training_device(run))
     training = {key: value for key, value in run.training.items() if key not in ("tf32", "fp16")}
     training["use_cpu"] = True
     precision = torch.float32 if run.model.precision == "fp32" else torch.bfloat16
