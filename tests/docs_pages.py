@@ -8,17 +8,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
+import typer.main
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+
+from glmtune.cli.main import app
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCS = REPOSITORY / "docs"
 _MARKDOWN = MarkdownIt("commonmark").enable("table")
 _SHELLS = ("", "bash", "sh", "shell", "console", "powershell", "text")
 _ENDS = ("|", "||", "&&", ";", ">", ">>", "2>&1", "&", "<", "...", "…")
-_START = re.compile(r"(?:^|(?<=[ :$：(]))glmtune(?= )")
+# At the start of a line, after variables, or where a launcher or a message names it.
+_START = re.compile(r"(?:^\s*(?:[$>] )?(?:[A-Z_]+=\S* )*|-m )glmtune (?=\S)")
+_LATER = re.compile(r"(?<=[ :：(])glmtune (?=(\w+))")
+
+
+@lru_cache
+def get_commands() -> dict[str, Any]:
+    """The commands of glmtune by name."""
+    return typer.main.get_command(app).commands
 
 
 def list_pages() -> list[Path]:
@@ -121,7 +133,8 @@ def _join_lines(text: str) -> list[str]:
 
 
 def _read_line(line: str, number: int, is_whole: bool) -> list[Command]:
-    found = _START.search(line)
+    later = next((found for found in _LATER.finditer(line) if found[1] in get_commands()), None)
+    found = _START.search(line) or later
     if found is None:
         return []
     try:

@@ -202,6 +202,8 @@ class _Fuzzer:
             target += f"?{_encode(pairs)}"
         if number % 3 == 2:
             headers["hx-request"] = "true"
+        if number % 5 == 4:
+            headers["accept"] = "application/json"
         place = f"{method} {path}"
         self._result.requests[place] += 1
         what = f"{method} {target[:300]} {headers.get('content-type', '')} {body[:300]!r}"

@@ -161,6 +161,20 @@ def test_a_cache_that_takes_no_files_is_said_and_the_rows_are_used(code, encode_
         encode_file(path)
 
 
+def test_a_home_that_is_none_has_no_cache_and_the_rows_are_used(encode_file, tmp_path, monkeypatch, capsys):
+    """HOME=/dev/null, as users of services have; a folder that the user named is an error."""
+    (tmp_path / "null").write_text("")
+    monkeypatch.setenv("GLMTUNE_CACHE", str(tmp_path / "null" / "cache"))
+    path = _write(tmp_path / "a.jsonl")
+    with pytest.raises(DataError, match=r"Not a directory|cannot find the path"):
+        encode_file(path)
+    monkeypatch.delenv("GLMTUNE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "null"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert len(_read_rows(encode_file(path))) == 3
+    assert "encoded rows cannot be kept there" in " ".join(capsys.readouterr().out.split())
+
+
 def test_an_entry_on_a_read_only_disk_is_used(encode_file, tmp_path, monkeypatch, capsys):
     path = _write(tmp_path / "a.jsonl")
     first = encode_file(path)

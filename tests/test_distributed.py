@@ -456,10 +456,15 @@ def test_a_deepspeed_file_must_be_there_and_json_and_started_by_a_launcher(tmp_p
 
 
 def test_without_the_package(monkeypatch):
-    monkeypatch.setattr("glmtune.utils.optional_packages.is_installed", lambda module: False)
+    for place in ("utils.optional_packages", "training.deepspeed"):
+        monkeypatch.setattr(f"glmtune.{place}.is_installed", lambda module: False)
+    monkeypatch.setattr("glmtune.training.deepspeed.is_linux", lambda: True)
     with pytest.raises(ConfigError, match="needs deepspeed") as error:
         resolve_deepspeed(_with(deepspeed=GOOD))
     assert '[deepspeed]"' in error.value.hint
+    monkeypatch.setattr("glmtune.training.deepspeed.is_linux", lambda: False)
+    with pytest.raises(ConfigError, match="on Linux only"):
+        resolve_deepspeed(_with(deepspeed=GOOD))
 
 
 @pytest.mark.parametrize(

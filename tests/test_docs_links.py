@@ -27,7 +27,8 @@ def test_links_lead_to_files_and_headings(page):
 
 def test_pictures_are_used():
     used = {(page.parent / target.partition("#")[0]).resolve() for page in PAGES for target, _ in list_links(page)}
-    unused = [path.name for path in (DOCS / "images").iterdir() if path.resolve() not in used]
+    pictures = (path for path in (DOCS / "images").rglob("*") if path.is_file())
+    unused = [name_page(path) for path in pictures if path.resolve() not in used]
     assert not unused
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -13,6 +14,8 @@ import pytest
 from glmtune.config import load_config
 from glmtune.data.conversation import Conversation
 from glmtune.data.sources import open_sources
+from glmtune.errors import RunError
+from glmtune.methods.tuned_model import resolve_target
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCS = REPOSITORY / "docs"
@@ -102,3 +105,36 @@ def test_files_of_a_tutorial_are_read_without_a_fault(page, tmp_path, monkeypatc
             assert all(isinstance(row, Conversation) for row in rows), name
         elif name.endswith(".yaml") and "/" not in name:  # configs/ has those of other tools
             load_config(name)
+
+
+def test_a_checkpoint_of_all_weights_is_refused_with_the_way_to_a_model(tmp_path):
+    run = tmp_path / "my run"
+    checkpoint = run / "checkpoints" / "checkpoint-4"
+    checkpoint.mkdir(parents=True)
+    (run / "config.yaml").write_text("model: x\ndata: y\n", "utf-8")
+    (checkpoint / "trained-00001-of-00002.safetensors").write_bytes(b"")
+    with pytest.raises(RunError, match="holds the trained weights alone") as caught:
+        resolve_target(checkpoint)
+    assert f"glmtune train --resume --output '{os.path.relpath(run)}'" in str(caught.value)
+
+
+def test_the_recorder_of_tutorials_fits_the_pages():
+    """Every page is recorded, and everything that is shortened for the small models is on its page."""
+    pytest.importorskip("playwright", reason="needs playwright: pip install playwright")
+    pytest.importorskip("sentencepiece", reason="needs sentencepiece")
+    from record_tutorials import FAMILIES, SUBSTITUTIONS, iter_steps
+
+    assert sorted(FAMILIES) == [page.stem for page in TUTORIALS]
+    for page in TUTORIALS:
+        text = page.read_text("utf-8")
+        steps = [step for kind, _, step in iter_steps(text) if kind == "command"]
+        assert any(step.startswith("glmtune train ") for step in steps)
+        for pattern, _ in SUBSTITUTIONS[page.stem]:
+            parts = [content for kind, _, content in iter_steps(text)]
+            assert any(re.search(pattern, part, re.MULTILINE) for part in parts), f"{page.name}: {pattern}"
+
+
+def test_pictures_of_tutorials_load_fast():
+    pictures = list((DOCS / "images" / "tutorials").iterdir())
+    assert pictures
+    assert [picture.name for picture in pictures if picture.stat().st_size > 150_000] == []

@@ -11,7 +11,8 @@ import sys
 import pytest
 
 from glmtune.demo.next_steps import DEFAULT_MODEL, ROWS_NAME, find_model, find_rows, format_next_steps
-from glmtune.utils import installation
+from glmtune.demo.run_demo import count_free_threads
+from glmtune.utils import installation, operating_system
 from glmtune.utils.shell_words import quote_program
 
 
@@ -98,3 +99,14 @@ def test_a_folder_that_cannot_be_written_is_named_with_another(here, glmtune_com
     assert result.code == 1
     assert "glmtune-demo: the demo's files cannot be written (Read-only file system)." in result.err
     assert "demo --output " in result.err
+
+
+@pytest.mark.parametrize(
+    ("processors", "load", "threads"), [(1, 0.0, 1), (2, 0.1, 2), (2, 11.0, 1), (64, 3.0, 4), (8, 6.2, 2)]
+)
+def test_the_demo_takes_the_processors_that_are_idle(processors, load, threads, monkeypatch):
+    monkeypatch.setattr(operating_system, "is_linux", lambda: False)
+    monkeypatch.setattr(operating_system, "is_windows", lambda: False)
+    monkeypatch.setattr(os, "cpu_count", lambda: processors)
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0), raising=False)
+    assert count_free_threads() == threads

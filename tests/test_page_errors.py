@@ -19,11 +19,17 @@ from glmtune.webui import jobs_view
 from glmtune.webui.app import make_context, make_routes
 from glmtune.webui.jobs import Job
 from glmtune.webui.page_rules import PageRules
+from glmtune.webui.rendering import TABS
 from glmtune.webui.sessions import guard_page
 from glmtune.webui.texts import text
 
 BROWSER = "text/html,application/xhtml+xml,*/*;q=0.8"
 PROGRAM = "application/json"
+LISTS = {
+    *("notice", "runs-table", "runs-compare", "runs-selection", "evaluate-results", "evaluate-report", "model-job"),
+    *("votes-result", "settings-result", "strip"),
+}
+"""Places that no form asks for: lists with their own address, and remarks on what was done."""
 FAILING = {
     404: ("GET", "/nothing/here"),
     405: ("GET", "/data/check"),
@@ -130,3 +136,16 @@ def test_a_command_that_crashes_names_its_log_and_one_with_an_error_says_it(cont
     assert "/d/rows.json：没有这个文件。" in panel
     assert "请检查路径；它相对于当前目录。" in panel
     assert text("job.crashed", "zh", code=139, path="")[:8] not in panel
+
+
+@pytest.mark.parametrize("tab", [*TABS, "migrate"])
+def test_what_a_form_asked_for_is_cleared_with_its_input(context, tab):
+    """A place that an answer is put into: cleared when the form changes, cleared by a failure, or kept on purpose."""
+    page = PageClient(context).get(f"/{tab}").text
+    targets = set(re.findall(r'hx-target="#([\w-]+)"', page)) - LISTS
+    for target in targets:
+        tag = re.search(rf'<\w+ [^>]*\bid="{target}"[^>]*>', page)
+        assert tag is not None, f"#{target} is not on the page"
+        if tag.group().startswith("<datalist"):
+            continue
+        assert re.search(r"data-(stale-after|result|keeps)\b", tag.group()), f"#{target} may show an older result"

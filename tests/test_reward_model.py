@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 import glmtune
+from conftest import REPOSITORY
 from glmtune.config import PreferenceConfig, RunConfig
 from glmtune.config_parsing import build_dataclass
 from glmtune.data.batches import BlockCollator
@@ -18,6 +19,8 @@ from glmtune.data.encoding import EncodedRow
 from glmtune.data.sources import open_source
 from glmtune.errors import DataError, RunError
 from glmtune.evaluation.calibration import compute_auc, compute_calibration, compute_wilson_interval
+from glmtune.export import reward_export
+from glmtune.export.shards import TensorPiece
 from glmtune.methods.value_head import attach_value_head, make_value_head
 from glmtune.models.packed_attention import set_packed_attention
 from glmtune.preference import load_reward_model, make_objective
@@ -261,6 +264,29 @@ def test_an_exported_model_gives_the_same_rewards_in_transformers(
     chat = glmtune_command("chat", tmp_path / "out", "--prompt", "x")
     assert chat.code == 1
     assert "a reward model" in chat.err
+
+
+def test_an_export_in_16_bits_is_compared_with_its_roundings(tmp_path, monkeypatch, glmtune_command):
+    """transformers rounds the value head and the rewards, which shows at the width of the demo's base; other weights
+    than those in memory are an error all the same."""
+    pairs = tmp_path / "pairs.json"
+    rows = [
+        {"prompt": f"类型#裙*颜色#{colour}", "chosen": f"{colour}的裙子。", "rejected": "上衣。"}
+        for colour in "红蓝白黑"
+    ]
+    pairs.write_text(json.dumps(rows, ensure_ascii=False), "utf-8")
+    run = tmp_path / "run"
+    arguments = ["--model", REPOSITORY / "src/glmtune/demo/base", "--data", pairs, "--stage", "rm", "--output", run]
+    result = glmtune_command("train", *arguments, "--set", "training.max_steps=1", "--set", "data.eval_fraction=0")
+    assert result.code == 0, result.err
+    result = glmtune_command("export", run, tmp_path / "out", "--dtype", "fp16")
+    assert result.code == 0, result.err
+    monkeypatch.setattr(
+        reward_export, "TensorPiece", lambda name, parts: TensorPiece(name, tuple(part * 1.05 for part in parts))
+    )
+    result = glmtune_command("export", run, tmp_path / "other", "--dtype", "fp16")
+    assert result.code == 1
+    assert "Written, the reward model gives other rewards" in result.err
 
 
 def test_the_embedding_of_the_end_token_is_trained(tiny, reward_run):

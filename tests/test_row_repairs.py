@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+import glmtune
 from glmtune.data.check_fix import EDITED, FixWriter, RowFixer, make_fix_plan, scan_fixed_rows
 from glmtune.data.check_rows import CheckReport, RowChecker, scan_sources
 from glmtune.data.conversation import InvalidRow
+from glmtune.data.encoding import EncodingRules
+from glmtune.data.preview import make_preview, render_html
 from glmtune.data.row_edits import format_row, parse_edited_row
 from glmtune.data.row_repairs import REPAIRABLE, parse_literal
 from glmtune.data.sources import open_sources
@@ -239,3 +242,21 @@ def test_the_command_repairs_and_says_so(tmp_path, glmtune_command):
     wrong = glmtune_command("data", "check", path, "--fix", tmp_path / "c.jsonl", "--repair", "empty-answr")
     assert "empty-answer" in wrong.err
     assert not (tmp_path / "c.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("preference", "row", "shown", "hidden"),
+    [
+        ("labels", _pair("问", "答", label=False), ("bad answer", 'class="row worse"'), "good answer"),
+        ("labels", _pair("问", "答", label=True), ("good answer", 'class="row"'), "bad answer"),
+        ("prompts", _pair("问", "答"), ("nothing of the row is trained on", "0 of them trained on"), "</s></span>"),
+    ],
+)
+def test_the_preview_of_labels_and_questions_says_what_is_learnt(tiny, tmp_path, preference, row, shown, hidden):
+    (source,) = open_sources(str(_write(tmp_path / "a.jsonl", row)), preference=preference)
+    base, rules = tiny("chatglm3"), EncodingRules(max_source_length=512, max_target_length=512)
+    family, tokenizer = glmtune.detect_family(base), glmtune.load_tokenizer(base)
+    preview = make_preview(source, next(iter(source)), family, tokenizer, rules)
+    page = render_html(preview)
+    assert all(words in page for words in shown)
+    assert hidden not in page.replace("special token</span>", "")

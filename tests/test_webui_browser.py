@@ -45,6 +45,10 @@ NOTIFICATIONS = """window.notified = null; window.Notification = class {
   constructor(title, { body, tag }) { window.notified = [title, body, tag]; }
 };"""
 DRAWN = "document.querySelector('#job canvas')?.toDataURL()"
+TOO_WIDE = """() => [...document.querySelectorAll('[data-chart]')].filter(place => {
+  const chart = place.querySelector('.u-wrap');
+  return chart && place.checkVisibility() && chart.offsetWidth > place.clientWidth + 1;
+}).map(place => place.dataset.chart)"""
 CUT_OFF = """() => [...document.querySelectorAll('button, input, textarea, label, h1, h3, p, svg')].filter(part => {
   const box = part.getBoundingClientRect();
   const scrolls = part.closest('.scroll, pre, .visually-hidden, .skip');
@@ -274,6 +278,8 @@ def _train_with_a_killed_server(here: Site) -> None:
     expect(other.locator("#job-status .state")).to_have_text(states, timeout=SLOW)
     other.close()
     here.open("runs/show?path=runs/web")
+    here.page.locator("canvas").first.wait_for(state="attached")
+    assert here.page.evaluate(TOO_WIDE) == []
     here.complaints.clear()  # of connections to the server that was killed
     if here.page.locator("main .state.stopped").count():
         here.page.get_by_role("button", name=here.text("train.resume"), exact=True).click()
@@ -332,7 +338,7 @@ def _evaluate(here: Site) -> None:
     here.page.locator("#evaluate-start").click()
     here.page.locator("#job").wait_for()
     here.wait_for_job("finished")
-    here.page.locator("#evaluate-results tbody button").first.click()
+    here.page.locator("#evaluate-results tbody button", has_text="eval/").first.click()
     expect(here.page.frame_locator("#evaluate-report iframe").locator("body")).to_contain_text("ROUGE-L", timeout=SLOW)
 
 

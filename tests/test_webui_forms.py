@@ -5,21 +5,25 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import shutil
 from typing import Any, get_args, get_type_hints
 
 import pytest
 
 pytest.importorskip("fastapi")
 
+from page_client import PageClient
+
 from glmtune.config import TRAINING_DEFAULTS, RunConfig, config_to_dict, get_help, load_config
 from glmtune.config_parsing import build_dataclass
+from glmtune.data.check_fix import locate_row
 from glmtune.data.sources import open_sources
 from glmtune.errors import ConfigError, GlmtuneError
 from glmtune.html.i18n import LANGUAGES, has_text, load_texts
 from glmtune.run_dir import RunDir
 from glmtune.webui import forms
 from glmtune.webui.app import make_context
-from glmtune.webui.data_rows import make_run, read_page, render_row
+from glmtune.webui.data_rows import load_model_checker, make_run, open_rows, read_page, render_row
 from glmtune.webui.errors import PathError
 from glmtune.webui.forms import as_yaml, check_tree, fields, find_unavailable_choices, tree_of, values_of
 from glmtune.webui.jobs import Job
@@ -289,7 +293,8 @@ def rows(tmp_path):
 @pytest.mark.parametrize("lang", list(LANGUAGES))
 def test_a_row_with_a_script_tag_is_text(rows, tiny, lang):
     run = make_run({"data": {"train": str(rows)}, "model": {"path": str(tiny("chatglm3"))}})
-    frame = render_row(run, 1, True, text("data.row_title", lang, row=1))
+    row = locate_row(open_rows(run), 1)
+    frame = render_row(row, load_model_checker(run), True, text("data.row_title", lang, row=1), lang)
     assert frame.startswith("<iframe")
     assert 'sandbox=""' in frame
     assert frame.count("<") == 2  # the frame's own tags; the page inside is an attribute
@@ -297,23 +302,25 @@ def test_a_row_with_a_script_tag_is_text(rows, tiny, lang):
 
 
 def test_rows_are_paged_searched_and_chosen_by_number(rows):
-    run = make_run({"data": {"train": str(rows)}})
-    page, has_more = read_page(run, 1)
+    sources = open_rows(make_run({"data": {"train": str(rows)}}))
+    page, has_more = read_page(sources, 1)
     assert [(row.number, row.question, row.answer) for row in page][2] == (3, "b", "c")
     assert not has_more
-    assert [row.number for row in read_page(run, 1, "B")[0]] == [3]
-    assert [row.number for row in read_page(run, 1, numbers=frozenset({2}))[0]] == [2]
-    assert read_page(run, 2) == ([], False)
+    assert [row.number for row in read_page(sources, 1, "B")[0]] == [3]
+    assert [row.number for row in read_page(sources, 1, numbers=frozenset({2}))[0]] == [2]
+    assert read_page(sources, 2) == ([], False)
 
 
 def test_without_a_model_no_row_is_shown_as_tokens(rows):
-    assert render_row(make_run({"data": {"train": str(rows)}}), 1, False, "") is None
+    run = make_run({"data": {"train": str(rows)}})
+    assert render_row(locate_row(open_rows(run), 1), load_model_checker(run), False, "", "en") is None
 
 
-def test_a_row_that_does_not_exist_is_named(rows, tiny):
-    run = make_run({"data": {"train": str(rows)}, "model": {"path": str(tiny("chatglm3"))}})
-    with pytest.raises(GlmtuneError, match="no row 9"):
-        render_row(run, 9, False, "")
+def test_a_row_that_does_not_exist_is_named(context, rows):
+    shutil.copy(rows, context.roots[0] / "rows.json")
+    refused = PageClient(context).post("/data/row", {"data.train": "rows.json", "row": "9"})
+    assert refused.status_code == 422
+    assert "There is no row 9" in refused.text
 
 
 def job_of(path, state="running", **named):

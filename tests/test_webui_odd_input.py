@@ -15,7 +15,7 @@ from page_client import PageClient
 from glmtune.config_parsing import read_config_file
 from glmtune.errors import ConfigError
 from glmtune.utils.console import ProgressBar
-from glmtune.webui import chat_store, gpu_memory, paths, plan_view
+from glmtune.webui import chat_store, gpu_memory, plan_view, root_walk
 from glmtune.webui.app import make_context
 from glmtune.webui.chat_answer import SETTINGS, parse_sampling
 from glmtune.webui.chat_store import Chat, Side, Vote, add_vote, change_chat, create_chat, load_chat, make_rows
@@ -209,7 +209,7 @@ def test_a_training_outside_of_the_roots_does_not_close_the_tab(context, page):
 
 def test_saved_settings_can_be_loaded_at_once(page):
     answer = page.post("/train/settings", {"settings_name": "mine", "data.train": "rows.json"}).text
-    assert '<select id="saved" name="saved" hx-swap-oob="true"><option selected>mine</option>' in answer
+    assert '{"action": "load", "saved": "mine"}' in answer
 
 
 def test_findings_of_other_rows_do_not_filter_these(context, page):
@@ -343,5 +343,5 @@ def test_what_runs_hold_does_not_hide_other_runs(tmp_path, monkeypatch):
         for name in ("adapter", "checkpoints/checkpoint-1", "eval/first"):
             (tmp_path / f"run{number}" / name).mkdir(parents=True)
         (tmp_path / f"run{number}" / "config.yaml").touch()
-    monkeypatch.setattr(paths, "MAX_FOLDERS", 10)
-    assert len(paths.find_runs([tmp_path])) == 6
+    monkeypatch.setattr(root_walk, "MAX_FOLDERS", 10)
+    assert len(root_walk.find_runs([tmp_path])) == 6

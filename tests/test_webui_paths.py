@@ -23,9 +23,11 @@ from glmtune.utils.network import is_loopback, listen
 from glmtune.webui import app as app_module
 from glmtune.webui.app import make_app, make_context, serve
 from glmtune.webui.errors import PathError
+from glmtune.webui.lists import RootLists
 from glmtune.webui.page_rules import PageRules
-from glmtune.webui.paths import data_entries, inside, list_paths, model_or_path
+from glmtune.webui.paths import data_entries, inside, model_or_path
 from glmtune.webui.rendering import make_problem
+from glmtune.webui.root_walk import find_runs, walk_roots
 
 
 @pytest.fixture
@@ -132,9 +134,10 @@ def test_lists_show_runs_models_and_data_and_nothing_else(root, outside, tiny):
     (root / ".hidden").mkdir()
     (root / ".hidden" / "secret.json").write_text("[]")
     (root / "out").symlink_to(outside)
-    assert list_paths([root], "runs") == [str(run)]
-    assert list_paths([root], "models") == [str(model)]
-    assert list_paths([root], "data") == [str(root / "train.jsonl")]
+    found = walk_roots([root, root / "runs"])
+    assert found.runs == [run]
+    assert found.models == [model]
+    assert found.data == [root / "train.jsonl"]
 
 
 def test_lists_are_bounded(root):
@@ -143,9 +146,10 @@ def test_lists_are_bounded(root):
     (deep / "deep.json").write_text("[]")
     for number in range(300):
         (root / f"{number}.json").write_text("[]")
-    found = list_paths([root], "data")
-    assert len(found) == 200
-    assert str(deep / "deep.json") not in found
+    lists = RootLists(make_context([root], "en"))
+    found = lists.find_datasets()
+    assert (len(found.choices), found.count) == (200, 300)
+    assert deep / "deep.json" not in lists.contents.data
 
 
 def test_the_newest_run_is_listed_first(root):
@@ -154,7 +158,7 @@ def test_the_newest_run_is_listed_first(root):
         run.mkdir()
         (run / "config.yaml").write_text("method: lora\n")
         os.utime(run, (1000 + (number == 1) * 10 + (number == 2) * 5,) * 2)
-    assert [os.path.basename(path) for path in list_paths([root], "runs")] == ["new", "middle", "old"]
+    assert [path.name for path in find_runs([root])] == ["new", "middle", "old"]
 
 
 def test_an_error_is_shown_as_text():

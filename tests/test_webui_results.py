@@ -186,7 +186,7 @@ def test_what_a_list_does_not_show_is_said_and_found(context, page, kind, monkey
 def test_folders_that_were_not_searched_are_said(context, page, run, monkeypatch):
     for number in range(5):
         run(f"r{number}")
-    monkeypatch.setattr("glmtune.webui.paths.MAX_FOLDERS", 3)
+    monkeypatch.setattr("glmtune.webui.root_walk.MAX_FOLDERS", 3)
     monkeypatch.setattr("glmtune.webui.choices_view.MAX_FOLDERS", 3)
     for address in ("/runs", "/choices/targets?field=x&id=x"):
         assert "Only the first 3 folders" in page.get(address).text
@@ -252,6 +252,14 @@ def test_a_comparison_says_which_model_answers_what(lang, words):
     assert all(word in values["figures"] for word in (*words, "runs/my run", "8 / 20"))
 
 
+def test_no_time_is_left_once_a_part_is_complete():
+    job = Job("1", "compare", ["compare"], "", "me", "running", started=1.0)
+    complete = describe_job(job, "[1/2] base\nreplies 20/20  ETA 0:00\n", "en")
+    assert "time left" not in complete["figures"]
+    other_model = describe_job(job, "[1/2] base\nreplies 9/20  ETA 0:09\n[2/2] tuned\n", "en")
+    assert (other_model["share"], "9 / 20" in other_model["figures"]) == (None, False)
+
+
 def test_rewards_are_listed_with_their_accuracy(context, page, run):
     place = run("rm", stage="rm") / "score" / "dev"
     place.mkdir(parents=True)
@@ -302,11 +310,12 @@ def test_selected_runs_stay_selected_on_other_pages_and_in_other_windows(context
     assert " checked" not in page.get("/runs").text
 
 
-def test_names_and_tags_are_not_cut_silently(page, run):
+def test_names_and_tags_are_not_cut_silently(context, page, run):
     folder = run("one")
     for tags in ("x" * 41, " ".join(f"t{number}" for number in range(21))):
         assert page.post("/runs/notes", {"run": str(folder), "tags": tags, "notes": ""}).status_code == 422
-    assert page.post("/train/settings", {"settings_name": "x" * 61}).status_code == 422
+    assert "longer than 60" in page.post("/train/settings", {"settings_name": "x" * 61}).text
+    assert list(context.state("settings").iterdir()) == []
 
 
 def test_runs_that_cannot_be_deleted_are_named_and_the_others_are_gone(context, page, run):

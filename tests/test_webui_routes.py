@@ -139,18 +139,18 @@ def test_rows_are_paged_and_only_those_with_findings_on_request(page):
     id = re.search(r'name="check" value="([^"]+)"', check).group(1)
     rows = page.post("/data/rows", form(check=id, findings_only="true")).text
     assert rows.count("<tr>") == 2  # the head, and the row with an empty answer
-    assert 'value="rows-clean.jsonl"' in check
+    assert 'value="rows-clean.jsonl"' in page.post("/data/repair", form(check=id)).text
 
 
 def test_clean_rows_are_written_to_a_new_file(page, context):
-    check = page.post("/data/check", form(fix="clean.jsonl")).text
+    check = page.post("/data/fix", form(fix="clean.jsonl")).text
     while (poll := re.search(r'hx-get="(/data/check/[^"]+)"', check)) is not None:
         time.sleep(0.05)
         check = page.get(poll.group(1)).text
     assert "45" in check
     assert len((context.roots[0] / "clean.jsonl").read_text(encoding="utf-8").splitlines()) == 45
-    assert page.post("/data/check", form(fix="clean.jsonl")).status_code == 422
-    assert page.post("/data/check", form(fix="../clean.jsonl")).status_code == 422
+    assert page.post("/data/fix", form(fix="clean.jsonl")).status_code == 422
+    assert page.post("/data/fix", form(fix="../clean.jsonl")).status_code == 422
 
 
 def _read_lines(answer):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
 import re
 import shutil
 import time
@@ -14,7 +16,10 @@ pytest.importorskip("fastapi", reason="needs the extra `ui`: pip install 'glmtun
 
 from page_client import PageClient
 
+from glmtune import migrate
+from glmtune.migrate.dialect import Rule
 from glmtune.webui.app import make_context
+from glmtune.webui.error_texts import translate_message
 from glmtune.webui.requests import FormData
 from glmtune.webui.run_form import list_form_pairs, make_form, parse_form
 
@@ -162,3 +167,28 @@ def test_a_script_that_only_merges_has_commands_and_no_config(page):
     html = page.post("/migrate", {"script": "python3 merge_lora_and_quantize.py --lora_path a --output_path b"}).text
     assert "glmtune export" in html
     assert "migrate-open" not in html
+
+
+def list_rule_notes() -> list[str]:
+    """What is said of keys that have another effect, none, or are refused, in every dialect."""
+    notes = set()
+    for info in pkgutil.iter_modules(migrate.__path__):
+        for value in vars(importlib.import_module(f"glmtune.migrate.{info.name}")).values():
+            rules = value.values() if isinstance(value, dict) else ()
+            notes |= {f"--key: {rule.note}." for rule in rules if isinstance(rule, Rule) and rule.note}
+            notes |= {rule.hint for rule in rules if isinstance(rule, Rule) and rule.hint}
+    return sorted(notes)
+
+
+def test_notes_about_keys_are_translated_whatever_the_script():
+    missing = [note for note in list_rule_notes() if translate_message(note, "zh") is None]
+    assert missing == []
+
+
+def test_the_notes_of_a_script_are_in_the_language_of_the_page(page):
+    page.client.cookies.set("glmtune_lang", "zh")
+    html = unescape(page.post("/migrate", {"script": SCRIPT, "script_name": "train.sh"}).text)
+    notes = re.findall(r"<li>(.*?)</li>", html)
+    assert len(notes) > 4
+    assert [note for note in notes if not re.search(r"[\u4e00-\u9fff]", note)] == []
+    assert "这句没有中文" not in html

@@ -29,7 +29,7 @@ from glmtune.webui.errors import PathError
 from glmtune.webui.evaluations import list_evaluations
 from glmtune.webui.job_view import describe_job
 from glmtune.webui.jobs import Job
-from glmtune.webui.lists import list_datasets, list_targets
+from glmtune.webui.lists import RootLists
 from glmtune.webui.requests import FormData
 from glmtune.webui.run_files import delete_run, find_differences, read_notes, read_run, write_notes, write_tags
 from glmtune.webui.run_page import render_report_frame
@@ -177,7 +177,7 @@ def test_runs_and_models_can_be_chosen(context, run):
     base.mkdir()
     (base / "config.json").write_text("{}")
     (base / "model.safetensors").write_bytes(b"")
-    assert list_targets(context) == [("runs/one", str(folder)), ("base", str(base))]
+    assert RootLists(context).find_targets().choices == [("runs/one", str(folder)), ("base", str(base))]
 
 
 def test_entries_of_a_catalog_are_chosen_by_name(context):
@@ -186,11 +186,12 @@ def test_entries_of_a_catalog_are_chosen_by_name(context):
     entries = {"mine": {"file_name": "rows.json", "formatting": "sharegpt"}, "out": {"file_name": "../../x.json"}}
     (root / "dataset_info.json").write_text(json.dumps(entries))
     catalog = root / "dataset_info.json"
-    assert list_datasets(context)[:2] == [
+    datasets = RootLists(context).find_datasets().choices
+    assert datasets[:2] == [
         ("mine · 2 · sharegpt", f"{catalog}:mine"),
         ("out · alpaca", f"{catalog}:out"),
     ]
-    assert list_datasets(context)[2:] == [("rows.json", str(root / "rows.json"))]
+    assert datasets[2:] == [("rows.json", str(root / "rows.json"))]
 
 
 def test_base_and_tuned_answer_from_one_model_in_memory(tuned):

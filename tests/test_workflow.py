@@ -1,4 +1,4 @@
-"""The matrix of the suite has what pyproject.toml declares, its actions are pinned, and Windows skips what it cannot run."""
+"""The matrix has what pyproject.toml declares, its actions are pinned, Windows skips what cannot run there."""
 
 from __future__ import annotations
 

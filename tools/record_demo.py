@@ -17,6 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,8 +28,10 @@ from PIL import Image, ImageDraw, ImageFont
 COLUMNS, ROWS = 100, 36
 CELL_WIDTH, CELL_HEIGHT, FONT_SIZE, MARGIN = 8, 17, 13, 10
 FONTS = Path("/usr/share/fonts/truetype")
-# How long a picture stays, in seconds: at least and at most, and before a line that starts a part of the story.
-SHORTEST_S, LONGEST_S, LAST_S = 0.1, 0.35, 8.0
+# Seconds that a picture stays at least, that everything but the pauses below takes at most, and that the
+# last picture stays.
+SHORTEST_S, MOVING_S, LAST_S = 0.12, 14.0, 8.0
+# Before a line that starts a part of the story.
 PAUSES_S = {"2/4": 2.0, "3/4": 1.5, "The same prompts": 2.5, "Curves, scores": 4.0, "4/4": 1.0}
 COLORS = {
     "default": "#d8dee9",
@@ -97,15 +100,15 @@ def read_cast(path: Path) -> list[TerminalOutput]:
 
 def split_lines(outputs: list[TerminalOutput]) -> list[tuple[float, str]]:
     """What is written line by line, each with the seconds that the picture before it stays."""
+    waits = [0.0, *(min(b.seconds - a.seconds, 1.0) for a, b in pairwise(outputs))]
+    speed = max(1.0, sum(waits) / MOVING_S)
     pieces = []
-    last = 0.0
-    for output in outputs:
-        wait = min(output.seconds - last, LONGEST_S)
-        last = output.seconds
+    for output, wait in zip(outputs, waits, strict=True):
+        wait /= speed
         for line in output.text.splitlines(keepends=True):
             pause = max((seconds for words, seconds in PAUSES_S.items() if words in line), default=0.0)
             pieces.append((max(wait, pause), line))
-            wait = 0.03
+            wait = 0.0
     return pieces
 
 
@@ -152,11 +155,20 @@ def render(outputs: list[TerminalOutput], path: Path) -> None:
         stream.feed(line)
     images.append(draw_screen(screen, fonts))
     durations.append(LAST_S)
-    palette = images[-1].quantize(48)
+    palette = _join_pictures(images).quantize(64)
     frames = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     milliseconds = [round(seconds * 100) * 10 for seconds in durations]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=milliseconds, loop=0, optimize=True)
     print(f"{path}: {len(frames)} pictures, {sum(durations):.0f} s, {path.stat().st_size / 1000:.0f} kB")
+
+
+def _join_pictures(images: list[Image.Image]) -> Image.Image:
+    """Ten of the pictures below each other, so that the palette has the colours of all parts."""
+    chosen = images[:: max(1, len(images) // 10)]
+    whole = Image.new("RGB", (chosen[0].width, chosen[0].height * len(chosen)))
+    for i, image in enumerate(chosen):
+        whole.paste(image, (0, i * image.height))
+    return whole
 
 
 def main() -> None:

@@ -17,7 +17,15 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
-TABS = ("data", "train", "runs", "chat", "evaluate", "export", "model")
+TABS = ("data", "train", "runs", "chat", "evaluate", "export", "model", "migrate")
+SCRIPT = """PRE_SEQ_LEN=128
+LR=2e-2
+CUDA_VISIBLE_DEVICES=0 python3 main.py --do_train --train_file AdvertiseGen/train.json \\
+    --prompt_column content --response_column summary --overwrite_cache \\
+    --model_name_or_path THUDM/chatglm-6b --output_dir output/adgen-chatglm-6b-pt-$PRE_SEQ_LEN-$LR \\
+    --max_source_length 64 --max_target_length 64 --per_device_train_batch_size 1 \\
+    --gradient_accumulation_steps 16 --max_steps 3000 --learning_rate $LR --pre_seq_len $PRE_SEQ_LEN
+"""
 PROMPT = "类型#裙*颜色#白色*风格#清新"
 _TIMEOUT_MS = 300_000
 
@@ -101,6 +109,9 @@ def _fill_data(page: Page) -> None:
 def _fill_train(page: Page) -> None:
     fill(page, "#models-input", "chatglm3-demo")
     fill(page, "input[name='data.train']", "dataset_info.json:adgen_train")
+    page.locator("#gpu-memory").select_option("8GB")
+    page.locator("#goal-usual").click()
+    page.locator("#goal-lines").wait_for()
     page.locator("#train-plan .callout").wait_for()
 
 
@@ -118,11 +129,13 @@ def _fill_chat(page: Page) -> None:
     page.locator("#chat-prompt").fill(PROMPT)
     page.locator("#chat-send").click()
     page.locator("[data-side='1'] .assistant .tools").wait_for()
+    page.locator("#votes button").first.click()
+    page.locator("#votes-rate").scroll_into_view_if_needed()
 
 
 def _fill_evaluate(page: Page) -> None:
-    page.locator("#evaluate-results tbody button").first.click()
-    page.locator("#evaluate-report iframe").wait_for()
+    page.locator("#evaluate-results tbody button").first.wait_for()
+    page.locator("#evaluate-results").scroll_into_view_if_needed()
 
 
 def _fill_export(page: Page) -> None:
@@ -136,6 +149,12 @@ def _fill_model(page: Page) -> None:
     page.locator("#model-plan .callout").wait_for()
 
 
+def _fill_migrate(page: Page) -> None:
+    page.locator("#script").fill(SCRIPT)
+    page.locator("#migrate-start").click()
+    page.locator("#migrate-config").wait_for()
+
+
 _FILL = {
     "data": _fill_data,
     "train": _fill_train,
@@ -144,6 +163,7 @@ _FILL = {
     "evaluate": _fill_evaluate,
     "export": _fill_export,
     "model": _fill_model,
+    "migrate": _fill_migrate,
 }
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
 python tools/record_tutorials.py MODELS [--page NAME ...] [--work FOLDER] [--images docs/images/tutorials]
 
-The commands are read from docs/tutorials/NAME.md: fenced blocks named `bash`, and the files that follow a comment
-`<!-- file: NAME -->`. Checkpoints come from a hub on this machine, which has small models (tutorial_models.py) under the
-published names; MODELS keeps them between calls. Long trainings are shortened by `SUBSTITUTIONS`. A block after
-`<!-- not recorded: REASON -->` is left out. The output of each command is written to WORK/NAME.log.
+The commands are read from docs/tutorials/NAME.md: fenced blocks named `bash` or `powershell`, and the files that follow
+a comment `<!-- file: NAME -->`. Checkpoints come from a hub on this machine: small models (tutorial_models.py) under
+the published names; MODELS keeps them between calls. Long trainings are shortened by `SUBSTITUTIONS`. A block
+after `<!-- not recorded: REASON -->` is left out. The output of each command is written to WORK/NAME.log.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPOSITORY / "tests"), str(REPOSITORY / "tools")]
 
-from demo_corpus.corpus import make_adgen_splits  # noqa: E402
-from faulty_hub import FaultyHub, run_hub  # noqa: E402
 from tutorial_models import make_model  # noqa: E402
 from tutorial_pictures import take_pictures  # noqa: E402
+
+from demo_corpus.corpus import make_adgen_splits  # noqa: E402
+from faulty_hub import FaultyHub, run_hub  # noqa: E402
 
 PAGES = REPOSITORY / "docs" / "tutorials"
 FAMILIES = {
@@ -66,6 +67,11 @@ SUBSTITUTIONS: dict[str, tuple[tuple[str, str], ...]] = {
         ("max_steps: 3000", "max_steps: 40"),
         ("learning_rate: 5e-5", "learning_rate: 5e-3"),
         ("(save|eval|logging)_steps: (500|10)", r"\1_steps: 20"),
+        (
+            "--output runs/lora$",
+            "--output runs/lora --set lora.targets=all-linear --set lora.rank=32 --set training.max_steps=80 "
+            "--set training.gradient_checkpointing=false",
+        ),
         ("--output runs/ptuning", "--output runs/ptuning --set training.max_steps=4"),
         ("--nproc 8", "--nproc 2 --set training.use_cpu=true"),
     ),

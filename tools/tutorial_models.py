@@ -1,7 +1,7 @@
 """Small models that stand in for the 6B checkpoints while the tutorials are recorded.
 
-ChatGLM3 is the base of `glmtune demo`; ChatGLM2 is the same network under its name. ChatGLM-6B is a new network, which is
-trained on the dialogues of the demo's corpus: some minutes on two CPU cores.
+ChatGLM3 is the base of `glmtune demo`; ChatGLM2 is the same network under its name. ChatGLM-6B is a new network, which
+is trained on the dialogues of the demo's corpus: some minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from pathlib import Path
 
 import sentencepiece
 import torch
-from demo_corpus import corpus
 from safetensors.torch import save_file
+
+from demo_corpus import corpus
 
 HIDDEN, LAYERS, HEADS, FFN = 192, 3, 6, 768
 _INITIAL_STD = 0.05

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import subprocess
@@ -10,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -39,19 +39,23 @@ def take_pictures(name: str, folder: Path, log: str, environment: dict[str, str]
         environment: variables of the commands.
         images: folder of the pictures.
     """
-    prefix = name.split("-chatglm")[0].split("-")[0]
+    prefix = name.split("-")[0]
+    for curve in sorted(folder.glob("runs/*/loss.png"))[:1]:
+        save_reduced(curve, images / f"{prefix}-loss.png")
+    parts = re.split(r"^(?=\$ )", log, flags=re.MULTILINE)
+    chats = [part for part in parts if part.startswith("$ glmtune chat")]
+    if chats:
+        draw_terminal("".join(chats[:3]), images / f"{prefix}-chat.svg")
+    if prefix not in ("qlora", "web"):
+        return
     with sync_playwright() as driver:
         chromium = shutil.which("chromium") or shutil.which("chromium-browser")
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        for curve in sorted(folder.glob("runs/*/loss.png"))[:1]:
-            save_reduced(curve, images / f"{prefix}-loss.png")
-        commands = [part for part in re.split(r"^(?=\$ )", log, flags=re.MULTILINE) if part.startswith("$ glmtune chat")]
-        if commands:
-            draw_terminal(browser, "".join(commands[:3]), images / f"{prefix}-chat.png")
-        for report in sorted(folder.glob("runs/*/report.html"))[:1]:
-            photograph_file(browser, report, images / f"{prefix}-report.png")
         if prefix == "web":
             photograph_page(browser, folder, environment, images)
+        else:
+            report = next(folder.glob("runs/*/eval/compare-*/report.html"))
+            photograph_file(browser, report, images / f"{prefix}-report.png")
         browser.close()
 
 
@@ -63,18 +67,13 @@ def save_reduced(source: Path, target: Path) -> None:
     picture.quantize(_COLORS, dither=Image.Dither.NONE).save(target, optimize=True)
 
 
-def draw_terminal(browser: Browser, text: str, target: Path) -> None:
-    """Draw the text of a terminal, commands in bold."""
-    console = Console(record=True, width=78, force_terminal=True, file=(target.with_suffix(".txt")).open("w"))
+def draw_terminal(text: str, target: Path) -> None:
+    """Draw the text of a terminal, commands in bold; the fonts are the reader's own."""
+    console = Console(record=True, width=82, force_terminal=True, file=io.StringIO())
     for line in text.rstrip().splitlines():
         console.print(Text(line, style="bold green" if line.startswith("$ ") else ""))
-    console.file.close()
-    target.with_suffix(".txt").unlink()
-    svg = re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title="glmtune", theme=MONOKAI), flags=re.DOTALL)
-    page = browser.new_page(viewport={"width": _WIDTH, "height": 400})
-    page.set_content(f"<body style='margin:0'>{svg}</body>")
-    shoot(partial(page.locator("svg").screenshot), target)
-    page.close()
+    svg = console.export_svg(title="glmtune", theme=MONOKAI)
+    target.write_text(re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL), "utf-8")
 
 
 def photograph_file(browser: Browser, source: Path, target: Path) -> None:

@@ -9,6 +9,7 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import json
 import re
 import textwrap
 from pathlib import Path
@@ -81,7 +82,7 @@ def _render_entry(path: str) -> str:
     owner, name = path.split(".")[-2:]
     is_method = owner[0].isupper()
     lines = [f"### {owner}.{name}\n" if is_method else f"### {name}\n"]
-    statement = "" if is_method else f"from {path.rpartition('.')[0]} import {name}\n\n"
+    statement = "" if is_method else f"from {path.rpartition('.')[0]} import {name}\n\n\n"
     lines.append(f"```python\n{statement}{_format_signature(name, value)}\n```\n")
     lines += _render_docstring(inspect.getdoc(value) or "")
     if dataclasses.is_dataclass(value):
@@ -113,8 +114,10 @@ def _format_parameter(parameter: inspect.Parameter) -> str:
         text += f": {parameter.annotation}"
     if parameter.default is not parameter.empty:
         default = parameter.default
-        # The default of a dataclass field with a factory is a private object.
-        text += " = ..." if type(default).__module__ == "dataclasses" else f" = {default!r}"
+        if isinstance(default, str):
+            text += f" = {json.dumps(default, ensure_ascii=False)}"
+        else:  # the default of a dataclass field with a factory is a private object
+            text += " = ..." if type(default).__module__ == "dataclasses" else f" = {default!r}"
     return text
 
 

@@ -76,8 +76,10 @@ def render_page() -> str:
             sections.append(_render_table(field.name, kind, f"{field.name}."))
     defaults = yaml.safe_dump(TRAINING_DEFAULTS, sort_keys=False)
     ranges = "\n".join(f"| `training.{key}` | {allowed} |" for key, allowed in TRAINING_RANGES.items())
-    return "\n".join(sections) + "\n" + TAIL.format(
-        defaults=defaults, ranges=ranges, keys=_render_key_uses(), optimizers=_render_optimizer_uses()
+    return (
+        "\n".join(sections)
+        + "\n"
+        + TAIL.format(defaults=defaults, ranges=ranges, keys=_render_key_uses(), optimizers=_render_optimizer_uses())
     )
 
 
@@ -159,12 +161,16 @@ def render_chinese_page() -> str:
         accepted = "、".join(f"`{json.dumps(value)}`" for value in use.accepted)
         status = zh.STATUSES[use.status]
         keys.append(f"| `{key}` | {status}{f'（{accepted}）' if use.status == 'refused' and accepted else ''} |")
-    return "\n".join(sections) + "\n" + zh.TAIL.format(
-        defaults="\n".join(defaults),
-        learning_rate=_get_chinese_help("training.learning_rate"),
-        ranges="\n".join(ranges),
-        keys="\n".join(keys),
-        optimizers=_render_chinese_optimizers(),
+    return (
+        "\n".join(sections)
+        + "\n"
+        + zh.TAIL.format(
+            defaults="\n".join(defaults),
+            learning_rate=_get_chinese_help("training.learning_rate"),
+            ranges="\n".join(ranges),
+            keys="\n".join(keys),
+            optimizers=_render_chinese_optimizers(),
+        )
     )
 
 

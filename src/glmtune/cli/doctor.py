@@ -39,12 +39,13 @@ def doctor(
     from glmtune.doctor.findings import find_problems
     from glmtune.doctor.gather import gather_facts
     from glmtune.utils.console import show_status, use_stderr
+    from glmtune.utils.user_folders import find_home
 
     with use_stderr(), show_status("Looking at torch, the GPU and the libraries"):
         facts = gather_facts(model or "", str(config or ""), device or "", trials)
     problems = find_problems(facts)
     if json_:
-        home = str(Path("~").expanduser())
+        home = str(find_home() or "")
         typer.echo(json.dumps(describe_doctor(facts, problems, home), ensure_ascii=False, indent=2))
     else:
         print_doctor(facts, problems)

@@ -36,7 +36,8 @@ from glmtune.errors import GlmtuneError, ReportedInterrupt
 from glmtune.utils.documents import shorten_path
 from glmtune.utils.file_access import load_file_limit
 from glmtune.utils.gpu_allocator import allow_mps_fallback, set_allocator_defaults
-from glmtune.utils.streams import flush_streams, prepare_streams
+from glmtune.utils.streams import flush_streams, prepare_streams, restart_in_utf8
+from glmtune.utils.user_folders import provide_home
 
 # Raised while a file is written, without its name.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
@@ -121,10 +122,14 @@ def _read_common_options(
 
 def main() -> None:
     """Run a command. Errors that a user can fix are printed without a traceback."""
+    restart_in_utf8()
     prepare_streams()
     repeat_lost_interrupts()
     set_allocator_defaults()
     allow_mps_fallback()
+    problem = provide_home()
+    if problem:
+        typer.echo(problem, err=True)
     sys.argv[1:] = normalize_words(app, sys.argv[1:])  # in place: train reads the words of other projects from there
     code = _run()
     flush_streams()

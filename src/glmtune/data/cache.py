@@ -31,6 +31,7 @@ from glmtune.utils.console import print_warning
 from glmtune.utils.documents import parse_json, read_document
 from glmtune.utils.file_access import add_cache_folder
 from glmtune.utils.io import hash_file, write_json
+from glmtune.utils.user_folders import find_user_cache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,8 +40,10 @@ ROWS_FILE, INFO_FILE = ENCODED_FILES
 # Raised whenever the same data and settings give other rows than before; older caches are then not found.
 CACHE_VERSION = 3
 _MAX_INVALID_LINES = 20
-# A full or read-only disk; a wrong path is another matter.
+# A full or read-only disk; a wrong path that the user named is another matter.
 _CACHE_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM})
+# A home that is none: HOME=/dev/null, as users of services have.
+_HOME_ERRORS = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
 
 @dataclass
@@ -110,7 +113,8 @@ def encode_sources(
         data = _open_or_encode(target, encode)
     except OSError as error:
         reason = error.strerror or str(error)
-        if folder is not None or error.errno not in _CACHE_DISK_ERRORS:
+        tolerated = _CACHE_DISK_ERRORS | (frozenset() if os.environ.get("GLMTUNE_CACHE") else _HOME_ERRORS)
+        if folder is not None or error.errno not in tolerated:
             hint = (
                 "Set GLMTUNE_CACHE to another folder." if folder is None else "Free some space, or give another folder."
             )
@@ -197,7 +201,7 @@ def hash_tokenizer(tokenizer: PreTrainedTokenizerBase, *, with_added: bool = Tru
 def get_cache_dir() -> Path:
     """The folder of encoded data sets: in `GLMTUNE_CACHE`, otherwise in the user's cache folder."""
     cache = os.environ.get("GLMTUNE_CACHE")
-    base = Path(cache) if cache else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "glmtune"
+    base = Path(cache) if cache else find_user_cache() / "glmtune"
     return base / "data"
 
 

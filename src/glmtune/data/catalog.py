@@ -120,6 +120,24 @@ def resolve_source(spec: SourceSpec, uses_chosen: bool = False) -> tuple[SourceS
     return spec, not has_data_suffix(name) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None
 
 
+def read_entry(name: str) -> dict[str, Any] | None:
+    """The entry that `PATH:NAME` names; None where the name is none of an entry.
+
+    Raises:
+        DataError: the `dataset_info.json` cannot be read.
+    """
+    catalog_name, colon, entry = name.rpartition(":")
+    catalog = Path(catalog_name).expanduser()
+    if os.path.lexists(name) or not colon or not entry:
+        return None
+    if catalog.is_dir() and catalog.name != CATALOG_FILE:
+        catalog /= CATALOG_FILE
+    if not catalog_name.endswith(".json") and not catalog.is_file():
+        return None
+    found = _read_catalog(catalog).get(entry)
+    return found if isinstance(found, dict) else None
+
+
 def _search_catalogs(spec: SourceSpec, uses_chosen: bool) -> tuple[SourceSpec, bool]:
     first: tuple[Path, dict[str, Any]] | None = None
     for folder in (Path.cwd(), *Path.cwd().parents):

@@ -79,6 +79,7 @@ class FixResult:
         refused: file of the others.
         changed: file that says what was changed, of `changed_rows` of the clean rows.
         repairs: numbers of rows by kind of repair.
+        is_written: false where nothing was to be changed, and so no file was written.
     """
 
     clean: Path
@@ -88,6 +89,7 @@ class FixResult:
     refused_rows: int = 0
     changed_rows: int = 0
     repairs: Counter[str] = field(default_factory=Counter)
+    is_written: bool = True
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; a path is None if there was no such row, and so no file."""
@@ -105,11 +107,12 @@ class FixResult:
 class FixWriter:
     """Writes rows while they are checked. The files have temporary names until all rows are written."""
 
-    def __init__(self, output: Path):
+    def __init__(self, output: Path, needs_change: bool = False):
         """Check the names of the files.
 
         Args:
             output: file for the clean rows; those for the refused rows and for the changes are beside it.
+            needs_change: whether nothing is written if all rows are clean and none was changed.
 
         Raises:
             ConfigError: not a .jsonl name, or one of the files exists.
@@ -117,6 +120,7 @@ class FixWriter:
         if output.suffix != ".jsonl":
             raise ConfigError(f"--fix {output}: rows are written as JSON lines.", "Give a name that ends with .jsonl.")
         self.result = FixResult(output, output.with_suffix(REFUSED_SUFFIX), output.with_suffix(CHANGED_SUFFIX))
+        self._needs_change = needs_change
         self._paths = (self.result.clean, self.result.refused, self.result.changed)
         require_writable(output.parent)
         for path in self._paths:
@@ -135,6 +139,9 @@ class FixWriter:
         for stream in self._streams:
             stream.close()
         counts = (self.result.clean_rows, self.result.refused_rows, self.result.changed_rows)
+        if self._needs_change and not any(counts[1:]):
+            self.result.is_written = False
+            counts = (0, 0, 0)
         for temporary, path, count in zip(self._temporary, self._paths, counts, strict=True):
             if kind is None and count:
                 _rename_new(temporary, path)
@@ -304,6 +311,42 @@ def scan_fixed_rows(
             findings = checker.check_row(row)
             fixer.add_row(source, raw_row, line, findings, before)
             yield findings
+
+
+@dataclass(frozen=True)
+class LocatedRow:
+    """A row of some sources.
+
+    Attributes:
+        source: that it is of.
+        number: in its source, from 1.
+        row: as a conversation.
+        raw_row: as in its file, or as a user changed it; of hub data the same as `row`.
+        line: text of a line that could not be parsed.
+    """
+
+    source: DataSource
+    number: int
+    row: Conversation | InvalidRow
+    raw_row: RawRow | InvalidRow | Conversation
+    line: str | None
+
+
+def locate_row(sources: Iterable[DataSource], number: int) -> LocatedRow | None:
+    """The row of a number, from 1 over all sources; None if there is none.
+
+    Raises:
+        DataError: see `scan_raw_rows`.
+    """
+    for source in sources:
+        count = 0
+        rows = _scan_source(source) if source.files else ((row, row, None, None) for row in source.scan_rows())
+        for row, raw_row, line, _ in rows:
+            count += 1
+            if count == number:
+                return LocatedRow(source, count, row, raw_row, line)
+        number -= count
+    return None
 
 
 def _scan_source(

@@ -79,7 +79,7 @@ class PreviewRow:
     Attributes:
         tokens: of it.
         left_out: the reason if it is not trained on because of the length limits.
-        side: of a pair, `better` or `worse`.
+        side: of a pair, `better` or `worse`; of an answer with a label, `good` or `bad`.
     """
 
     tokens: list[TokenView]
@@ -90,6 +90,11 @@ class PreviewRow:
     def name(self) -> str:
         """The side for the heading, with a space before it."""
         return f" ({self.side} answer)" if self.side else ""
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether its answer is one that becomes less likely."""
+        return self.side in ("worse", "bad")
 
     @property
     def targets(self) -> int:
@@ -196,8 +201,19 @@ def make_preview(
         rows = [replace(row, left_out=left_out, side=side) for row, side in zip(rows, sides, strict=True)]
         notes.append("row 1 has the better answer, row 2 the worse one")
     elif conversation.is_desirable is not None:
-        notes.append(f"its label says that this answer is {'good' if conversation.is_desirable else 'bad'}")
+        label = "good" if conversation.is_desirable else "bad"
+        rows = [replace(row, side=label) for row in rows]
+        notes.append(f"its label says that this answer is {label}")
+    elif conversation.columns is not None:
+        rows = [_drop_answer(row) for row in rows]
+        notes.append("a question: the model answers it itself, and nothing of the row is trained on")
     return Preview(source.format, conversation.where, family.title, rows, describe_truncation(counts), notes)
+
+
+def _drop_answer(row: PreviewRow) -> PreviewRow:
+    """The prompt alone of a question, whose empty answer was encoded with it."""
+    first = next((i for i, token in enumerate(row.tokens) if token.is_target), len(row.tokens))
+    return replace(row, tokens=row.tokens[:first])
 
 
 def _scan_source(
@@ -272,7 +288,7 @@ def print_preview(preview: Preview, ids: bool = False) -> None:
     console = get_console()
     colours = console.is_terminal and not console.no_color and console.color_system is not None
     print_message("\n".join(preview.make_heading()))
-    is_pair = any(row.side for row in preview.rows)
+    is_pair = any(row.side in ("better", "worse") for row in preview.rows)
     console.print(_render_legend(colours, preview.has_markers, is_pair))
     for number, row in enumerate(preview.rows, start=1):
         if len(preview.rows) > 1:
@@ -306,7 +322,7 @@ def render_text(row: PreviewRow, colours: bool) -> Text:
         if not colours and is_open != token.is_target:
             text.append(OPEN if token.is_target else CLOSE)
             is_open = token.is_target
-        text.append(escape_token(token), get_token_style(token, row.side == "worse"))
+        text.append(escape_token(token), get_token_style(token, row.is_worse))
     if is_open:
         text.append(CLOSE)
     return text
@@ -319,7 +335,7 @@ def render_token_lines(row: PreviewRow, colours: bool) -> Iterator[Text]:
         target = "yes" if token.is_target else f"→{token.label_only}" if token.label_only else ""
         text = "⋯" if token.text is None else escape_token(token).replace("\n", "")
         line = Text(f"{position:>8} {token.id:>7}  {target:<6}  ")
-        yield line.append(text.replace(" ", "␣"), get_token_style(token, row.side == "worse") if colours else "")
+        yield line.append(text.replace(" ", "␣"), get_token_style(token, row.is_worse) if colours else "")
 
 
 def escape_token(token: TokenView) -> str:
@@ -365,7 +381,7 @@ def render_html(
             joined_ids = "+".join(map(str, token_ids))
             spans.append({"text": text, "rest": newline + rest, "classes": classes, "ids": joined_ids})
             token_ids = []
-        facts_of_row = {"targets": row.targets, "left_out": row.left_out, "side": row.side, "name": row.name}
+        facts_of_row = {"targets": row.targets, "left_out": row.left_out, "side": row.side, "is_worse": row.is_worse}
         rows.append({"tokens": row.tokens, "spans": spans, **facts_of_row})
     localize = localize or str
     title, *facts = (localize(line) for line in preview.make_heading())

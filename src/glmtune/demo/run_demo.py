@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -11,6 +12,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.markup import escape
 from rich.table import Table
 
@@ -27,9 +29,11 @@ from glmtune.run_dir import RunDir
 from glmtune.training.run import train
 from glmtune.utils.console import get_console, print_message, use_quiet_console
 from glmtune.utils.io import write_text
+from glmtune.utils.operating_system import count_idle_processors
 from glmtune.utils.shell_words import join_words
 
 REPLIES_SHOWN = 4
+_MOST_THREADS = 4
 SETTINGS: dict[str, Any] = {
     "data": {"max_source_length": 64, "max_target_length": 96},
     "lora": {
@@ -65,6 +69,8 @@ def run_demo(output: Path) -> RunDir:
         The run.
     """
     start = time.monotonic()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(count_free_threads())
     folder = find_free_folder(output)
     try:
         row_count = _write_files(folder)
@@ -122,6 +128,15 @@ def _print_command(*words: str) -> str:
     """Print a command as the user would type it; returns its usual form for reports."""
     print_message(f"$ {format_command(*words)}", "cyan")
     return f"glmtune {join_words(words)}"
+
+
+def count_free_threads() -> int:
+    """Threads for a model as small as the demo's: as many as processors are idle, at most four.
+
+    Its operations are so short that a thread which waits for a processor holds up all others: on a busy machine, two
+    threads take ten times as long as one.
+    """
+    return min(_MOST_THREADS, count_idle_processors())
 
 
 def draw_sparkline(values: list[float], width: int = 40) -> str:

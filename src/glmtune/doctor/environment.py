@@ -14,6 +14,7 @@ from pathlib import Path
 
 from glmtune.doctor.machine_facts import FolderFacts, WorkFacts
 from glmtune.utils.operating_system import find_other_owner, get_temporary_variable, read_file_system
+from glmtune.utils.user_folders import find_home, find_user_cache
 
 _PACKAGES = (
     *("torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "huggingface-hub", "datasets"),
@@ -121,7 +122,7 @@ def find_stale_locks(root: Path | None = None) -> tuple[str, ...]:
         root: of the extensions; torch's when None.
     """
     if root is None:
-        default = Path(os.path.expanduser("~")) / ".cache" / "torch_extensions"
+        default = (find_home() or Path("~")) / ".cache" / "torch_extensions"
         root = Path(os.environ.get("TORCH_EXTENSIONS_DIR", default))
     locks = [path for pattern in ("*/lock", "*/*/lock") for path in root.glob(pattern)] if root.is_dir() else []
     if not locks:
@@ -139,8 +140,7 @@ def list_folders(work: WorkFacts, has_gpu: bool) -> tuple[FolderFacts, ...]:
         work: the model and the config.
         has_gpu: whether kernels are compiled.
     """
-    home = os.path.expanduser("~")
-    cache = os.environ.get("XDG_CACHE_HOME", os.path.join(home, ".cache"))
+    cache = str(find_user_cache())
     folders = [
         ("the folder of temporary files", tempfile_folder(), get_temporary_variable()),
         ("the cache of encoded data", os.environ.get("GLMTUNE_CACHE", os.path.join(cache, "glmtune")), "GLMTUNE_CACHE"),
@@ -150,7 +150,7 @@ def list_folders(work: WorkFacts, has_gpu: bool) -> tuple[FolderFacts, ...]:
         hub = os.environ.get("HF_HOME", os.path.join(cache, "huggingface"))
         folders.append(("the cache of downloaded models", hub, "HF_HOME"))
     if has_gpu:
-        triton = os.environ.get("TRITON_CACHE_DIR", os.path.join(home, ".triton"))
+        triton = os.environ.get("TRITON_CACHE_DIR", os.path.join(find_home() or "~", ".triton"))
         folders.append(("the cache of compiled kernels", triton, "TRITON_CACHE_DIR"))
     if work.deepspeed_compiles:
         extensions = os.environ.get("TORCH_EXTENSIONS_DIR", os.path.join(cache, "torch_extensions"))

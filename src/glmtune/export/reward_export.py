@@ -25,6 +25,8 @@ from glmtune.utils.io import find_json_object, write_json
 
 _PADDING = ("[MASK]", "[sMASK]")
 """Tokens of the published vocabularies that no row contains."""
+_ROUNDING_TOLERANCE = {**MERGE_TOLERANCE, torch.float32: RELOAD_TOLERANCE[torch.float32]}
+"""Rewards as transformers computes them, the value head and they in the model's precision, against ours in fp32."""
 
 
 def require_reward_export(source: ExportSource, request: ExportRequest) -> None:
@@ -93,12 +95,14 @@ def write_reward_model(source: ExportSource, request: ExportRequest, folder: Pat
     write_hf_files(model, source.base, source.tokenizer, folder)
     (folder / "generation_config.json").unlink()
     end_id, pad_id = _write_config(source, folder)
+    rounded = _round_rewards(model, weight_1H, rows, pad_id)
+    messages.append(_compare(rounded, rewards, _ROUNDING_TOLERANCE[dtype], "As transformers computes"))
     del model
     gc.collect()
 
     steps.begin("Loading what was written")
     written: Any = AutoModelForSequenceClassification.from_pretrained(folder, device_map={"": request.device or "cpu"})
-    messages.append(_compare(_read_rewards(written.eval(), rows, pad_id), rewards, RELOAD_TOLERANCE[dtype], "Written"))
+    messages.append(_compare(_read_rewards(written.eval(), rows, pad_id), rounded, RELOAD_TOLERANCE[dtype], "Written"))
     require_tokenizer(make_probe_rows(source.base.family, AutoTokenizer.from_pretrained(folder)), rows)
     end = source.tokenizer.convert_ids_to_tokens(end_id)
     messages.append(f"Its input is a conversation with the end token {end} (id {end_id}) after the answer.")
@@ -148,13 +152,28 @@ def _compute_rewards(model: Any, weight_1H: torch.Tensor, rows: list[list[int]])
 
 
 @torch.no_grad()
+def _round_rewards(model: Any, weight_1H: torch.Tensor, rows: list[list[int]], pad_id: int) -> torch.Tensor:
+    """`_compute_rewards` with the roundings of the written model: a padded batch, the head in the model's precision."""
+    ids, mask = _pad_rows(rows, pad_id, model.device)
+    hidden_RTH = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+    logits_RT = nn.functional.linear(hidden_RTH, weight_1H.to(hidden_RTH))[..., 0]
+    return torch.stack([logits_T[len(row) - 1] for logits_T, row in zip(logits_RT, rows, strict=True)]).float().cpu()
+
+
+@torch.no_grad()
 def _read_rewards(model: Any, rows: list[list[int]], pad_id: int) -> torch.Tensor:
     """Rewards (R,) of the written model, all rows in one padded batch, as its users compute them."""
-    longest = max(map(len, rows))
-    ids = torch.tensor([[*row, *[pad_id] * (longest - len(row))] for row in rows], device=model.device)
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=model.device)
+    ids, mask = _pad_rows(rows, pad_id, model.device)
     logits: torch.Tensor = model(input_ids=ids, attention_mask=mask).logits
     return logits[:, 0].float().cpu()
+
+
+def _pad_rows(rows: list[list[int]], pad_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and attention mask (R, T) of rows padded on the right."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([[*row, *[pad_id] * (longest - len(row))] for row in rows], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
+    return ids, mask
 
 
 def _compare(rewards: torch.Tensor, reference: torch.Tensor, allowed: float, what: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,7 +153,20 @@ def resolve_target(
         raise RunError(f"{path}: no such file or folder.", "Give a run or an adapter folder.")
     if base:
         raise RunError(f"{path}: has no adapter, so --base has no meaning.", "Give a run or an adapter folder.")
+    _require_no_weight_checkpoint(folder)
     return ModelTarget(str(path), None, family, hub)
+
+
+def _require_no_weight_checkpoint(folder: Path) -> None:
+    """Refuse a checkpoint of method freeze or full: it holds the trained weights without config and tokenizer."""
+    run = folder.absolute().parent.parent
+    holds_weights = any(folder.glob("trained*.safetensors"))
+    if holds_weights and not (folder / "config.json").is_file() and is_run(run):
+        raise RunError(
+            f"{folder}: a checkpoint of method freeze or full, which holds the trained weights alone.",
+            "The end of the run writes the whole model: glmtune train --resume --output "
+            f"{shlex.quote(os.path.relpath(run))}, sooner with a lower --set training.max_steps=N.",
+        )
 
 
 def is_adapter(folder: Path) -> bool:

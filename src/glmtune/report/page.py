@@ -8,7 +8,8 @@ from html import unescape
 from glmtune.html.i18n import LANGUAGES
 from glmtune.html.pages import load_styles, render_template
 from glmtune.report.contents import ReportContents
-from glmtune.report.views import CUTS, VIEWS, list_turns, show_clipped
+from glmtune.report.view_parts import list_turns, show_clipped
+from glmtune.report.views import CUTS, VIEWS
 from glmtune.report.vote_views import view_votes
 
 _VIEWS = {**VIEWS, "votes": view_votes}

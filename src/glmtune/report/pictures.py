@@ -10,7 +10,7 @@ from glmtune.html.pages import is_number
 from glmtune.html.plots import LineChart, Series, make_loss_chart, save_bar_chart, save_line_charts, select_points
 from glmtune.report.answer_views import make_answer_charts
 from glmtune.report.contents import ReportContents
-from glmtune.report.views import list_model_names
+from glmtune.report.view_parts import list_model_names
 
 
 def draw_pictures(contents: ReportContents) -> list[Path]:

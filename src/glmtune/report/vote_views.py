@@ -11,7 +11,7 @@ from glmtune.evaluation.metric_order import SIGNIFICANT
 from glmtune.evaluation.votes import VotedReplies, VoteResult
 from glmtune.html.pages import is_number, show_number, show_text
 from glmtune.report.contents import ReportContents
-from glmtune.report.views import Tile, keep_together
+from glmtune.report.view_parts import Tile, keep_together
 
 
 def view_votes(contents: ReportContents) -> dict[str, Any]:

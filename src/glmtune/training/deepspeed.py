@@ -18,7 +18,8 @@ from glmtune.config_parsing import suggest_key
 from glmtune.errors import ConfigError
 from glmtune.utils.console import print_message, print_warning
 from glmtune.utils.documents import DocumentError, parse_json, read_document
-from glmtune.utils.optional_packages import import_extra, require_extra
+from glmtune.utils.operating_system import is_linux
+from glmtune.utils.optional_packages import import_extra, is_installed, require_extra
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -46,6 +47,11 @@ def resolve_deepspeed(config: RunConfig) -> RunConfig:
     value = config.training.get("deepspeed")
     if not value:
         return config
+    if not is_linux() and not is_installed("deepspeed"):
+        raise ConfigError(
+            "training.deepspeed needs DeepSpeed, which pip installs on Linux only.",
+            "Several processes without it: --nproc N alone, or training.fsdp.",
+        )
     require_extra("deepspeed", "training.deepspeed")
     if "LOCAL_RANK" not in os.environ:
         raise ConfigError("training.deepspeed needs a launcher.", "Start it with glmtune train --nproc N; N may be 1.")

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from glmtune.errors import ConfigError, GlmtuneError
+from glmtune.utils.user_folders import find_user_cache
 
 ROOTS_VARIABLE = "GLMTUNE_FILE_ROOTS"
 """Environment variable with a JSON list of folders: a process of glmtune that is started with it is limited to them."""
@@ -228,7 +229,7 @@ def _resolve(path: str | os.PathLike[str]) -> Path:
 
 def _list_caches() -> list[Path]:
     """Folders of downloads and of encoded rows. Those of the hubs' logins are above them, and not included."""
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    user_cache = find_user_cache()
     hugging_face = Path(os.environ.get("HF_HOME") or user_cache / "huggingface")
     return [
         Path(os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or hugging_face / "hub"),

@@ -70,7 +70,8 @@ def _read_editable_folder(candidate: Distribution) -> Path | None:
     import json
 
     try:
-        origin: Any = json.loads(candidate.read_text("direct_url.json") or "{}")
+        read_metadata = candidate.read_text  # a file of the metadata, in UTF-8
+        origin: Any = json.loads(read_metadata("direct_url.json") or "{}")
     except ValueError:
         return None
     url = urlparse(str(origin.get("url", "")))

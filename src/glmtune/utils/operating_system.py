@@ -323,6 +323,21 @@ def read_open_file_limit() -> int | None:
     return None if soft == resource.RLIM_INFINITY else soft
 
 
+def read_user_number() -> int:
+    """The number of this user; 0 on Windows, where users have none."""
+    return 0 if is_windows() else os.getuid()
+
+
+def count_idle_processors() -> int:
+    """Processors that this process may use and nobody else does, of the last minute's mean; at least one.
+
+    Windows does not say how busy it is: all of them.
+    """
+    processors = len(os.sched_getaffinity(0)) if is_linux() else os.cpu_count() or 1
+    load = 0.0 if is_windows() else os.getloadavg()[0]
+    return max(1, round(processors - load))
+
+
 def is_superuser() -> bool:
     """Whether this process is root's."""
     return sys.platform != "win32" and os.geteuid() == 0

@@ -7,6 +7,8 @@ import contextlib
 import os
 import sys
 
+from glmtune.utils.operating_system import is_windows
+
 _REPLACING = "glmtune.replace"  # the name of `_replace_unencodable` among the error handlers of codecs
 # What is printed for characters that a code page (cp936, cp1252, ASCII) lacks, in messages, tables and bars.
 _SUBSTITUTES = str.maketrans(
@@ -19,6 +21,20 @@ _SUBSTITUTES = str.maketrans(
         **{"…": "...", "→": "->", "←": "<-", "×": "x", "≥": ">=", "≤": "<=", "✓": "+", "✗": "x", "•": "*", "·": "."},
     }
 )
+
+
+def restart_in_utf8() -> None:
+    """Start this program again in Python's UTF-8 mode where file names are ASCII (`LC_ALL=C` with PYTHONUTF8=0).
+
+    There, a file whose name has Chinese characters cannot be opened by the name that a config or a user gives.
+    """
+    if is_windows() or sys.flags.utf8_mode or not sys.orig_argv:
+        return
+    try:
+        "数据".encode(sys.getfilesystemencoding())
+    except UnicodeEncodeError:
+        os.environ["PYTHONUTF8"] = "1"  # for the processes that this one starts, too
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def prepare_streams() -> None:

@@ -29,7 +29,6 @@ from glmtune.webui.chat_store import (
 )
 from glmtune.webui.chat_votes import (
     count_votes,
-    find_comparison_folder,
     make_vote,
     read_comparison,
     update_comparison,
@@ -198,8 +197,7 @@ def _describe_votes(context: Context, chat: Chat) -> dict[str, Any]:
     """Values of the template `chat_votes`: the votes of this conversation, and the comparison that they are part of."""
     if len(chat.sides) != 2:
         return {"votes": {}}
-    folder = find_comparison_folder(context, [side.target for side in chat.sides])
-    comparison = read_comparison(folder)
+    folder, comparison = read_comparison(context, chat) or ("", None)
     return {
         "votes": count_votes(chat),
         "comparison": comparison,

@@ -16,6 +16,7 @@ from glmtune.utils.io import iso_timestamp, slugify, write_text
 from glmtune.webui.chat_messages import Messages, read_tools
 from glmtune.webui.chat_store import Chat, Vote, iterate_chats
 from glmtune.webui.context import Context
+from glmtune.webui.errors import PathError
 from glmtune.webui.paths import inside
 
 ROWS_FILE = "votes.jsonl"
@@ -116,11 +117,12 @@ def update_comparison(context: Context, chat: Chat) -> VoteResult | None:
     return result
 
 
-def read_comparison(folder: Path) -> VoteResult | None:
-    """The comparison in a folder; None if there is none, or it is damaged."""
+def read_comparison(context: Context, chat: Chat) -> tuple[Path, VoteResult] | None:
+    """The comparison of a conversation's two models and its folder; None if there is none, or it cannot be read."""
     try:
-        return VoteResult.load(folder / VOTES_FILE) if (folder / VOTES_FILE).is_file() else None
-    except RunError:
+        folder = find_comparison_folder(context, [side.target for side in chat.sides])
+        return (folder, VoteResult.load(folder / VOTES_FILE)) if (folder / VOTES_FILE).is_file() else None
+    except (RunError, PathError):
         return None
 
 

@@ -10,12 +10,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from glmtune.webui.context import Context
-from glmtune.webui.lists import FoundChoices, find_datasets, find_targets
-from glmtune.webui.paths import MAX_FOLDERS
+from glmtune.webui.lists import FoundChoices, RootLists
 from glmtune.webui.rendering import get_language, render_part
+from glmtune.webui.root_walk import MAX_FOLDERS
 from glmtune.webui.texts import text
 
-_FIND: dict[str, Callable[[Context, str], FoundChoices]] = {"targets": find_targets, "datasets": find_datasets}
+_FIND: dict[str, Callable[[RootLists, str], FoundChoices]] = {
+    "runs": RootLists.find_runs,
+    "models": RootLists.find_models,
+    "targets": RootLists.find_targets,
+    "datasets": RootLists.find_datasets,
+}
 _MAX_SEARCH = 300
 
 
@@ -26,7 +31,7 @@ def add_routes(app: FastAPI, context: Context) -> None:
     def show_choices(request: Request, kind: str, field: str = "", id: str = "") -> Response:
         if kind not in _FIND:
             return Response(status_code=404)
-        found = _FIND[kind](context, request.query_params.get(field, "")[:_MAX_SEARCH])
+        found = _FIND[kind](RootLists(context), request.query_params.get(field, "")[:_MAX_SEARCH])
         note = describe_limits(found, get_language(request, context))
         return render_part(request, context, "choices", choices=found.choices, note=note, id=id)
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from glmtune.config import RunConfig
 from glmtune.config_parsing import build_dataclass
-from glmtune.data.check_kinds import escape_controls
+from glmtune.data.check_fix import LocatedRow
+from glmtune.data.check_kinds import escape_controls, read_message_text
 from glmtune.data.check_rows import ModelChecker, scan_sources
 from glmtune.data.conversation import Conversation, InvalidRow
 from glmtune.data.files import is_encoded_folder
-from glmtune.data.preview import UnusedRowError, find_row, make_preview, render_html
+from glmtune.data.preview import UnusedRowError, make_preview, render_html
 from glmtune.data.sources import DataSource, open_sources
 from glmtune.errors import DataError
 from glmtune.families import detect_family, get_family
@@ -35,6 +37,9 @@ class TableRow:
         question: the last message before the answer.
         answer: that is trained on; empty for plain text.
         problem: why the row cannot be used; None if it can.
+        worse: the worse answer of a pair.
+        label: of a single answer: `good` or `bad`; `better` beside a worse one; `reference` of a question.
+        is_edited: whether a user changed it.
     """
 
     number: int
@@ -42,6 +47,9 @@ class TableRow:
     question: str
     answer: str
     problem: str | None = None
+    worse: str | None = None
+    label: str = ""
+    is_edited: bool = False
 
 
 def make_run(tree: Mapping[str, Any]) -> RunConfig:
@@ -88,12 +96,12 @@ def load_model_checker(run: RunConfig) -> ModelChecker | None:
 
 
 def read_page(
-    run: RunConfig, page: int, search: str = "", numbers: frozenset[int] | None = None
+    sources: Sequence[DataSource], page: int, search: str = "", numbers: frozenset[int] | None = None
 ) -> tuple[list[TableRow], bool]:
     """A page of the table.
 
     Args:
-        run: its data.
+        sources: of the rows.
         page: from 1.
         search: only rows with this text in question or answer, whatever its case.
         numbers: only rows of these numbers; None: all.
@@ -104,62 +112,73 @@ def read_page(
     needle = search.strip().casefold()
     rows = (
         row
-        for row in _number_rows(run)
-        if (numbers is None or row.number in numbers)
-        and (not needle or needle in row.question.casefold() or needle in row.answer.casefold())
+        for row in _number_rows(sources)
+        if (numbers is None or row.number in numbers) and (not needle or _holds(row, needle))
     )
     start = (page - 1) * PAGE_ROWS
     found = list(islice(rows, start, start + PAGE_ROWS + 1))
-    return found[:PAGE_ROWS], len(found) > PAGE_ROWS
+    return [_shorten_row(row) for row in found[:PAGE_ROWS]], len(found) > PAGE_ROWS
 
 
-def render_row(run: RunConfig, number: int, with_ids: bool, title: str, lang: str) -> Html | None:
-    """A row as the model sees it, in a frame of its own where no script runs; None without a model.
-
-    Raises:
-        GlmtuneError: no such row.
-    """
-    checker = load_model_checker(run)
-    if checker is None:
+def render_row(located: LocatedRow, checker: ModelChecker | None, with_ids: bool, title: str, lang: str) -> Html | None:
+    """A row as the model sees it, in a frame of its own where no script runs; None without a model, and of a row
+    that cannot be used."""
+    row, source = located.row, located.source
+    if checker is None or isinstance(row, InvalidRow):
         return None
-    name = run.data.train if isinstance(run.data.train, str) else ", ".join(map(str, run.data.train))
     try:
-        source, conversation = find_row(open_rows(run), number, name)
-        page = render_html(
-            *(make_preview(source, conversation, checker.family, checker.tokenizer, checker.rules), with_ids),
-            *({"zh": "zh-CN"}.get(lang, lang), lambda line: translate_message(line, lang) or line),
-        )
+        preview = make_preview(source, row, checker.family, checker.tokenizer, checker.rules)
     except UnusedRowError as error:
         effect, problem = (localize_message(line, lang) for line in (error.effect, error.message))
         page = str(join([el("p", effect, ": ", problem), el("pre", error.row_text)]))
-    return el("iframe", srcdoc=page, sandbox="", title=title, class_="frame short")
+    else:
+        html_lang = {"zh": "zh-CN"}.get(lang, lang)
+        page = render_html(preview, with_ids, html_lang, lambda line: translate_message(line, lang) or line)
+    size = "frame" if row.rejected is not None else "frame short"
+    return el("iframe", srcdoc=page, sandbox="", title=title, class_=size)
 
 
-def _number_rows(run: RunConfig) -> Iterator[TableRow]:
-    for number, row in enumerate(scan_sources(open_rows(run)), start=1):
-        if isinstance(row, InvalidRow):
-            yield TableRow(number, row.where, "", "", row.message)
-        else:
+def _number_rows(sources: Sequence[DataSource]) -> Iterator[TableRow]:
+    number = 0
+    for source in sources:
+        for in_source, row in enumerate(scan_sources([source]), start=1):
+            number += 1
+            is_edited = in_source in source.edits
+            if isinstance(row, InvalidRow):
+                yield TableRow(number, row.where, "", "", row.message, is_edited=is_edited)
+                continue
             question, answer = _split_row(row)
-            yield TableRow(number, row.where, _shorten(question), _shorten(answer))
+            worse = _split_row(row.rejected)[1] if row.rejected is not None else None
+            label = "better" if worse is not None else ""
+            if worse is None and row.is_desirable is not None:
+                label = "good" if row.is_desirable else "bad"
+            if row.columns is not None:  # a question, which the model answers itself
+                label, answer = "reference", "" if row.reference is None else _to_text(row.reference)
+            yield TableRow(number, row.where, question, answer, None, worse, label, is_edited)
+
+
+def _holds(row: TableRow, needle: str) -> bool:
+    texts = (row.question, row.answer, row.worse or "", row.problem or "")
+    return any(needle in content.casefold() for content in texts)
+
+
+def _shorten_row(row: TableRow) -> TableRow:
+    worse = None if row.worse is None else _shorten(row.worse)
+    return replace(row, question=_shorten(row.question), answer=_shorten(row.answer), worse=worse)
 
 
 def _split_row(row: Conversation) -> tuple[str, str]:
+    """The last question and its answer."""
     if row.text is not None:
         return row.text, ""
-    contents = [(message["role"], _get_text(message)) for message in row.messages]
+    contents = [(message["role"], read_message_text(message)) for message in row.messages]
     last = max((i for i, (role, _) in enumerate(contents) if role in ("assistant", "tool")), default=len(contents))
     question = next((content for role, content in reversed(contents[:last]) if role == "user"), "")
-    answer = contents[last][1] if last < len(contents) else ""
-    if row.rejected is not None:
-        answer = f"{answer}\n≠ {_split_row(row.rejected)[1]}"
-    return question, answer
+    return question, contents[last][1] if last < len(contents) else ""
 
 
-def _get_text(message: Mapping[str, Any]) -> str:
-    if message["role"] == "tool":
-        return f"{message.get('name')}({message.get('parameters')})"
-    return str(message.get("content", ""))
+def _to_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _shorten(content: str) -> str:

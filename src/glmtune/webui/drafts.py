@@ -27,12 +27,12 @@ def load_draft(context: Context, owner: str, form: str) -> FormData | None:
         owner: see `guard.owner_of`.
         form: name of the form, such as `train`.
     """
-    return _load(_draft_path(context, owner, form))
+    return _load(locate_draft(context, owner, form))
 
 
 def save_draft(context: Context, owner: str, form: str, fields: FormData) -> None:
     """Keep the fields of a form."""
-    write_json(_draft_path(context, owner, form), {"fields": fields.pairs})
+    write_json(locate_draft(context, owner, form), {"fields": fields.pairs})
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,8 @@ def _settings_path(context: Context, name: str) -> Path:
     return context.state("settings") / f"{slugify(name, 'settings')[:40]}-{digest}.json"
 
 
-def _draft_path(context: Context, owner: str, form: str) -> Path:
+def locate_draft(context: Context, owner: str, form: str) -> Path:
+    """The file that keeps what a browser left in a form."""
     return context.state("drafts") / f"{hashlib.sha256(owner.encode('utf-8', 'replace')).hexdigest()[:24]}-{form}.json"
 
 

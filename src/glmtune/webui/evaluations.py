@@ -13,7 +13,7 @@ from glmtune.evaluation.votes import VOTES_FILE
 from glmtune.html.pages import is_number
 from glmtune.utils.io import find_json_object
 from glmtune.webui.context import Context
-from glmtune.webui.paths import find_runs
+from glmtune.webui.root_walk import find_runs
 
 KINDS = ("eval", "comparison", "votes", "forgetting", "score")
 SORT_KEYS = ("written", "model", "rows", "bleu", "rouge", "loss")

@@ -23,35 +23,39 @@ _VERDICT_FAIL = 3
 """Exit code of a forgetting probe whose verdict is fail."""
 
 
+def is_verdict(job: Job) -> bool:
+    """Whether a job failed as a probe fails: with a result."""
+    return job.kind == "forget" and job.exit_code == _VERDICT_FAIL
+
+
 def describe_job(job: Job, log: str, lang: str) -> dict[str, Any]:
     """Values of the template `job_status` for a job."""
-    is_verdict = job.kind == "forget" and job.exit_code == _VERDICT_FAIL
-    remarks = [text("job.verdict", lang)] if is_verdict else []
+    remarks = [text("job.verdict", lang)] if is_verdict(job) else []
     if job.state == "running" and job.kind == "export":
         remarks.append(text("job.written", lang, size=_describe_written(Path(job.output))))
-    counts = _COUNT.findall(log) if job.state == "running" else []
+    latest = log if job.state == "running" else ""
     items = []
     if job.started is not None:
         items.append((text("train.elapsed", lang), format_duration((job.ended or time.time()) - job.started)))
-    share = None
-    for number, total, name in _MODEL.findall(log)[-1:] if job.state == "running" else []:
-        items.append((text("job.model", lang, number=number, total=total), name))
-    for title, done, total in counts[-1:]:
+    share, is_counting = None, False
+    for model in [*_MODEL.finditer(latest)][-1:]:
+        items.append((text("job.model", lang, number=model[1], total=model[2]), model[3]))
+        latest = latest[model.end() :]  # what was counted before was another model's
+    for title, done, total in _COUNT.findall(latest)[-1:]:
         items.append((_describe_phase(title, lang), f"{int(done):,} / {int(total):,}"))
         share = min(1.0, int(done) / int(total)) if int(total) else None
-    download = _BYTES.findall(log) if job.state == "running" else []
-    if download:
-        size, unit, total, total_unit, rate = download[-1]
+        is_counting = int(done) < int(total)
+    for size, unit, total, total_unit, rate in _BYTES.findall(latest)[-1:]:
         items += [(text("job.bytes", lang), f"{size} {unit} / {total} {total_unit}"), (text("job.rate", lang), rate)]
-        share = _divide_sizes(size, unit, total, total_unit)
-    times = _ETA.findall(log) if job.state == "running" else []
-    if times:
+        share, is_counting = _divide_sizes(size, unit, total, total_unit), True
+    times = _ETA.findall(latest)
+    if times and is_counting:  # after the last item of a part, nothing is known about the next one
         items.append((text("train.eta", lang), times[-1]))
     return {
         "share": share,
         "figures": make_figures(items),
         "remarks": remarks,
-        "error": "" if is_verdict else find_error(log),
+        "error": "" if is_verdict(job) else find_error(log),
     }
 
 

@@ -19,7 +19,7 @@ from glmtune.utils.shell_words import join_words
 from glmtune.webui.context import Context
 from glmtune.webui.errors import JobError
 from glmtune.webui.guard import owner_of
-from glmtune.webui.job_view import describe_job
+from glmtune.webui.job_view import describe_job, is_verdict
 from glmtune.webui.jobs import Job
 from glmtune.webui.rendering import get_language, render_markup, render_page, render_part, render_problem
 from glmtune.webui.requests import read_form
@@ -139,7 +139,7 @@ def _make_parts(request: Request, context: Context, job: Job, log: str, view: Tr
         }
     else:
         values = describe_job(job, log, lang)
-    if job.state == "failed" and not values["error"]:
+    if job.state == "failed" and not values["error"] and not is_verdict(job):
         path = context.shorten(context.jobs.find_log(job.id))
         values["remarks"] = [*values["remarks"], text("job.crashed", lang, code=job.exit_code, path=path)]
     problem = partial(render_problem, lang=lang, title="app.failed")

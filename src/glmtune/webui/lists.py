@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from glmtune.data.files import CATALOG_FILE, open_data_file
+from glmtune.data.files import open_data_file
 from glmtune.errors import GlmtuneError
 from glmtune.utils.io import find_json_object
 from glmtune.webui.context import Context
 from glmtune.webui.errors import PathError
-from glmtune.webui.paths import Kind, find_paths, inside, list_paths
+from glmtune.webui.paths import inside
+from glmtune.webui.root_walk import RootContents, walk_roots
 
 Choices = list[tuple[str, str]]
 """Names, and the paths behind them."""
@@ -30,7 +32,7 @@ class FoundChoices:
     Attributes:
         choices: the first `MAX_CHOICES` that match.
         count: all that match.
-        cut_roots: roots of which some folders were not looked at, see `paths.FoundPaths`.
+        cut_roots: roots of which some folders were not looked at, see `root_walk.RootContents`.
     """
 
     choices: Choices
@@ -38,45 +40,50 @@ class FoundChoices:
     cut_roots: list[Path]
 
 
-def list_choices(context: Context, *kinds: Kind) -> Choices:
-    """Paths under the roots with the names they are shown by."""
-    paths = [path for kind in kinds for path in list_paths(context.roots, kind)]
-    return [(context.shorten(path), path) for path in dict.fromkeys(paths)]
+class RootLists:
+    """The lists of a page. The roots are walked once for all of them, when the first one is asked for.
 
+    Args:
+        context: with the roots.
+    """
 
-def list_targets(context: Context) -> Choices:
-    """Whatever has weights: runs, the newest first, then checkpoint folders."""
-    return find_targets(context, "").choices
+    def __init__(self, context: Context):
+        self._context = context
 
+    @cached_property
+    def contents(self) -> RootContents:
+        """What the walk found."""
+        return walk_roots(self._context.roots)
 
-def list_datasets(context: Context) -> Choices:
-    """Entries of every dataset_info.json under the roots by name, then data files."""
-    return find_datasets(context, "").choices
+    def find_runs(self, search: str = "") -> FoundChoices:
+        """Runs, the newest first, with all words of a search in their path."""
+        return self._find_paths(self.contents.runs, search)
 
+    def find_models(self, search: str = "") -> FoundChoices:
+        """Folders of checkpoints, with all words of a search in their path."""
+        return self._find_paths(self.contents.models, search)
 
-def find_targets(context: Context, search: str) -> FoundChoices:
-    """Runs, the newest first, then checkpoint folders, with all words of a search in their path."""
-    found = [find_paths(context.roots, kind) for kind in ("runs", "models")]
-    paths = dict.fromkeys(path for each in found for path in each.paths)
-    matching = [path for path in paths if _matches(str(path), search)]
-    choices = [(context.shorten(path), str(path)) for path in matching[:MAX_CHOICES]]
-    return FoundChoices(choices, len(matching), list(dict.fromkeys(root for each in found for root in each.cut_roots)))
+    def find_targets(self, search: str = "") -> FoundChoices:
+        """Runs, the newest first, then checkpoint folders, with all words of a search in their path."""
+        return self._find_paths([*self.contents.runs, *self.contents.models], search)
 
+    def find_datasets(self, search: str = "") -> FoundChoices:
+        """Entries of every dataset_info.json under the roots by name, then data files, with all words of a search in
+        their name."""
+        entries = [each for each in _list_entries(self.contents.catalogs) if _matches(f"{each[0]}:{each[1]}", search)]
+        files = self._find_paths(self.contents.data, search)
+        # Rows are counted for those alone that are shown.
+        choices = [
+            (_describe_entry(self._context, catalog.parent, name, entry), f"{catalog}:{name}")
+            for catalog, name, entry in entries[:MAX_CHOICES]
+        ]
+        choices += files.choices[: MAX_CHOICES - len(choices)]
+        return FoundChoices(choices, len(entries) + files.count, files.cut_roots)
 
-def find_datasets(context: Context, search: str) -> FoundChoices:
-    """Entries of every dataset_info.json under the roots by name, then data files, with all words of a search in their
-    name."""
-    found = find_paths(context.roots, "data")
-    catalogs = [path for path in found.paths if path.name == CATALOG_FILE]
-    entries = [each for each in _list_entries(catalogs) if _matches(f"{each[0]}:{each[1]}", search)]
-    files = [path for path in found.paths if path.name != CATALOG_FILE and _matches(str(path), search)]
-    # Rows are counted for those alone that are shown.
-    choices = [
-        (_describe_entry(context, catalog.parent, name, entry), f"{catalog}:{name}")
-        for catalog, name, entry in entries[:MAX_CHOICES]
-    ]
-    choices += [(context.shorten(path), str(path)) for path in files[: MAX_CHOICES - len(choices)]]
-    return FoundChoices(choices, len(entries) + len(files), found.cut_roots)
+    def _find_paths(self, paths: Sequence[Path], search: str) -> FoundChoices:
+        matching = [path for path in dict.fromkeys(paths) if _matches(str(path), search)]
+        choices = [(self._context.shorten(path), str(path)) for path in matching[:MAX_CHOICES]]
+        return FoundChoices(choices, len(matching), self.contents.cut_roots)
 
 
 def _matches(name: str, search: str) -> bool:

@@ -200,6 +200,7 @@ def _is_glmtune(line: list[str]) -> bool:
 
 
 def _shorten(line: list[str]) -> str:
-    """The command without the path of Python, and without values of options, which may be passwords."""
+    """The command and what it works on, without options: their values may be passwords."""
     start = next((place for place, word in enumerate(line) if Path(word).name == "glmtune"), 0)
-    return join_words(["glmtune", *line[start + 1 : start + 3]])[:_MAX_NAME]
+    words = [Path(word).name for word in line[start + 1 : start + 3] if not word.startswith("-")]
+    return join_words(["glmtune", *words])[:_MAX_NAME]

@@ -16,7 +16,7 @@ from glmtune.errors import ConfigError, GlmtuneError
 from glmtune.families import detect_family, get_family
 from glmtune.hub import resolve_checkpoint
 from glmtune.utils.console import format_bytes
-from glmtune.webui import drafts, lists
+from glmtune.webui import drafts
 from glmtune.webui.commands import run_command
 from glmtune.webui.context import Context
 from glmtune.webui.elements import make_facts
@@ -55,7 +55,6 @@ def add_routes(app: FastAPI, context: Context) -> None:
             tab="model",
             path=draft.get("model.path"),
             settings=settings,
-            models=lists.list_choices(context, "models"),
             buttons=BUTTONS,
             panel=render_job(request, context, job) if job else "",
         )

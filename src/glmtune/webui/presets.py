@@ -13,6 +13,7 @@ from glmtune.config import TRAINING_DEFAULTS
 from glmtune.errors import ConfigError, GlmtuneError
 from glmtune.utils.console import format_bytes
 from glmtune.webui.context import Context
+from glmtune.webui.error_texts import localize_message
 from glmtune.webui.forms import check_tree, map_fields
 from glmtune.webui.plan_view import CPU_DEVICE, describe_device, make_plan
 from glmtune.webui.rendering import get_language
@@ -118,7 +119,7 @@ async def fit_goal(
             if wide_plan["verdict"] == "fits" and not wide_plan["gradient_checkpointing"]:
                 chosen, plan = wide, wide_plan
     except GlmtuneError as error:
-        return chosen, [text("preset.no_plan", lang, goal=name), error.message]
+        return chosen, [text("preset.no_plan", lang, goal=name), localize_message(error.message, lang)]
     card = text("preset.card", lang, device=describe_device(plan, lang), memory=format_bytes(plan["memory_bytes"]))
     lines = [f"{name} · {card}"]
     if not memory and plan["device"] == CPU_DEVICE:

@@ -11,11 +11,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from glmtune.data.files import CATALOG_FILE
 from glmtune.utils.console import count_noun, print_message, print_warning
 from glmtune.webui.chat_store import Chat, delete_chat, has_own_name, iterate_chats
 from glmtune.webui.context import Context
-from glmtune.webui.paths import find_paths
+from glmtune.webui.root_walk import walk_roots
 from glmtune.webui.uploads import list_received, remove_received
 
 _DAY_SECONDS = 86_400.0
@@ -120,13 +119,11 @@ def _prune_uploads(context: Context) -> int:
     old = UPLOADS.select_old(_read_times(list_received(context)))
     if not old:
         return 0
-    data = find_paths(context.roots, "data")
-    runs = find_paths(context.roots, "runs")
-    if data.cut_roots or runs.cut_roots:  # what was not looked at may name one
+    found = walk_roots(context.roots)
+    if found.cut_roots:  # what was not looked at may name one
         return 0
-    catalogs = [path for path in data.paths if path.name == CATALOG_FILE]
     names = {path: (path.name.encode(), json.dumps(path.name)[1:-1].encode()) for path in old}
-    for content in _read_references(context, [*(run / "config.yaml" for run in runs.paths), *catalogs]):
+    for content in _read_references(context, [*(run / "config.yaml" for run in found.runs), *found.catalogs]):
         if _FOLDER_NAMED.search(content):
             return 0
         names = {path: forms for path, forms in names.items() if not any(form in content for form in forms)}

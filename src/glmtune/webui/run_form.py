@@ -68,12 +68,7 @@ def parse_form(data: FormData) -> RunForm:
             form.values[item.key] = data.has(item.key)
         elif item.kind != "flag" and item.key in sent:
             form.values[item.key] = data.get(item.key)
-    for name, value in data.pairs:  # a share follows its data set
-        if name == DATA:
-            form.datasets.append((value.strip(), ""))
-        elif name == WEIGHT and form.datasets:
-            form.datasets[-1] = (form.datasets[-1][0], value.strip())
-    form.datasets = [(entry, weight) for entry, weight in form.datasets if entry]
+    form.datasets = parse_datasets(data)
     form.more = data.get(MORE)
     return form
 
@@ -87,6 +82,26 @@ def list_form_pairs(form: RunForm) -> Pairs:
     for entry, weight in form.datasets:
         pairs += [(DATA, entry), (WEIGHT, weight)]
     return [*pairs, (MORE, form.more)]
+
+
+def parse_datasets(data: FormData) -> list[tuple[str, str]]:
+    """Entry and weight (empty: 1) of each data set in a form; a weight follows its data set."""
+    datasets: list[tuple[str, str]] = []
+    for name, value in data.pairs:
+        if name == DATA:
+            datasets += [(line.strip(), "") for line in value.splitlines()]
+        elif name == WEIGHT and datasets:
+            datasets[-1] = (datasets[-1][0], value.strip())
+    return [(entry, weight) for entry, weight in datasets if entry]
+
+
+def make_entries(context: Context, datasets: list[tuple[str, str]]) -> list[Any]:
+    """What `data.train` holds for some data sets, their paths inside the roots.
+
+    Raises:
+        GlmtuneError: a path outside, or a weight that is no number.
+    """
+    return [_resolve_entries(context, _make_entry(entry, weight)) for entry, weight in datasets]
 
 
 def make_form(tree: Mapping[str, Any]) -> RunForm:

@@ -11,7 +11,7 @@ from typing import Any
 from glmtune.errors import RunError
 from glmtune.html.pages import is_number
 from glmtune.webui.context import Context
-from glmtune.webui.paths import find_paths
+from glmtune.webui.root_walk import walk_roots
 from glmtune.webui.run_files import TAGS, RunFacts, read_run, read_tags
 
 PAGE_RUNS = 50
@@ -64,7 +64,7 @@ class RunsPage:
     Attributes:
         rows: up to `PAGE_RUNS` runs.
         count: all that match.
-        cut_roots: roots of which some folders were not looked at, see `paths.FoundPaths`.
+        cut_roots: roots of which some folders were not looked at, see `root_walk.RootContents`.
     """
 
     rows: list[RunRow]
@@ -74,8 +74,8 @@ class RunsPage:
 
 def find_page(context: Context, query: RunQuery) -> RunsPage:
     """The runs that a browser asks for."""
-    found = find_paths(context.roots, "runs")
-    paths = found.paths  # the newest first
+    found = walk_roots(context.roots)
+    paths = found.runs  # the newest first
     start = (query.page - 1) * PAGE_RUNS
     if not query.search and not query.state and query.sort in ("ended", "name"):
         if query.sort == "name":

@@ -64,9 +64,14 @@ def read_runs(context: Context, data: FormData, lang: str) -> list[Path]:
 
 
 def load_selection(context: Context, owner: str) -> list[str]:
-    """Paths of the runs that a browser has selected, in the order of the clicks; those that are gone are left out."""
+    """Paths of the runs that a browser has selected, in the order of the clicks; those that are gone, or outside of the
+    roots of today, are left out."""
     draft = drafts.load_draft(context, owner, _DRAFT) or FormData()
-    return [path for path in draft.get_all("run") if is_run(path)]
+    return [
+        path
+        for path in draft.get_all("run")
+        if is_run(path) and any(Path(path).is_relative_to(root) for root in context.roots)
+    ]
 
 
 def save_selection(context: Context, owner: str, paths: list[str]) -> None:

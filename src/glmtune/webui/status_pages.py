@@ -30,7 +30,7 @@ _FAULT = 500
 
 def add_status_pages(app: FastAPI, context: Context) -> None:
     """Add what answers when a route raises an error, or there is no route."""
-    app.add_exception_handler(GlmtuneError, partial(_answer_user_error, context))
+    app.add_exception_handler(GlmtuneError, partial(answer_user_error, context))
     app.add_exception_handler(HTTPException, partial(_answer_status, context))
     app.add_exception_handler(RequestValidationError, partial(_answer_invalid, context))
     app.add_exception_handler(Exception, partial(_answer_fault, context))
@@ -52,7 +52,8 @@ def log_fault(error: BaseException, place: str, has_traceback: bool = True) -> s
     return number
 
 
-async def _answer_user_error(context: Context, request: Request, error: Exception) -> Response:
+async def answer_user_error(context: Context, request: Request, error: Exception) -> Response:
+    """What a user is told of an error that they can fix: a page, a part of one, or JSON for a program."""
     assert isinstance(error, GlmtuneError)
     if _wants_json(request):
         return JSONResponse({"error": {"message": error.message, "hint": error.hint}}, UNPROCESSABLE)

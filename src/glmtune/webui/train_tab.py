@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -18,7 +17,7 @@ from glmtune.html.pages import is_number
 from glmtune.utils.installation import format_install
 from glmtune.utils.io import find_json_object
 from glmtune.utils.shell_words import join_words
-from glmtune.webui import drafts, lists
+from glmtune.webui import drafts
 from glmtune.webui.context import Context
 from glmtune.webui.forms import (
     as_yaml,
@@ -32,12 +31,14 @@ from glmtune.webui.gpu_memory import read_gpus
 from glmtune.webui.guard import owner_of
 from glmtune.webui.jobs import Job
 from glmtune.webui.jobs_view import render_job
+from glmtune.webui.lists import RootLists
 from glmtune.webui.migration import make_migrated_form, translate_script
-from glmtune.webui.paths import inside, list_paths
+from glmtune.webui.paths import inside
 from glmtune.webui.plan_view import make_plan, render_plan, render_work
 from glmtune.webui.presets import CARDS, GOALS, apply_settings, fit_goal
 from glmtune.webui.rendering import get_language, make_problem, redirect, render_markup, render_page, render_part
 from glmtune.webui.requests import FormData, read_form
+from glmtune.webui.root_walk import find_runs
 from glmtune.webui.run_files import require_run
 from glmtune.webui.run_form import (
     METHOD_SECTIONS,
@@ -51,6 +52,7 @@ from glmtune.webui.run_form import (
 )
 
 _MAX_TRAININGS = 30
+_MAX_COMPARED = 50
 _TOP = ("model.path", "data.train", "data.eval", "method", "stage", "output")
 """Keys with places of their own on the form."""
 
@@ -65,14 +67,15 @@ def add_routes(app: FastAPI, context: Context) -> None:
         shown = find_training(context, job)
         jobs = list_trainings(context)
         trainings = jobs[:_MAX_TRAININGS] + [each for each in jobs[_MAX_TRAININGS:] if shown and each.id == shown.id]
+        memory = draft.get("gpu_memory") if draft else ""
         return render_page(
             *(request, context, "train"),
             tab="train",
-            form=render_form(request, context, form, draft.get("gpu_memory") if draft else ""),
+            form=render_form(request, context, form, memory),
             trainings=[(context.shorten(each.output), each) for each in trainings],
             job=shown,
             panel=_render_panel(request, context, shown) if shown else "",
-            runs=lists.list_choices(context, "runs"),
+            runs=RootLists(context).find_runs().choices,
             saved=drafts.list_saved(context),
             **{"saved_name": "", "rival": None, "problem": None},
         )
@@ -167,8 +170,6 @@ def render_form(
         folded={name: items for name, items in folded.items() if items},
         unavailable=find_unavailable_choices(),
         install_command=format_install("glmtune[qlora]"),
-        models=lists.list_choices(context, "models"),
-        datasets=lists.list_datasets(context),
         goals=list(GOALS),
         goal_lines=goal_lines,
         notes=notes,
@@ -198,13 +199,13 @@ def change_settings(context: Context, data: FormData) -> RunForm:
 
 def estimate_seconds(context: Context, tree: dict[str, Any], plan: dict[str, Any]) -> float | None:
     """Time of a training from the speed of the newest run of the same model and method here; None without one."""
-    for path in list_paths(context.roots, "runs")[:50]:
-        summary = find_json_object(Path(path) / "summary.json") or {}
+    for path in find_runs(context.roots)[:_MAX_COMPARED]:
+        summary = find_json_object(path / "summary.json") or {}
         speed = summary.get("tokens_per_second")
         if not is_number(speed) or speed <= 0:
             continue
         try:
-            config = read_config_file(Path(path) / "config.yaml")
+            config = read_config_file(path / "config.yaml")
         except GlmtuneError:
             continue
         model = config.get("model")

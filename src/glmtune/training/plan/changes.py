@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 from glmtune.errors import GlmtuneError
 from glmtune.training.plan.estimate import PlanRequest, estimate_memory
@@ -12,6 +13,7 @@ from glmtune.training.plan.workload import truncate_blocks
 from glmtune.training.sharding import shards_weights
 from glmtune.utils.optional_packages import is_installed
 
+_Scheme = Literal["nf4", "packed8", "packed4"]
 _MIN_LENGTH = 64  # tokens; a change does not shorten rows below it
 
 
@@ -150,14 +152,14 @@ def _quantize_head(request: PlanRequest) -> PlanRequest:
     return replace(request, run=replace(request.run, model=replace(request.run.model, head_quantization="packed8")))
 
 
-def _list_base_schemes(request: PlanRequest) -> tuple[tuple[str, int], ...]:
+def _list_base_schemes(request: PlanRequest) -> tuple[tuple[_Scheme, int], ...]:
     """Schemes for the frozen base with their bits, the most exact first: nf4 where bitsandbytes can be used."""
     if request.device.is_local and not is_installed("bitsandbytes"):
         return ("packed8", 8), ("packed4", 4)
     return (("nf4", 4),)
 
 
-def _quantize_base(request: PlanRequest, scheme: str) -> PlanRequest:
+def _quantize_base(request: PlanRequest, scheme: _Scheme) -> PlanRequest:
     return replace(request, run=replace(request.run, model=replace(request.run.model, quantization=scheme)))
 
 
@@ -165,7 +167,7 @@ def _use_lora(request: PlanRequest) -> PlanRequest:
     return replace(request, run=replace(request.run, method="lora"))
 
 
-def _use_lora_on_quantized_base(request: PlanRequest, scheme: str) -> PlanRequest:
+def _use_lora_on_quantized_base(request: PlanRequest, scheme: _Scheme) -> PlanRequest:
     return _quantize_base(_use_lora(request), scheme)
 
 

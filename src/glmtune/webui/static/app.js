@@ -152,9 +152,12 @@ function drawCharts(box) {
   const labels = JSON.parse(box.dataset.labels);
   const weight = Number(box.querySelector("[data-smoothing]")?.value ?? 0);
   const isLog = box.querySelector("[data-log-axis]")?.checked ?? false;
-  for (const place of box.querySelectorAll("[data-chart]")) {
-    const names = JSON.parse(place.dataset.chart).filter((name) => curves[name]);
-    place.closest("figure").hidden = !names.length;
+  const charts = [...box.querySelectorAll("[data-chart]")].map((place) => (
+    [place, JSON.parse(place.dataset.chart).filter((name) => curves[name])]
+  ));
+  // First all: the columns, and with them the widths that charts are drawn in, follow the number of figures.
+  for (const [place, names] of charts) place.closest("figure").hidden = !names.length;
+  for (const [place, names] of charts) {
     updateChart(place, names, smoothCurves(names, curves, weight), { labels, isLog, best, metric });
   }
 }
@@ -237,17 +240,21 @@ function markBest(chart, { best, metric, labels }) {
 function addRow(selector) {
   const rows = document.querySelector(selector);
   const row = rows.lastElementChild.cloneNode(true);
-  for (const field of row.querySelectorAll("input")) field.value = "";
+  for (const field of row.querySelectorAll("input")) {
+    field.value = "";
+    field.removeAttribute("id");
+  }
   rows.append(row);
+  htmx.process(row);
   row.querySelector("input").focus();
 }
 
 function removeRow(button) {
   const row = button.closest("[data-dataset]");
-  const form = row.closest("form");
-  if (row.parentElement.children.length > 1) row.remove();
+  const rows = row.parentElement;
+  if (rows.children.length > 1) row.remove();
   else for (const field of row.querySelectorAll("input")) field.value = "";
-  htmx.trigger(form, "change");
+  rows.dispatchEvent(new Event("change", { bubbles: true }));
 }
 
 function showMethodFields() {
@@ -287,14 +294,26 @@ async function readFile(input) {
   input.value = "";
 }
 
-// A file is sent as it is, a part after the other being read from disk; the answer is where it was put.
-function upload(input) {
+// A file is sent as it is, a part after the other being read from disk; the answer is where it was put. One file after
+// the other: the server takes few at a time.
+async function upload(input) {
   const status = document.getElementById(input.dataset.status);
-  status.replaceChildren();
-  for (const file of input.files) {
+  const files = [...input.files];
+  const lines = files.map(() => {
     const line = document.createElement("span"); // a line for each file
     line.className = "line";
-    status.append(line);
+    return line;
+  });
+  status.replaceChildren(...lines);
+  input.value = "";
+  for (const [index, file] of files.entries()) {
+    const path = await sendFile(file, lines[index]);
+    if (path) chooseFile(document.querySelector(input.dataset.upload), path);
+  }
+}
+
+function sendFile(file, line) {
+  return new Promise((resolve) => {
     const request = new XMLHttpRequest();
     request.open("PUT", `${root()}/uploads?name=${encodeURIComponent(file.name)}`);
     for (const [name, value] of Object.entries(csrfHeaders())) request.setRequestHeader(name, value);
@@ -305,16 +324,27 @@ function upload(input) {
       let reply = {};
       try { reply = JSON.parse(request.responseText); } catch { reply = { error: request.responseText }; }
       line.textContent = reply.path ?? `${file.name}: ${reply.error ?? request.status}`;
-      const target = document.querySelector(input.dataset.upload);
-      if (reply.path && target) {
-        target.value = reply.path;
-        target.dispatchEvent(new Event("change", { bubbles: true }));
-      }
+      resolve(reply.path);
     };
-    request.onerror = () => { line.textContent = `${file.name}: ${document.body.dataset.gone}`; };
+    request.onerror = () => {
+      line.textContent = `${file.name}: ${document.body.dataset.gone}`;
+      resolve(undefined);
+    };
     request.send(file);
+  });
+}
+
+// In a field; among rows of data sets, in the first that is empty, else in a new one.
+function chooseFile(target, path) {
+  if (!target) return;
+  let field = target;
+  if (!("value" in target)) {
+    const isEmpty = (row) => !row.querySelector("input").value;
+    if (![...target.children].some(isEmpty)) addRow(`#${target.id}`);
+    field = [...target.children].find(isEmpty).querySelector("input");
   }
-  input.value = "";
+  field.value = path;
+  field.dispatchEvent(new Event("change", { bubbles: true }));
 }
 
 document.addEventListener("click", (event) => {
@@ -334,13 +364,17 @@ document.addEventListener("change", (event) => {
   if ("method" in event.target.dataset) showMethodFields();
   if (event.target.dataset.shows) showTaskFields();
   if ("submit" in event.target.dataset) event.target.form.requestSubmit();
-  if (event.target.dataset.upload) upload(event.target);
   if (event.target.dataset.reads) readFile(event.target);
   if ("logAxis" in event.target.dataset) drawCharts(event.target.closest("[data-curves]"));
 });
 
 // What was said of a choice before is not left under a new one. Before htmx sends what the choice triggers.
 document.addEventListener("change", (event) => {
+  if (event.target.dataset.upload) { // no choice yet: that comes when the file is there
+    event.stopPropagation();
+    upload(event.target);
+    return;
+  }
   for (const place of document.querySelectorAll("[data-stale-after]")) {
     if (event.target.matches(place.dataset.staleAfter)) place.replaceChildren();
   }
@@ -365,10 +399,27 @@ function setUp() {
 document.addEventListener("DOMContentLoaded", setUp);
 document.addEventListener("htmx:afterSettle", setUp);
 window.addEventListener("resize", () => document.querySelectorAll("[data-curves]").forEach(drawCharts));
+// An error does not take the place of what was typed, or of a list: it stands below the button.
+document.addEventListener("htmx:beforeSwap", ({ detail }) => {
+  if (detail.xhr.status !== 422 || !detail.target?.matches("[data-keeps]")) return;
+  const place = document.createElement("div");
+  place.className = "error-place";
+  const asker = detail.requestConfig.elt;
+  if (asker.matches("form")) asker.append(place);
+  else (asker.closest("p, li, .row, .choices, .table-tools") ?? asker).after(place);
+  detail.target = place;
+  detail.swapOverride = "innerHTML";
+});
+document.addEventListener("htmx:beforeRequest", ({ detail }) => {
+  if (!detail.elt.matches("button, form")) return;
+  for (const place of document.querySelectorAll(".error-place")) place.remove();
+});
 // A server that is gone, and an answer that is none, are said where the user looks.
 document.addEventListener("htmx:responseError", (event) => {
   const notice = document.getElementById("notice");
   if (notice) notice.textContent = `${event.detail.xhr.status}: ${event.detail.xhr.responseText.slice(0, 300)}`;
+  // What the place shows belongs to what was asked before.
+  if (event.detail.target?.matches("[data-result], [data-stale-after]")) event.detail.target.replaceChildren();
 });
 document.addEventListener("htmx:sendError", () => {
   const notice = document.getElementById("notice");
