@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -47,6 +48,11 @@ class RowStore:
         has_values = "value" in self._table.column_names
         self.values = self._table["value"].to_numpy() if has_values else np.zeros(len(self))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A process that loads data opens the file again, unless it was forked: Windows, macOS and Python 3.14 do not
+        fork, and a memory map cannot be sent."""
+        return type(self), (self.path, self.digest, dict(self.new_names))
+
     def __len__(self) -> int:
         return int(self._table.num_rows)
 
@@ -71,6 +77,9 @@ class JoinedRowStore(RowStore):
         self.lengths = np.concatenate([first.lengths, second.lengths])
         self.conversations = np.concatenate([first.conversations, second.conversations])
         self.values = np.concatenate([first.values, second.values])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.parts
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from glmtune.run_dir import RunDir, is_run
 from glmtune.utils.console import print_message
 from glmtune.utils.file_access import require_readable
 from glmtune.utils.io import add_file_to_hash, find_json_object
+from glmtune.utils.shell_words import quote_word
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -165,7 +165,7 @@ def _require_no_weight_checkpoint(folder: Path) -> None:
         raise RunError(
             f"{folder}: a checkpoint of method freeze or full, which holds the trained weights alone.",
             "The end of the run writes the whole model: glmtune train --resume --output "
-            f"{shlex.quote(os.path.relpath(run))}, sooner with a lower --set training.max_steps=N.",
+            f"{quote_word(os.path.relpath(run))}, sooner with a lower --set training.max_steps=N.",
         )
 
 

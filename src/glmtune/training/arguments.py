@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 from typing import Any, get_args, get_type_hints
 
 import torch
@@ -104,6 +105,8 @@ def check_training_keys(training: dict[str, Any]) -> None:
             raise ConfigError(f"training.{key} is not supported: {use.reason}.", f"Remove training.{key}.")
         _check_type(key, value, set(get_args(hints[key]) or (hints[key],)))
         choices = TRAINING_KEY_CHOICES.get(key)
+        if key == "dataloader_multiprocessing_context":  # Windows has spawn alone
+            choices = tuple(multiprocessing.get_all_start_methods())
         if choices and value not in (None, "", [], *choices, [*choices]):
             raise ConfigError(f"training.{key} cannot be {shorten_value(value)}.", f"One of: {', '.join(choices)}.")
         if key in _WORKER_KEYS and value is not None and value is not False and not training.get(_WORKERS):

@@ -44,7 +44,8 @@ def init_process_group(training: Mapping[str, Any]) -> None:
     if torch.cuda.is_available() and not training.get("use_cpu"):
         require_gpus(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count())
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        backend = "cpu:gloo,cuda:nccl"  # gloo for objects that are not part of the training
+        if dist.is_nccl_available():  # Windows has none
+            backend = "cpu:gloo,cuda:nccl"  # gloo for objects that are not part of the training
     # FSDP and DeepSpeed call deprecated names of torch, which warns at every step.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.c10d_logger")
     timeout = timedelta(seconds=float(training.get("ddp_timeout") or 1800))
