@@ -114,7 +114,9 @@ def read_session(pid: int) -> int:
         ProcessLookupError: it has ended.
         PermissionError: the system does not say.
     """
-    return os.getsid(pid) if sys.platform != "win32" else 0
+    if sys.platform == "win32":
+        return 0
+    return os.getsid(pid)
 
 
 def name_crash(exit_code: int) -> str | None:
@@ -325,7 +327,9 @@ def read_open_file_limit() -> int | None:
 
 def read_user_number() -> int:
     """The number of this user; 0 on Windows, where users have none."""
-    return 0 if is_windows() else os.getuid()
+    if sys.platform == "win32":
+        return 0
+    return os.getuid()
 
 
 def count_idle_processors() -> int:
@@ -333,8 +337,11 @@ def count_idle_processors() -> int:
 
     Windows does not say how busy it is: all of them.
     """
-    processors = len(os.sched_getaffinity(0)) if is_linux() else os.cpu_count() or 1
-    load = 0.0 if is_windows() else os.getloadavg()[0]
+    processors, load = os.cpu_count() or 1, 0.0
+    if sys.platform == "linux":
+        processors = len(os.sched_getaffinity(0))
+    if sys.platform != "win32":
+        load = os.getloadavg()[0]
     return max(1, round(processors - load))
 
 
