@@ -598,17 +598,12 @@ def test_the_page_shows_every_finding_in_its_language_with_its_command(lang):
         (problem,) = findings.find_problems(facts)
         page = render_diagnosis({"findings": [dataclasses.asdict(problem)]}, lang)
         assert escape(text(f"ui.machine.finding.{problem.code}", lang)) in page
-<<<<<<< HEAD
         # What torch itself says of an import is not ours to translate.
         assert text("ui.app.in_english", lang) not in page or problem.code == "torch-import"
         command = problem.fix.partition("  # ")[0]
         if lang == "en" or not command[0].isupper():  # else a sentence
             assert f"<code>{escape(command)}" in page
         assert lang == "en" or not re.search("[A-Z][a-z]+ [a-z]+ [a-z]+", re.sub("`.*?`|&quot;.*?&quot;", "", page))
-=======
-        if lang == "en":  # what is no command is translated
-            assert f"<code>{escape(problem.fix)}</code>" in page
->>>>>>> h/plat
     assert text("ui.machine.healthy", lang) in render_diagnosis({"findings": []}, lang)
 
 
