@@ -237,6 +237,79 @@ def _wait_until(is_true) -> None:
         time.sleep(0.1)
 
 
+def test_an_error_leaves_nothing_of_the_input_before_and_takes_nothing_that_was_typed(site):
+    here = site("zh")
+    here.open("model")
+    here.fill("#model-path-input", "base")
+    here.page.locator("#model-look").click()
+    here.wait_for("#model-facts", "ChatGLM")
+    here.fill("#model-path-input", "gone")
+    expect(here.page.locator("#model-facts")).to_be_empty()
+    here.page.locator("#model-look").click()
+    here.wait_for("#model-facts [role=alert]", here.text("app.problem"))
+    here.open("data")
+    here.fill("#data-file-input", "dataset_info.json:train")
+    here.wait_for("#data-rows tbody", "类型")
+    here.page.route("**/data/rows", lambda route: route.fulfill(status=500, body="a fault"))
+    here.fill("#data-file-input", "dataset_info.json:dev")
+    here.wait_for("#notice", "500: a fault")
+    expect(here.page.locator("#data-rows")).to_be_empty()
+    here.open("train")
+    here.fill("#f-output", "runs/mine")
+    here.page.locator("summary", has_text=here.text("train.saved_settings")).click()
+    here.page.locator("#import-text").fill("pip install torch")
+    here.page.get_by_role("button", name=here.text("train.import_button"), exact=True).click()
+    expect(here.page.locator(".error-place [role=alert]")).to_be_visible(timeout=SLOW)
+    expect(here.page.locator("#f-output")).to_have_value("runs/mine")
+    assert [line for line in here.complaints if "status of 500" not in line and "500" not in line] == []
+
+
+def test_a_training_is_set_up_without_a_mouse(site):
+    here = site("en")
+    here.open("train")
+    _fill_by_keyboard(here)
+    assert here.complaints == []
+
+
+FIELDS = {
+    "models-input": "base",
+    "data-file-input": "dataset_info.json:train",  # an entry by its name
+    "eval-data-input": "dataset_info.json:dev",
+    **{f"f-{key}": value for key, value in SETTINGS.items()},
+    "f-output": "runs/web",
+}
+FOCUS = """() => {
+  const part = document.activeElement, style = getComputedStyle(part);
+  const name = part.getAttribute('aria-label') || part.labels?.[0]?.textContent || part.textContent;
+  const isSeen = style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 1;
+  return [part.id || part.name || part.tagName, isSeen && (name || '').trim() !== ''];
+}"""
+
+
+def _fill_by_keyboard(here: Site) -> None:
+    """Tab reaches every field, each is named and shows that it has the focus; a preset leaves it where it was."""
+    here.page.locator("body").press("Tab")
+    filled, unseen = set(), []
+    for _ in range(400):
+        place, is_seen = here.page.evaluate(FOCUS)
+        if not is_seen and place != "BODY":
+            unseen.append(place)
+        if place == "train-start":
+            break
+        if place in FIELDS:
+            here.page.keyboard.press("Control+A")
+            here.page.keyboard.type(FIELDS[place])
+            filled.add(place)
+        if place == "goal-quick" and not here.page.locator("#goal-lines").count():
+            here.page.keyboard.press("Enter")
+            here.page.locator("#goal-lines").wait_for()
+            assert here.page.evaluate(FOCUS)[0] == "goal-quick"
+        here.page.keyboard.press("Tab")
+    assert unseen == []
+    assert filled == set(FIELDS)
+    assert place == "train-start"
+
+
 def _map_columns_and_check(here: Site) -> None:
     """Columns of unusual names are chosen by menus; then rows, one as tokens, and findings."""
     here.open("data")
