@@ -604,7 +604,6 @@ OPENERS = {
 }
 UNCHECKED = {
     "auto_classes/peft_adapters.py": "the programming interface, which no page uses",
-    "bench/bench_output.py": "files of the system",
     "data/check_fix.py": "writes; require_writable",
     "data/table_rows.py": "reads an open stream",
     "demo/run_demo.py": "files of the package",
@@ -623,10 +622,8 @@ UNCHECKED = {
     "models/loading.py": "resolve_checkpoint checks the folder",
     "preference/answer_scoring.py": "appends to a file of its run",
     "serve/chat_page.py": "files of the package",
-    "training/launch.py": "files of the system",
-    "training/memory.py": "files of the system",
-    "training/plan/device.py": "files of the system",
     "training/generated.py": "appends to a file of its run",
+    "utils/operating_system.py": "files of the system",
     "utils/streams.py": "the null device",
     "verification/expected_sums.py": "verifier.py checks the folder",
     "verification/file_form.py": "verifier.py checks the folder",

@@ -16,6 +16,7 @@ class Garbage:
     def __del__(self):
         signal.raise_signal(signal.SIGINT)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 repeat_lost_interrupts()
 try:
     garbage = Garbage()

@@ -15,7 +15,7 @@ from glmtune.demo.next_steps import DEFAULT_MODEL, ROWS_NAME, find_model, find_r
 from glmtune.demo.run_demo import count_free_threads
 from glmtune.run_dir import RunDir
 from glmtune.training.run import TrainingResult
-from glmtune.utils import installation, operating_system
+from glmtune.utils import installation
 from glmtune.utils.shell_words import join_words, quote_program
 
 
@@ -108,9 +108,8 @@ def test_a_folder_that_cannot_be_written_is_named_with_another(here, glmtune_com
     ("processors", "load", "threads"), [(1, 0.0, 1), (2, 0.1, 2), (2, 11.0, 1), (64, 3.0, 4), (8, 6.2, 2)]
 )
 def test_the_demo_takes_the_processors_that_are_idle(processors, load, threads, monkeypatch):
-    monkeypatch.setattr(operating_system, "is_linux", lambda: False)
-    monkeypatch.setattr(operating_system, "is_windows", lambda: False)
-    monkeypatch.setattr(os, "cpu_count", lambda: processors)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(processors)), raising=False)
     monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0), raising=False)
     assert count_free_threads() == threads
 

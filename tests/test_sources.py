@@ -852,7 +852,7 @@ def test_hub_data_without_the_client(monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    _refused("org/name", r"datasets, which is not installed.\n.*'glmtune\[hub\]'", ConfigError)
+    _refused("org/name", r"datasets, which is not installed.\n.*\[hub\]", ConfigError)
     with pytest.raises(ConfigError, match="modelscope"):
         open_source(SourceSpec("org/name", hub="modelscope"))
 

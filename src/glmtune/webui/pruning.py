@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glmtune.utils.console import count_noun, print_message, print_warning
+from glmtune.utils.file_access import FileAccessError, require_readable
 from glmtune.webui.chat_store import Chat, delete_chat, has_own_name, iterate_chats
 from glmtune.webui.context import Context
 from glmtune.webui.root_walk import walk_roots
@@ -137,8 +138,8 @@ def _read_references(context: Context, paths: list[Path]) -> Iterator[bytes]:
     state = [path for name in ("drafts", "settings", "configs", "jobs") for path in context.state(name).glob("*.*")]
     for path in [*(each for each in state if each.suffix in (".json", ".yaml")), *paths]:
         try:
-            yield path.read_bytes()
-        except OSError:  # deleted since it was listed
+            yield require_readable(path).read_bytes()
+        except (OSError, FileAccessError):  # deleted since it was listed, or a link that leads out of the roots
             continue
 
 

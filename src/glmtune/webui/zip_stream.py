@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glmtune.errors import RunError
+from glmtune.utils.file_access import require_readable
 
 _BLOCK_BYTES = 2**20
 _LOCAL_HEADER, _CENTRAL_HEADER, _END = 30, 46, 22
@@ -37,12 +38,13 @@ def list_entries(folder: Path) -> list[ZipEntry]:
 
     Raises:
         RunError: a file cannot be read.
+        FileAccessError: a file is outside of the folders that this process is limited to.
     """
     entries = []
     try:
         for path in sorted(folder.rglob("*")):
             if path.is_file() and not path.is_symlink() and path.resolve().is_relative_to(folder.resolve()):
-                with path.open("rb"):  # before the answer begins
+                with require_readable(path).open("rb"):  # before the answer begins
                     name = str(Path(folder.name) / path.relative_to(folder)).encode("utf-8", "replace").decode()
                 entries.append(ZipEntry(path, name, path.stat().st_size))
     except OSError as error:
@@ -77,7 +79,8 @@ def stream_zip(entries: list[ZipEntry]) -> Iterator[bytes]:
             info = zipfile.ZipInfo(entry.name, _TIME)
             info.external_attr = 0o644 << 16
             left = entry.size
-            with entry.path.open("rb") as file, archive.open(info, "w", force_zip64=entry.is_large) as target:
+            source = require_readable(entry.path)
+            with source.open("rb") as file, archive.open(info, "w", force_zip64=entry.is_large) as target:
                 while block := file.read(min(_BLOCK_BYTES, left)):
                     left -= len(block)
                     target.write(block)
