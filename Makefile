@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test docs engines simulated-gpu lint format clean
+.PHONY: demo test docs engines simulated-gpu page lint format clean
 
 demo: .venv/installed
 	$(BIN)/glmtune demo
@@ -23,6 +23,10 @@ engines: .venv/installed-test
 # Every method, precision and generation on a GPU that is simulated; see CONTRIBUTING.md.
 simulated-gpu: .venv/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rA tests/fake_device/check_methods.py
+
+# The web page in a browser once more, in English, in dark colours and without a mouse; see CONTRIBUTING.md.
+page: .venv/installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rA tests/browser/check_flow.py
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
