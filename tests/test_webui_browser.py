@@ -204,6 +204,7 @@ def test_hostile_rows_and_a_model_that_disappears(site):
     here.page.locator("#chat-prompt").fill("again")
     here.page.locator("#chat-send").click()
     here.wait_for("#chat-problem", "is not there any more")
+    expect(here.page.locator("#chat-problem")).to_be_in_viewport(ratio=1)
     expect(here.page.locator("#chat-prompt")).to_have_value("again")
     assert here.page.evaluate("window.hacked") is None
     assert here.complaints == []
@@ -426,6 +427,7 @@ def _evaluate(here: Site, kind: str) -> None:
         here.fill("#evaluate-other-input", "base")
         here.fill("#evaluate-data-input", "dataset_info.json:dev")
         here.page.locator("#tokens").fill("16")
+        here.page.locator("#probe").uncheck()  # it comes alone
     here.page.locator("#limit").fill("2")
     here.page.locator("#evaluate-start").click()
     here.page.locator("#job").wait_for()

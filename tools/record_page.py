@@ -125,12 +125,16 @@ def _fill_runs(page: Page) -> None:
 def _fill_chat(page: Page) -> None:
     fill(page, "#chat-model-input", "runs/rank-8")
     fill(page, "#chat-other-input", "chatglm3-demo")
-    page.locator("#chat-open button").click()
+    with page.expect_navigation():
+        page.locator("#chat-open button").click()
+    page.locator("#chat-send:enabled").wait_for()  # both models are loaded
     page.locator("#chat-prompt").fill(PROMPT)
-    page.locator("#chat-send").click()
-    page.locator("[data-side='1'] .assistant .tools").wait_for()
+    page.locator("#chat-prompt").press("Enter")
+    for side in (0, 1):
+        page.locator(f"[data-side='{side}'] .message.assistant .tools").last.wait_for()
     page.locator("#votes button").first.click()
-    page.locator("#votes-rate").scroll_into_view_if_needed()
+    page.locator("#votes-rate").wait_for()
+    page.locator("#chats").evaluate("place => scrollTo(0, place.offsetTop - 130)")
 
 
 def _fill_evaluate(page: Page) -> None:
