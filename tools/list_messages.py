@@ -256,5 +256,5 @@ def _format_parts(parts: _Parts) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    for found in list_messages() if "--all" in sys.argv else list_untranslated():
-        print(f"{found.place}\t{found.template}")
+    for message in list_messages() if "--all" in sys.argv else list_untranslated():
+        print(f"{message.place}\t{message.template}")

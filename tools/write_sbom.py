@@ -99,9 +99,9 @@ def find_licence(package: Distribution) -> str:
     text = words[0] if words and len(words[0]) < 60 else ""
     classifiers = [line.rsplit(" :: ", 1)[1] for line in metadata.get_all("Classifier") or [] if "License ::" in line]
     classifiers = [line for line in classifiers if line != "OSI Approved"]
-    known = _SPDX.get(text.lower())
-    if known:
-        return known
+    identifier = _SPDX.get(text.lower())
+    if identifier:
+        return identifier
     if not classifiers:
         return _read_licence_file(package) or ("" if text.lower().startswith("licen") else text)
     return " AND ".join(dict.fromkeys(_SPDX.get(line.lower(), line) for line in classifiers))

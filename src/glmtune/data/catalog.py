@@ -134,8 +134,8 @@ def read_entry(name: str) -> dict[str, Any] | None:
         catalog /= CATALOG_FILE
     if not catalog_name.endswith(".json") and not catalog.is_file():
         return None
-    found = _read_catalog(catalog).get(entry)
-    return found if isinstance(found, dict) else None
+    content = _read_catalog(catalog).get(entry)
+    return content if isinstance(content, dict) else None
 
 
 def _search_catalogs(spec: SourceSpec, uses_chosen: bool) -> tuple[SourceSpec, bool]:

@@ -248,7 +248,7 @@ def _split_turns(messages: list[Message], keys: MessageKeys) -> Iterator[list[Me
 
 
 def _drop_empty_messages(messages: list[Message], keys: MessageKeys) -> list[Message]:
-    kept: list[Message] = []
+    remaining: list[Message] = []
     has_turn = False
     for turn in _split_turns(messages, keys):
         is_empty = any(
@@ -258,9 +258,9 @@ def _drop_empty_messages(messages: list[Message], keys: MessageKeys) -> list[Mes
             for message in turn
         )
         system = [m for m in turn if _get_role(m, keys) == "system" and not _is_empty_message(m, keys)]
-        kept += system if is_empty else turn
+        remaining += system if is_empty else turn
         has_turn = has_turn or not is_empty
-    return kept if has_turn else messages
+    return remaining if has_turn else messages
 
 
 def _drop_empty_pairs(values: Values, scope: RepairScope) -> Values:
@@ -268,11 +268,13 @@ def _drop_empty_pairs(values: Values, scope: RepairScope) -> Values:
     changed = {}
     for name, value in values.items():
         turns = decode_json_text(value)
-        kept = [turn for turn in turns if not _is_empty_pair(turn)] if isinstance(turns, list) else []
-        is_changed = kept and len(kept) < len(turns)
+        remaining = [turn for turn in turns if not _is_empty_pair(turn)] if isinstance(turns, list) else []
+        is_changed = remaining and len(remaining) < len(turns)
         # As it was written: a list, or JSON text.
         changed[name] = (
-            (json.dumps(kept, ensure_ascii=False) if isinstance(value, str) else kept) if is_changed else value
+            (json.dumps(remaining, ensure_ascii=False) if isinstance(value, str) else remaining)
+            if is_changed
+            else value
         )
     return changed
 

@@ -35,8 +35,8 @@ def main(request: dict[str, Any]) -> None:
     _report("stage", "the import of other libraries")
     _report("import_errors", _read_import_errors())
     _report("bitsandbytes", _as_dict(_read_bitsandbytes()))
-    found = "mps" if torch_facts.mps in ("bf16", "fp16") else "cpu"
-    device = request["device"] or ("cuda" if torch_facts.gpus else found)
+    without_cuda = "mps" if torch_facts.mps in ("bf16", "fp16") else "cpu"
+    device = request["device"] or ("cuda" if torch_facts.gpus else without_cuda)
     if request["model"] or request["config"]:
         _report("stage", "reading the model and the config")
         try:

@@ -52,11 +52,11 @@ def pick_training_device(config: RunConfig) -> torch.device:
     `training.use_cpu` is false.
     """
     use_cpu = config.training.get("use_cpu")
-    found = torch.device("cpu") if use_cpu else find_device()
-    if found.type != "mps" or use_cpu is False:
-        return found
+    device = torch.device("cpu") if use_cpu else find_device()
+    if device.type != "mps" or use_cpu is False:
+        return device
     is_tried = config.method == "lora" and config.stage == "sft" and config.model.quantization not in BITSANDBYTES
-    return found if is_tried and count_processes() == 1 else torch.device("cpu")
+    return device if is_tried and count_processes() == 1 else torch.device("cpu")
 
 
 def announce_device(config: RunConfig, device: torch.device) -> None:

@@ -86,8 +86,8 @@ def name_program() -> str:
     After `make demo` that is `.venv/bin/glmtune`; a Python without the script is called with `-m glmtune`.
     """
     folder = Path(sys.executable).parent
-    found = shutil.which("glmtune")
-    if found is not None and Path(found).parent == folder:
+    program = shutil.which("glmtune")
+    if program is not None and Path(program).parent == folder:
         return "glmtune"
     script = folder / ("glmtune.exe" if is_windows() else "glmtune")
     if not script.is_file():
@@ -98,8 +98,8 @@ def name_program() -> str:
 
 
 def _name_python() -> str:
-    found = shutil.which("python")
-    same = found is not None and Path(found).parent == Path(sys.executable).parent
+    program = shutil.which("python")
+    same = program is not None and Path(program).parent == Path(sys.executable).parent
     return "python" if same else quote_program(sys.executable)
 
 
@@ -137,8 +137,8 @@ def format_install(*requirements: str) -> str:
     if pip == "uv pip":
         python = "" if os.environ.get("VIRTUAL_ENV") == sys.prefix else f"--python {quote_word(sys.executable)} "
         return f"uv pip install {python}{words}"
-    found = shutil.which("pip")
-    if found is not None and Path(found).parent == Path(sys.executable).parent:
+    program = shutil.which("pip")
+    if program is not None and Path(program).parent == Path(sys.executable).parent:
         pip = "pip"
     return f"{pip} install {words}"
 

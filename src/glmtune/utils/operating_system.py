@@ -216,8 +216,8 @@ def find_name_problem(name: str) -> str:
     """Why this system cannot have a file of that name, of one part; empty if it can."""
     if not is_windows():
         return ""
-    if found := re.search(r'[<>:"|?*\\\x00-\x1f]', name):
-        return f"Windows has no file names with {found[0]!r}"
+    if match := re.search(r'[<>:"|?*\\\x00-\x1f]', name):
+        return f"Windows has no file names with {match[0]!r}"
     return "" if name == make_portable_name(name) else "Windows has no file of that name"
 
 

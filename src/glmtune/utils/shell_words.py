@@ -39,7 +39,7 @@ def quote_word(word: str, shell: str = "") -> str:
 
 
 def _escape_double_quotes(word: str) -> str:
-    return re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + ('\\"' if found[2] else ""), word)
+    return re.sub(r'(\\*)("|$)', lambda match: 2 * match[1] + ('\\"' if match[2] else ""), word)
 
 
 def _escape_operators(quoted: str) -> str:

@@ -36,9 +36,9 @@ def find_user_cache() -> Path:
 
     A user without a home gets a folder of their own in that of temporary files.
     """
-    named = os.environ.get("XDG_CACHE_HOME")
-    if named:
-        return Path(named)
+    cache_name = os.environ.get("XDG_CACHE_HOME")
+    if cache_name:
+        return Path(cache_name)
     home = find_home()
     return _make_temporary_cache() if home is None else home / ".cache"
 

@@ -31,17 +31,17 @@ def add_routes(app: FastAPI, context: Context) -> None:
     def show_choices(request: Request, kind: str, field: str = "", id: str = "") -> Response:
         if kind not in _FIND:
             return Response(status_code=404)
-        found = _FIND[kind](RootLists(context), request.query_params.get(field, "")[:_MAX_SEARCH])
-        note = describe_limits(found, get_language(request, context))
-        return render_part(request, context, "choices", choices=found.choices, note=note, id=id)
+        matches = _FIND[kind](RootLists(context), request.query_params.get(field, "")[:_MAX_SEARCH])
+        note = describe_limits(matches, get_language(request, context))
+        return render_part(request, context, "choices", choices=matches.choices, note=note, id=id)
 
 
-def describe_limits(found: FoundChoices, lang: str) -> str:
+def describe_limits(matches: FoundChoices, lang: str) -> str:
     """What a list does not show; empty if it is complete."""
     lines = []
-    if found.count > len(found.choices):
-        lines.append(text("choices.more", lang, shown=len(found.choices), count=f"{found.count:,}"))
-    return " ".join([*lines, *describe_cut(found.cut_roots, lang)])
+    if matches.count > len(matches.choices):
+        lines.append(text("choices.more", lang, shown=len(matches.choices), count=f"{matches.count:,}"))
+    return " ".join([*lines, *describe_cut(matches.cut_roots, lang)])
 
 
 def describe_cut(cut_roots: list[Path], lang: str) -> list[str]:

@@ -47,9 +47,9 @@ class EditBook:
         """
         outdated = []
         for source in sources:
-            kept = self.files.get(_make_key(source), {})
-            rows = kept.get("rows") or {}
-            if rows and kept.get("stamp") != _read_stamp(source):
+            entries = self.files.get(_make_key(source), {})
+            rows = entries.get("rows") or {}
+            if rows and entries.get("stamp") != _read_stamp(source):
                 outdated.append(source)
             elif rows:
                 source.edits = _parse_rows(rows)
@@ -61,11 +61,11 @@ class EditBook:
         Raises:
             DataError: too many are kept.
         """
-        kept = self.files.setdefault(_make_key(source), {})
+        entries = self.files.setdefault(_make_key(source), {})
         stamp = _read_stamp(source)
-        if kept.get("stamp") != stamp:
-            kept.update(stamp=stamp, rows={})
-        if str(number) not in kept["rows"] and len(kept["rows"]) >= MAX_EDITS:
+        if entries.get("stamp") != stamp:
+            entries.update(stamp=stamp, rows={})
+        if str(number) not in entries["rows"] and len(entries["rows"]) >= MAX_EDITS:
             raise DataError(
                 f"{source.name}: {MAX_EDITS:,} rows are changed and not written yet.", "Write them to a new file first."
             )
@@ -75,7 +75,7 @@ class EditBook:
                 f"More than {MAX_BYTES:,} bytes of rows are changed and not written yet.",
                 "Write them to a new file, and undo the changes.",
             )
-        kept["rows"][str(number)] = values
+        entries["rows"][str(number)] = values
         self._write(source)
 
     def drop_row(self, source: DataSource, number: int) -> None:
@@ -98,10 +98,10 @@ def load_edits(context: Context, owner: str) -> EditBook:
     """The changed rows of a browser."""
     path = locate_draft(context, owner, _FORM)
     files = (find_json_object(path) or {}).get("files")
-    kept = (
+    entries = (
         {str(key): value for key, value in files.items() if isinstance(value, dict)} if isinstance(files, dict) else {}
     )
-    return EditBook(path, kept)
+    return EditBook(path, entries)
 
 
 def parse_change(text: str, source: DataSource, where: str) -> dict[str, Any]:

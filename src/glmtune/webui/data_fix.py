@@ -101,8 +101,8 @@ def read_changes(fix: FixResult, lang: str) -> Iterator[ShownChange]:
 
 def describe_repair(kind: str, lang: str) -> str:
     """What a repair does."""
-    known = kind in REPAIRABLE or kind in (EDITED, TRIM)
-    return text(f"repair.{kind}", lang) if known else kind
+    has_repair = kind in REPAIRABLE or kind in (EDITED, TRIM)
+    return text(f"repair.{kind}", lang) if has_repair else kind
 
 
 def _to_line(value: Any) -> str:

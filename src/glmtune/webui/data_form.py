@@ -92,8 +92,8 @@ def make_train_draft(draft: FormData, data: FormData) -> FormData:
         draft: fields of the training form.
         data: fields of this tab.
     """
-    given = {name for name, _ in data.pairs}
-    fields = [(key, data.get(key)) for key in _SETTINGS if key in given and key != PREFERENCE]
+    names = {name for name, _ in data.pairs}
+    fields = [(key, data.get(key)) for key in _SETTINGS if key in names and key != PREFERENCE]
     if data.get("model.path"):
         fields.append(("model.path", data.get("model.path")))
     # One a line; JSON strings are YAML, whatever is in a name.
@@ -101,10 +101,10 @@ def make_train_draft(draft: FormData, data: FormData) -> FormData:
     fields.append(("data.columns", lines))
     for entry, weight in parse_datasets(data):
         fields += [(DATA, entry), (WEIGHT, weight)]
-    if PREFERENCE in given:
+    if PREFERENCE in names:
         fields += _choose_stage(draft.get("stage") or "sft", data.get(PREFERENCE))
-    kept = draft.without(*(name for name, _ in fields), WEIGHT)
-    return FormData([*kept.pairs, *fields])
+    others = draft.without(*(name for name, _ in fields), WEIGHT)
+    return FormData([*others.pairs, *fields])
 
 
 def _choose_stage(stage: str, preference: str) -> list[tuple[str, str]]:

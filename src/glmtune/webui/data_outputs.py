@@ -81,8 +81,8 @@ def write_entries(sources: Sequence[DataSource], fixes: Sequence[FixResult]) -> 
             if entry is not None and not fix.is_written and not any(fix.clean.parent.iterdir()):
                 fix.clean.parent.rmdir()  # made for the new file
             continue
-        kept = {key: value for key, value in entry.items() if key in _KEPT_KEYS}
+        columns = {key: value for key, value in entry.items() if key in _KEPT_KEYS}
         catalog = fix.clean.parent / CATALOG_FILE
-        write_json(catalog, {fix.clean.stem: {"file_name": fix.clean.name, **kept}})
+        write_json(catalog, {fix.clean.stem: {"file_name": fix.clean.name, **columns}})
         chosen.append(f"{catalog}:{fix.clean.stem}")
     return chosen

@@ -54,8 +54,8 @@ class SavedSettings:
 
 def list_saved(context: Context) -> list[SavedSettings]:
     """The settings that were saved on purpose, the newest first."""
-    found = [entry for path in context.state("settings").glob("*.json") if (entry := _describe(path)) is not None]
-    return sorted(found, key=lambda entry: (-entry.saved, entry.name))
+    entries = [entry for path in context.state("settings").glob("*.json") if (entry := _describe(path)) is not None]
+    return sorted(entries, key=lambda entry: (-entry.saved, entry.name))
 
 
 def save_settings(context: Context, name: str, fields: FormData, *, may_replace: bool = False) -> SavedSettings | None:

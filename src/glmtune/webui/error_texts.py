@@ -53,15 +53,15 @@ class _Template:
         start, end = len(first), len(message) - len(last)
         values = []
         for piece in middle:
-            found = message.find(piece, start, end)
-            if found < 0:
+            place = message.find(piece, start, end)
+            if place < 0:
                 return None
-            values.append(message[start:found])
-            start = found + len(piece)
+            values.append(message[start:place])
+            start = place + len(piece)
         if start > end:
             return None
-        named = dict(zip(self.names, [*values, message[start:end]], strict=True))
-        return named if all(_fits(name, value) for name, value in named.items()) else None
+        values_by_name = dict(zip(self.names, [*values, message[start:end]], strict=True))
+        return values_by_name if all(_fits(name, value) for name, value in values_by_name.items()) else None
 
 
 def _fits(name: str, value: str) -> bool:

@@ -107,8 +107,8 @@ def _prune_drafts(context: Context) -> int:
 
 def _prune_configs(context: Context) -> int:
     """Remove configs that no job names; a training has a copy in its run."""
-    named = {word for job in context.jobs.list() for word in job.arguments}
-    paths = [path for path in context.state("configs").glob("*.yaml") if str(path) not in named]
+    words = {word for job in context.jobs.list() for word in job.arguments}
+    paths = [path for path in context.state("configs").glob("*.yaml") if str(path) not in words]
     old = JOBS.select_old(_read_times(paths))
     for path in old:
         path.unlink(missing_ok=True)
@@ -120,11 +120,11 @@ def _prune_uploads(context: Context) -> int:
     old = UPLOADS.select_old(_read_times(list_received(context)))
     if not old:
         return 0
-    found = walk_roots(context.roots)
-    if found.cut_roots:  # what was not looked at may name one
+    contents = walk_roots(context.roots)
+    if contents.cut_roots:  # what was not looked at may name one
         return 0
     names = {path: (path.name.encode(), json.dumps(path.name)[1:-1].encode()) for path in old}
-    for content in _read_references(context, [*(run / "config.yaml" for run in found.runs), *found.catalogs]):
+    for content in _read_references(context, [*(run / "config.yaml" for run in contents.runs), *contents.catalogs]):
         if _FOLDER_NAMED.search(content):
             return 0
         names = {path: forms for path, forms in names.items() if not any(form in content for form in forms)}

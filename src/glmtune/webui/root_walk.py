@@ -44,21 +44,21 @@ class RootContents:
 def walk_roots(roots: Iterable[Path]) -> RootContents:
     """Look through the folders under the roots once. Links are not followed, hidden folders and the results of runs
     left out."""
-    found = RootContents()
+    contents = RootContents()
     visited: set[str] = set()  # a root may lie in another one
     for root in roots:
         for count, (folder, below, names) in enumerate(os.walk(root)):
             if count >= MAX_FOLDERS:
-                found.cut_roots.append(root)
+                contents.cut_roots.append(root)
                 break
             if folder in visited:
                 below.clear()
                 continue
             visited.add(folder)
-            _add_folder(found, Path(folder), below, [name for name in names if not name.startswith(".")])
+            _add_folder(contents, Path(folder), below, [name for name in names if not name.startswith(".")])
             _choose_folders(Path(folder), root, below, names)
-    found.runs.sort(key=_read_time, reverse=True)
-    return found
+    contents.runs.sort(key=_read_time, reverse=True)
+    return contents
 
 
 def find_runs(roots: Sequence[Path]) -> list[Path]:
@@ -66,20 +66,20 @@ def find_runs(roots: Sequence[Path]) -> list[Path]:
     return walk_roots(roots).runs
 
 
-def _add_folder(found: RootContents, folder: Path, below: Sequence[str], names: Sequence[str]) -> None:
+def _add_folder(contents: RootContents, folder: Path, below: Sequence[str], names: Sequence[str]) -> None:
     if "config.yaml" in names and is_run(folder):
-        found.runs.append(folder)
+        contents.runs.append(folder)
         if "model" in below and _holds_model(_list_names(folder / "model")):
-            found.models.append(folder / "model")
+            contents.models.append(folder / "model")
     if _holds_model(names) and folder.parent.name != "checkpoints":
-        found.models.append(folder)
+        contents.models.append(folder)
     if CATALOG_FILE in names:
-        found.catalogs.append(folder / CATALOG_FILE)
+        contents.catalogs.append(folder / CATALOG_FILE)
     if set(names) >= set(ENCODED_FILES):
-        found.data.append(folder)
+        contents.data.append(folder)
     elif not _OTHER_JSON.intersection(names):
         files = (name for name in sorted(names) if name.endswith(_DATA) and name != CATALOG_FILE)
-        found.data += [folder / name for name in files]
+        contents.data += [folder / name for name in files]
 
 
 def _choose_folders(folder: Path, root: Path, below: list[str], names: Sequence[str]) -> None:
@@ -87,8 +87,8 @@ def _choose_folders(folder: Path, root: Path, below: list[str], names: Sequence[
     is_deep = len(folder.relative_to(root).parts) >= MAX_DEPTH
     # Not what runs hold: thousands of them would not be found.
     results = _RESULTS if "config.yaml" in names else ()
-    kept = (name for name in below if not name.startswith(".") and name not in (*_SKIPPED, *results))
-    below[:] = [] if is_deep else sorted(kept)
+    subfolders = (name for name in below if not name.startswith(".") and name not in (*_SKIPPED, *results))
+    below[:] = [] if is_deep else sorted(subfolders)
 
 
 def _holds_model(names: Sequence[str]) -> bool:

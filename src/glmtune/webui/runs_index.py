@@ -74,8 +74,8 @@ class RunsPage:
 
 def find_page(context: Context, query: RunQuery) -> RunsPage:
     """The runs that a browser asks for."""
-    found = walk_roots(context.roots)
-    paths = found.runs  # the newest first
+    contents = walk_roots(context.roots)
+    paths = contents.runs  # the newest first
     start = (query.page - 1) * PAGE_RUNS
     if not query.search and not query.state and query.sort in ("ended", "name"):
         if query.sort == "name":
@@ -83,13 +83,13 @@ def find_page(context: Context, query: RunQuery) -> RunsPage:
         elif not query.is_descending:
             paths.reverse()
         rows = [read_row(context, path) for path in paths[start : start + PAGE_RUNS]]
-        return RunsPage(rows, len(paths), found.cut_roots)
+        return RunsPage(rows, len(paths), contents.cut_roots)
     rows = [row for row in (read_row(context, path) for path in paths) if _matches(row, query)]
     if query.sort != "ended":
         rows = _sort_rows(rows, query)
     elif not query.is_descending:
         rows.reverse()
-    return RunsPage(rows[start : start + PAGE_RUNS], len(rows), found.cut_roots)
+    return RunsPage(rows[start : start + PAGE_RUNS], len(rows), contents.cut_roots)
 
 
 def read_row(context: Context, path: Path) -> RunRow:

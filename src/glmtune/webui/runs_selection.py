@@ -91,8 +91,8 @@ def change_selection(context: Context, owner: str, data: FormData, lang: str) ->
     )
     with _lock:
         before = load_selection(context, owner)
-        kept = [path for path in before if path not in shown or path in ticked]
-        selected = list(dict.fromkeys([*kept, *ticked]))
+        others = [path for path in before if path not in shown or path in ticked]
+        selected = list(dict.fromkeys([*others, *ticked]))
         if len(selected) > MAX_SELECTED:
             raise RunError(text("runs.select_limit", lang, limit=MAX_SELECTED))
         save_selection(context, owner, selected)

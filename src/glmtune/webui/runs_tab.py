@@ -65,20 +65,20 @@ def parse_query(data: FormData) -> RunQuery:
 
 def _describe_table(context: Context, query: RunQuery, selected: list[str], lang: str) -> dict[str, Any]:
     """Values of the template `runs_table`."""
-    found = find_page(context, query)
-    last_page = max(1, -(-found.count // PAGE_RUNS))
+    page = find_page(context, query)
+    last_page = max(1, -(-page.count // PAGE_RUNS))
     if query.page > last_page:  # runs were deleted since the page was linked to
         query = replace(query, page=last_page)
-        found = find_page(context, query)
+        page = find_page(context, query)
     fields = {"search": query.search, "state": query.state}
-    links = TableLinks(*(fields, query.sort, query.is_descending, query.page, found.count, PAGE_RUNS), _ASCENDING_FIRST)
+    links = TableLinks(*(fields, query.sort, query.is_descending, query.page, page.count, PAGE_RUNS), _ASCENDING_FIRST)
     return {
-        "rows": found.rows,
+        "rows": page.rows,
         "query": query,
         "columns": SORT_KEYS,
         "links": links,
         "ticked": frozenset(selected),
-        "limits": describe_cut(found.cut_roots, lang),
+        "limits": describe_cut(page.cut_roots, lang),
     }
 
 

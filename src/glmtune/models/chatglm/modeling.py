@@ -344,15 +344,15 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
         )
 
 
-def _select_positions(hidden_states_BTH: torch.Tensor, kept: int | torch.Tensor) -> torch.Tensor:
+def _select_positions(hidden_states_BTH: torch.Tensor, positions: int | torch.Tensor) -> torch.Tensor:
     """The states that logits are computed of: `slice_logits_to_keep` of transformers, which has it since 5.21.
 
     Args:
         hidden_states_BTH: of the last layer.
-        kept: the number of last positions (0: all), positions of all rows, of each row, or a mask of each row.
+        positions: the number of last positions (0: all), positions of all rows, of each row, or a mask of each row.
     """
-    if isinstance(kept, torch.Tensor) and kept.ndim == 2:
-        if kept.dtype == torch.bool:
-            return hidden_states_BTH[kept]
-        return torch.take_along_dim(hidden_states_BTH, kept[..., None], dim=1)
-    return hidden_states_BTH[:, slice(-kept, None) if isinstance(kept, int) else kept]
+    if isinstance(positions, torch.Tensor) and positions.ndim == 2:
+        if positions.dtype == torch.bool:
+            return hidden_states_BTH[positions]
+        return torch.take_along_dim(hidden_states_BTH, positions[..., None], dim=1)
+    return hidden_states_BTH[:, slice(-positions, None) if isinstance(positions, int) else positions]
