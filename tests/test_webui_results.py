@@ -409,7 +409,7 @@ def test_conversations_without_a_name_and_votes_are_removed_by_age(context, page
     page.post(f"/chat/{chats['voted'].id}/vote", {"better": "first"})
     for name in ("old", "named", "voted"):
         make_old(context.state("chats") / f"{chats[name].id}.json", pruning.CHATS.days + 1)
-    assert pruning.prune(context)["conversation"] == 1
+    assert pruning.remove_unkept(context)["conversation"] == 1
     assert {path.stem for path in context.state("chats").glob("*.json")} == {
         chats[name].id for name in ("new", "named", "voted")
     }
@@ -421,7 +421,7 @@ def test_the_oldest_go_first_when_there_are_too_many(context, monkeypatch):
     chats = [create_chat(context, ["a"], {}) for _ in range(4)]
     for age, chat in enumerate(chats):
         make_old(context.state("chats") / f"{chat.id}.json", age)
-    pruning.prune(context)
+    pruning.remove_unkept(context)
     assert {path.stem for path in context.state("chats").glob("*.json")} == {chat.id for chat in chats[:2]}
 
 
@@ -442,7 +442,7 @@ def test_ended_jobs_are_removed_with_their_logs_and_running_ones_stay(context, p
     make_old(draft, pruning.DRAFTS.days + 1)
     (saved,) = context.state("settings").glob("*.json")
     make_old(saved, 10_000)
-    removed = pruning.prune(context)
+    removed = pruning.remove_unkept(context)
     assert saved.exists(), "a user named it"
     assert {name: number for name, number in removed.items() if number} == {
         "ended job": 1,
@@ -472,9 +472,9 @@ def test_uploads_that_nothing_names_are_removed_by_age(context, page, run, monke
     (run("r") / "config.yaml").write_text("data: {train: uploads/used.json}\n")
     page.post("/evaluate/draft", {"kind": "eval", "data": "uploads/drafted.json"})
     (context.roots[0] / "dataset_info.json").write_text(json.dumps({"x": {"file_name": "uploads/listed.json"}}))
-    assert pruning.prune(context)["upload"] == 0, "not old yet"
+    assert pruning.remove_unkept(context)["upload"] == 0, "not old yet"
     monkeypatch.setattr(pruning, "UPLOADS", pruning.KeepRule(-1, 100))
-    assert pruning.prune(context)["upload"] == 2
+    assert pruning.remove_unkept(context)["upload"] == 2
     left = {path.name for path in folder.iterdir()}
     assert left == {"used.json", "drafted.json", "changed.json", "listed.json", "by-hand.json"}
 
@@ -483,6 +483,6 @@ def test_a_pattern_in_a_form_keeps_all_uploads(context, page, monkeypatch):
     monkeypatch.setattr(pruning, "UPLOADS", pruning.KeepRule(-1, 100))
     send(page, "rows.json")
     page.post("/evaluate/draft", {"kind": "eval", "data": "uploads/*.json"})
-    assert pruning.prune(context)["upload"] == 0
+    assert pruning.remove_unkept(context)["upload"] == 0
     page.post("/evaluate/draft", {"kind": "eval", "data": "other.json"})
-    assert pruning.prune(context)["upload"] == 1
+    assert pruning.remove_unkept(context)["upload"] == 1

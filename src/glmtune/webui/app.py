@@ -195,7 +195,7 @@ def serve(
         page = make_app(context, rules, password=password)
         app = ApiMount(page, api, rules.root_path) if api is not None else page
         context.jobs.watch()
-        pruning.watch(context)
+        pruning.start_pruning(context)
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, server_header=False)
         place = f"http://{host}:{socket.getsockname()[1]}{rules.root_path}"
         also = f"API: {place}{API_PATH}/v1; " if api is not None else ""

@@ -53,12 +53,12 @@ UPLOADS = KeepRule(90, 10**6)
 """Uploaded files, as they were sent, that nothing names; their number is limited when they are sent."""
 
 
-def watch(context: Context) -> None:
+def start_pruning(context: Context) -> None:
     """Prune now and every few hours, in a thread."""
-    threading.Thread(target=_watch, args=(context,), name="glmtune-pruning", daemon=True).start()
+    threading.Thread(target=_repeat_pruning, args=(context,), name="glmtune-pruning", daemon=True).start()
 
 
-def prune(context: Context) -> dict[str, int]:
+def remove_unkept(context: Context) -> dict[str, int]:
     """Remove what the rules of this module do not keep.
 
     Returns:
@@ -73,10 +73,10 @@ def prune(context: Context) -> dict[str, int]:
     }
 
 
-def _watch(context: Context) -> None:
+def _repeat_pruning(context: Context) -> None:
     while True:
         try:
-            removed = prune(context)
+            removed = remove_unkept(context)
             if any(removed.values()):
                 parts = [count_noun(number, kind, f"{kind}s") for kind, number in removed.items() if number]
                 print_message(f"Removed by age: {', '.join(parts)}.")

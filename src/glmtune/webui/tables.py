@@ -31,7 +31,7 @@ class TableLinks:
     ascending_first: frozenset[str] = field(default_factory=frozenset)
 
     @property
-    def pages(self) -> int:
+    def page_count(self) -> int:
         """Number of pages, at least one."""
         return max(1, -(-self.count // self.page_size))
 

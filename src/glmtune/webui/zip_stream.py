@@ -84,11 +84,11 @@ def stream_zip(entries: list[ZipEntry]) -> Iterator[bytes]:
                 while block := file.read(min(_BLOCK_BYTES, left)):
                     left -= len(block)
                     target.write(block)
-                    yield buffer.take()
+                    yield buffer.take_bytes()
                 if left or file.read(1):
                     raise RunError(f"{entry.path}: changed while it was sent.", "Download it again.")
-            yield buffer.take()
-    yield buffer.take()
+            yield buffer.take_bytes()
+    yield buffer.take_bytes()
 
 
 class _Buffer:
@@ -104,7 +104,7 @@ class _Buffer:
     def flush(self) -> None:
         """Nothing is held back."""
 
-    def take(self) -> bytes:
+    def take_bytes(self) -> bytes:
         """What was written since the last call."""
         parts, self._parts = self._parts, []
         return b"".join(parts)
